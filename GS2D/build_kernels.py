@@ -1,0 +1,85 @@
+"""Compute the transport kernel of every fitted image once: gs_params/*.h5 -> kernels/*.h5.
+
+    python GS2D/build_kernels.py [--config FILE.yml] [--root-path P | --gs-dir P]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from PIL import Image
+
+from GS2D.kernel_file import StoredKernel, params_hash, read_attributes, save_kernel
+
+
+class KernelJob(NamedTuple):
+    """One image whose kernel is built from its Gaussians with the parameters of ``losses.transport.transport_kernel``."""
+
+    image: Path
+    parameters: dict[str, Any]
+
+
+def build_kernel(job: KernelJob) -> int | None:
+    """Build and store one kernel -> its number of stored shares, or None where the stored one is up to date."""
+    import torch
+
+    from datasets.crowd import load_annotations
+    from losses.transport import transport_kernel
+    from utils.files import kernel_path
+
+    torch.set_num_threads(1)  # one image is one core's work, and sums do not depend on the number of threads
+    points, _, scales, rotations = load_annotations(job.image)
+    attributes = {**job.parameters, "params_hash": params_hash(points, scales, rotations)}
+    output = kernel_path(job.image)
+    stored = read_attributes(output)
+    if stored is not None and all(stored.get(name) == value for name, value in attributes.items()):
+        return None
+    with Image.open(job.image) as image:
+        width, height = image.size
+    kernel = transport_kernel(points, scales, rotations, (height, width), **job.parameters)
+    indptr, indices, data = (array.numpy() for array in kernel.csr())
+    save_kernel(output, StoredKernel(indptr, indices, data, kernel.grid, attributes))
+    return len(data)
+
+
+def main() -> int:
+    """Build what is missing or stale."""
+    from GS2D.fit_dataset import DEFAULT_CONFIG, UNUSED_KEYS, fit_options, gaussian_folders
+    from utils.cli import default_workers, for_each, report_failures
+    from utils.config import make_parser, number, parse_arguments
+    from utils.files import gaussians_path, kernel_path, list_images, make_folder, remove_stale_partials
+    from utils.kernel_options import add_kernel_options, check_kernel_options, kernel_options
+
+    parser = make_parser("Compute the transport kernels of whole images, once, into kernels/*.h5.")
+    parser.add_argument("--root-path", type=Path, help="prepared data set (default: the configuration's root_path)")
+    parser.add_argument("--gs-dir", type=Path, help="build the kernels of this gs_params folder only")
+    parser.add_argument("--workers", type=number(int, 1), default=default_workers(), help="images at the same time")
+    add_kernel_options(parser.add_argument)
+    arguments = parse_arguments(
+        parser, default_config=DEFAULT_CONFIG, unused_keys=UNUSED_KEYS, foreign_keys=fit_options()
+    )
+    check_kernel_options(parser, arguments)
+    jobs = []
+    for folder in gaussian_folders(arguments.root_path, arguments.gs_dir):
+        images = [image for image in list_images(folder.parent) if gaussians_path(image).exists()]
+        if images:
+            remove_stale_partials(make_folder(kernel_path(images[0]).parent))
+        jobs += [KernelJob(image, kernel_options(arguments)) for image in images]
+    if not jobs:
+        raise FileNotFoundError(f"{folder}: holds no *_gs_params.h5 of an image beside it; run 2dgs_counting_1gs_gsplat.py first")
+    outcomes = list(for_each(build_kernel, jobs, arguments.workers, "kernels"))
+    built = [outcome.result for outcome in outcomes if outcome.result is not None]
+    failed = sum(outcome.error is not None for outcome in outcomes)
+    print(f"{len(built)} kernels built ({sum(built):,} stored shares), {len(jobs) - len(built) - failed} were up to date")
+    return report_failures(outcomes)
+
+
+if __name__ == "__main__":
+    from utils.cli import run_script
+
+    run_script(main)

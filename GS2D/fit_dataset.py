@@ -1,0 +1,204 @@
+"""Fitting a whole data set: what ``2dgs_counting_1gs_gsplat.py`` runs (a name that starts with a digit cannot be imported)."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from GS2D.fitting import FitConfig, fit_image
+from GS2D.gaussians import Gaussians2D, read_file
+
+DEFAULT_CONFIG = Path(__file__).with_name("config_qnrf_gsplat.yml")
+UNUSED_KEYS = ("display_interval", "gradient_threshold", "gaussian_threshold", "display_loss")
+SPLITS = ("train", "val", "test")
+RESULTS = "loss_results.csv"
+MOVED = 0.5  # pixels; means further than this from the points belong to other points (a file of another preprocessing)
+
+
+class FitJob(NamedTuple):
+    """One image to fit; ``downsample`` divides its size first."""
+
+    image: Path
+    points: Path
+    output: Path
+    config: FitConfig
+    backend: str
+    seed: int
+    downsample: float
+
+
+def image_seed(seed: int, stem: str) -> int:
+    """A seed that depends on the run's seed and the image's name alone: not on order, workers or shards."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(stem.encode())]).generate_state(1)[0])
+
+
+def fit_file(job: FitJob) -> tuple[float, float, int, int]:
+    """Fit one image and write its file -> (render loss, shape loss, iterations, Gaussians)."""
+    import torch
+
+    from datasets.images import load_image
+    from utils.files import read_points
+
+    torch.set_num_threads(1)  # one image is one core's work, and sums do not depend on the number of threads
+    image, points = load_image(job.image), read_points(job.points)[:, :2]
+    if job.downsample != 1:
+        import cv2
+
+        height, width = image.shape[:2]
+        size = max(1, round(width / job.downsample)), max(1, round(height / job.downsample))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    try:
+        result = fit_image(image, points / job.downsample, job.config, backend=job.backend, seed=job.seed)
+    except ValueError as error:
+        raise ValueError(f"{job.image}: {error}") from None
+    params = result.gaussians.params
+    params[:, 2:4] *= job.downsample
+    params[:, :2] = params[:, :2] * job.downsample if job.config.learn_means else torch.from_numpy(points)
+    attributes = {
+        "render_loss": result.render_loss,
+        "shape_loss": result.shape_loss,
+        "iterations": result.iterations,
+        "settings": settings(job),
+    }
+    Gaussians2D.from_params(params).save(job.output, attributes=attributes)
+    return result.render_loss, result.shape_loss, result.iterations, len(params)
+
+
+def settings(job: FitJob) -> str:
+    """What the result depends on, besides image and points; stored with it."""
+    return f"{job.config} seed={job.seed} downsample={job.downsample:g}"
+
+
+def _check_fitted(job: FitJob) -> bool:
+    """Whether a fitted file has the job's settings; ``ValueError`` where it was fitted to other points."""
+    from utils.files import read_points
+
+    gaussians, _, attributes = read_file(job.output)
+    points = read_points(job.points)[:, :2]
+    remedy = "delete the former, or fit again with --overwrite"
+    if len(gaussians) != len(points):
+        raise ValueError(f"{job.output}: {len(gaussians)} Gaussians, but {job.points} has {len(points)} points; {remedy}")
+    if not job.config.learn_means and np.abs(gaussians.means.numpy() - points).max(initial=0) > MOVED:
+        raise ValueError(f"{job.output}: its means are not the points of {job.points}; {remedy}")
+    return attributes.get("settings", settings(job)) == settings(job)
+
+
+def write_results(folder: Path) -> None:
+    """Write ``loss_results.csv`` (file name, render loss, shape loss) for every fitted file of ``folder``.
+
+    The losses stand in the files themselves, so that the table is whole after any number of restarts and shards; rows of
+    files that carry none (the authors') are kept.
+    """
+    from utils.files import atomic_write
+
+    rows: dict[str, tuple[str, str]] = {}
+    table = folder / RESULTS
+    if table.exists():
+        with table.open(newline="", encoding="utf-8") as file:
+            rows.update({row[0]: (row[1], row[2]) for row in csv.reader(file) if len(row) == 3})
+    for path in folder.glob("[!.]*_gs_params.h5"):
+        attributes = read_file(path)[2]
+        if "render_loss" in attributes:
+            rows[path.name] = (f"{attributes['render_loss']:.9g}", f"{attributes['shape_loss']:.9g}")
+    with atomic_write(table) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows((name, *rows[name]) for name in sorted(rows))
+
+
+def gaussian_folders(root: Path | None, gs_dir: Path | None) -> list[Path]:
+    """The ``gs_params`` folders that a script works on: the one given, or those of every split below ``root``."""
+    if gs_dir is not None:
+        folders = [gs_dir]
+    elif root is not None:
+        folders = [root / split / "gs_params" for split in SPLITS if (root / split / "gs_params").is_dir()]
+    else:
+        raise ValueError("neither --gs-dir nor --root-path (root_path of the configuration) is given")
+    if not folders or not folders[0].is_dir():
+        raise FileNotFoundError(f"{gs_dir or root}: no gs_params folder there; run 2dgs_counting_1gs_gsplat.py first")
+    return folders
+
+
+def fit_options() -> tuple[str, ...]:
+    """The keys that a fit's configuration file may hold; other scripts read the same file."""
+    return tuple(action.dest for action in _make_parser()._actions)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    from GS2D.rasterize import BACKENDS
+    from utils.cli import default_workers
+    from utils.config import make_parser, number
+
+    parser = make_parser("Fit one 2D Gaussian to the image around every annotated point.")
+    parser.add_argument("--root-path", type=Path, required=True, help="prepared data set with train/, val/, test/")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["train"], help="splits to fit")
+    parser.add_argument("--num-epochs", type=number(int, 1), default=4000, help="iterations for each image")
+    parser.add_argument("--learning-rate", type=number(float, 0, above=True), default=0.01, help="Adam's learning rate")
+    parser.add_argument("--downsample-ratio", type=number(float, 1), default=1, help="divide the image's size before the fit")
+    parser.add_argument("--bk-num", type=number(int, 0), default=0, help="free background Gaussians to add")
+    yes_no = argparse.BooleanOptionalAction
+    parser.add_argument("--use-bk-mask", action=yes_no, default=True, help="leave pixels far from every point out of the loss")
+    parser.add_argument("--gt-points", action=yes_no, default=True, help="keep the means on the annotations")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="rasterizer")
+    parser.add_argument("--workers", type=number(int, 1), default=default_workers(), help="images fitted at the same time")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the starting rotations")
+    parser.add_argument("--overwrite", action="store_true", help="fit again what is already there")
+    return parser
+
+
+def main() -> int:
+    """Fit every image of the chosen splits that is not fitted yet."""
+    from GS2D.rasterize import resolve_backend
+    from utils.cli import Outcome, for_each, one_line, report_failures
+    from utils.config import parse_arguments
+    from utils.files import gaussians_path, list_images, make_folder, points_path, remove_stale_partials
+
+    arguments = parse_arguments(_make_parser(), default_config=DEFAULT_CONFIG, unused_keys=UNUSED_KEYS)
+    config = FitConfig(
+        iterations=arguments.num_epochs,
+        learning_rate=arguments.learning_rate,
+        background_gaussians=arguments.bk_num,
+        use_background_mask=arguments.use_bk_mask,
+        learn_means=not arguments.gt_points,
+    )
+    backend = resolve_backend(arguments.backend)
+    outcomes: list[Outcome] = []
+    for split in arguments.splits:
+        images = list_images(arguments.root_path / split)
+        folder = make_folder(gaussians_path(images[0]).parent)
+        remove_stale_partials(folder)
+        jobs, other_settings = [], 0
+        for image in images:
+            seed = image_seed(arguments.seed, image.stem)
+            job = FitJob(image, points_path(image), gaussians_path(image), config, backend, seed, arguments.downsample_ratio)
+            try:
+                if job.output.exists() and not arguments.overwrite:
+                    other_settings += not _check_fitted(job)
+                else:
+                    jobs.append(job)
+            except (OSError, ValueError) as error:
+                outcomes.append(Outcome(image, None, one_line(error)))
+        print(f"{split}: {len(images)} images, {len(images) - len(jobs)} already there, {len(jobs)} to fit ({backend})")
+        if other_settings:
+            print(f"{split}: {other_settings} of them were fitted with other settings; --overwrite fits them again")
+        begin, done = time.perf_counter(), []
+        try:
+            for outcome in for_each(fit_file, jobs, arguments.workers, f"fit {split}"):
+                done.append(outcome)
+        finally:
+            if done or not (folder / RESULTS).exists():
+                write_results(folder)
+        outcomes += done
+        fitted = [outcome.result for outcome in done if outcome.result]
+        if fitted:
+            seconds = time.perf_counter() - begin
+            mean = np.mean([result[0] for result in fitted])
+            print(
+                f"{split}: fitted {sum(result[3] for result in fitted)} Gaussians in {len(fitted)} images, "
+                f"{seconds:.1f} s ({len(fitted) / seconds:.2f} images/s), mean render loss {mean:.4f}"
+            )
+    return report_failures(outcomes)

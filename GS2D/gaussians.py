@@ -1,0 +1,122 @@
+"""2D Gaussians and the file they are kept in (``*_gs_params.h5``)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+COLUMNS = 8  # x, y, s1, s2, theta, r, g, b
+_REMEDY = "fit the image with 2dgs_counting_1gs_gsplat.py"
+
+
+@dataclass
+class Gaussians2D:
+    """N Gaussians in the image plane, drawn in the order of their index.
+
+    means [N, 2]: (x, y), pixels, the image's top-left corner being (0, 0); scales [N, 2]: standard deviations, pixels;
+    rotations [N, 1]: angle of the first axis, radians; colors [N, 3]: RGB in [0, 1]. Arrays or tensors; kept as float32.
+
+    Raises ``ValueError`` where the shapes do not fit together.
+    """
+
+    means: Tensor
+    scales: Tensor
+    rotations: Tensor
+    colors: Tensor
+
+    def __post_init__(self) -> None:
+        for name, width in (("means", 2), ("scales", 2), ("rotations", 1), ("colors", 3)):
+            value = torch.as_tensor(getattr(self, name)).to(torch.float32)
+            if value.numel() == 0:
+                value = value.reshape(0, width)
+            if value.ndim != 2 or value.shape[1] != width or len(value) != len(self.means):
+                expected = f"[{len(self.means)}, {width}]"
+                raise ValueError(f"{name}: shape {list(value.shape)}, expected {expected}, one row for each mean")
+            setattr(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    @property
+    def params(self) -> Tensor:
+        """[N, 8] = x, y, s1, s2, theta, r, g, b: the columns of the file."""
+        return torch.cat([self.means, self.scales, self.rotations, self.colors], dim=1)
+
+    @classmethod
+    def from_params(cls, params: np.ndarray | Tensor) -> Gaussians2D:
+        """The inverse of ``params``; an empty array of any shape gives no Gaussians."""
+        params = torch.as_tensor(params)
+        if params.numel() == 0:
+            params = params.new_zeros(0, COLUMNS)
+        if params.ndim != 2 or params.shape[1] != COLUMNS:
+            raise ValueError(f"params: shape {list(params.shape)}, expected [N, {COLUMNS}]")
+        return cls(params[:, :2], params[:, 2:4], params[:, 4:5], params[:, 5:])
+
+    def to(self, device: torch.device | str) -> Gaussians2D:
+        """The same Gaussians on another device."""
+        return Gaussians2D(*(t.to(device) for t in (self.means, self.scales, self.rotations, self.colors)))
+
+    def save(self, path: Path | str, *, fitted: Gaussians2D | None = None, attributes: Mapping | None = None) -> None:
+        """Write dataset ``params`` (float32 [N, 8], gzip); ``path`` appears only once whole.
+
+        ``fitted`` keeps what ``params`` was before it was cleaned, in a dataset of that name; ``attributes`` describe the fit.
+        """
+        path = Path(path)
+        partial = path.with_name(f".{path.stem}.{socket.gethostname()}.{os.getpid()}.partial{path.suffix}")
+        try:
+            with h5py.File(partial, "w") as file:
+                for name, gaussians in (("params", self), ("fitted", fitted)):
+                    if gaussians is not None:
+                        data = gaussians.params.detach().cpu().numpy()
+                        compression = "gzip" if len(data) else None  # h5py compresses by chunks; an empty array has none
+                        file.create_dataset(name, data=data, compression=compression, track_times=False)
+                file["params"].attrs.update(attributes or {})
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Gaussians2D:
+        """Read ``params`` of a file of this project or of the authors, which holds nothing else.
+
+        Scales may be NaN, as in some released files: the sampling step replaces them. Raises ``FileNotFoundError`` or
+        ``ValueError``, naming the file.
+        """
+        return read_file(path)[0]
+
+
+def read_file(path: Path | str) -> tuple[Gaussians2D, Gaussians2D | None, dict]:
+    """(Gaussians, the fitted ones if they were cleaned since, attributes of the fit) of a ``*_gs_params.h5``."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of fitted Gaussians; {_REMEDY}")
+    try:
+        with h5py.File(path, "r") as file:
+            gaussians = Gaussians2D.from_params(_read_params(file, "params", path))
+            fitted = Gaussians2D.from_params(_read_params(file, "fitted", path)) if "fitted" in file else None
+            return gaussians, fitted, dict(file["params"].attrs)
+    except OSError as error:
+        raise ValueError(f"{path}: not a readable h5 file ({error}); delete it and {_REMEDY}") from None
+
+
+def _read_params(file: h5py.File, name: str, path: Path) -> np.ndarray:
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{path}: has no dataset '{name}' (found: {', '.join(file) or 'nothing'}); {_REMEDY}")
+    if dataset.size == 0:
+        return np.zeros((0, COLUMNS), np.float32)
+    if dataset.ndim != 2 or dataset.shape[1] != COLUMNS or dataset.dtype.kind not in "fiu":
+        found = f"shape {dataset.shape} of {dataset.dtype}"
+        raise ValueError(f"{path}: '{name}' has {found}, expected numbers [N, {COLUMNS}]; {_REMEDY}")
+    # A chunked dataset may claim any size; what is stored bounds it (gzip shrinks at most about 1000 times).
+    if dataset.size * dataset.dtype.itemsize > 2000 * path.stat().st_size:
+        raise ValueError(f"{path}: '{name}' claims {dataset.shape[0]} rows, more than the file can hold; {_REMEDY}")
+    return dataset[()].astype(np.float32)

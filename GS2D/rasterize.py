@@ -1,0 +1,222 @@
+"""Drawing 2D Gaussians: one signature, three backends.
+
+``reference`` is plain PyTorch: the readable twin that the others are compared with. ``gsplat`` calls the stock ops of
+gsplat 1.5.3 and needs CUDA. ``native`` is the CPU engine in ``GS2D/native``.
+
+What is drawn (gsplat 1.5.3, Gaussians given in the image plane):
+
+    q     = a dx^2 / 2 + b dx dy + c dy^2 / 2      (dx, dy) from the mean to the pixel's centre, (a, b, c) the conic
+    alpha = min(0.999, opacity exp(-q))            skipped below 1/255
+    C    += T alpha rgb;  T *= 1 - alpha           in the order of the index, T = 1 before the first;
+                                                   a Gaussian that would bring T to 1e-4 or below ends the pixel undrawn
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+
+from GS2D.gaussians import Gaussians2D
+
+ALPHA_MAX = 0.999  # gsplat 1.5.3 (later versions: 0.99); keeps 1 - alpha invertible in the backward pass
+ALPHA_MIN = 1 / 255  # below one step of an 8-bit image a contribution is skipped
+TRANSMITTANCE_MIN = 1e-4  # a pixel is opaque from here on
+TILE = 16  # pixels; gsplat's tile size
+BACKENDS = ("auto", "reference", "native", "gsplat")
+
+
+def rasterize(gaussians: Gaussians2D, width: int, height: int, backend: str = "auto") -> Tensor:
+    """Draw opaque Gaussians (opacity 1) on black, float32 [height, width, 3]; differentiable.
+
+    ``auto`` takes gsplat for tensors on CUDA and the native engine, if it can be built, for tensors on the CPU.
+    """
+    opacities = torch.ones(len(gaussians), dtype=torch.float32, device=gaussians.means.device)
+    return draw(
+        gaussians.means, conics(gaussians.scales, gaussians.rotations), gaussians.colors, opacities, width, height, backend
+    )
+
+
+def draw(
+    means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int, backend: str = "auto"
+) -> Tensor:
+    """Draw Gaussians given by means [N, 2], conics [N, 3], colors [N, 3] and opacities [N] -> [height, width, 3]."""
+    if width < 1 or height < 1:
+        raise ValueError(f"width x height: {width} x {height}, an image has at least one pixel")
+    backend = resolve_backend(backend, means.device)
+    function = {"reference": rasterize_reference, "native": rasterize_native, "gsplat": rasterize_gsplat}[backend]
+    return function(means, conics, colors, opacities, width, height)
+
+
+def resolve_backend(backend: str, device: torch.device | str | None = None) -> str:
+    """The backend that ``auto`` stands for on this machine; ``ValueError`` for one that is unknown or cannot run."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
+    if backend == "gsplat" and not torch.cuda.is_available():
+        raise ValueError("backend: gsplat needs a CUDA device and none is available; use 'native' or 'reference'")
+    if backend != "auto":
+        return backend
+    on_cuda = torch.device(device).type == "cuda" if device is not None else torch.cuda.is_available()
+    if on_cuda:
+        return "gsplat"
+    return "native" if _native_engine_runs() else "reference"
+
+
+@functools.cache
+def _native_engine_runs() -> bool:
+    from GS2D import native
+
+    try:
+        native.load()
+    except native.NativeUnavailable as error:
+        warnings.warn(f"{error}; drawing with the PyTorch reference, which is many times slower", stacklevel=2)
+        return False
+    return True
+
+
+def conics(scales: Tensor, rotations: Tensor) -> Tensor:
+    """Upper triangle (a, b, c) [N, 3] of the inverse covariance of R diag(scales^2) R^T.
+
+    scales [N, 2], rotations [N, 1] or [N]. The inverse has a closed form, R diag(1 / scales^2) R^T, so that no matrix is
+    inverted.
+    """
+    theta = rotations.reshape(-1)
+    cos, sin = torch.cos(theta), torch.sin(theta)
+    i1, i2 = (1 / scales**2).unbind(-1)
+    return torch.stack([cos**2 * i1 + sin**2 * i2, cos * sin * (i1 - i2), sin**2 * i1 + cos**2 * i2], dim=-1)
+
+
+def radii(conics: Tensor, opacities: Tensor) -> Tensor:
+    """Half sizes (x, y) [N, 2] in pixels of the box outside which alpha < 1/255.
+
+    alpha = o exp(-q) >= 1/255 is the ellipse q <= log(255 o), and its extent along an axis is sqrt(2 log(255 o) * variance).
+    """
+    a, b, c = conics.unbind(-1)
+    variances = torch.stack([c, a], dim=-1) / (a * c - b * b)[:, None]
+    return torch.sqrt(2 * torch.log(255 * opacities).clamp(min=0)[:, None] * variances)
+
+
+def rasterize_reference(
+    means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int
+) -> Tensor:
+    """The readable twin: any device, any float type, gradients by autograd. See ``draw``."""
+    tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
+    background = colors.sum() * 0 + means.sum() * 0  # keeps the graph where nothing is drawn
+    canvas = torch.zeros(tiles_y * tiles_x, TILE * TILE, 3, dtype=means.dtype, device=means.device) + background
+    for tiles, members in _tile_lists(means.detach(), conics.detach(), opacities.detach(), tiles_x, tiles_y):
+        canvas = canvas.index_copy(0, tiles, _draw_tiles(tiles, members, means, conics, colors, opacities, tiles_x))
+    canvas = canvas.reshape(tiles_y, tiles_x, TILE, TILE, 3).transpose(1, 2).reshape(tiles_y * TILE, tiles_x * TILE, 3)
+    return canvas[:height, :width]
+
+
+@torch.no_grad()
+def _tile_lists(means: Tensor, conics: Tensor, opacities: Tensor, tiles_x: int, tiles_y: int):
+    """Yield (tiles [T], members [T, K]): tiles that hold about the same number of Gaussians, in index order, padded by -1."""
+    extent = radii(conics, opacities)
+    limit = torch.tensor([tiles_x, tiles_y], device=means.device)
+    # Pixel centres lie at +0.5; a box widened by one pixel cannot miss one by rounding.
+    first = torch.minimum(((means - extent - 1) / TILE).floor().clamp(min=0), limit).long()
+    last = torch.minimum(((means + extent + 1) / TILE).ceil().clamp(min=0), limit).long()
+    spans = (last - first).clamp(min=0)
+    counts = torch.where(opacities >= ALPHA_MIN, spans[:, 0] * spans[:, 1], 0)
+    index = torch.repeat_interleave(torch.arange(len(means), device=means.device), counts)
+    rank = torch.arange(len(index), device=means.device) - (counts.cumsum(0) - counts)[index]
+    tile = (first[index, 1] + rank // spans[index, 0]) * tiles_x + first[index, 0] + rank % spans[index, 0]
+    tile, order = torch.sort(tile, stable=True)
+    index = index[order]
+    tiles, sizes = torch.unique_consecutive(tile, return_counts=True)
+    starts = sizes.cumsum(0) - sizes
+    buckets = torch.ceil(torch.log2(sizes.double())).long()
+    if len(sizes) and len(sizes) * int(sizes.max()) * TILE * TILE <= 2**20:
+        buckets.zero_()  # a small scene: padding costs less than more operations
+    for bucket in buckets.unique().tolist():
+        chosen = torch.nonzero(buckets == bucket)[:, 0]
+        longest = int(sizes[chosen].max())
+        # At most 2^22 pairs at once bound the memory on large images.
+        for part in chosen.split(max(1, 2**22 // (longest * TILE * TILE))):
+            slot = torch.arange(longest, device=means.device)
+            position = (starts[part, None] + slot).clamp(max=len(index) - 1)
+            yield tiles[part], torch.where(slot < sizes[part, None], index[position], -1)
+
+
+def _draw_tiles(
+    tiles: Tensor, members: Tensor, means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, tiles_x: int
+) -> Tensor:
+    """Pixels [T, TILE * TILE, 3] of the given tiles."""
+    offsets = torch.arange(TILE, dtype=means.dtype, device=means.device) + 0.5
+    x = (tiles % tiles_x * TILE).to(means.dtype)[:, None] + offsets.repeat(TILE)  # [T, P]
+    y = (tiles // tiles_x * TILE).to(means.dtype)[:, None] + offsets.repeat_interleave(TILE)
+    present = (members >= 0)[:, None]  # [T, 1, K]
+    members = members.clamp(min=0)
+    dx = x[:, :, None] - means[members, 0][:, None]  # [T, P, K]
+    dy = y[:, :, None] - means[members, 1][:, None]
+    a, b, c = (conics[members, i][:, None] for i in range(3))
+    q = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
+    alpha = (opacities[members][:, None] * torch.exp(-q)).clamp(max=ALPHA_MAX)
+    alpha = torch.where(present & (alpha >= ALPHA_MIN) & (q >= 0), alpha, 0)
+    after = torch.cumprod(1 - alpha, dim=2)  # transmittance behind each Gaussian
+    before = torch.cat([torch.ones_like(after[:, :, :1]), after[:, :, :-1]], dim=2)
+    weights = torch.where(after > TRANSMITTANCE_MIN, before * alpha, 0)
+    return torch.einsum("tpk,tkc->tpc", weights, colors[members])
+
+
+class _NativeRasterizer(torch.autograd.Function):
+    """The native engine's forward and backward as one differentiable operation."""
+
+    @staticmethod
+    def forward(ctx, means, conics, colors, opacities, width, height):
+        from GS2D import native
+
+        ctx.save_for_backward(means, conics, colors, opacities)
+        arrays = (t.detach().numpy() for t in (means, conics, colors, opacities))
+        return torch.from_numpy(native.render(*arrays, width, height))
+
+    @staticmethod
+    def backward(ctx, grad):
+        from GS2D import native
+
+        arrays = (t.detach().numpy() for t in ctx.saved_tensors)
+        height, width, _ = grad.shape
+        gradients = native.render_backward(*arrays, width, height, grad.contiguous().numpy())
+        return (*map(torch.from_numpy, gradients), None, None)
+
+
+def rasterize_native(means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int) -> Tensor:
+    """The CPU engine; float32 on the CPU only. See ``draw``."""
+    tensors = (means, conics, colors, opacities)
+    if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
+        raise ValueError(f"backend: native takes float32 on the CPU, got {means.dtype} on {means.device}; use 'reference'")
+    return _NativeRasterizer.apply(*(t.contiguous() for t in tensors), width, height)
+
+
+def rasterize_gsplat(means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int) -> Tensor:
+    """Stock gsplat 1.5.3 on CUDA, without a camera. See ``draw``."""
+    if means.device.type != "cuda":
+        raise ValueError(f"backend: gsplat takes tensors on CUDA, got {means.device}; use 'native' or 'reference'")
+    if len(means) == 0:
+        return torch.zeros(height, width, 3, device=means.device)
+    import gsplat
+
+    tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
+    with torch.no_grad():
+        # 3.33 standard deviations: where exp(-q) falls to 1/255. Depths only keep the order of the index.
+        a, b, c = conics.unbind(-1)
+        variances = torch.stack([c, a], dim=-1) / (a * c - b * b)[:, None]
+        extent = torch.ceil(3.33 * torch.sqrt(variances)).to(torch.int32)
+        depths = torch.arange(1, len(means) + 1, dtype=torch.float32, device=means.device)
+        _, keys, flatten_ids = gsplat.isect_tiles(means[None], extent[None], depths[None], TILE, tiles_x, tiles_y)
+        offsets = gsplat.isect_offset_encode(keys, 1, tiles_x, tiles_y)
+    image, _ = gsplat.rasterize_to_pixels(
+        means[None].contiguous(),
+        conics[None].contiguous(),
+        colors[None].contiguous(),
+        opacities[None].contiguous(),
+        width,
+        height,
+        TILE,
+        offsets,
+        flatten_ids,
+    )
+    return image[0]

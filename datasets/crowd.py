@@ -1,0 +1,146 @@
+"""The prepared data set as torch sees it: augmented crops for training, whole images for validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datasets.images import load_image
+from datasets.preprocess import neighbour_distance
+from datasets.transforms import Sample, augment, draw_augmentation, normalise
+from GS2D.gaussians import Gaussians2D
+from utils.files import gaussians_path, list_images, points_path, read_points
+
+SPLITS = ("train", "val", "test")
+
+
+class TrainSample(NamedTuple):
+    """A crop of c x c pixels and its n annotations, in pixels of the crop."""
+
+    image: Tensor  # float32 [3, c, c], normalised
+    points: Tensor  # float32 [n, 2], (x, y)
+    scales: Tensor  # float32 [n, 2], standard deviations of the Gaussians
+    rotations: Tensor  # float32 [n, 1], radians
+    targets: Tensor  # float32 [n], in [0.3, 1]
+    name: str  # stem of the image
+
+
+class EvalSample(NamedTuple):
+    """A whole image and its annotated count."""
+
+    image: Tensor  # float32 [3, H, W], normalised
+    count: float
+    name: str  # stem of the image
+
+
+class Batch(NamedTuple):
+    """Training samples: the crops stacked, everything that varies in length as lists."""
+
+    images: Tensor  # float32 [B, 3, c, c]
+    points: list[Tensor]
+    scales: list[Tensor]
+    rotations: list[Tensor]
+    targets: list[Tensor]
+    names: list[str]
+
+
+def collate(samples: Sequence[TrainSample]) -> Batch:
+    """For ``DataLoader(collate_fn=collate)``."""
+    images, *lists = zip(*samples, strict=True)
+    return Batch(torch.stack(images), *map(list, lists))
+
+
+class Crowd(Dataset):
+    """The images of ``root/split``: ``TrainSample``s for "train", ``EvalSample``s for "val" and "test".
+
+    ``training`` asks for one kind whatever the split. A training sample is a function of (seed, epoch, index); call
+    ``set_epoch`` before each epoch. Without ``use_gaussians`` no fitted Gaussians are read: scales are then a sixth of
+    the neighbour distance, which also replaces fitted scales that are NaN, and rotations are 0.
+
+    Raises ``ValueError`` for an unknown split and ``FileNotFoundError`` for missing images, annotations or Gaussians;
+    items raise ``ValueError``, naming the file, for what cannot be read or does not fit together.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        crop_size: int | None,
+        split: str,
+        *,
+        seed: int = 4073,
+        use_gaussians: bool = True,
+        training: bool | None = None,
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split: {split!r}, must be one of {', '.join(SPLITS)}")
+        self.root, self.crop_size, self.split = Path(root), crop_size, split
+        self.seed, self.training = seed, split == "train" if training is None else training
+        self.use_gaussians = use_gaussians and self.training
+        self.images = list_images(self.root / split)
+        # Shared memory: workers that outlive an epoch (persistent_workers=True) see the new number too.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        _require([points_path(image) for image in self.images], "run preprocess_dataset_*.py again")
+        if self.use_gaussians:
+            _require([gaussians_path(image) for image in self.images], f"run {_fit_command(self.root / split)}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the augmentation that of ``epoch``."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> TrainSample | EvalSample:
+        path = self.images[index]
+        image = load_image(path)
+        if not self.training:
+            return EvalSample(normalise(image), float(len(read_points(points_path(path)))), path.stem)
+        points, distance, scales, rotations = load_annotations(path, self.use_gaussians)
+        generator = np.random.default_rng([self.seed, int(self._epoch), index])
+        augmentation = draw_augmentation(generator, *image.shape[:2], self.crop_size, str(path))
+        sample, targets = augment(Sample(image, points, distance, scales, rotations), augmentation, self.crop_size)
+        arrays = (sample.points, sample.scales, sample.rotations, targets)
+        return TrainSample(normalise(sample.image), *(torch.from_numpy(array) for array in arrays), path.stem)
+
+
+def load_annotations(image: Path, use_gaussians: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Points [N, 2], neighbour distances [N], scales [N, 2] and rotations [N, 1] of a prepared image, float32.
+
+    Scales that are NaN, and all without ``use_gaussians``, are a sixth of the neighbour distance, and such rotations 0.
+    Raises ``FileNotFoundError`` or ``ValueError``, naming the file, also where points and Gaussians differ in number.
+    """
+    annotations = read_points(points_path(image))
+    points = annotations[:, :2]
+    # Without the third column: an npy that was prepared for evaluation.
+    distance = annotations[:, 2] if annotations.shape[1] == 3 else neighbour_distance(points).astype(np.float32)
+    fallback = np.repeat(distance[:, None] / 6, 2, axis=1)
+    if not use_gaussians:
+        return points, distance, fallback, np.zeros((len(points), 1), np.float32)
+    gaussians = Gaussians2D.load(gaussians_path(image))
+    if len(gaussians) != len(points):
+        raise ValueError(
+            f"{gaussians_path(image)}: {len(gaussians)} Gaussians, but {points_path(image)} has {len(points)} points; "
+            f"delete the former and run {_fit_command(image.parent)}"
+        )
+    scales, rotations = gaussians.scales.numpy(), gaussians.rotations.numpy()
+    return points, distance, np.where(np.isnan(scales), fallback, scales), np.nan_to_num(rotations, nan=0.0)
+
+
+def _fit_command(split: Path) -> str:
+    return f"python 2dgs_counting_1gs_gsplat.py --root-path {split.parent}"
+
+
+def _require(paths: Sequence[Path], remedy: str) -> None:
+    """Raise ``FileNotFoundError`` unless all of ``paths``, which lie in one folder, exist."""
+    folder = paths[0].parent  # listed once, which on a network disk is far cheaper than a look at each file
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    missing = [path.name for path in paths if path.name not in present]
+    if missing:
+        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise FileNotFoundError(f"{folder}: {len(missing)} of {len(paths)} files are missing ({names}); {remedy}")

@@ -1,0 +1,148 @@
+"""Training samples: image, points and Gaussians rescaled, cut out and flipped together.
+
+Every function is pure. The random numbers of a sample are drawn at once (``draw_augmentation``), so that a sample is a
+function of its generator's seed alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+GREY_PROBABILITY = 0.12
+FLIP_PROBABILITY = 0.5
+MIN_SCALE, MAX_SCALE = 0.75, 1.25
+MIN_BOX, MAX_BOX = 4.0, 128.0
+MIN_BOX_FRACTION = 0.3
+
+
+class Sample(NamedTuple):
+    """An image with its N annotations, all lengths in pixels of the image."""
+
+    image: np.ndarray  # uint8 [H, W, 3], RGB
+    points: np.ndarray  # float32 [N, 2], (x, y)
+    distance: np.ndarray  # float32 [N], to neighbouring points
+    scales: np.ndarray  # float32 [N, 2], standard deviations of the Gaussians
+    rotations: np.ndarray  # float32 [N, 1], angles of the first axes, radians
+
+
+class Augmentation(NamedTuple):
+    """What is done to a sample; ``left`` and ``top`` are the crop's corner in the rescaled image."""
+
+    grey: bool
+    scale: float
+    top: int
+    left: int
+    flip: bool
+
+
+def draw_augmentation(
+    generator: np.random.Generator, height: int, width: int, crop_size: int, name: str
+) -> Augmentation:
+    """Draw how one image is augmented.
+
+    Always five uniform numbers, in this order: grey, scale, top, left, flip. The scale is used only if the crop still
+    fits into the rescaled image. Raises ``ValueError``, naming the image, if the crop does not fit as the image is.
+    """
+    if min(height, width) < crop_size:
+        raise ValueError(
+            f"{name}: {width} x {height} pixels, smaller than the crop of {crop_size}; lower --crop-size to "
+            f"{min(height, width)} or less, or preprocess with --min-size {crop_size}"
+        )
+    grey, scale, top, left, flip = generator.random(5)
+    factor = MIN_SCALE + (MAX_SCALE - MIN_SCALE) * float(scale)
+    if min(_rescaled(height, width, factor)) < crop_size:
+        factor = 1.0
+    height, width = _rescaled(height, width, factor)
+    return Augmentation(
+        grey=bool(grey < GREY_PROBABILITY),
+        scale=factor,
+        top=int(top * (height - crop_size + 1)),
+        left=int(left * (width - crop_size + 1)),
+        flip=bool(flip < FLIP_PROBABILITY),
+    )
+
+
+def augment(sample: Sample, augmentation: Augmentation, crop_size: int) -> tuple[Sample, np.ndarray]:
+    """Rescale, crop, make grey, flip -> (crop with the points it keeps, their targets float32 [n])."""
+    sample = rescale(sample, augmentation.scale)
+    sample, targets = crop(sample, augmentation.left, augmentation.top, crop_size)
+    if augmentation.grey:
+        sample = sample._replace(image=grey(sample.image))
+    return (hflip(sample) if augmentation.flip else sample), targets
+
+
+def rescale(sample: Sample, factor: float) -> Sample:
+    """Resize the image (bilinear); multiply points, neighbour distances and scales of the Gaussians by ``factor``."""
+    if factor == 1:
+        return sample
+    height, width = _rescaled(*sample.image.shape[:2], factor)
+    factor = np.float32(factor)
+    return sample._replace(
+        image=cv2.resize(sample.image, (width, height), interpolation=cv2.INTER_LINEAR),
+        points=sample.points * factor,
+        distance=sample.distance * factor,
+        scales=sample.scales * factor,
+    )
+
+
+def box_fraction(points: np.ndarray, distance: np.ndarray, left: float, top: float, size: float) -> np.ndarray:
+    """Which part of each point's box lies inside the crop [left, left + size] x [top, top + size]: [N], in [0, 1].
+
+    The box is a square around the point, its side the neighbour distance clipped to [4, 128] pixels.
+    """
+    side = np.clip(distance, MIN_BOX, MAX_BOX)[:, None]  # [N, 1]
+    corner = np.array([left, top], points.dtype)
+    low = np.maximum(points - side / 2, corner)
+    high = np.minimum(points + side / 2, corner + points.dtype.type(size))
+    return np.clip(np.maximum(high - low, 0).prod(axis=1) / side[:, 0] ** 2, 0, 1)
+
+
+def crop(sample: Sample, left: int, top: int, size: int) -> tuple[Sample, np.ndarray]:
+    """Cut out a square and move the origin to its corner -> (sample, targets).
+
+    Points stay whose box lies at least 30 % inside, also some just outside the square; that fraction is their target.
+    """
+    fraction = box_fraction(sample.points, sample.distance, left, top, size)
+    kept = fraction >= MIN_BOX_FRACTION
+    return Sample(
+        image=sample.image[top : top + size, left : left + size],
+        points=sample.points[kept] - np.array([left, top], sample.points.dtype),
+        distance=sample.distance[kept],
+        scales=sample.scales[kept],
+        rotations=sample.rotations[kept],
+    ), fraction[kept]
+
+
+def hflip(sample: Sample) -> Sample:
+    """Mirror left and right: x becomes width - x, an angle its negative."""
+    x, y = sample.points[:, :1], sample.points[:, 1:]
+    return sample._replace(
+        image=sample.image[:, ::-1],
+        points=np.hstack([sample.image.shape[1] - x, y]),
+        rotations=-sample.rotations,
+    )
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] with the luma (ITU-R 601) in all three channels."""
+    return np.array(Image.fromarray(np.ascontiguousarray(image)).convert("L").convert("RGB"))
+
+
+def normalise(image: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> float32 [3, H, W], (value / 255 - mean) / std with the constants of ImageNet."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
+    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
+    return pixels.div_(255).sub_(mean).div_(std)
+
+
+def _rescaled(height: int, width: int, factor: float) -> tuple[int, int]:
+    return round(height * factor), round(width * factor)

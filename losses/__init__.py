@@ -1,0 +1,1 @@
+"""Losses between a predicted density and point annotations."""

@@ -1,0 +1,34 @@
+"""The counting networks, by name, and the files they load."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .backbone import load_backbone
+from .vgg import VGG, Prediction
+from .vgg_trans import VGGTrans, attention_variance
+from .weights import load_weights, read_checkpoint
+
+MODELS = {network.name: network for network in (VGG, VGGTrans)}
+
+__all__ = ["MODELS", "Prediction", "attention_variance", "build_model", "load_backbone", "load_weights",
+           "read_checkpoint"]
+
+
+def build_model(name: str, pretrained: bool = False, topk: float = 0.3, usenum: int = 18) -> nn.Module:
+    """A network with `forward(images [B, 3, H, W], normalised RGB) -> Prediction` and attributes name, topk, usenum.
+
+    name: "vgg" or "vgg_trans". pretrained: start the features from ImageNet (see `load_backbone`); the rest is random.
+    topk in (0, 1] and usenum >= 1 shape the graph of vgg_trans (see `vgg_trans.in_degree_index`).
+    Raises ValueError for other values and OSError when the ImageNet weights cannot be fetched.
+    """
+    if name not in MODELS:
+        raise ValueError(f"model name must be one of {', '.join(MODELS)}, got {name!r}")
+    if not 0 < topk <= 1:
+        raise ValueError(f"topk must be in (0, 1], got {topk}")
+    if usenum < 1 or usenum != int(usenum):
+        raise ValueError(f"usenum must be a whole number >= 1, got {usenum}")
+    model = MODELS[name](topk=topk, usenum=usenum)
+    if pretrained:
+        load_backbone(model, "imagenet")
+    return model

@@ -1,0 +1,85 @@
+"""Checkpoints of whole networks, read without executing anything that they contain."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Contents of a checkpoint (.tar), or of a bare state_dict (.pth) as {"model_state_dict": ...}, on the CPU.
+
+    The prefix "module." that DataParallel puts before every name is taken off. Only tensors and plain containers are
+    unpickled. Raises OSError (missing or unreadable file) or ValueError (damaged, refused or not a state_dict).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file, check the path")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on file formats; whatever matters ends in an exception
+            content = torch.load(path, weights_only=True, map_location="cpu")
+    except OSError as error:
+        raise OSError(f"{path}: cannot be read ({error.strerror or error}), check its permissions") from None
+    except Exception as error:  # a damaged file makes the unpickler fail with anything, KeyError included
+        if "GLOBAL" in str(error) or "TorchScript" in str(error):
+            raise ValueError(f"{path}: contains more than tensors and is refused, since loading it could run foreign "
+                             "code: save model.state_dict() alone") from None
+        raise ValueError(f"{path}: not a readable PyTorch weights file (damaged, incomplete or of another kind), "
+                         "fetch or save it again") from None
+    checkpoint = content if isinstance(content, dict) and "model_state_dict" in content else {"model_state_dict": content}
+    state = checkpoint["model_state_dict"]
+    if not isinstance(state, dict) or not state or not all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
+        raise ValueError(f"{path}: neither a state_dict nor a checkpoint with model_state_dict, "
+                         "save model.state_dict()")
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return {**checkpoint, "model_state_dict": state}
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Tensors by name from a file that `read_checkpoint` reads."""
+    return read_checkpoint(path)["model_state_dict"]
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
+    """Load a checkpoint (see `read_state_dict`) into a model of `build_model`, strictly: all names and all shapes.
+
+    Raises OSError or ValueError, each with one line that names the file, what differs and the likely cause; the model
+    is then unchanged.
+    """
+    state, expected = read_state_dict(path), model.state_dict()
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    if missing or unexpected:
+        differences = [f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                       for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]
+        raise ValueError(f"{path}: not weights of {model.name}: {' and '.join(differences)}; "
+                         f"{_likely_cause(model, state)}")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            other_usenum = name == "encoder.near_embeddings.weight" and tensor.shape[1:] == expected[name].shape[1:]
+            remedy = (f"build the model with usenum {tensor.shape[0]}" if other_usenum
+                      else "use a checkpoint of this network")
+            raise ValueError(f"{path}: {name} has shape {list(tensor.shape)}, {model.name} needs "
+                             f"{list(expected[name].shape)}: {remedy}")
+    model.load_state_dict(state)
+
+
+def _likely_cause(model: nn.Module, state: dict[str, torch.Tensor]) -> str:
+    """What the names say about where the weights come from, and what to do."""
+    heads = {"vgg_trans": "reg_layer_0.", "vgg": "reg_layer."}
+    found = [name for name, prefix in heads.items() if any(key.startswith(prefix) for key in state)]
+    if len(found) == 1 and found[0] != model.name:
+        return f"they fit --model-name {found[0]}"
+    if len(found) == 1:
+        return f"an incomplete or modified checkpoint of {model.name}"
+    if any(key.startswith(("features.", "classifier.", "0.")) for key in state):
+        return "for the features alone use --backbone-weights"
+    return "the file belongs to another network"

@@ -1,0 +1,163 @@
+"""The fit: what the released code computed, and what must hold for any image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from GS2D.fitting import (
+    FitConfig,
+    Parameters,
+    fit_image,
+    foreground,
+    initial_parameters,
+    loss_terms,
+    mask_scales,
+    neighbour_distance,
+    optimise,
+)
+
+GOLDEN = np.load(Path(__file__).parent / "data" / "fit.npz")
+CASES = sorted({key.split("/")[0] for key in GOLDEN})
+
+
+def golden(case):
+    return {key.split("/")[1]: GOLDEN[key] for key in GOLDEN if key.startswith(f"{case}/")}
+
+
+def covariances(params):
+    """R diag(s^2) R^T [N, 2, 2]: an ellipse has two descriptions by scales and rotation, but one covariance."""
+    cos, sin = np.cos(params[:, 4]), np.sin(params[:, 4])
+    rotation = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
+    return rotation @ (params[:, 2:4, None] ** 2 * np.eye(2)) @ rotation.transpose(0, 2, 1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_initial_values_are_the_released_ones(case):
+    g = golden(case)
+    height, width = g["image"].shape[:2]
+    start = initial_parameters(g["image"], g["points"], 0, seed=0)
+    np.testing.assert_allclose(start.scale, g["init_scale_param"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(mask_scales(g["points"], height, width), g["mask_scale"][:, 0], rtol=0, atol=1e-4)
+    ratio = height * width / foreground(g["points"], height, width).sum()
+    assert ratio == pytest.approx(float(g["bk_ratio"]), abs=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fit_from_the_released_start(case):
+    g = golden(case)
+    names = ("points", "init_scale_param", "init_rotation_param", "init_color_param")
+    start = Parameters(*(torch.from_numpy(g[name]) for name in names))
+    mask = foreground(g["points"], *g["image"].shape[:2])
+    config = FitConfig(iterations=int(g["iterations"]), learning_rate=float(g["lr"]))
+    result = optimise(g["image"], mask, start, len(start.means), config, "reference")
+    assert result.render_loss == pytest.approx(float(g["render_loss"]), rel=1e-4)
+    assert result.shape_loss == pytest.approx(float(g["shape_loss"]), abs=1e-6)
+    expected, got = covariances(g["params"]), covariances(result.gaussians.params.numpy())
+    error = np.abs(got - expected).max(axis=(1, 2)) / np.abs(expected).max(axis=(1, 2))
+    assert error.max() < 0.02
+    np.testing.assert_allclose(result.gaussians.means, g["points"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fit_from_a_random_start(case):
+    g = golden(case)
+    result = fit_image(g["image"], g["points"], FitConfig(iterations=int(g["iterations"])), backend="reference", seed=1)
+    assert result.render_loss == pytest.approx(float(g["render_loss"]), rel=0.02)
+
+
+def test_neighbour_distance_with_few_points():
+    assert neighbour_distance(np.zeros((0, 2))).shape == (0,)
+    assert neighbour_distance(np.array([[3.0, 4.0]])).tolist() == [8.0]
+    assert neighbour_distance(np.array([[0.0, 0.0], [3.0, 4.0]])).tolist() == [5.0, 5.0]
+    three = neighbour_distance(np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 12.0]]))
+    assert three[0] == pytest.approx(np.sqrt((25 + 144) / 2))
+    assert neighbour_distance(np.ones((9, 2))).tolist() == [0.0] * 9
+
+
+def test_start_reads_the_color_under_the_point():
+    image = np.zeros((6, 9, 3), np.uint8)
+    image[2, 7] = 51, 102, 255
+    start = initial_parameters(image, np.array([[7.9, 2.1], [9.0, 6.0]]), 0, seed=0)
+    np.testing.assert_allclose(torch.sigmoid(start.color), [[0.2, 0.4, 0.999], [0.001] * 3], atol=1e-6)
+    assert (start.scale == 2).all()
+
+
+def test_loss_terms_by_hand():
+    image = torch.full((8, 8, 3), 0.25, dtype=torch.float32)
+    mask = torch.zeros(8, 8)
+    mask[:, :4] = 1
+    outside = torch.tensor([[100.0, 100.0]])
+    parameters = Parameters(outside, torch.tensor([[4.0, 2.0]]), torch.zeros(1, 1), torch.zeros(1, 3))
+    render, shape = loss_terms(parameters, image, mask, "reference")
+    assert float(render) == pytest.approx(0.25)  # nothing is drawn: the foreground misses its 0.25, the background nothing
+    assert float(shape) == pytest.approx(0.2 * (2 - 1.5))
+    render, _ = loss_terms(parameters._replace(means=torch.tensor([[6.0, 4.0]])), image, mask, "reference")
+    assert float(render) > 0.25  # what spills over is punished
+
+
+def test_same_seed_same_bytes_and_other_seed_other_start():
+    g = golden("case2")
+    results = [fit_image(g["image"], g["points"], FitConfig(iterations=30), backend="reference", seed=s) for s in (3, 3, 4)]
+    first, again, other = (result.gaussians.params for result in results)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_scales_and_colors_stay_in_range():
+    g = golden("case0")
+    params = fit_image(g["image"], g["points"], FitConfig(iterations=50), backend="reference").gaussians.params
+    assert (params[:, 2:4] >= 1).all() and (params[:, 4] >= 0).all() and (params[:, 4] <= np.pi).all()
+    assert (params[:, 5:] >= 0).all() and (params[:, 5:] <= 1).all()
+
+
+def test_background_gaussians_are_free_and_kept_apart():
+    g = golden("case0")
+    config = FitConfig(iterations=20, background_gaussians=5)
+    start = initial_parameters(g["image"], g["points"], 5, seed=2)
+    result = fit_image(g["image"], g["points"], config, backend="reference", seed=2)
+    assert len(result.gaussians) == len(g["points"]) and len(result.background) == 5
+    np.testing.assert_array_equal(result.gaussians.means, g["points"])
+    assert (result.background.means != start.means[len(g["points"]) :]).any()
+
+
+def test_options_have_their_effect():
+    g = golden("case1")
+    moved = fit_image(g["image"], g["points"], FitConfig(iterations=10, learn_means=True), backend="reference")
+    assert (np.abs(moved.gaussians.means.numpy() - g["points"]).max(axis=1) > 0).any()
+    whole = fit_image(g["image"], g["points"], FitConfig(iterations=1, use_background_mask=False), backend="reference")
+    masked = fit_image(g["image"], g["points"], FitConfig(iterations=1), backend="reference")
+    assert whole.render_loss != pytest.approx(masked.render_loss, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [np.zeros((0, 2)), np.zeros(0), np.array([[5.0, 5.0]]), np.ones((40, 2)) * 7, np.array([[0.0, 0.0], [20.0, 12.0]]), np.array([[500.0, 3.0]])],
+    ids=["none", "empty", "one", "identical", "corners", "outside"],
+)
+def test_any_number_and_place_of_points(points):
+    image = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    result = fit_image(image, points, FitConfig(iterations=5), backend="reference")
+    assert result.gaussians.params.shape == (len(points), 8)
+    assert torch.isfinite(result.gaussians.params).all() and np.isfinite(result.render_loss)
+
+
+def test_unusable_input_is_named():
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"points: row 1 is \[nan, 2.0\]"):
+        fit_image(image, np.array([[1.0, 1.0], [np.nan, 2.0]]))
+    with pytest.raises(ValueError, match=r"image: float64 \[8, 8\]"):
+        fit_image(np.zeros((8, 8)), np.ones((1, 2)))
+    with pytest.raises(ValueError, match=r"points: shape \[3, 3\]"):
+        fit_image(image, np.ones((3, 3)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("case", CASES)
+def test_gsplat_fits_as_well(case):
+    g = golden(case)
+    result = fit_image(g["image"], g["points"], FitConfig(iterations=int(g["iterations"])), backend="gsplat", seed=1)
+    assert result.render_loss == pytest.approx(float(g["render_loss"]), rel=0.02)

@@ -1,0 +1,154 @@
+"""The file of fitted Gaussians, and cleaning."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from GS2D.gaussians import Gaussians2D, read_file
+from GS2D.process_gaussians import clean, clean_file
+
+GOLDEN = np.load(Path(__file__).parent / "data" / "misc.npz")
+NAMES = sorted({key.split("/")[1] for key in GOLDEN if key.startswith("clean/")})
+
+
+def gaussians(count=5, seed=0):
+    random = np.random.default_rng(seed)
+    params = random.uniform(1, 9, (count, 8)).astype(np.float32)
+    params[:, 5:] /= 10
+    return Gaussians2D.from_params(params)
+
+
+def test_save_and_load_keep_every_bit(tmp_path):
+    original = gaussians()
+    original.save(tmp_path / "IMG_1_gs_params.h5", attributes={"render_loss": 0.25})
+    loaded = Gaussians2D.load(tmp_path / "IMG_1_gs_params.h5")
+    assert torch.equal(loaded.params, original.params) and loaded.params.dtype == torch.float32
+    assert os.listdir(tmp_path) == ["IMG_1_gs_params.h5"]
+    with h5py.File(tmp_path / "IMG_1_gs_params.h5") as file:
+        assert list(file) == ["params"] and file["params"].shape == (5, 8) and file["params"].compression == "gzip"
+        assert file["params"].attrs["render_loss"] == 0.25
+
+
+def test_the_same_gaussians_give_the_same_bytes(tmp_path):
+    for name in ("a.h5", "b.h5"):
+        gaussians().save(tmp_path / name)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 8), (0, 0)])
+def test_an_empty_file_of_any_shape_loads(tmp_path, shape):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["params"] = np.zeros(shape, np.float32)
+    assert Gaussians2D.load(tmp_path / "x.h5").params.shape == (0, 8)
+    Gaussians2D.load(tmp_path / "x.h5").save(tmp_path / "y.h5")
+    assert Gaussians2D.load(tmp_path / "y.h5").params.shape == (0, 8)
+
+
+def test_a_released_file_with_nan_scales_loads(tmp_path):
+    params = gaussians().params.numpy().astype(np.float64)
+    params[2, 2] = np.nan
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("params", data=params, compression="gzip")
+    loaded = Gaussians2D.load(tmp_path / "x.h5")
+    assert torch.isnan(loaded.scales).nonzero().tolist() == [[2, 0]] and loaded.params.dtype == torch.float32
+
+
+def write_other_key(path):
+    with h5py.File(path, "w") as file:
+        file["gaussians"] = np.zeros((3, 8))
+
+
+def write_other_shape(path):
+    with h5py.File(path, "w") as file:
+        file["params"] = np.zeros((3, 7))
+
+
+def write_strings(path):
+    with h5py.File(path, "w") as file:
+        file["params"] = np.full((3, 8), b"x")
+
+
+def write_truncated(path):
+    gaussians(500).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def write_bomb(path):
+    with h5py.File(path, "w") as file:
+        file.create_dataset("params", (10**9, 8), np.float32, chunks=(10**5, 8))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "no such file"),
+        (write_other_key, "no dataset 'params' \\(found: gaussians\\)"),
+        (write_other_shape, "shape \\(3, 7\\) of float64, expected numbers"),
+        (write_strings, "expected numbers"),
+        (write_truncated, "not a readable h5 file"),
+        (lambda path: path.write_bytes(b"no h5"), "not a readable h5 file"),
+        (write_bomb, "claims 1000000000 rows"),
+    ],
+)
+def test_a_bad_file_is_named_in_one_line(tmp_path, write, message):
+    path = tmp_path / "IMG_7_gs_params.h5"
+    write(path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        Gaussians2D.load(path)
+    assert str(path) in str(error.value) and "2dgs_counting_1gs_gsplat.py" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.h5"
+    gaussians(3).save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        gaussians(4).save(path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["x.h5"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_clean_gives_the_released_result(name):
+    before, after = GOLDEN[f"clean/{name}/before"], GOLDEN[f"clean/{name}/after"]
+    cleaned, changed = clean(before)
+    np.testing.assert_allclose(cleaned, after, rtol=0, atol=1e-4)
+    assert changed == (np.abs(before - after).max(axis=1, initial=0) > 0).sum() if before.size else changed == 0
+    again, changed = clean(cleaned)
+    assert changed == 0
+    np.testing.assert_array_equal(again, cleaned)
+
+
+def test_clean_makes_distorted_gaussians_round():
+    params = np.tile(np.float32([5, 6, 3, 3, 0.5, 0.1, 0.2, 0.3]), (4, 1))
+    params[1, 2:4], params[2, 2:4], params[3, 2:4] = (4, 7), (3, 4.5), (np.nan, 2)
+    cleaned, changed = clean(params)
+    assert changed == 1 and cleaned[1].tolist() == pytest.approx([5, 6, 4, 4, 0.5, 0.1, 0.2, 0.3])
+    np.testing.assert_array_equal(cleaned[[0, 2, 3]], params[[0, 2, 3]])
+    assert params[1, 3] == 7  # the argument is left alone
+    assert isinstance(clean(torch.from_numpy(params))[0], torch.Tensor)
+    with pytest.raises(ValueError, match="max_ratio: 0.5"):
+        clean(params, max_ratio=0.5)
+
+
+def test_cleaning_a_file_keeps_what_was_fitted_and_happens_once(tmp_path):
+    path = tmp_path / "IMG_1_gs_params.h5"
+    original = gaussians(40)
+    original.save(path, attributes={"render_loss": 0.5})
+    count, changed, _ = clean_file(path)
+    assert count == 40 and changed > 0
+    cleaned, fitted, attributes = read_file(path)
+    assert torch.equal(fitted.params, original.params) and attributes == {"render_loss": 0.5}
+    ratio = cleaned.scales.max(dim=1).values / cleaned.scales.min(dim=1).values
+    assert ratio.max() <= 1.5
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    assert clean_file(path)[1] == 0 and (path.read_bytes(), path.stat().st_mtime_ns) == before
+    clean_file(path, max_ratio=1.1)
+    assert torch.equal(read_file(path)[1].params, original.params)  # still the first ones

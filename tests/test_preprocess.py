@@ -1,0 +1,133 @@
+"""From one raw image to a prepared one."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from raw_data import make_raw
+
+from datasets.annotations import read_ucf
+from datasets.images import load_image, save_jpeg
+from datasets.preprocess import Job, Settings, neighbour_distance, points_inside, prepare_image, resized_size
+from utils.files import points_path
+
+GOLDEN = np.load(Path(__file__).parent / "data" / "misc.npz")
+GOLDEN_CASES = [
+    key[len("pre/out/") : -len("/hw")] for key in GOLDEN.files if key[:8] == "pre/out/" and key[-3:] == "/hw"
+]
+
+
+@pytest.mark.parametrize("case", GOLDEN_CASES)
+def test_golden(case, tmp_path):
+    split, name = case.split("/")
+    raw = f"pre/{'Test' if split == 'test' else 'Train'}/{name}"
+    height, width = GOLDEN[f"{raw}/raw_hw"]
+    image, annotation, output = tmp_path / f"{name}.jpg", tmp_path / f"{name}_ann.mat", tmp_path / "IMG.jpg"
+    save_jpeg(np.full((height, width, 3), 99, np.uint8), image, 75)
+    scipy.io.savemat(annotation, {"annPoints": GOLDEN[f"{raw}/raw_points"]})
+    counts = prepare_image(Job(image, annotation, read_ucf, output, split == "train", Settings()))
+    expected = GOLDEN[f"pre/out/{case}/points"]
+    found = np.load(points_path(output))
+    assert Image.open(output).size == tuple(GOLDEN[f"pre/out/{case}/hw"][::-1])
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    assert counts == (len(expected), len(GOLDEN[f"{raw}/raw_points"]) - len(expected))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "raw, expected",
+    [
+        ((300, 400), (512, 683)),
+        ((400, 300), (683, 512)),
+        ((512, 512), (512, 512)),
+        ((2048, 9000), (2048, 9000)),
+        ((2049, 3000), (2048, 2999)),
+        ((1, 2), (512, 1024)),
+    ],
+)
+def test_resized_size(raw, expected):
+    height, width, ratio = resized_size(*raw, 512, 2048)
+    assert (height, width) == expected and ratio == min(expected) / min(raw)
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000), st.integers(1, 800), st.integers(0, 2000))
+def test_resized_size_brings_the_short_side_into_the_range(height, width, minimum, span):
+    new_height, new_width, ratio = resized_size(height, width, minimum, minimum + span)
+    assert minimum <= min(new_height, new_width) <= minimum + span
+    assert abs(new_height - height * ratio) <= 0.5 and abs(new_width - width * ratio) <= 0.5
+
+
+def test_neighbour_distance_is_the_mean_of_the_three_nearest():
+    points = np.random.default_rng(1).uniform(0, 500, (60, 2))
+    points[7] = points[8]
+    points[20:25] = points[19]
+    distances = np.sort(np.linalg.norm(points[:, None] - points[None], axis=2), axis=1)
+    found = neighbour_distance(points)
+    # float32 squares of up to 500^2 + 500^2 are good to 0.03: distances of more than a pixel to 0.02, others to 0.2.
+    np.testing.assert_allclose(found, distances[:, 1:4].mean(axis=1), rtol=0, atol=0.2)
+    far = distances[:, 1] > 1
+    np.testing.assert_allclose(found[far], distances[far, 1:4].mean(axis=1), rtol=0, atol=0.02)
+
+
+def test_neighbour_distance_of_a_crowd_larger_than_a_block():
+    points = np.random.default_rng(2).uniform(0, 300, (1500, 2)).astype(np.float32)
+    alone = [neighbour_distance(points[np.r_[i, np.delete(np.arange(1500), i)]])[0] for i in (0, 777, 1499)]
+    np.testing.assert_allclose(neighbour_distance(points)[[0, 777, 1499]], alone, rtol=1e-3)
+
+
+def test_neighbour_distance_of_few_points():
+    assert neighbour_distance(np.zeros((0, 2))).shape == (0,)
+    assert neighbour_distance(np.array([[7.0, 8.0]])).tolist() == [128]
+    assert neighbour_distance(np.array([[0.0, 0.0], [3.0, 4.0]])).tolist() == [5, 5]
+    assert neighbour_distance(np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])).tolist() == pytest.approx(
+        [3, (5 + 18**0.5) / 2, (1 + 18**0.5) / 2]
+    )
+
+
+def test_points_on_the_border_are_inside():
+    points = np.array([[0, 0], [64, 48], [64, 0], [-1e-6, 5], [64.001, 5], [5, -0.01], [5, 48.1], [48, 64]], float)
+    assert points_inside(points, height=48, width=64).tolist() == [True] * 3 + [False] * 5
+    assert points_inside(np.zeros((0, 2)), 48, 64).shape == (0,)
+
+
+def test_resampling_is_bilinear_and_the_file_is_a_jpeg_of_that_quality(tmp_path):
+    raw = make_raw(tmp_path / "raw")
+    image, annotation = raw / "Train" / "img_0002.jpg", raw / "Train" / "img_0002_ann.mat"
+    pixels = load_image(image)
+    for name, flag in (("bilinear", cv2.INTER_LINEAR), ("bicubic", cv2.INTER_CUBIC)):
+        expected = tmp_path / f"expected_{name}.jpg"
+        Image.fromarray(cv2.resize(pixels, (128, 96), interpolation=flag)).save(expected, quality=80)
+        prepare_image(Job(image, annotation, read_ucf, tmp_path / "out.jpg", True, Settings(96, 512, name, 80)))
+        assert (tmp_path / "out.jpg").read_bytes() == expected.read_bytes()
+    assert (tmp_path / "expected_bilinear.jpg").read_bytes() != (tmp_path / "expected_bicubic.jpg").read_bytes()
+
+
+def test_an_image_that_keeps_its_size_is_encoded_again(tmp_path):
+    raw = make_raw(tmp_path / "raw")
+    image = raw / "Train" / "img_0002.jpg"
+    Image.fromarray(load_image(image)).save(tmp_path / "expected.jpg", quality=75)
+    prepare_image(
+        Job(image, raw / "Train" / "img_0002_ann.mat", read_ucf, tmp_path / "out.jpg", False, Settings(32, 48))
+    )
+    assert (tmp_path / "out.jpg").read_bytes() == (tmp_path / "expected.jpg").read_bytes()
+
+
+def test_an_image_too_long_for_a_jpeg(tmp_path):
+    raw = make_raw(tmp_path / "raw")
+    Image.new("RGB", (1, 200)).save(raw / "Train" / "img_0002.jpg")
+    job = Job(
+        raw / "Train" / "img_0002.jpg",
+        raw / "Train" / "img_0002_ann.mat",
+        read_ucf,
+        tmp_path / "a.jpg",
+        True,
+        Settings(),
+    )
+    with pytest.raises(ValueError, match=r"img_0002.jpg: becomes 512 x 102400 pixels"):
+        prepare_image(job)
+    assert not (tmp_path / "a.jpg").exists()

@@ -1,0 +1,398 @@
+"""The transport kernel (Eqs. 5, 7) and the transported-mass loss (Eq. 6)."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from losses.transport import (
+    TransportedMassLoss,
+    TransportKernel,
+    dense_transport_kernel,
+    transport_kernel,
+    transport_kernels,
+)
+
+GOLDEN = np.load(Path(__file__).parent / "data" / "transport.npz")
+CASES = sorted({key.split("/")[0] for key in GOLDEN})
+
+
+def golden(case):
+    return {key.split("/")[1]: GOLDEN[key] for key in GOLDEN if key.startswith(f"{case}/")}
+
+
+def gaussians(count, size=128, seed=0, dtype=torch.float32):
+    """Random means (some outside), scales and rotations."""
+    random = torch.Generator().manual_seed(seed)
+    means = torch.rand(count, 2, generator=random, dtype=torch.float64) * 1.4 * size - 0.2 * size
+    scales = torch.exp(torch.randn(count, 2, generator=random, dtype=torch.float64) * 0.8 + 2)
+    rotations = torch.rand(count, 1, generator=random, dtype=torch.float64) * math.pi
+    return means.to(dtype), scales.to(dtype), rotations.to(dtype)
+
+
+def random_density(*shape, seed=0, dtype=torch.float32):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def loss_and_gradient(density, kernels, targets):
+    density = torch.as_tensor(density).clone().requires_grad_()
+    loss = TransportedMassLoss()(density, kernels, targets)
+    loss.backward()
+    return loss.detach(), density.grad
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("make", [torch.as_tensor, np.asarray])
+def test_released_code(case, make):
+    data = golden(case)
+    inputs = [make(data[key]) for key in ("points", "scales", "rotations")]
+    kernel = transport_kernel(*inputs, int(data["crop"]), stride=int(data["stride"]))
+    if len(data["points"]):  # without points the released kernel has no row at all
+        np.testing.assert_allclose(kernel.dense().numpy(), data["kernel"], rtol=0, atol=1e-5)
+    loss, gradient = loss_and_gradient(data["density"][None], [kernel], [make(data["targets"])])
+    np.testing.assert_allclose(loss.numpy(), data["loss"], rtol=1e-4)
+    np.testing.assert_allclose(gradient[0].numpy(), data["grad"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_dense_twin_reproduces_the_released_code(case):
+    data = golden(case)
+    kernel = dense_transport_kernel(data["points"], data["scales"], data["rotations"], int(data["crop"]))
+    expected = data["kernel"] if len(data["points"]) else np.ones((1, kernel.shape[1]))
+    np.testing.assert_allclose(kernel.numpy(), expected, rtol=0, atol=1e-5)
+
+
+coordinates = st.one_of(
+    st.integers(-20, 70).map(lambda k: 4.0 * k), st.floats(-1e3, 1e3, width=32), st.sampled_from([-1e6, 1e6])
+)
+deviations = st.one_of(st.sampled_from([8.0, 16.0, 20.0]), st.floats(-2, 3).map(lambda k: 10.0**k))
+angles = st.one_of(st.integers(-4, 4).map(lambda k: k * math.pi / 4), st.floats(-math.pi, math.pi))
+rows = st.tuples(coordinates, coordinates, deviations, deviations, angles)
+# Rows written twice, and means written twice with other scales: equal z, where the first one is the nearest.
+duplicated = st.lists(rows, min_size=1, max_size=8).flatmap(
+    lambda found: st.lists(
+        st.sampled_from(found + [(*row[:2], 9.0, 13.0, 0.5) for row in found]), min_size=1, max_size=16
+    )
+)
+sizes = st.sampled_from([(128, 128), (96, 168), (250, 70)])
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(duplicated, sizes, st.sampled_from([5, 8, 16]))
+def test_sparse_equals_dense(found, size, stride):
+    columns = torch.tensor(found, dtype=torch.float32).split([2, 2, 1], dim=1)
+    kernel = transport_kernel(*columns, size, stride=stride).dense()
+    torch.testing.assert_close(kernel, dense_transport_kernel(*columns, size, stride=stride), rtol=0, atol=1e-6)
+    torch.testing.assert_close(kernel.sum(0), torch.ones(kernel.shape[1]), rtol=0, atol=1e-6)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    duplicated,
+    sizes,
+    st.sampled_from([0.0, 1e-12, 0.015, 1.0, 1e6]),
+    st.sampled_from([0.0, 3.0, 12.0]),
+    st.sampled_from([2.0, 20.0, 1000.0]),
+    st.sampled_from([0.5, 1.0, 4.0]),
+)
+def test_sparse_equals_dense_for_other_parameters(found, size, background_ratio, cut_off, post_max, post_min):
+    columns = torch.tensor(found, dtype=torch.float64).split([2, 2, 1], dim=1)
+    parameters = {"background_ratio": background_ratio, "cut_off": cut_off, "post_max": post_max, "post_min": post_min}
+    kernel = transport_kernel(*columns, size, scale_ratio=0.7, **parameters).dense()
+    twin = dense_transport_kernel(*columns, size, scale_ratio=0.7, **parameters)
+    torch.testing.assert_close(kernel, twin, rtol=0, atol=1e-6)
+
+
+def test_what_all_skipped_gaussians_had_together_is_small():
+    """Many equal Gaussians just out of reach of the cell at x = 92, where a near one is as likely as the background."""
+    means = torch.full((20001, 2), 4.0, dtype=torch.float64)
+    means[0, 0] = 92 - 20 * math.sqrt(9 / 2 + math.log(20**2 / 0.015))
+    scales = torch.full_like(means, 8.0)
+    scales[0] = 20.0
+    for distance in range(52, 80, 4):
+        means[1:, 0] = 92 + distance
+        background = transport_kernel(means, scales, torch.zeros(len(means), 1), (8, 128)).background
+        twin = dense_transport_kernel(means, scales, torch.zeros(len(means), 1), (8, 128))[-1]
+        torch.testing.assert_close(background, twin, rtol=0, atol=1e-6)
+
+
+def test_visits_few_cells():
+    kernel = transport_kernel(*gaussians(1000, 512), 512)
+    assert 0 < kernel.mass.numel() < 1000 * 4096 / 10
+
+
+def test_columns_sum_to_one():
+    total = transport_kernel(*gaussians(200, 256), 256).dense().sum(0)
+    torch.testing.assert_close(total, torch.ones(1024), rtol=0, atol=1e-6)
+
+
+def test_flipping_commutes_with_transport():
+    means, scales, rotations = gaussians(60)
+    density = random_density(16, 16)
+    expected = transport_kernel(means, scales, rotations, 128).transport(density)
+    means[:, 0] = 128 - means[:, 0]
+    flipped = transport_kernel(means, scales, -rotations, 128).transport(density.flip(1))
+    torch.testing.assert_close(flipped, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_isotropic_gaussians_without_background_are_the_bayesian_posterior():
+    means = gaussians(30)[0]
+    scales = torch.full((30, 2), 8.0)
+    y, x = np.divmod(np.arange(256), 16)
+    cells = np.stack([8 * x + 4, 8 * y + 4], axis=1)
+    distance = ((cells[None] - means.numpy().astype(float)[:, None]) ** 2).sum(2)
+    posterior = np.exp(-(distance - distance.min(0)) / (2 * 8**2))
+    posterior /= posterior.sum(0)
+    arguments = means, scales, torch.zeros(30, 1), 128
+    sparse = transport_kernel(*arguments, background_ratio=0).dense()
+    for kernel in (sparse, dense_transport_kernel(*arguments, background_ratio=0)):
+        np.testing.assert_allclose(kernel[:-1].numpy(), posterior, rtol=0, atol=2e-5)
+        assert (kernel[-1] == 0).all()
+
+
+def test_one_point_in_closed_form():
+    mean, sigma, theta = np.array([37.0, 50.0]), np.array([9.0, 17.0]), 0.7
+    kernel = transport_kernel(mean[None], sigma[None], [[theta]], 128)
+    rotation = np.array([[math.cos(theta), -math.sin(theta)], [math.sin(theta), math.cos(theta)]])
+    covariance = rotation @ np.diag(sigma**2) @ rotation.T
+    offset, determinant = np.array([8 * 5 + 4, 8 * 7 + 4]) - mean, np.linalg.det(covariance)  # cell (row 7, column 5)
+    z = -offset @ np.linalg.solve(covariance, offset) / 2
+    odds = math.exp(-4.5 - z - math.log(determinant / 0.015) - (z - math.log(determinant) / 2))
+    assert kernel.dense()[0, 7 * 16 + 5].item() == pytest.approx(1 / (1 + odds), abs=1e-9)
+    assert kernel.shape == (2, 256) and kernel.background.dtype == torch.float64
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 2), (0, 3)])
+def test_no_points(shape):
+    kernel = transport_kernel(np.zeros(shape), np.zeros((0, 2)), np.zeros((0, 1)), 64, background_ratio=0)
+    assert kernel.num_annotations == 0
+    assert torch.equal(kernel.dense(), torch.ones(1, 64, dtype=torch.float64))
+    density = random_density(1, 1, 8, 8)
+    loss, gradient = loss_and_gradient(density, [kernel], [np.zeros(0)])
+    assert loss.item() == pytest.approx(density.sum().item())
+    assert (gradient == 1).all()
+
+
+def test_duplicated_points_share_equally():
+    means, scales, rotations = (value.repeat(2, 1) for value in gaussians(5))
+    kernel = transport_kernel(means, scales, rotations, 128).dense()
+    torch.testing.assert_close(kernel[:5], kernel[5:10], rtol=0, atol=0)
+
+
+def test_first_of_two_equally_near_gaussians_sets_the_background():
+    means = torch.tensor([[60.0 - 24, 60.0], [60.0 + 48, 60.0]])  # three standard deviations from the cell at 60, 60
+    scales, zeros = torch.tensor([[8.0, 8.0], [16.0, 16.0]]), torch.zeros(2, 1)
+    cell = 7 * 16 + 7
+    share = {}
+    for name, order in (("small", [0, 1]), ("large", [1, 0])):
+        kernel = transport_kernel(means[order], scales[order], zeros, 128)
+        twin = dense_transport_kernel(means[order], scales[order], zeros, 128)
+        torch.testing.assert_close(kernel.dense(), twin, rtol=0, atol=1e-6)
+        share[name] = kernel.background[cell].item()
+    # exp(l_bg) = ratio / det of the first; exp(l) = exp(-4.5) / sqrt(det) of each.
+    weights = math.exp(-4.5) / 8**2 + math.exp(-4.5) / 16**2
+    assert share["small"] == pytest.approx(1 / (1 + weights * 8**4 / 0.015), rel=1e-4)
+    assert share["large"] == pytest.approx(1 / (1 + weights * 16**4 / 0.015), rel=1e-4)
+
+
+def test_points_outside_the_crop_count():
+    scales, zero = torch.full((1, 2), 20.0), torch.zeros(1, 1)
+    near = transport_kernel(torch.tensor([[-10.0, 32.0]]), scales, zero, 64)
+    assert near.dense()[0].max() > 0.5
+    far = transport_kernel(torch.tensor([[-1e9, 1e9]]), scales, zero, 64)
+    assert torch.equal(far.dense(), torch.tensor([0.0, 1.0])[:, None].expand(2, 64))
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "grid"), [((96, 160), 8, (12, 20)), ((100, 51), 8, (12, 6)), (130, 16, (8, 8))]
+)
+def test_any_grid(size, stride, grid):
+    arguments = gaussians(20)
+    kernel = transport_kernel(*arguments, size, stride=stride)
+    assert kernel.grid == grid
+    twin = dense_transport_kernel(*arguments, size, stride=stride)
+    torch.testing.assert_close(kernel.dense(), twin, rtol=0, atol=1e-6)
+    density = random_density(*grid)
+    torch.testing.assert_close(kernel.transport(density), twin @ density.flatten(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(kernel.transport(density.flatten()), kernel.transport(density), rtol=0, atol=0)
+    loss, gradient = loss_and_gradient(density[None, None], [kernel], [torch.ones(20)])
+    residual = twin @ density.flatten() - torch.tensor([1.0] * 20 + [0.0])
+    assert loss.item() == pytest.approx(residual.abs().sum().item(), rel=1e-5)
+    torch.testing.assert_close(gradient.flatten(), twin.T @ residual.sign(), rtol=0, atol=1e-5)
+
+
+def test_batch_is_the_mean_of_single_samples():
+    samples = [gaussians(count, seed=count) for count in (0, 7, 0, 40)]
+    kernels = transport_kernels(*zip(*samples), 128)
+    density = random_density(4, 1, 16, 16)
+    targets = [torch.rand(len(means)) for means, _, _ in samples]
+    loss, gradient = loss_and_gradient(density, kernels, targets)
+    singles = []
+    for b, sample in enumerate(samples):
+        single = transport_kernel(*sample, 128)
+        torch.testing.assert_close(kernels[b].dense(), single.dense(), rtol=0, atol=1e-6)
+        singles.append(loss_and_gradient(density[b : b + 1], [single], [targets[b]]))
+    assert loss.item() == pytest.approx(sum(value.item() for value, _ in singles) / 4, rel=1e-6)
+    torch.testing.assert_close(gradient, torch.cat([grad for _, grad in singles]) / 4, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    kernel, target = transport_kernel(*gaussians(300), 128), torch.full((300,), 0.5)
+    density = random_density(1, 1, 16, 16).to(dtype)
+    loss, gradient = loss_and_gradient(density, [kernel], [target])
+    expected, expected_gradient = loss_and_gradient(density.float(), [kernel], [target])
+    assert loss.dtype == torch.float32 and gradient.dtype == dtype
+    assert torch.equal(loss, expected)
+    assert torch.equal(gradient, expected_gradient.to(dtype))
+
+
+def test_gradient_in_float64():
+    samples = [gaussians(12, 64, seed=1, dtype=torch.float64), gaussians(0, dtype=torch.float64)]
+    kernels = transport_kernels(*zip(*samples), 64)
+    density = random_density(2, 1, 8, 8, dtype=torch.float64).requires_grad_()
+    targets = [torch.rand(12, dtype=torch.float64), torch.zeros(0)]
+    assert torch.autograd.gradcheck(lambda d: TransportedMassLoss()(d, kernels, targets), [density])
+
+
+def test_only_the_density_receives_a_gradient():
+    inputs = [value.requires_grad_() for value in gaussians(5)]
+    kernel, target = transport_kernel(*inputs, 128), torch.ones(5, requires_grad=True)
+    density = random_density(1, 1, 16, 16).requires_grad_()
+    TransportedMassLoss()(density, [kernel], [target]).backward()
+    assert density.grad.abs().sum() > 0
+    assert all(value.grad is None for value in (*inputs, target))
+
+
+def test_same_bytes_twice_and_with_any_number_of_threads():
+    def run():
+        kernel = transport_kernel(*gaussians(400, 256), 256)
+        loss, gradient = loss_and_gradient(random_density(1, 1, 32, 32), [kernel], [torch.ones(400)])
+        return b"".join(value.numpy().tobytes() for value in (kernel.mass, kernel.background, loss, gradient))
+
+    threads, first = torch.get_num_threads(), run()
+    assert run() == first
+    try:
+        torch.set_num_threads(3 - min(threads, 2))  # 2 instead of 1, 1 instead of more
+        assert run() == first
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("count", [0, 1, 80])
+def test_compressed_rows_hold_the_kernel(count):
+    kernel = transport_kernel(*gaussians(count), (128, 100))
+    indptr, indices, data = (value.numpy() for value in kernel.csr())
+    assert len(indptr) == count + 2
+    assert all((np.diff(indices[a:b]) > 0).all() for a, b in zip(indptr, indptr[1:]))
+    stored = TransportKernel.from_csr(indptr, indices, data, (16, 12))
+    assert stored.shape == kernel.shape and stored.grid == kernel.grid
+    torch.testing.assert_close(stored.dense(), kernel.dense(), rtol=0, atol=1e-7)
+    for value, again in zip(kernel.csr(), stored.csr()):
+        assert torch.equal(value, again)
+    density, target = random_density(1, 1, 16, 12), torch.ones(count)
+    expected, expected_gradient = loss_and_gradient(density, [kernel], [target])
+    loss, gradient = loss_and_gradient(density, [stored], [target])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "indptr", "indices", "data"),
+    [
+        ("indptr", [0, 1, 3], [0, 1], [1.0, 1.0]),
+        ("indptr", [0, 2, 1, 2], [0, 1], [1.0, 1.0]),
+        ("indptr", [0], [], []),
+        ("indices", [0, 1, 2], [0, 4], [1.0, 1.0]),
+        ("indices", [0, 1, 2], [-1, 0], [1.0, 1.0]),
+        ("indices", [0, 1, 2], [0, 1], [1.0]),
+    ],
+)
+def test_compressed_rows_that_do_not_fit(name, indptr, indices, data):
+    with pytest.raises(ValueError, match=name):
+        TransportKernel.from_csr(np.array(indptr), np.array(indices, dtype=int), np.array(data), (2, 2))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_values_that_are_not_finite(position, value):
+    inputs = list(gaussians(5))
+    inputs[position][3, 0] = value
+    name = ("means", "scales", "rotations")[position]
+    for build in (transport_kernel, dense_transport_kernel):
+        with pytest.raises(ValueError, match=f"^{name}: {value} in row 3[^\n]*$"):
+            build(*inputs, 128)
+
+
+def test_negative_scales():
+    means, scales, rotations = gaussians(5)
+    scales[2, 1] = -3
+    with pytest.raises(ValueError, match="scales: -3 in row 2"):
+        transport_kernel(means, scales, rotations, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("scales", ((5, 2), (4, 2), (5, 1))),
+        ("scales", ((5, 2), (0, 2), (0, 1))),
+        ("rotations", ((5, 2), (5, 2), (5,))),
+        ("means", ((5, 3), (5, 2), (5, 1))),
+        ("scales", ((0, 2), (5, 2), (5, 1))),
+    ],
+)
+def test_shapes_that_do_not_fit(name, shapes):
+    with pytest.raises(ValueError, match=f"^{name}: shape"):
+        transport_kernel(*(torch.ones(shape) for shape in shapes), 128)
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        {"crop_size": 7},
+        {"post_min": 0},
+        {"post_max": math.nan},
+        {"scale_ratio": -1},
+        {"background_ratio": -0.1},
+        {"cut_off": math.inf},
+    ],
+)
+def test_impossible_parameters(parameter):
+    with pytest.raises(ValueError, match=next(iter(parameter))):
+        transport_kernel(*gaussians(3), **{"crop_size": 64, **parameter})
+
+
+def test_samples_that_do_not_fit_together():
+    kernel, target, loss = transport_kernel(*gaussians(3), 64), torch.ones(3), TransportedMassLoss()
+    for density, kernels, targets, message in (
+        (torch.ones(1, 8, 8), [kernel], [target], "density"),
+        (torch.ones(2, 1, 8, 8), [kernel], [target], "samples"),
+        (torch.ones(1, 1, 8, 8), [kernel], [], "samples"),
+        (torch.ones(1, 1, 8, 16), [kernel], [target], r"density\[0\]"),
+        (torch.ones(1, 1, 8, 8), [kernel], [torch.ones(4)], r"targets\[0\]"),
+    ):
+        with pytest.raises(ValueError, match=f"{message}[^\n]*$"):
+            loss(density, kernels, targets)
+    for scales in ([], [torch.ones(3, 2)] * 2):
+        with pytest.raises(ValueError, match="means, scales, rotations"):
+            transport_kernels([torch.ones(3, 2)], scales, [torch.ones(3, 1)], 64)
+    stored = TransportKernel.from_csr(*kernel.csr(), kernel.grid)
+    with pytest.raises(ValueError, match="kernels"):
+        loss(torch.ones(2, 1, 8, 8), [kernel, stored], [target, target])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_cuda_equals_cpu():
+    arguments, density = gaussians(300, 256), random_density(1, 1, 32, 32)
+    kernel, target = transport_kernel(*arguments, 256), torch.ones(300)
+    on_gpu = transport_kernel(*(value.cuda() for value in arguments), 256)
+    torch.testing.assert_close(on_gpu.dense().cpu(), kernel.dense(), rtol=0, atol=1e-5)
+    loss, gradient = loss_and_gradient(density, [kernel], [target])
+    gpu_loss, gpu_gradient = loss_and_gradient(density.cuda(), [on_gpu], [target])
+    assert gpu_loss.item() == pytest.approx(loss.item(), rel=1e-4)
+    torch.testing.assert_close(gpu_gradient.cpu(), gradient, rtol=1e-4, atol=1e-5)

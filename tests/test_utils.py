@@ -1,0 +1,275 @@
+"""Options, files, evaluation and checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from golden_weights import fill
+
+from models import build_model, read_checkpoint
+from utils.checkpoint import checkpoints, describe, save_checkpoint, save_weights
+from utils.cli import for_each, one_line, report_failures
+from utils.config import make_parser, number, parse_arguments, save_arguments
+from utils.device import fabric_devices
+from utils.evaluation import Result, count, density_map, evaluate, mae_mse, predict, tile
+from utils.files import atomic_write, gaussians_path, kernel_path, list_images, points_path, read_points, remove_stale_partials
+
+GOLDEN = np.load(Path(__file__).parent / "data" / "models.npz")
+
+
+def parser():
+    p = make_parser("test")
+    p.add_argument("--lr", type=number(float, 0, above=True), default=1e-5)
+    p.add_argument("--steps", type=number(int, 1), default=3)
+    p.add_argument("--mask", action=argparse.BooleanOptionalAction, default=True)
+    p.add_argument("--mode", choices=("a", "b"), default="a")
+    p.add_argument("--data-dir", type=Path, required=True)
+    p.add_argument("--splits", nargs="+", default=["train"])
+    return p
+
+
+def parse(tmp_path, text, *argv, **kwargs):
+    (tmp_path / "c.yml").write_text(text, encoding="utf-8")
+    return parse_arguments(parser(), ["--config", str(tmp_path / "c.yml"), *argv], **kwargs)
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path):
+    a = parse(tmp_path, "lr: 5e-6\nsteps: 7\nmask: false\ndata-dir: x\nsplits: [val, test]\n", "--steps", "9")
+    assert (a.lr, a.steps, a.mask, a.mode, a.data_dir, a.splits) == (5e-6, 9, False, "a", Path("x"), ["val", "test"])
+    assert parse(tmp_path, "data_dir: x\nmask: false", "--mask").mask is True
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning: 1", "unknown key 'learning'"),
+        ("stepps: 1", "did you mean steps?"),
+        ("steps: many", "steps: 'many' is no whole number"),
+        ("steps: 2.5", "steps: '2.5' is no whole number"),
+        ("steps: 0", "steps: 0 is impossible: it must be at least 1"),
+        ("lr: 0", "lr: 0 is impossible: it must be above 0"),
+        ("lr: .nan", "is impossible"),
+        ("lr: [1, 2]", "lr: [1, 2] is a list"),
+        ("lr:", "lr: has no value"),
+        ("lr: true", "lr: True is of the wrong type"),
+        ("mask: 'yes please'", "mask: 'yes please' is neither true nor false"),
+        ("mode: c", "mode: 'c' is not one of a, b"),
+        ("- 1", "must hold 'key: value' lines, found list"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_bad_configuration_names_file_and_key_and_exits_with_2(tmp_path, capsys, text, message):
+    with pytest.raises(SystemExit) as error:
+        parse(tmp_path, text + "\n", "--data-dir", "x")
+    output = capsys.readouterr().err
+    assert error.value.code == 2 and message in output and "c.yml" in output
+
+
+def test_missing_configuration_and_required_option(tmp_path, capsys):
+    for argv in (["--config", str(tmp_path / "no.yml"), "--data-dir", "x"], []):
+        with pytest.raises(SystemExit) as error:
+            parse_arguments(parser(), argv)
+        assert error.value.code == 2
+    output = capsys.readouterr().err
+    assert "no.yml: No such file" in output and "--data-dir" in output
+
+
+def test_unused_keys_are_reported_and_foreign_ones_accepted(tmp_path, capsys):
+    a = parse(tmp_path, "data_dir: x\ndisplay_loss: 1\nother: 2\n", unused_keys=["display_loss"], foreign_keys=["other"])
+    assert "display_loss: accepted, but without effect" in capsys.readouterr().out and not hasattr(a, "other")
+
+
+def test_presets_lie_under_the_file(tmp_path):
+    (tmp_path / "b.yml").write_text("mode: b\nsteps: 5\nlr: 0.5\n")
+    assert parse_arguments(parser(), ["--data-dir", "x", "--mode", "b"], presets=("mode", tmp_path)).steps == 5
+    a = parse(tmp_path, "mode: b\nsteps: 6\ndata_dir: x\n", presets=("mode", tmp_path))
+    assert (a.mode, a.steps, a.lr) == ("b", 6, 0.5)
+
+
+def test_saved_options_are_a_configuration_again(tmp_path):
+    a = parse(tmp_path, "lr: 5e-6\ndata_dir: x\nmask: false\n")
+    save_arguments(a, tmp_path / "saved.yml")
+    assert yaml.safe_load((tmp_path / "saved.yml").read_text())["lr"] == 5e-6
+    again = parse_arguments(parser(), ["--config", str(tmp_path / "saved.yml")])
+    assert {**vars(again), "config": 0} == {**vars(a), "config": 0}
+
+
+def test_paths_come_from_the_stem():
+    image = Path("/data.jpg/img/train.jpg/IMG_0001.jpg")
+    assert points_path(image) == Path("/data.jpg/img/train.jpg/IMG_0001.npy")
+    assert gaussians_path(image) == Path("/data.jpg/img/train.jpg/gs_params/IMG_0001_gs_params.h5")
+    assert kernel_path(image) == Path("/data.jpg/img/train.jpg/kernels/IMG_0001_kernel.h5")
+    assert points_path(Path("a/my.photo.png")).name == "my.photo.npy"
+
+
+def test_list_images(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        list_images(tmp_path / "no")
+    with pytest.raises(FileNotFoundError, match="holds no image"):
+        list_images(tmp_path)
+    for name in ("b.JPG", "a.png", ".hidden.jpg", "a.npy"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.JPG"]
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(ValueError, match="same stem"):
+        list_images(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 2), (0, 3)])
+def test_annotations_without_points(tmp_path, shape):
+    np.save(tmp_path / "x.npy", np.zeros(shape))
+    assert read_points(tmp_path / "x.npy").shape == (0, shape[1] if len(shape) == 2 else 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.ones((3, 4)), "shape \\(3, 4\\)"),
+        (np.array([[1, 2], [np.nan, 3]]), "row 1 is \\[nan, 3.0\\]"),
+        (np.array(["a", "b"]), "no array of numbers"),
+        (np.array([{}], object), "not a readable npy"),
+        (b"\x93NUMPY", "not a readable npy"),
+        (b"", "not a readable npy"),
+    ],
+)
+def test_bad_annotations_are_named(tmp_path, content, message):
+    path = tmp_path / "x.npy"
+    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_points(path)
+    assert str(path) in str(error.value)
+
+
+def test_atomic_write_shows_whole_files_only(tmp_path):
+    path = tmp_path / "x.txt"
+    with atomic_write(path) as partial:
+        partial.write_text("old")
+        assert not path.exists() and partial.suffix == ".txt"
+    with pytest.raises(RuntimeError), atomic_write(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.txt"]
+
+
+def test_partial_files_of_dead_processes_go(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with atomic_write(tmp_path / "mine.jpg") as mine:
+        mine.touch()
+        theirs = mine.with_name(mine.name.replace(f".{os.getpid()}.", f".{dead.pid}."))
+        old = tmp_path / ".x.otherhost.1.partial.jpg"
+        new = tmp_path / ".y.otherhost.1.partial.jpg"
+        for path in (theirs, old, new):
+            path.touch()
+        os.utime(old, (time.time() - 90000,) * 2)
+        remove_stale_partials(tmp_path)
+        assert not theirs.exists() and not old.exists() and new.exists() and mine.exists()
+
+
+def invert(x):
+    if x == 0:
+        raise ValueError("zero\nhas no inverse")
+    return 1 / x
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(1, False), (2, False), (2, True)])
+def test_for_each_keeps_order_and_goes_on_after_a_failure(workers, threads, capsys):
+    outcomes = list(for_each(invert, [2, 0, 4], workers, "invert", threads=threads))
+    assert [o.result for o in outcomes] == [0.5, None, 0.25] and outcomes[1].error == "zero has no inverse"
+    assert report_failures(outcomes) == 1 and report_failures(outcomes[:1]) == 0
+    assert "error: zero has no inverse\n" in capsys.readouterr().err
+
+
+def die(_):
+    os._exit(9)
+
+
+def test_a_killed_worker_is_one_line():
+    with pytest.raises(OSError, match="a worker process was killed .* fewer --workers than 2"):
+        list(for_each(die, [1, 2], 2, "die"))
+
+
+def test_operating_system_errors_name_the_file():
+    assert one_line(OSError(28, "No space left on device", "/x/y")).startswith("/x/y: No space left on device")
+
+
+@pytest.mark.parametrize(("height", "width"), [(512, 512), (513, 100), (530, 1100), (1025, 2048), (16, 9000)])
+def test_windows_cover_the_image_once(height, width):
+    parts = tile(height, width)
+    covered = np.zeros((height, width), int)
+    for top, left, h, w in parts:
+        covered[top : top + h, left : left + w] += 1
+    assert (covered == 1).all() and len(parts) == -(-height // 512) * -(-width // 512)
+    assert parts[0][2:] == (height // -(-height // 512), width // -(-width // 512))
+
+
+@pytest.mark.parametrize("name", ["vgg", "vgg_trans"])
+def test_windowed_count_is_the_released_one(name):
+    model = fill(build_model(name)).eval()
+    image = torch.from_numpy(np.random.RandomState(int(GOLDEN[f"{name}/big_seed"])).standard_normal((1, 3, 530, 1100))).float()
+    expected = float(GOLDEN[f"{name}/big_count"])
+    assert count(model, image[0]) == pytest.approx(expected, rel=1e-4)
+
+
+class Ones(torch.nn.Module):
+    """A density of 1 in each cell of 8 x 8 pixels."""
+
+    def forward(self, images):
+        return SimpleNamespace(density=torch.ones(len(images), 1, images.shape[2] // 8, images.shape[3] // 8))
+
+
+def test_density_map_sums_to_the_count():
+    image = torch.zeros(3, 530, 1100)
+    parts = predict(Ones(), image)
+    canvas = density_map(parts)
+    assert canvas.shape == (530, 1100) and float(canvas.sum()) == pytest.approx(count(Ones(), image), rel=1e-5)
+    assert count(Ones(), image) == sum(h // 8 * (w // 8) for _, _, h, w in tile(530, 1100))
+
+
+def test_evaluation_by_hand():
+    model = Ones().train()
+    samples = [SimpleNamespace(image=torch.zeros(3, 16, 24), count=4, name="a"), SimpleNamespace(image=torch.zeros(3, 80, 8), count=14, name="b")]
+    results = evaluate(model, samples, "cpu")
+    assert model.training and results == [Result("a", 4, 6), Result("b", 14, 10)]
+    assert mae_mse(results) == (3, pytest.approx(np.sqrt((4 + 16) / 2)))
+    with pytest.raises(ValueError, match="no image was evaluated"):
+        mae_mse([])
+
+
+def test_checkpoints_describe_themselves(tmp_path):
+    model = build_model("vgg_trans", usenum=7)
+    description = {"model_name": "vgg_trans", "topk": 0.2, "usenum": 7}
+    save_weights(tmp_path / "best_model.pth", model.state_dict(), description)
+    assert describe(read_checkpoint(tmp_path / "best_model.pth")) == description
+    plain = torch.load(tmp_path / "best_model.pth", weights_only=True)
+    assert list(plain) == list(model.state_dict())
+    model.load_state_dict(plain, strict=True)
+    torch.save(dict(model.state_dict()), tmp_path / "released.pth")
+    assert describe(read_checkpoint(tmp_path / "released.pth")) == {"model_name": "vgg_trans", "usenum": 7}
+    assert describe({"model_state_dict": build_model("vgg").state_dict()}) == {"model_name": "vgg"}
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    (tmp_path / "notes_ckpt.tar").touch()
+    for epoch in (8, 9, 10, 11):
+        save_checkpoint(tmp_path, epoch, 2, model_state_dict={}, optimizer_state_dict={})
+    assert [path.name for path in checkpoints(tmp_path)] == ["10_ckpt.tar", "11_ckpt.tar"]
+    assert torch.load(tmp_path / "11_ckpt.tar", weights_only=True)["epoch"] == 11
+
+
+def test_device_option():
+    assert fabric_devices("cpu")["accelerator"] == "cpu"
+    with pytest.raises(ValueError, match="neither cpu nor GPU ids"):
+        fabric_devices("gpu")
+    with pytest.raises(ValueError, match="no GPU 99"):
+        fabric_devices("99")

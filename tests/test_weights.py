@@ -1,0 +1,309 @@
+"""Files of weights: checkpoints of both networks, VGG19 and VGG16 backbones, and what is wrong with others."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import urllib.error
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import vgg as torchvision_vgg
+
+from models import build_model, load_backbone, load_weights
+
+MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
+STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def vgg():
+    torch.manual_seed(1)
+    return build_model("vgg")
+
+
+@pytest.fixture(scope="module")
+def vgg_trans():
+    torch.manual_seed(2)
+    return build_model("vgg_trans")
+
+
+@pytest.fixture(scope="module")
+def features16():
+    """VGG16 features of torchvision with random weights and biases, the last pooling left out."""
+    torch.manual_seed(3)
+    features = torchvision_vgg.make_layers(torchvision_vgg.cfgs["D"])[:-1]
+    for layer in features:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.normal_(layer.bias, std=0.05)
+    return features
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A path for weights, removed afterwards: pytest keeps temporary folders, and these files are large."""
+    path = tmp_path / "weights.pth"
+    yield path
+    if path.is_file():
+        path.unlink()
+
+
+def convolutions(features):
+    return [layer for layer in features if isinstance(layer, nn.Conv2d)]
+
+
+def same(state, other):
+    return state.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in state.items())
+
+
+def snapshot(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def error_line(kind, function, *arguments):
+    with pytest.raises(kind) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["bare", "checkpoint", "parallel"])
+def test_load_weights(vgg, file, form):
+    state = snapshot(vgg)
+    if form == "parallel":
+        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, file)
+    elif form == "checkpoint":
+        optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(3))])
+        torch.save({"epoch": 4, "optimizer_state_dict": optimizer.state_dict(), "model_state_dict": state}, file)
+    else:
+        torch.save(state, file)
+    with torch.no_grad():
+        for parameter in vgg.parameters():
+            parameter.add_(1)
+    assert load_weights(vgg, file) is None
+    assert same(state, vgg.state_dict())
+
+
+def test_checkpoint_of_the_other_model(vgg, vgg_trans, file):
+    small = {name: torch.zeros(1) for name in vgg_trans.state_dict()}
+    torch.save(small, file)
+    before = snapshot(vgg)
+    line = error_line(ValueError, load_weights, vgg, str(file))
+    assert str(file) in line and line.endswith("they fit --model-name vgg_trans")
+    assert "6 missing (reg_layer.0.weight, reg_layer.0.bias, reg_layer.2.weight, ...)" in line
+    assert "39 unexpected (encoder.layers.0.self_attn.w_qs.weight, " in line
+    torch.save({name: torch.zeros(1) for name in before}, file)
+    assert error_line(ValueError, load_weights, vgg_trans, file).endswith("they fit --model-name vgg")
+    assert same(before, vgg.state_dict())
+
+
+@pytest.mark.parametrize("change, expected", [
+    (lambda state: state.pop("reg_layer.4.bias"), ("1 missing (reg_layer.4.bias);", "incomplete")),
+    (lambda state: state.update(extra=torch.zeros(1)), ("1 unexpected (extra);", "modified")),
+    (lambda state: state.update({"features.0.bias": torch.zeros(5)}), ("features.0.bias", "[5]", "[64]")),
+    (lambda state: [state.pop(name) for name in list(state) if name.startswith("reg_layer")], ("--backbone-weights",)),
+    (lambda state: (state.clear(), state.update({"fc.weight": torch.zeros(1)})), ("another network",)),
+])
+def test_weights_that_do_not_fit(vgg, file, change, expected):
+    state = dict(vgg.state_dict())
+    before = snapshot(vgg)
+    change(state)
+    # Expanded from one value, so that the file stays small: shapes are all that is looked at.
+    torch.save({name: torch.zeros(1).expand(tensor.shape) for name, tensor in state.items()}, file)
+    line = error_line(ValueError, load_weights, vgg, file)
+    for text in (str(file), *expected):
+        assert text in line
+    assert same(before, vgg.state_dict())
+
+
+def test_other_usenum(vgg_trans, file):
+    state = {name: torch.zeros(1).expand(tensor.shape) for name, tensor in vgg_trans.state_dict().items()}
+    torch.save({**state, "encoder.near_embeddings.weight": torch.zeros(5, 512)}, file)
+    assert error_line(ValueError, load_weights, vgg_trans, file).endswith("build the model with usenum 5")
+    torch.save({**state, "encoder.near_embeddings.weight": torch.tensor(0.0)}, file)
+    assert error_line(ValueError, load_weights, vgg_trans, file).endswith("use a checkpoint of this network")
+
+
+class Executes:
+    """Pickled, it makes a folder when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def write_damaged(path, form):
+    torch.save({"weight": torch.ones(1000)}, path)
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "truncated": content[:len(content) // 2], "text": b"hello world\n",
+                      "image": b"\x89PNG\r\n\x1a\n" + bytes(range(256))}[form])
+
+
+@pytest.mark.parametrize("load", [load_weights, load_backbone])
+@pytest.mark.parametrize("form", ["empty", "truncated", "text", "image"])
+def test_damaged_file(vgg, file, load, form):
+    write_damaged(file, form)
+    line = error_line(ValueError, load, vgg, file)
+    assert str(file) in line and "not a readable PyTorch weights file" in line
+
+
+@pytest.mark.parametrize("load", [load_weights, load_backbone])
+def test_files_that_are_not_there(vgg, tmp_path, load):
+    for path in (tmp_path / "nowhere.pth", tmp_path):
+        assert str(path) in error_line(FileNotFoundError, load, vgg, path)
+
+
+def test_foreign_code_is_refused_and_not_run(vgg, file, tmp_path):
+    for content in ({"weight": Executes(tmp_path / "made")}, nn.Linear(2, 2), {"weight": np.float64(1)}):
+        torch.save(content, file)
+        line = error_line(ValueError, load_weights, vgg, file)
+        assert str(file) in line and "contains more than tensors and is refused" in line
+    with open(file, "wb") as stream:
+        pickle.dump(Executes(tmp_path / "made"), stream)
+    error_line(ValueError, load_weights, vgg, file)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("content", [[torch.ones(2)], {}, {"epoch": 3}, {"model_state_dict": None}, torch.ones(3)])
+def test_not_a_state_dict(vgg, file, content):
+    torch.save(content, file)
+    line = error_line(ValueError, load_weights, vgg, file)
+    assert str(file) in line and "neither a state_dict" in line
+
+
+def test_backbone_none_changes_nothing(vgg):
+    before = snapshot(vgg)
+    load_backbone(vgg, "none")
+    assert same(before, vgg.state_dict())
+
+
+@pytest.mark.parametrize("prefix", ["features.", ""])
+def test_deepened_vgg16_is_the_same_function(features16, file, prefix):
+    state = {prefix + name: tensor for name, tensor in features16.state_dict().items()}
+    torch.save({**state, "classifier.0.weight": torch.zeros(4096, 1)}, file)
+    model = build_model("vgg")
+    head = snapshot(model.reg_layer)
+    load_backbone(model, file)
+    assert same(head, model.reg_layer.state_dict())
+    # In double precision no convolution takes a shortcut (Winograd) that would round an identity.
+    images = torch.randn(2, 3, 48, 32, dtype=torch.float64)
+    reference = nn.Sequential(*features16).double()
+    with torch.no_grad():
+        expected = reference(images)
+        actual = model.features.double()(images)
+    reference.float()
+    assert expected.abs().max() > 0.1
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("prefix", ["features.", ""])
+def test_vgg19_file(vgg_trans, file, prefix):
+    features = torchvision_vgg.make_layers(torchvision_vgg.cfgs["E"])
+    torch.save({prefix + name: tensor for name, tensor in features.state_dict().items()}, file)
+    load_backbone(vgg_trans, str(file))
+    assert same(features.state_dict(), vgg_trans.features.state_dict())
+
+
+@pytest.mark.parametrize("change, expected", [
+    (lambda state: state.pop("features.34.weight"), ("features.34.weight is missing",)),
+    (lambda state: [state.pop(f"features.34.{kind}") for kind in ("weight", "bias")], ("neither VGG19 nor VGG16",)),
+    (lambda state: state.update({"features.35.weight": torch.zeros(1)}), ("neither VGG19 nor VGG16",)),
+    (lambda state: state.update({"features.2.weight": torch.zeros(64, 64, 1, 1)}),
+     ("features.2.weight", "[64, 64, 1, 1]", "[64, 64, 3, 3]")),
+    (lambda state: (state.clear(), state.update({"conv1.weight": torch.zeros(1)})), ("neither VGG19 nor VGG16",)),
+])
+def test_wrong_backbone_files(vgg, file, change, expected):
+    state = {f"features.{name}": torch.zeros(1).expand(tensor.shape)
+             for name, tensor in vgg.features.state_dict().items()}
+    change(state)
+    torch.save(state, file)
+    before = snapshot(vgg)
+    line = error_line(ValueError, load_backbone, vgg, file)
+    for text in (str(file), *expected):
+        assert text in line
+    assert same(before, vgg.state_dict())
+
+
+def write_keras(path, features):
+    """The convolutions of VGG16 in the layout that Keras gives a model of five Sequential blocks."""
+    layers = iter(convolutions(features))
+    with h5py.File(path, "w") as stream:
+        for block, depth in enumerate((2, 2, 3, 3, 3), start=1):
+            for name in ("conv2d", "conv2d_1", "conv2d_2")[:depth]:
+                layer = next(layers)
+                stream[f"block{block}/layers/{name}/vars/0"] = layer.weight.detach().permute(2, 3, 1, 0).numpy()
+                stream[f"block{block}/layers/{name}/vars/1"] = layer.bias.detach().numpy()
+
+
+def test_keras_vgg16(vgg, features16, file):
+    write_keras(file, features16)
+    load_backbone(vgg, file)
+    rgb = torch.from_numpy(np.random.RandomState(5).randint(0, 256, (3, 32, 40))).float()
+    caffe = rgb.flip(0) - torch.tensor((103.939, 116.779, 123.68)).view(3, 1, 1)
+    first = features16[0]
+    with torch.no_grad():
+        expected = F.conv2d(caffe[None], first.weight, first.bias, padding=1)
+        actual = vgg.features[0](((rgb / 255 - MEAN) / STD)[None])
+    difference = (actual - expected).abs()
+    assert difference[..., 1:-1, 1:-1].max() <= 1e-5 * expected.abs().max()
+    # The border sees our mean outside the image instead of Caffe's, less than half a grey level away.
+    assert (difference.amax(dim=(2, 3))[0] <= 0.5 * first.weight.abs().sum(dim=(1, 2, 3))).all()
+    kept = [index for index in range(16) if index not in (7, 11, 15)]
+    ours = convolutions(vgg.features)
+    for index, layer in list(zip(kept, convolutions(features16)))[1:]:
+        assert torch.equal(ours[index].weight, layer.weight) and torch.equal(ours[index].bias, layer.bias)
+    for index in (7, 11, 15):
+        centre = ours[index].weight[:, :, 1, 1]
+        assert torch.equal(centre, torch.eye(len(centre))) and ours[index].weight.sum() == len(centre)
+        assert (ours[index].bias == 0).all()
+
+
+def test_wrong_keras_files(vgg, features16, file, tmp_path):
+    before = snapshot(vgg)
+    with h5py.File(tmp_path / "params.h5", "w") as stream:
+        stream["params"] = np.zeros((4, 8), dtype=np.float32)
+    line = error_line(ValueError, load_backbone, vgg, tmp_path / "params.h5")
+    assert "block1/layers/conv2d/vars/0 is missing" in line
+    write_keras(file, features16)
+    with h5py.File(file, "a") as stream:
+        del stream["block4/layers/conv2d_1/vars/1"]
+        stream["block4/layers/conv2d_1/vars/1"] = np.zeros(7, dtype=np.float32)
+    line = error_line(ValueError, load_backbone, vgg, file)
+    assert "block4/layers/conv2d_1/vars/1 has shape [7]" in line and "[512]" in line
+    with h5py.File(file, "a") as stream:
+        del stream["block4/layers/conv2d_1"]
+    assert "block4/layers/conv2d_1/vars/0 is missing" in error_line(ValueError, load_backbone, vgg, file)
+    with open(file, "r+b") as stream:
+        stream.truncate(20_000)
+    assert str(file) in error_line(OSError, load_backbone, vgg, file)
+    assert same(before, vgg.state_dict())
+
+
+def test_imagenet_comes_from_the_cache(vgg, monkeypatch, tmp_path):
+    cached = tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"
+    cached.parent.mkdir(parents=True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.save({f"features.{name}": tensor for name, tensor in vgg.features.state_dict().items()}, cached)
+    model = build_model("vgg", pretrained=True)
+    cached.unlink()
+    assert same(vgg.features.state_dict(), model.features.state_dict())
+
+
+def test_imagenet_not_to_be_had(monkeypatch, tmp_path):
+    def unreachable(*_, **__):
+        raise urllib.error.URLError("Temporary failure in name resolution")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    line = error_line(OSError, build_model, "vgg", True)
+    for text in ("vgg19-dcbb9e9d.pth", "Temporary failure", "--backbone-weights PATH", str(tmp_path)):
+        assert text in line
+    (tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth").write_bytes(b"cut short")
+    assert "--backbone-weights PATH" in error_line(OSError, build_model, "vgg", True)

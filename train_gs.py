@@ -1,0 +1,178 @@
+"""Train a density network with the transported-mass loss of GST.
+
+    python train_gs.py --model-name vgg_trans --dataset qnrf --data-dir data/UCF-Train-Val-Test --device 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric, seed_everything
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from datasets.crowd import Batch, Crowd, collate
+from losses.transport import TransportedMassLoss, transport_kernels
+from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
+from utils.checkpoint import checkpoints, save_checkpoint, save_weights
+from utils.cli import run_script
+from utils.config import make_parser, number, parse_arguments, save_arguments
+from utils.device import fabric_devices
+from utils.evaluation import evaluate, mae_mse
+from utils.files import make_folder, remove_stale_partials
+from utils.kernel_options import STRIDE, add_kernel_options, check_kernel_options, kernel_options
+
+PRESETS = Path(__file__).with_name("configs")
+ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options; the defaults are the published recipe, the crop sizes those of ``configs/<dataset>.yml``."""
+    parser = make_parser("Train a density network with GST's transported-mass loss.")
+    add = parser.add_argument
+    add("--model-name", choices=tuple(MODELS), default="vgg", help="network")
+    add("--dataset", choices=("qnrf", "jhu", "nwpu", "sha", "shb"), default="qnrf", help="whose preset applies")
+    add("--data-dir", type=Path, required=True, help="prepared data set with train/ (and gs_params/) and val/")
+    add("--save-dir", type=Path, help="folder of the run (default: runs/<dataset>_<model-name>)")
+    add("--device", default="auto", help="GPU id, several (0,1), or cpu; auto: the first GPU if there is one")
+    add("--backbone-weights", default="imagenet", help="imagenet, none, or a file with VGG19 or VGG16 weights")
+    add("--resume", type=Path, help="a .tar to go on from, or a .pth to start from")
+    add("--lr", type=number(float, 0, above=True), default=5e-6, help="Adam's learning rate")
+    add("--weight-decay", type=number(float, 0), default=1e-5, help="Adam's weight decay")
+    add("--batch-size", type=number(int, 1), default=1, help="crops in a step, on each device")
+    add("--epochs", type=number(int, 1), default=1200, help="passes over the training images")
+    add("--val-start", type=number(int, 0), default=600, help="first epoch that is validated")
+    add("--val-every", type=number(int, 1), default=5, help="epochs between validations")
+    add("--max-model-num", type=number(int, 1), default=1, help="checkpoints to keep")
+    add("--crop-size", type=number(int, 16), default=512, help="side of the training crops, pixels")
+    add("--window", type=number(int, 16), default=512, help="side of the evaluation windows, pixels")
+    add("--num-workers", type=number(int, 0), default=2, help="processes that load images")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=4073, help="of weights, order, augmentation and dropout")
+    add("--topk", type=number(float, 0, 1, above=True), default=0.3, help="vgg_trans: share of tokens that are neighbours")
+    add("--usenum", type=number(int, 1), default=18, help="vgg_trans: number of in-degree embeddings")
+    add("--downsample-ratio", type=int, choices=(STRIDE,), default=STRIDE, help="pixels in a density cell (fixed by the networks)")
+    add_kernel_options(add)
+    arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS))
+    if arguments.crop_size % 16:
+        parser.error(f"--crop-size {arguments.crop_size}: must be a multiple of 16, the networks' coarsest stride")
+    check_kernel_options(parser, arguments)
+    arguments.save_dir = arguments.save_dir or Path("runs") / f"{arguments.dataset}_{arguments.model_name}"
+    return arguments
+
+
+def training_loss(
+    model: torch.nn.Module, batch: Batch, crop_size: int, kernel: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eq. 6 on one batch, plus the attention term of vgg_trans; and the predicted counts [B]."""
+    density, attention = model(batch.images)
+    kernels = transport_kernels(batch.points, batch.scales, batch.rotations, crop_size, **kernel)
+    loss = TransportedMassLoss()(density, kernels, batch.targets)
+    if attention:
+        loss = loss + ATTENTION_WEIGHT * attention_variance(attention).sum()
+    return loss, density.detach().float().sum(dim=(1, 2, 3))
+
+
+def train_epoch(
+    fabric: Fabric,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader,
+    epoch: int,
+    arguments: argparse.Namespace,
+) -> dict[str, float]:
+    """One pass over the training crops -> mean loss, MAE and MSE of the crops, seconds."""
+    begin, losses, errors = time.perf_counter(), [], []
+    kernel = kernel_options(arguments)
+    for batch in loader:
+        optimizer.zero_grad(set_to_none=True)
+        loss, counts = training_loss(model, batch, arguments.crop_size, kernel)
+        if not torch.isfinite(loss):
+            raise ValueError(f"epoch {epoch}: the loss of {', '.join(batch.names)} is {loss.item()}; lower --lr")
+        fabric.backward(loss)
+        optimizer.step()
+        losses.append(loss.item())
+        errors += [float(count - target.sum()) for count, target in zip(counts, batch.targets)]
+    mse = math.sqrt(sum(e * e for e in errors) / len(errors))
+    seconds = time.perf_counter() - begin
+    return {"loss": sum(losses) / len(losses), "mae": sum(map(abs, errors)) / len(errors), "mse": mse, "seconds": seconds}
+
+
+def main() -> None:
+    """Train, validate, keep the best model by 2 MSE + MAE."""
+    arguments = parse()
+    fabric = Fabric(**fabric_devices(arguments.device))
+    fabric.launch()
+    seed_everything(arguments.seed, verbose=False)
+
+    train = Crowd(arguments.data_dir, arguments.crop_size, "train", seed=arguments.seed)
+    val = Crowd(arguments.data_dir, arguments.crop_size, "val")
+    folder = make_folder(arguments.save_dir)
+    if fabric.is_global_zero:
+        remove_stale_partials(folder)
+        save_arguments(arguments, folder / "config.yml")
+
+    model = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
+    description = {key: getattr(arguments, key) for key in ("model_name", "topk", "usenum", "dataset", "crop_size")}
+    first_epoch, best, state = 0, math.inf, None
+    if arguments.resume is None:
+        load_backbone(model, arguments.backbone_weights)
+    else:
+        state = read_checkpoint(arguments.resume)
+        load_weights(model, arguments.resume)
+    optimizer = torch.optim.Adam(model.parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay)
+    if state is not None and "optimizer_state_dict" in state:
+        optimizer.load_state_dict(state["optimizer_state_dict"])
+        first_epoch, best = state["epoch"] + 1, state.get("best", math.inf)
+    model, optimizer = fabric.setup(model, optimizer)
+    loader = fabric.setup_dataloaders(
+        DataLoader(
+            train,
+            arguments.batch_size,
+            shuffle=True,
+            num_workers=arguments.num_workers,
+            collate_fn=collate,
+            pin_memory=fabric.device.type == "cuda",
+        )
+    )
+    fabric.print(
+        f"{arguments.model_name} on {arguments.dataset}: {len(train)} training and {len(val)} validation images, "
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {fabric.world_size} x {fabric.device.type}"
+    )
+
+    progress = tqdm(range(first_epoch, arguments.epochs), desc="train", unit="epoch", disable=None if fabric.is_global_zero else True)
+    for epoch in progress:
+        train.set_epoch(epoch)
+        # Order and dropout of an epoch depend on the seed and the epoch alone, so that a resumed run continues exactly.
+        torch.manual_seed(arguments.seed + epoch)
+        metrics = {"epoch": epoch, **train_epoch(fabric, model, optimizer, loader, epoch, arguments)}
+        if epoch >= arguments.val_start and (epoch - arguments.val_start) % arguments.val_every == 0 or epoch == arguments.epochs - 1:
+            results = evaluate(model, (val[i] for i in range(len(val))), fabric.device, arguments.window)
+            metrics["val_mae"], metrics["val_mse"] = mae_mse(results)
+            score = 2 * metrics["val_mse"] + metrics["val_mae"]
+            if score < best and fabric.is_global_zero:
+                save_weights(folder / "best_model.pth", model.module.state_dict(), {**description, "epoch": epoch})
+            best = min(best, score)
+        if fabric.is_global_zero:
+            save_checkpoint(
+                folder,
+                epoch,
+                arguments.max_model_num,
+                model_state_dict=model.module.state_dict(),
+                optimizer_state_dict=optimizer.state_dict(),
+                best=best,
+                arguments=description,
+            )
+            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(metrics) + "\n")
+        progress.set_postfix({key: f"{value:.2f}" for key, value in metrics.items() if key not in ("epoch", "seconds")})
+    fabric.print(f"best 2 MSE + MAE on val: {best:.3f}; {folder / 'best_model.pth'}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,117 @@
+"""What every script does at its edges: one-line errors, exit codes, worker processes with progress."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import concurrent.futures.process
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+
+class Outcome(NamedTuple):
+    """What became of one item: its result, or the one-line reason why there is none."""
+
+    item: Any
+    result: Any
+    error: str | None
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run ``main`` and exit: 0, its return value, 1 with one line on stderr for what a user can mend, 130 for Ctrl-C.
+
+    ``GST_TRACEBACK=1`` in the environment shows the traceback as well.
+    """
+    try:
+        code = main() or 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    except (OSError, ValueError) as error:
+        if os.environ.get("GST_TRACEBACK"):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        code = EXIT_FAILED
+    sys.exit(code)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line, with the file that an operating-system error is about."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}; check the path, its permissions and the space left"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def default_workers() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def for_each(
+    function: Callable[[Any], Any], items: Sequence[Any], workers: int, description: str, *, threads: bool = False
+) -> Iterator[Outcome]:
+    """Apply ``function`` to every item and yield the outcomes in the order of ``items``, with a progress bar.
+
+    ``workers`` processes (``threads=True``: threads, for functions that release the interpreter's lock); with one worker
+    everything runs here. An ``OSError`` or ``ValueError`` concerns its item only and becomes an outcome's ``error``.
+    """
+    with tqdm(total=len(items), desc=description, unit="img", disable=None, dynamic_ncols=True) as bar:
+        if workers <= 1 or len(items) <= 1:
+            for item in items:
+                outcome = _attempt(function, item)
+                bar.update()
+                yield outcome
+            return
+        workers = min(workers, len(items))
+        if threads:
+            pool: concurrent.futures.Executor = concurrent.futures.ThreadPoolExecutor(workers)
+        else:
+            # "spawn": a forked child may inherit locks that OpenMP threads of the parent held.
+            context = multiprocessing.get_context("spawn")
+            pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+        try:
+            futures = [pool.submit(_attempt, function, item) for item in items]
+            for future in futures:
+                future.add_done_callback(lambda _: bar.update())
+            for future in futures:
+                yield future.result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise OSError(
+                f"{description}: a worker process was killed (out of memory?); finished files are kept, run the same "
+                f"command again with fewer --workers than {workers}"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def report_failures(outcomes: Sequence[Outcome]) -> int:
+    """Print one line on stderr for each failed item; the exit code that follows from them."""
+    failures = [outcome for outcome in outcomes if outcome.error]
+    for failure in failures:
+        print(f"error: {failure.error}", file=sys.stderr)
+    if failures:
+        print(f"error: {len(failures)} of {len(outcomes)} failed; mend them and run the same command again", file=sys.stderr)
+    return EXIT_FAILED if failures else 0
+
+
+def _attempt(function: Callable[[Any], Any], item: Any) -> Outcome:
+    try:
+        return Outcome(item, function(item), None)
+    except (OSError, ValueError) as error:
+        if os.environ.get("GST_TRACEBACK"):
+            raise
+        return Outcome(item, None, one_line(error))
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches the whole process group; the parent alone answers it, and workers finish or drop their item.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One image is one core's work; torch reads this when the worker imports it.
+    os.environ["OMP_NUM_THREADS"] = "1"

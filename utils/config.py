@@ -1,0 +1,153 @@
+"""Command-line options that a YAML file can also give.
+
+The command line wins over the file, the file over the defaults. A key of the file is the option's name with or without
+dashes (``data-dir`` or ``data_dir``). Unknown keys, wrong types and impossible values end the script with exit code 2 and
+one line that names the file and the key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.files import atomic_write
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of every option, also of those without a help text."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default in (None, argparse.SUPPRESS) or action.required:
+            return action.help or ""
+        return super()._get_help_string(action) or ""
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """A parser whose ``--help`` shows every default; abbreviated options are refused, since a new one would break them."""
+    return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+
+def number(kind: type, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> Callable[[str], Any]:
+    """An argparse type: an ``int`` or ``float`` in [low, high], or in (low, high] with ``above``."""
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number") from None
+        if not (low < value if above else low <= value) or not value <= high or value != value:
+            bound = f"{'above' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+            raise argparse.ArgumentTypeError(f"{text} is impossible: it must be {bound}")
+        return value
+
+    return convert
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+    *,
+    default_config: Path | None = None,
+    presets: tuple[str, Path] | None = None,
+    unused_keys: Sequence[str] = (),
+    foreign_keys: Sequence[str] = (),
+) -> argparse.Namespace:
+    """Parse the command line over the values of ``--config FILE.yml``.
+
+    ``presets`` is the name of an option and a folder: ``FOLDER/<value of that option>.yml`` holds defaults under those of
+    ``--config``.
+    ``unused_keys`` are keys of the released configuration files that never did anything: accepted, and reported.
+    ``foreign_keys`` belong to another script that reads the same file.
+    """
+    parser.add_argument("--config", type=Path, default=default_config, metavar="FILE", help="YAML file with options")
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path, default=default_config)
+    if presets:
+        finder.add_argument(f"--{presets[0]}", dest="preset")
+    found = finder.parse_known_args(argv)[0]
+    layers = [(found.config, _read(parser, found.config))] if found.config else []
+    if presets:
+        preset = presets[1] / f"{found.preset or (layers and layers[0][1].get(presets[0])) or ''}.yml"
+        if preset.is_file() and preset != found.config:
+            layers.insert(0, (preset, _read(parser, preset)))
+    for config, values in layers:
+        _set_defaults(parser, config, values, unused_keys, foreign_keys)
+    return parser.parse_args(argv)
+
+
+def save_arguments(arguments: argparse.Namespace, path: Path) -> None:
+    """Write the effective options as a YAML file that ``--config`` takes again."""
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    values.pop("config", None)
+    with atomic_write(path) as partial:
+        partial.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")
+
+
+def _read(parser: argparse.ArgumentParser, config: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        parser.error(f"--config {config}: {error.strerror}; give the path of a YAML file")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        parser.error(f"--config {config}: not valid YAML ({' '.join(str(error).split())})")
+    if not isinstance(values, dict) and values is not None:
+        parser.error(f"--config {config}: must hold 'key: value' lines, found {type(values).__name__}")
+    return values or {}
+
+
+def _set_defaults(
+    parser: argparse.ArgumentParser,
+    config: Path,
+    values: dict[str, Any],
+    unused_keys: Sequence[str],
+    foreign_keys: Sequence[str],
+) -> None:
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    unused = [key for key in values if key in unused_keys]
+    if unused:
+        print(f"{config}: {', '.join(unused)}: accepted, but without effect (as in the released code)")
+    for key, value in values.items():
+        action = actions.get(str(key).replace("-", "_"))
+        if action is None and (key in unused_keys or key in foreign_keys):
+            continue
+        if action is None:
+            close = difflib.get_close_matches(str(key), actions, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(sorted(actions))}"
+            parser.error(f"--config {config}: unknown key {key!r}{hint}")
+        try:
+            action.default = _convert(action, value)
+        except (argparse.ArgumentTypeError, ValueError, TypeError) as error:
+            parser.error(f"--config {config}: {key}: {error}")
+        action.required = False
+
+
+def _convert(action: argparse.Action, value: Any) -> Any:
+    """A YAML value as the option's type would read it; PyYAML hands out ``5e-6`` as a string, for one."""
+    if action.nargs == 0:  # a switch
+        if not isinstance(value, bool):
+            raise argparse.ArgumentTypeError(f"{value!r} is neither true nor false")
+        return value
+    if value is None:
+        if action.default is not None or action.required:
+            raise argparse.ArgumentTypeError("has no value")
+        return None
+    if isinstance(value, (bool, dict)):
+        raise argparse.ArgumentTypeError(f"{value!r} is of the wrong type")
+    if isinstance(value, list):
+        if action.nargs is None:
+            raise argparse.ArgumentTypeError(f"{value!r} is a list; one value is expected")
+        return [_convert_one(action, item) for item in value]
+    return _convert_one(action, value)
+
+
+def _convert_one(action: argparse.Action, value: Any) -> Any:
+    converted = action.type(str(value)) if callable(action.type) else str(value)
+    if action.choices is not None and converted not in action.choices:
+        raise argparse.ArgumentTypeError(f"{value!r} is not one of {', '.join(map(str, action.choices))}")
+    return converted

@@ -1,0 +1,34 @@
+"""What ``--device`` means, for Lightning Fabric and for one device."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def fabric_devices(device: str) -> dict[str, object]:
+    """Keyword arguments of ``lightning_fabric.Fabric`` for ``--device``: a GPU id, several (``0,1``), ``cpu`` or ``auto``.
+
+    Raises ``ValueError`` for ids that do not exist here.
+    """
+    if device == "auto":
+        device = "0" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        # torchrun starts the processes itself and says how many there are on this machine.
+        return {"accelerator": "cpu", "devices": int(os.environ.get("LOCAL_WORLD_SIZE", 1))}
+    try:
+        ids = [int(part) for part in device.split(",")]
+    except ValueError:
+        raise ValueError(f"--device {device}: neither cpu nor GPU ids such as 0 or 0,1") from None
+    available = torch.cuda.device_count()
+    missing = [i for i in ids if not 0 <= i < available]
+    if missing:
+        raise ValueError(f"--device {device}: this machine has {available} GPUs, no GPU {missing[0]}; try --device cpu")
+    return {"accelerator": "cuda", "devices": ids}
+
+
+def single_device(device: str) -> torch.device:
+    """The first device that ``--device`` names."""
+    chosen = fabric_devices(device)
+    return torch.device("cpu") if chosen["accelerator"] == "cpu" else torch.device("cuda", chosen["devices"][0])

@@ -1,0 +1,138 @@
+"""Where the files of a data set live, how points are read and how files are written.
+
+Layout of a prepared data set (every path is derived from the stem of the image):
+
+    ROOT/train/IMG_0001.jpg
+    ROOT/train/IMG_0001.npy                          float [N, 3] = x, y, neighbour distance (val, test: [N, 2])
+    ROOT/train/gs_params/IMG_0001_gs_params.h5
+    ROOT/train/kernels/IMG_0001_kernel.h5
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_STALE_AFTER_SECONDS = 24 * 3600
+
+
+def points_path(image: Path) -> Path:
+    """The annotations of a prepared image."""
+    return image.with_name(f"{image.stem}.npy")
+
+
+def gaussians_path(image: Path) -> Path:
+    """The fitted Gaussians of a prepared image."""
+    return image.parent / "gs_params" / f"{image.stem}_gs_params.h5"
+
+
+def kernel_path(image: Path) -> Path:
+    """The stored transport kernel of a prepared image."""
+    return image.parent / "kernels" / f"{image.stem}_kernel.h5"
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The images directly in ``folder``, sorted by name.
+
+    Raises ``FileNotFoundError`` for a missing folder or one without images, and ``ValueError`` where two images share a
+    stem (their derived files would be the same).
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; check the data path (preprocess_dataset_*.py writes it)")
+    images = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+    if not images:
+        raise FileNotFoundError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)}); check the data path")
+    seen: dict[str, Path] = {}
+    for path in images:
+        if path.stem in seen:
+            raise ValueError(f"{path}: {seen[path.stem].name} has the same stem; rename or remove one of the two")
+        seen[path.stem] = path
+    return images
+
+
+def read_points(path: Path) -> np.ndarray:
+    """Annotations of a prepared image, float32 [N, 2] or [N, 3] (x, y in pixels, and the neighbour distance if stored).
+
+    An image without annotations may be stored with shape (0,), (0, 2) or (0, 3). Raises ``FileNotFoundError`` or
+    ``ValueError``, naming the file, for one that is missing, unreadable, of another shape or not finite.
+    """
+    try:
+        points = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such annotation file; run preprocess_dataset_*.py again") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a readable npy file ({error}); run preprocess_dataset_*.py again") from None
+    if not isinstance(points, np.ndarray) or points.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: holds no array of numbers; run preprocess_dataset_*.py again")
+    if points.size == 0 and points.ndim <= 2:
+        columns = points.shape[1] if points.ndim == 2 and points.shape[1] in (2, 3) else 2
+        return np.zeros((0, columns), np.float32)
+    if points.ndim != 2 or points.shape[1] not in (2, 3):
+        raise ValueError(f"{path}: shape {points.shape}, expected [N, 2] or [N, 3]; run preprocess_dataset_*.py again")
+    points = points.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
+    if bad.size:
+        raise ValueError(f"{path}: row {bad[0]} is {points[bad[0]].tolist()}; points must be finite numbers")
+    return points
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its place when the block ends without an error.
+
+    A reader therefore sees the old file or the whole new one, also after a kill or a full disk. The suffix is kept, since
+    many writers choose a format by it. An ``OSError`` of the block is raised again with the name of ``path``.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.stem}.{socket.gethostname()}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, path)
+    # Writers report a full disk without a name, or with that of the partial file.
+    except OSError as error:
+        reason = f"cannot write this file ({error.strerror or error}); check permissions and the space left"
+        raise OSError(f"{path}: {reason}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def remove_stale_partials(folder: Path) -> None:
+    """Delete what killed processes left behind in ``folder``: partial files of dead processes of this host, or a day old."""
+    for partial in folder.glob(".*.partial*"):
+        host, _, pid = partial.name.partition(".partial")[0].rpartition(".")
+        with contextlib.suppress(FileNotFoundError):
+            dead = host.endswith(f".{socket.gethostname()}") and pid.isdigit() and not _alive(int(pid))
+            if dead or time.time() - partial.stat().st_mtime > _STALE_AFTER_SECONDS:
+                partial.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def make_folder(path: Path | str) -> Path:
+    """Create ``path`` with its parents; a one-line ``OSError`` where that cannot be done."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{path}: cannot create this folder ({error.strerror}); choose another output path") from None
+    return path
