@@ -31,6 +31,7 @@ class FitJob(NamedTuple):
     backend: str
     seed: int
     downsample: float
+    gpu: int = 0
 
 
 def image_seed(seed: int, stem: str) -> int:
@@ -45,6 +46,8 @@ def fit_file(job: FitJob) -> tuple[float, float, int, int]:
     from datasets.images import load_image
     from utils.files import read_points
 
+    if job.backend == "gsplat":
+        torch.cuda.set_device(job.gpu)
     torch.set_num_threads(1)  # one image is one core's work, and sums do not depend on the number of threads
     image, points = load_image(job.image), read_points(job.points)[:, :2]
     if job.downsample != 1:
@@ -55,8 +58,8 @@ def fit_file(job: FitJob) -> tuple[float, float, int, int]:
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     try:
         result = fit_image(image, points / job.downsample, job.config, backend=job.backend, seed=job.seed)
-    except ValueError as error:
-        raise ValueError(f"{job.image}: {error}") from None
+    except (ValueError, MemoryError) as error:
+        raise type(error)(f"{job.image}: {error}") from None
     params = result.gaussians.params
     params[:, 2:4] *= job.downsample
     params[:, :2] = params[:, :2] * job.downsample if job.config.learn_means else torch.from_numpy(points)
@@ -128,10 +131,15 @@ def fit_options() -> tuple[str, ...]:
     return tuple(action.dest for action in _make_parser()._actions)
 
 
+def _status(result: tuple[float, float, int, int]) -> str:
+    return f"loss {result[0]:.3f}"
+
+
 def _make_parser() -> argparse.ArgumentParser:
     from GS2D.rasterize import BACKENDS
     from utils.cli import default_workers
     from utils.config import make_parser, number
+    from utils.sharding import parse_shard
 
     parser = make_parser("Fit one 2D Gaussian to the image around every annotated point.")
     parser.add_argument("--root-path", type=Path, required=True, help="prepared data set with train/, val/, test/")
@@ -145,6 +153,8 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--gt-points", action=yes_no, default=True, help="keep the means on the annotations")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="rasterizer")
     parser.add_argument("--workers", type=number(int, 1), default=default_workers(), help="images fitted at the same time")
+    parser.add_argument("--tolerance", type=number(float, 0, 1), default=0, help="end an image's fit once its loss falls by less than this fraction in 50 iterations, 1e-3 say (0: never)")
+    parser.add_argument("--shard", type=parse_shard, help="fit the i-th of n shares, as i/n (default: torchrun's, SLURM's, or all)")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the starting rotations")
     parser.add_argument("--overwrite", action="store_true", help="fit again what is already there")
     return parser
@@ -152,10 +162,13 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Fit every image of the chosen splits that is not fitted yet."""
+    import torch
+
     from GS2D.rasterize import resolve_backend
     from utils.cli import Outcome, for_each, one_line, report_failures
     from utils.config import parse_arguments
     from utils.files import gaussians_path, list_images, make_folder, points_path, remove_stale_partials
+    from utils.sharding import detect_shard
 
     arguments = parse_arguments(_make_parser(), default_config=DEFAULT_CONFIG, unused_keys=UNUSED_KEYS)
     config = FitConfig(
@@ -164,17 +177,21 @@ def main() -> int:
         background_gaussians=arguments.bk_num,
         use_background_mask=arguments.use_bk_mask,
         learn_means=not arguments.gt_points,
+        tolerance=arguments.tolerance,
     )
     backend = resolve_backend(arguments.backend)
+    shard = arguments.shard or detect_shard()
+    gpu = shard.local_rank % max(1, torch.cuda.device_count())
     outcomes: list[Outcome] = []
     for split in arguments.splits:
         images = list_images(arguments.root_path / split)
         folder = make_folder(gaussians_path(images[0]).parent)
         remove_stale_partials(folder)
-        jobs, other_settings = [], 0
+        jobs, other_settings, images = [], 0, shard.of(images)
         for image in images:
             seed = image_seed(arguments.seed, image.stem)
-            job = FitJob(image, points_path(image), gaussians_path(image), config, backend, seed, arguments.downsample_ratio)
+            paths = image, points_path(image), gaussians_path(image)
+            job = FitJob(*paths, config, backend, seed, arguments.downsample_ratio, gpu)
             try:
                 if job.output.exists() and not arguments.overwrite:
                     other_settings += not _check_fitted(job)
@@ -182,12 +199,14 @@ def main() -> int:
                     jobs.append(job)
             except (OSError, ValueError) as error:
                 outcomes.append(Outcome(image, None, one_line(error)))
-        print(f"{split}: {len(images)} images, {len(images) - len(jobs)} already there, {len(jobs)} to fit ({backend})")
+        share = f" (share {shard.index + 1} of {shard.count})" if shard.count > 1 else ""
+        print(f"{split}{share}: {len(images)} images, {len(images) - len(jobs)} already there, {len(jobs)} to fit ({backend})")
         if other_settings:
             print(f"{split}: {other_settings} of them were fitted with other settings; --overwrite fits them again")
         begin, done = time.perf_counter(), []
+        threads = backend == "native"  # its calls release the interpreter's lock, and threads start at once
         try:
-            for outcome in for_each(fit_file, jobs, arguments.workers, f"fit {split}"):
+            for outcome in for_each(fit_file, jobs, arguments.workers, f"fit {split}", threads=threads, status=_status):
                 done.append(outcome)
         finally:
             if done or not (folder / RESULTS).exists():
@@ -201,4 +220,8 @@ def main() -> int:
                 f"{split}: fitted {sum(result[3] for result in fitted)} Gaussians in {len(fitted)} images, "
                 f"{seconds:.1f} s ({len(fitted) / seconds:.2f} images/s), mean render loss {mean:.4f}"
             )
+            if config.tolerance > 0:
+                iterations = np.mean([result[2] for result in fitted])
+                saved = 1 - iterations / config.iterations
+                print(f"{split}: {iterations:.0f} of {config.iterations} iterations on average, {saved:.0%} saved")
     return report_failures(outcomes)

@@ -9,7 +9,6 @@ import h5py
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models import VGG19_Weights
 
 from .vgg import VGG19_BLOCKS
 from .weights import read_state_dict
@@ -54,6 +53,8 @@ def load_backbone(model: nn.Module, source: str | os.PathLike) -> None:
 
 def _download_imagenet() -> dict[str, torch.Tensor]:
     """torchvision's VGG19, from torch's cache or else the internet; OSError if neither gives it whole."""
+    from torchvision.models import VGG19_Weights  # takes as long to import as all the rest together
+
     weights = VGG19_Weights.IMAGENET1K_V1
     file = weights.url.rsplit("/", 1)[-1]
     try:

@@ -1,12 +1,8 @@
-"""The native engine against a per-Gaussian loop in float64 (values), the PyTorch twin (gradients, Adam) and the released fits."""
+"""The native engine against a loop in float64 (values), the PyTorch twin (gradients, Adam) and the released fits."""
 
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +21,7 @@ if not build.compilers():
 
 
 def draw_slowly(means, conics, colors, opacities, width, height):
-    """Image [H, W, 3], and the smallest relative distance of any alpha or transmittance from where it is cut off. All float64."""
+    """Image [H, W, 3], and the smallest relative distance of an alpha or transmittance from a cut; all float64."""
     y, x = np.mgrid[:height, :width] + 0.5
     image, transmittance, open_ = np.zeros((height, width, 3)), np.ones((height, width)), np.ones((height, width), bool)
     margin = np.inf
@@ -45,13 +41,17 @@ def draw_slowly(means, conics, colors, opacities, width, height):
 
 
 def make_scene(seed, n, width, height, low, high, *, opacity=(0.05, 1.0), margin=20.0, centers=None):
-    """means, conics, colors, opacities, float32. Of the seeds from ``seed`` on, the first whose decisions are all clear.
+    """means, conics, colors, opacities, float32, of the first seed from ``seed`` on whose decisions are all clear.
 
-    Where an alpha lies within rounding of 1/255 (or of 0.999, or a transmittance of 1e-4), two correct float32 programs differ.
+    Two correct float32 programs differ where an alpha lies within rounding of 1/255 (or a transmittance of 1e-4).
     """
-    for seed in range(seed, seed + 100):
-        random = np.random.default_rng(seed)
-        means = random.uniform((-margin, -margin), (width + margin, height + margin), (n, 2)) if centers is None else centers
+    for attempt in range(seed, seed + 100):
+        random = np.random.default_rng(attempt)
+        means = (
+            random.uniform((-margin, -margin), (width + margin, height + margin), (n, 2))
+            if centers is None
+            else centers
+        )
         scales = np.exp(random.uniform(np.log(low), np.log(high), (n, 1))) * random.uniform(0.6, 1.6, (n, 2))
         shape = conics(torch.from_numpy(scales), torch.from_numpy(random.uniform(0, math.pi, n))).numpy()
         scene = means, shape, random.uniform(0, 1, (n, 3)), random.uniform(*opacity, n)
@@ -104,7 +104,12 @@ def test_the_stop_and_the_clamp_are_met():
     width, height, options = SCENES["stacks"]
     scene = make_scene(0, width=width, height=height, **options)
     _, shape, _, opacities = scene
-    center = [np.array([[30.5, 30.5]] * 4, np.float32), shape[:4], np.eye(4, 3, dtype=np.float32), np.ones(4, np.float32)]
+    center = [
+        np.array([[30.5, 30.5]] * 4, np.float32),
+        shape[:4],
+        np.eye(4, 3, dtype=np.float32),
+        np.ones(4, np.float32),
+    ]
     pixel = native.render(*center, width, height)[30, 30]
     np.testing.assert_allclose(pixel, [0.999, 0, 0], atol=1e-6)  # the second would leave 1e-6 of the light
     grad_image = np.zeros((height, width, 3), np.float32)
@@ -125,8 +130,8 @@ def twin_losses(image, foreground, means, u, v, c, shape_weight=0.2):
 
 def make_fit(seed, n, width, height):
     """image, foreground, means, u, v, c whose loss has no kink within rounding."""
-    for seed in range(seed, seed + 100):
-        random = np.random.default_rng(seed)
+    for attempt in range(seed, seed + 100):
+        random = np.random.default_rng(attempt)
         image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         foreground = random.random((height, width)) < 0.6
         means = random.uniform((-8, -8), (width + 8, height + 8), (n, 2))
@@ -146,7 +151,9 @@ def make_fit(seed, n, width, height):
 @pytest.mark.parametrize("shape_weight", [0.0, 0.2])
 def test_loss_and_gradients(n, width, height, shape_weight):
     image, foreground, *parameters = make_fit(0, n, width, height)
-    *losses, g_means, g_u, g_v, g_c = native.loss_and_gradients(image, foreground, *parameters, shape_weight=shape_weight)
+    *losses, g_means, g_u, g_v, g_c = native.loss_and_gradients(
+        image, foreground, *parameters, shape_weight=shape_weight
+    )
     leaves = [torch.from_numpy(part).double().requires_grad_() for part in parameters]
     render, shape = twin_losses(image, foreground, *leaves, shape_weight)
     (render + shape).backward()
@@ -316,106 +323,3 @@ def test_bad_inputs():
         native.fit(*fitting, iterations=-1)
     with pytest.raises(ValueError, match="fixed_means: 5"):
         native.fit(*fitting, iterations=1, fixed_means=5)
-
-
-def run_python(code, **environment):
-    environment = {key: value for key, value in {**os.environ, **environment}.items() if value is not None}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    return process
-
-
-def test_memory():
-    """20,000 Gaussians on 2048 x 3072 pixels, everything included, stay below 1 GiB."""
-    code = """
-import resource
-import numpy as np
-from GS2D import native
-random = np.random.default_rng(0)
-n, height, width = 20000, 2048, 3072
-image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-parts = random.uniform((0, 0), (width, height), (n, 2)), random.uniform(2, 6, (n, 2)), np.zeros((n, 1)), np.zeros((n, 3))
-native.fit(image, np.ones((height, width), bool), *parts, iterations=2)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-    process = run_python(code)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert int(output) < 2**20  # KiB
-
-
-def test_several_processes_build_at_once(tmp_path):
-    code = "from GS2D import native; native.load(); print('loaded')"
-    processes = [run_python(code, GST_CACHE=str(tmp_path / "new"), GST_CXXFLAGS="-O0") for _ in range(4)]
-    for process in processes:
-        output, errors = process.communicate(timeout=300)
-        assert (process.returncode, output.strip()) == (0, "loaded"), errors
-    assert [path.suffixes for path in (tmp_path / "new").iterdir()] == [[".so"]]
-
-
-def test_without_a_compiler(monkeypatch, tmp_path):
-    monkeypatch.setenv("GST_CACHE", str(tmp_path))
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(native.NativeUnavailable, match=r"no C\+\+ compiler found; install g\+\+ or `pip install ziglang`"):
-        build.build_library()
-
-
-@pytest.fixture
-def compiler(monkeypatch, tmp_path):
-    """Make a shell script the only compiler: ``compiler(body)``, in which $CXX is a real one."""
-    real = " ".join(build.compilers()[0])
-
-    def make(body):
-        script = tmp_path / "compiler"
-        script.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then echo 1; exit; fi\nCXX="{real}"\n{body}\n')
-        script.chmod(0o755)
-        monkeypatch.setattr(build, "compilers", lambda: [[str(script)]])
-        monkeypatch.setenv("GST_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("GST_CXXFLAGS", "-O0")
-
-    return make
-
-
-def test_compiler_that_fails(compiler, tmp_path):
-    compiler("echo 'engine.cpp:1: error: no such machine' >&2; exit 1")
-    with pytest.raises(native.NativeUnavailable, match="failed: engine.cpp:1: error: no such machine; install") as caught:
-        build.build_library()
-    assert "\n" not in str(caught.value) and not list((tmp_path / "cache").iterdir())
-
-
-@pytest.mark.parametrize("native_build", ["exit 1", "echo 'extern \"C\" int gst_render() { return 1; }' | $CXX -shared -xc++ - -o $out"])
-def test_portable_flags_where_the_processor_s_own_do_not_work(compiler, tmp_path, native_build):
-    """Neither a compiler that refuses -march=native nor a library that fails the self-test is the end."""
-    compiler(
-        f'for last; do out="$last"; done\ncase "$*" in *-march=native*) {native_build} ;; *) exec $CXX "$@" ;; esac'
-    )
-    path = build.build_library()
-    assert [path] == list((tmp_path / "cache").iterdir())
-
-
-@pytest.mark.skipif(os.environ.get("GST_SANITIZE") != "1", reason="slow; set GST_SANITIZE=1 to run the engine under sanitizers")
-def test_under_sanitizers(tmp_path):
-    """The tests above that call the engine, once more with AddressSanitizer and UndefinedBehaviorSanitizer in it (g++)."""
-    if not shutil.which("g++"):
-        pytest.skip("needs g++")
-    runtimes = [
-        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    environment = dict(
-        CXX="g++",
-        GST_CACHE=str(tmp_path),
-        GST_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1",
-        GST_SANITIZE=None,
-        LD_PRELOAD=":".join(runtimes),
-        ASAN_OPTIONS="detect_leaks=0",
-    )
-    chosen = "not build and not compiler and not portable"
-    code = f"import sys, pytest; sys.exit(pytest.main(['tests/test_native.py', '-s', '-k', '{chosen}']))"
-    process = run_python(code, **environment)
-    output, errors = process.communicate(timeout=900)
-    assert process.returncode == 0, output + errors
-    assert len(list(tmp_path.glob("native-*.so"))) == 1

@@ -55,18 +55,34 @@ def default_workers() -> int:
 
 
 def for_each(
-    function: Callable[[Any], Any], items: Sequence[Any], workers: int, description: str, *, threads: bool = False
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    workers: int,
+    description: str,
+    *,
+    threads: bool = False,
+    status: Callable[[Any], str] | None = None,
 ) -> Iterator[Outcome]:
     """Apply ``function`` to every item and yield the outcomes in the order of ``items``, with a progress bar.
 
     ``workers`` processes (``threads=True``: threads, for functions that release the interpreter's lock); with one worker
-    everything runs here. An ``OSError`` or ``ValueError`` concerns its item only and becomes an outcome's ``error``.
+    everything runs here. An ``OSError``, ``ValueError`` or ``MemoryError`` concerns its item only and becomes an outcome's
+    ``error``.
+    ``status`` turns a result into what the bar shows of it.
     """
-    with tqdm(total=len(items), desc=description, unit="img", disable=None, dynamic_ncols=True) as bar:
+    # In a log file a line a minute is enough.
+    interval = 0.1 if sys.stderr.isatty() else 60
+
+    def advance(outcome: Outcome) -> None:
+        if status and outcome.error is None:
+            bar.set_postfix_str(status(outcome.result), refresh=False)
+        bar.update()
+
+    with tqdm(total=len(items), desc=description, unit="img", mininterval=interval, dynamic_ncols=True) as bar:
         if workers <= 1 or len(items) <= 1:
             for item in items:
                 outcome = _attempt(function, item)
-                bar.update()
+                advance(outcome)
                 yield outcome
             return
         workers = min(workers, len(items))
@@ -79,7 +95,7 @@ def for_each(
         try:
             futures = [pool.submit(_attempt, function, item) for item in items]
             for future in futures:
-                future.add_done_callback(lambda _: bar.update())
+                future.add_done_callback(lambda done: done.cancelled() or done.exception() or advance(done.result()))
             for future in futures:
                 yield future.result()
         except concurrent.futures.process.BrokenProcessPool:
@@ -104,7 +120,7 @@ def report_failures(outcomes: Sequence[Outcome]) -> int:
 def _attempt(function: Callable[[Any], Any], item: Any) -> Outcome:
     try:
         return Outcome(item, function(item), None)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         if os.environ.get("GST_TRACEBACK"):
             raise
         return Outcome(item, None, one_line(error))

@@ -1,7 +1,7 @@
 """The CPU engine: drawing and fitting 2D Gaussians on one core, in C++.
 
-It computes what ``GS2D.rasterize.rasterize_reference`` and ``GS2D.fitting.loss_terms`` define, in float32. Every call uses one
-core and releases the GIL; threads and processes may call at once. The library is built on first use (``build.py``).
+It computes what ``GS2D.rasterize.rasterize_reference`` and ``GS2D.fitting.loss_terms`` define, in float32. Every call
+uses one core and releases the GIL; threads and processes may call at once. ``build.py`` compiles it on first use.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def load() -> ctypes.CDLL:
 
 
 def render(means, conics, colors, opacities, width: int, height: int) -> np.ndarray:
-    """Draw Gaussians given by means [N, 2], conics [N, 3], colors [N, 3] and opacities [N] -> float32 [height, width, 3].
+    """Draw Gaussians given by means [N, 2], conics [N, 3], colors [N, 3], opacities [N] -> float32 [height, width, 3].
 
-    Raises ``ValueError`` for other shapes, numbers that are not finite, and conics (a, b, c) that are not positive definite.
+    Raises ``ValueError`` for other shapes, numbers that are not finite, conics that are not positive definite.
     """
     arrays = _gaussians(means, conics, colors, opacities, width, height)
     image = np.empty((height, width, 3), np.float32)
@@ -52,7 +52,7 @@ def render(means, conics, colors, opacities, width: int, height: int) -> np.ndar
 
 
 def render_backward(means, conics, colors, opacities, width: int, height: int, grad_image) -> tuple[np.ndarray, ...]:
-    """Gradients by means, conics, colors and opacities of a function of ``render(...)`` with gradient [height, width, 3]."""
+    """Gradients by means, conics, colors, opacities of a function of the drawing whose gradient is ``grad_image``."""
     arrays = _gaussians(means, conics, colors, opacities, width, height)
     grad_image = _floats("grad_image", grad_image, height, width, 3)
     gradients = tuple(map(np.empty_like, arrays))
@@ -66,12 +66,16 @@ class _Target:
     def __init__(self, image: np.ndarray, foreground: np.ndarray) -> None:
         image, foreground = np.asarray(image), np.asarray(foreground)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ValueError(f"image: {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]; convert it to 8-bit RGB")
+            raise ValueError(
+                f"image: {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]; convert it to 8-bit RGB"
+            )
         self.height, self.width, _ = image.shape
         _check_size(self.width, self.height)
         if foreground.shape != image.shape[:2] or foreground.dtype not in (np.bool_, np.uint8):
             expected = f"bool or uint8 {list(image.shape[:2])}"
-            raise ValueError(f"foreground: {foreground.dtype} {list(foreground.shape)}, expected {expected} as the image has")
+            raise ValueError(
+                f"foreground: {foreground.dtype} {list(foreground.shape)}, expected {expected} as the image has"
+            )
         image, foreground = np.ascontiguousarray(image), np.ascontiguousarray(foreground).view(np.uint8)
         library, handle = load(), ctypes.c_void_p()
         _call(library.gst_target_new, image, foreground, self.width, self.height, ctypes.addressof(handle))
@@ -81,7 +85,7 @@ class _Target:
 
 @dataclass
 class FitState:
-    """What ``fit`` carries from one call to the next: the image in the engine's layout, Adam's moments [2, N, 8], its step."""
+    """What ``fit`` carries between calls: the image in the engine's layout, Adam's moments [2, N, 8] and its step."""
 
     target: _Target | None = None
     moments: np.ndarray | None = None
@@ -105,12 +109,12 @@ def fit(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, float, int]:
     """Run Adam (betas 0.9 and 0.999, eps 1e-8) on the loss of ``loss_and_gradients``; every Gaussian has opacity 1.
 
-    The first ``fixed_means`` means stay where they are (default: all). With a ``state``, empty at the first call, a fit may be
-    cut into several calls on the same image; the parameters come out the same, bit for bit.
+    The first ``fixed_means`` means stay where they are (default: all). With a ``state``, empty at the first call, a fit
+    may be cut into several calls on the same image; the parameters come out the same, bit for bit.
 
-    Returns means, u, v, c, the render loss and the shape loss that the last iteration started from (as the released code
-    reports them; NaN for 0 iterations), and the iterations done. Raises ``ValueError`` for other shapes or numbers that are not
-    finite.
+    Returns means, u, v, c, the render loss and the shape loss that the last iteration started from (as the released
+    code reports them; NaN for 0 iterations), and the iterations done. Raises ``ValueError`` for other shapes or numbers
+    that are not finite.
     """
     state = state or FitState()
     target = state.target = state.target or _Target(image, foreground)
@@ -119,7 +123,9 @@ def fit(
     if state.moments is None:
         state.moments = np.zeros((2, n, 8), np.float32)
     if (target.height, target.width, state.moments.shape[1]) != (*np.shape(image)[:2], n):
-        raise ValueError(f"state: is of a fit of {state.moments.shape[1]} Gaussians on {target.width} x {target.height} pixels")
+        raise ValueError(
+            f"state: is of a fit of {state.moments.shape[1]} Gaussians on {target.width} x {target.height} pixels"
+        )
     fixed_means = n if fixed_means is None else fixed_means
     if not (iterations >= 0 and 0 <= fixed_means <= n):
         raise ValueError(f"iterations: {iterations}, fixed_means: {fixed_means}; expected >= 0, and 0 to {n}")
@@ -136,8 +142,8 @@ def loss_and_gradients(
     """Render loss, shape loss, and the gradients of their sum by means [N, 2], u [N, 2], v [N, 1] and c [N, 3].
 
     image uint8 [H, W, 3], foreground bool or uint8 [H, W]; scales relu(u) + 1, rotation pi sigmoid(v), rgb sigmoid(c).
-    Render loss: sum |drawing - image| over the foreground plus sum |drawing| over the background, divided by the number of
-    foreground values; 0 without foreground. Shape loss: shape_weight max relu(max(u1 / u2, u2 / u1) - max_ratio).
+    Render loss: sum |drawing - image| over the foreground plus sum |drawing| over the background, divided by the number
+    of foreground values; 0 without foreground. Shape loss: shape_weight max relu(max(u1 / u2, u2 / u1) - max_ratio).
     """
     target, params = _Target(image, foreground), _parameters(means, u, v, c, finite=True)
     losses, gradients = np.empty(2), np.empty_like(params)
@@ -169,7 +175,12 @@ def _columns(params: np.ndarray) -> list[np.ndarray]:
 def _gaussians(means, conics, colors, opacities, width: int, height: int) -> list[np.ndarray]:
     _check_size(width, height)
     n = len(means)
-    shapes = (("means", means, (n, 2)), ("conics", conics, (n, 3)), ("colors", colors, (n, 3)), ("opacities", opacities, (n,)))
+    shapes = (
+        ("means", means, (n, 2)),
+        ("conics", conics, (n, 3)),
+        ("colors", colors, (n, 3)),
+        ("opacities", opacities, (n,)),
+    )
     arrays = [_floats(name, array, *shape) for name, array, shape in shapes]
     a, b, c = arrays[1].astype(np.float64).T
     bad = np.flatnonzero(~((a > 0) & (c > 0) & (a * c > b * b)))
@@ -184,8 +195,10 @@ def _floats(name: str, array, *shape: int, finite: bool = True) -> np.ndarray:
     array = array.reshape(shape) if array.size == 0 == np.prod(shape) else array
     if array.shape != shape:
         raise ValueError(f"{name}: shape {list(array.shape)}, expected {list(shape)}")
-    bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1)) if finite and array.size else array[:0]
-    if len(bad):
+    if not finite or array.size == 0:
+        return array
+    bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+    if bad.size:
         raise ValueError(f"{name}: row {bad[0]} is {array[bad[0]].tolist()}; expected finite numbers")
     return array
 

@@ -1,7 +1,8 @@
 """Compiles the engine on first use, with whatever C++ compiler the machine has.
 
-The library lies in ``$GST_CACHE``, ``$XDG_CACHE_HOME/gst`` or ``~/.cache/gst``, under a name that is a hash of the sources,
-the flags, the compiler and the processor. ``$CXX`` chooses the compiler; ``$GST_CXXFLAGS`` is appended to the flags.
+The library lies in ``$GST_CACHE``, ``$XDG_CACHE_HOME/gst`` or ``~/.cache/gst``, under a name that is a hash of the
+sources, the flags, the compiler and the processor. ``$CXX`` chooses the compiler; ``$GST_CXXFLAGS`` is appended to the
+flags.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 SOURCES = [Path(__file__).with_name(name) for name in ("engine.cpp", "scene.hpp")]
 # No -ffast-math: NaN has to compare as NaN. Contraction to fused multiply-adds is most of what it would bring.
 FLAGS = "-O3 -std=c++17 -shared -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=fast"
-# One opaque Gaussian of standard deviation 2 at the center of pixel (8, 8), looked at there and two pixels to the right.
+# An opaque Gaussian of standard deviation 2 in the center of pixel (8, 8), looked at there and two pixels to the right.
 SELF_TEST = """
 import ctypes, math, sys
 floats = lambda *values: (ctypes.c_float * len(values))(*values)

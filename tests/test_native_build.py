@@ -1,0 +1,123 @@
+"""The native engine: its build (several processes at once, no compiler, a poor one), its memory, sanitizers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from GS2D import native
+from GS2D.native import build
+
+ROOT = Path(__file__).parents[1]
+
+if not build.compilers():
+    pytest.skip("no C++ compiler here", allow_module_level=True)
+
+
+def run_python(code, **environment):
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **environment}, **pipes)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_memory():
+    """20,000 Gaussians on 2048 x 3072 pixels, everything included, stay below 1 GiB."""
+    code = r"""
+import re
+import numpy as np
+from GS2D import native
+random = np.random.default_rng(0)
+n, height, width = 20000, 2048, 3072
+image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+means, u = random.uniform((0, 0), (width, height), (n, 2)), random.uniform(2, 6, (n, 2))
+native.fit(image, np.ones((height, width), bool), means, u, np.zeros((n, 1)), np.zeros((n, 3)), iterations=2)
+print(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])
+"""
+    process = run_python(code)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert int(output) < 2**20  # KiB
+
+
+def test_several_processes_build_at_once(tmp_path):
+    code = "from GS2D import native; native.load(); print('loaded')"
+    processes = [run_python(code, GST_CACHE=str(tmp_path / "new"), GST_CXXFLAGS="-O0") for _ in range(4)]
+    for process in processes:
+        output, errors = process.communicate(timeout=300)
+        assert (process.returncode, output.strip()) == (0, "loaded"), errors
+    assert [path.suffixes for path in (tmp_path / "new").iterdir()] == [[".so"]]
+
+
+def test_without_a_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("GST_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        native.NativeUnavailable, match=r"no C\+\+ compiler found; install g\+\+ or `pip install ziglang`"
+    ):
+        build.build_library()
+
+
+@pytest.fixture
+def compiler(monkeypatch, tmp_path):
+    """Make a shell script the only compiler: ``compiler(body)``, in which $CXX is a real one."""
+    real = " ".join(build.compilers()[0])
+
+    def make(body):
+        script = tmp_path / "compiler"
+        script.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then echo 1; exit; fi\nCXX="{real}"\n{body}\n')
+        script.chmod(0o755)
+        monkeypatch.setattr(build, "compilers", lambda: [[str(script)]])
+        monkeypatch.setenv("GST_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("GST_CXXFLAGS", "-O0")
+
+    return make
+
+
+def test_compiler_that_fails(compiler, tmp_path):
+    compiler("echo 'engine.cpp:1: error: no such machine' >&2; exit 1")
+    message = "failed: engine.cpp:1: error: no such machine; install"
+    with pytest.raises(native.NativeUnavailable, match=message) as caught:
+        build.build_library()
+    assert "\n" not in str(caught.value) and not list((tmp_path / "cache").iterdir())
+
+
+WRONG_LIBRARY = "echo 'extern \"C\" int gst_render() { return 1; }' | $CXX -shared -xc++ - -o $out"
+
+
+@pytest.mark.parametrize("answer", ["exit 1", WRONG_LIBRARY], ids=["refuses", "builds what fails the self-test"])
+def test_portable_flags_where_march_native_does_not_work(compiler, tmp_path, answer):
+    compiler(f'for out; do :; done\ncase "$*" in *-march=native*) {answer} ;; *) exec $CXX "$@" ;; esac')
+    path = build.build_library()
+    assert [path] == list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.skipif(
+    os.environ.get("GST_SANITIZE") != "1", reason="slow; set GST_SANITIZE=1 to run the engine under sanitizers"
+)
+def test_under_sanitizers(tmp_path):
+    """tests/test_native.py once more, with AddressSanitizer and UndefinedBehaviorSanitizer in the engine (g++)."""
+    if not shutil.which("g++"):
+        pytest.skip("needs g++")
+    runtimes = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = dict(
+        CXX="g++",
+        GST_CACHE=str(tmp_path),
+        GST_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1",
+        LD_PRELOAD=":".join(runtimes),
+        ASAN_OPTIONS="detect_leaks=0",
+    )
+    code = "import sys, pytest; sys.exit(pytest.main(['tests/test_native.py', '-s']))"
+    process = run_python(code, **environment)
+    output, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, output + errors
+    assert len(list(tmp_path.glob("native-*.so"))) == 1
