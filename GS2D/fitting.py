@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from GS2D.gaussians import Gaussians2D
-from GS2D.rasterize import conics, draw, rasterize, resolve_backend
+from GS2D.rasterize import ALPHA_MIN, conics, draw, resolve_backend
 
 SHAPE_WEIGHT = 0.2  # weight of the elongation penalty
 MAX_RATIO = 1.5  # elongation that is not punished
@@ -130,12 +130,15 @@ def mask_scales(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def foreground(points: np.ndarray, height: int, width: int) -> np.ndarray:
     """Pixels that an isotropic Gaussian of ``mask_scales`` reaches (alpha >= 1/255) from some point; bool [H, W]."""
-    if len(points) == 0:
-        return np.zeros((height, width), bool)
-    scales = torch.from_numpy(mask_scales(points, height, width)).float()[:, None].expand(-1, 2)
-    white = torch.ones(len(points), 3)
-    dots = Gaussians2D(points, scales, torch.zeros(len(points), 1), white)
-    return (rasterize(dots, width, height, backend="reference")[:, :, 0] > 0).numpy()
+    mask = np.zeros((height, width), bool)
+    # alpha = exp(-d^2 / (2 s0^2)) >= 1/255 within this many pixels.
+    reaches = mask_scales(points, height, width) * math.sqrt(-2 * math.log(ALPHA_MIN))
+    for (x, y), reach in zip(np.asarray(points, np.float64).tolist(), reaches.tolist()):
+        left, right = (min(max(math.floor(v), 0), width) for v in (x - reach, x + reach + 1))
+        top, bottom = (min(max(math.floor(v), 0), height) for v in (y - reach, y + reach + 1))
+        dx, dy = np.arange(left, right) + 0.5 - x, np.arange(top, bottom) + 0.5 - y
+        mask[top:bottom, left:right] |= dx * dx + (dy * dy)[:, None] <= reach * reach
+    return mask
 
 
 def loss_terms(parameters: Parameters, image: Tensor, mask: Tensor, backend: str) -> tuple[Tensor, Tensor]:

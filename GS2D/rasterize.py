@@ -105,8 +105,13 @@ def rasterize_reference(
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
     background = colors.sum() * 0 + means.sum() * 0  # keeps the graph where nothing is drawn
     canvas = torch.zeros(tiles_y * tiles_x, TILE * TILE, 3, dtype=means.dtype, device=means.device) + background
-    for tiles, members in _tile_lists(means.detach(), conics.detach(), opacities.detach(), tiles_x, tiles_y):
-        canvas = canvas.index_copy(0, tiles, _draw_tiles(tiles, members, means, conics, colors, opacities, tiles_x))
+    parts = [
+        (tiles, _draw_tiles(tiles, members, means, conics, colors, opacities, tiles_x))
+        for tiles, members in _tile_lists(means.detach(), conics.detach(), opacities.detach(), tiles_x, tiles_y)
+    ]
+    if parts:
+        tiles, pixels = map(torch.cat, zip(*parts))
+        canvas = canvas.index_copy(0, tiles, pixels)
     canvas = canvas.reshape(tiles_y, tiles_x, TILE, TILE, 3).transpose(1, 2).reshape(tiles_y * TILE, tiles_x * TILE, 3)
     return canvas[:height, :width]
 

@@ -302,7 +302,7 @@ def _half_widths(sigma: Tensor, angles: Tensor) -> Tensor:
 
 
 def _visited_tiles(points: Tensor, boxes: Tensor, grid: tuple[int, int], stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tiles with a cell centre in points +- boxes [B, N, 2] -> sample, tile, n, sorted: [T]. A byte each while looking."""
+    """Tiles with a cell centre in points +- boxes [B, N, 2] -> sample, tile, n, sorted, each [T]."""
     reach = boxes + (TILE - 1) / 2 * stride
     near = []
     for axis, count in enumerate(reversed(_tile_counts(grid, TILE))):

@@ -19,7 +19,7 @@ from utils.cli import run_script
 from utils.config import make_parser
 from utils.evaluation import Result, density_map, mae_mse, predict
 from utils.figures import save_density_figure, save_gaussians_figure
-from utils.files import atomic_write, gaussians_path, list_images, points_path, read_points
+from utils.files import atomic_write, gaussians_path, list_images, make_folder, points_path, read_points
 
 
 def mean_density(raw_folder: Path) -> float:
@@ -37,6 +37,7 @@ def main() -> None:
     for option in ("--raw", "--data-dir", "--save-path", "--out"):
         parser.add_argument(option, type=Path, required=True)
     arguments = parser.parse_args()
+    make_folder(arguments.out)
 
     fullest = max(list_images(arguments.data_dir / "train"), key=lambda path: len(read_points(points_path(path))))
     gaussians = Gaussians2D.load(gaussians_path(fullest))
@@ -51,7 +52,8 @@ def main() -> None:
     results, guesses = [], []
     for path, sample in zip(list_images(arguments.data_dir / "test"), samples):
         density = density_map(predict(model, sample.image)).numpy()
-        save_density_figure(arguments.out / f"density_{path.stem}.png", load_image(path), read_points(points_path(path)), density)
+        picture = arguments.out / f"density_{path.stem}.png"
+        save_density_figure(picture, path.stem, load_image(path), read_points(points_path(path)), density)
         results.append(Result(path.name, sample.count, float(density.sum())))
         guesses.append(Result(path.name, sample.count, constant * density.size))
 

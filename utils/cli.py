@@ -54,6 +54,11 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def refresh_seconds() -> float:
+    """How often a progress bar is drawn: all the time on a terminal, once a minute in a log file."""
+    return 0.1 if sys.stderr.isatty() else 60
+
+
 def for_each(
     function: Callable[[Any], Any],
     items: Sequence[Any],
@@ -70,15 +75,12 @@ def for_each(
     ``error``.
     ``status`` turns a result into what the bar shows of it.
     """
-    # In a log file a line a minute is enough.
-    interval = 0.1 if sys.stderr.isatty() else 60
-
     def advance(outcome: Outcome) -> None:
         if status and outcome.error is None:
             bar.set_postfix_str(status(outcome.result), refresh=False)
         bar.update()
 
-    with tqdm(total=len(items), desc=description, unit="img", mininterval=interval, dynamic_ncols=True) as bar:
+    with tqdm(total=len(items), desc=description, unit="img", mininterval=refresh_seconds(), dynamic_ncols=True) as bar:
         if workers <= 1 or len(items) <= 1:
             for item in items:
                 outcome = _attempt(function, item)

@@ -39,7 +39,7 @@ def truth_density(points: np.ndarray, height: int, width: int) -> np.ndarray:
     """Points [N, 2] as a density [H, W] for looking at; its sum is the number of points inside the image."""
     dots = np.zeros((height, width))
     np.add.at(dots, (np.clip(points[:, 1].astype(int), 0, height - 1), np.clip(points[:, 0].astype(int), 0, width - 1)), 1)
-    return gaussian_filter(dots, TRUTH_SIGMA, mode="nearest")
+    return gaussian_filter(dots, TRUTH_SIGMA, mode="reflect")  # at the border the only mode that keeps the sum
 
 
 def save_gaussians_figure(path: Path, image: np.ndarray, means: np.ndarray, scales: np.ndarray, rotations: np.ndarray) -> None:
@@ -52,17 +52,18 @@ def save_gaussians_figure(path: Path, image: np.ndarray, means: np.ndarray, scal
     _save(figure, path)
 
 
-def save_density_figure(path: Path, image: np.ndarray, points: np.ndarray, predicted: np.ndarray) -> None:
-    """The photograph with its annotations, their density and the predicted one ([H, W]), on one colour scale."""
-    truth = truth_density(points, *image.shape[:2])
-    figure = Figure(figsize=(15, 15 * image.shape[0] / image.shape[1] / 3 + 0.4), layout="constrained", dpi=110)
-    photograph, left, right = figure.subplots(1, 3)
-    show_image(photograph, image, path.stem, points)
-    scale = {"vmin": 0, "vmax": max(truth.max(), predicted.max(), 1e-12), "cmap": "viridis"}
-    for axes, density, title in ((left, truth, f"truth: {len(points)}"), (right, predicted, f"predicted: {predicted.sum():.1f}")):
-        axes.imshow(density, **scale)
+def save_density_figure(path: Path, name: str, image: np.ndarray, points: np.ndarray, predicted: np.ndarray) -> None:
+    """The photograph with its annotations, their density and the predicted one ([H, W]), each with its own colour scale."""
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(16, 15 * height / width / 3 + 0.4), layout="constrained", dpi=100)
+    photograph, *panels = figure.subplots(1, 3)
+    show_image(photograph, image, f"{name}: {len(points)} annotations", points)
+    titles = f"truth (smoothed): {len(points)}", f"predicted: {predicted.sum():.1f}"
+    for axes, density, title in zip(panels, (truth_density(points, height, width), predicted), titles):
+        shown = axes.imshow(density, vmin=0, cmap="viridis")
         axes.set(xticks=[], yticks=[])
         axes.set_title(title, fontsize=9)
+        figure.colorbar(shown, ax=axes, shrink=0.8, label="objects per pixel")
     _save(figure, path)
 
 

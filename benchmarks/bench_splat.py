@@ -1,0 +1,122 @@
+"""Cost of fitting Gaussians: nanoseconds for each covered pixel-Gaussian pair and iteration, by backend.
+
+    python benchmarks/bench_splat.py [--gaussians 50 800 5000 20000] [--backends native reference gsplat]
+
+A pair is covered when the pixel lies within the Gaussian's 1/255 footprint, an ellipse of 34.8 s1 s2 pixels. A time includes
+drawing, loss, backward pass, chain rule and optimiser step. Scenes are generated: random means, standard deviations of 3 to
+7 px, on an image that grows with their number. Also: the gain from a second worker, and what UCF-QNRF's training images
+would take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from GS2D.fitting import FitConfig, Parameters, foreground, optimise
+from GS2D.rasterize import resolve_backend
+
+SIZES = {50: (384, 512), 800: (1024, 1536), 5000: (2048, 3072), 20000: (2048, 3072)}  # Gaussians -> height, width
+STANDING = 1e-9  # learning rate: the work of every step is done, but scales, and so the number of pairs, stay what they are
+FOOTPRINT = 2 * math.pi * math.log(255)  # pixels of a Gaussian with s1 = s2 = 1: the ellipse q <= log 255
+# UCF-QNRF (Idrees et al., ECCV 2018): 1,251,642 annotations in 1535 images, 1081 of which are usually trained on.
+QNRF_IMAGES, QNRF_POINTS_PER_IMAGE = 1081, 815
+
+
+def scene(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, Parameters, float]:
+    """An image, its foreground, Gaussians of 3 to 7 px in the middle of a fit, and how many pairs they cover."""
+    height, width = SIZES.get(count, (2048, 3072))
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    image = np.ascontiguousarray(coarse.repeat(16, axis=0).repeat(16, axis=1))
+    means = random.uniform((0, 0), (image.shape[1], image.shape[0]), (count, 2)).astype(np.float32)
+    scales = random.uniform(3, 7, (count, 2))
+    others = random.uniform(-1, 1, (count, 1)), random.uniform(-1, 1, (count, 3))
+    tensors = (torch.from_numpy(np.asarray(a, np.float32)) for a in (means, scales - 1, *others))
+    pairs = FOOTPRINT * scales.prod(axis=1).sum()
+    return image, foreground(means, *image.shape[:2]), Parameters(*tensors), pairs
+
+
+def seconds_per_iteration(count: int, backend: str, repeats: int) -> tuple[float, float]:
+    """(median seconds of an iteration, covered pairs); a longer and a shorter fit, so that the start does not count."""
+    image, mask, start, pairs = scene(count, seed=count)
+    # About half a second of work for the native engine, a few iterations for the others.
+    few, many = (5, 5 + max(10, int(1e8 / pairs))) if backend == "native" else (1, 4)
+    synchronize = torch.cuda.synchronize if backend == "gsplat" else lambda: None
+
+    def run(iterations: int) -> float:
+        begin = time.perf_counter()
+        optimise(image, mask, start, count, FitConfig(iterations, learning_rate=STANDING), backend)
+        synchronize()
+        return time.perf_counter() - begin
+
+    run(1)
+    return statistics.median((run(many) - run(few)) / (many - few) for _ in range(repeats)), pairs
+
+
+def throughput(workers: int, count: int, fits: int) -> float:
+    """Fits in a second of scenes with ``count`` Gaussians, by ``workers`` threads."""
+    scenes = [scene(count, seed) for seed in range(workers)]
+
+    def fit(index: int) -> None:
+        image, mask, start, _ = scenes[index % workers]
+        optimise(image, mask, start, count, FitConfig(400, learning_rate=STANDING), "native")
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        list(pool.map(fit, range(workers)))  # the threads exist and the caches are warm
+        begin = time.perf_counter()
+        list(pool.map(fit, range(fits)))
+        return fits / (time.perf_counter() - begin)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gaussians", type=int, nargs="+", default=list(SIZES), help="numbers of Gaussians")
+    parser.add_argument("--backends", nargs="+", default=["native", "reference"], choices=("native", "reference", "gsplat"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--reference-up-to", type=int, default=5000, help="largest scene that the reference draws")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if torch.cuda.is_available() and "gsplat" not in arguments.backends:
+        arguments.backends.append("gsplat")
+
+    native: dict[int, float] = {}
+    print(f"{'Gaussians':>9} {'image':>11} {'pairs':>11} {'backend':>10} {'ms/iteration':>13} {'ns/pair':>8} {'vs native':>9}")
+    for count in arguments.gaussians:
+        for backend in arguments.backends:
+            if backend == "reference" and count > arguments.reference_up_to:
+                continue
+            seconds, pairs = seconds_per_iteration(count, resolve_backend(backend), arguments.repeats if backend == "native" else 1)
+            native.setdefault(count, seconds if backend == "native" else math.nan)
+            height, width = SIZES.get(count, (2048, 3072))
+            print(
+                f"{count:9} {f'{width}x{height}':>11} {pairs:11.0f} {backend:>10} {seconds * 1e3:13.3f} "
+                f"{seconds / pairs * 1e9:8.2f} {seconds / native[count]:9.1f}",
+                flush=True,
+            )
+    if "native" in arguments.backends:
+        pairs_of_speed = [(throughput(1, 800, 3), throughput(2, 800, 6)) for _ in range(5)]
+        gain = statistics.median(two / one for one, two in pairs_of_speed)
+        one = statistics.median(one for one, _ in pairs_of_speed)
+        print(f"two workers do {gain:.2f} times the fits of one (800 Gaussians, 400 iterations, {one:.2f} fits/s)")
+        if 800 in native:
+            hours = QNRF_IMAGES * native[800] * 4000 * QNRF_POINTS_PER_IMAGE / 800 / 3600
+            print(
+                f"UCF-QNRF at {native[800] / 800 * 1e6:.2f} us for each Gaussian and iteration: {hours:.1f} core hours for "
+                f"{QNRF_IMAGES} images of {QNRF_POINTS_PER_IMAGE} points, {QNRF_IMAGES / hours * 2:.0f} images an hour on two cores"
+            )
+
+
+if __name__ == "__main__":
+    main()

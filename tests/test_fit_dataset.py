@@ -1,0 +1,201 @@
+"""Fitting a data set: shares, restarts, kills, the loss table, images and points of all kinds."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.images import load_image
+from GS2D.fit_dataset import FitJob, fit_file, image_seed, write_results
+from GS2D.fitting import FitConfig, fit_image
+from GS2D.gaussians import Gaussians2D
+from GS2D.rasterize import resolve_backend
+from utils.sharding import Shard, detect_shard, parse_shard
+
+ROOT = Path(__file__).resolve().parents[1]
+TREES = ROOT / "examples" / "trees" / "Train"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Eight images cut from the trees, with 0 to 12 points each."""
+    folder = tmp_path / "data" / "train"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    image = load_image(TREES / "img_0002.jpg")
+    for i, count in enumerate((12, 3, 0, 1, 8, 5, 2, 10)):
+        left, top = random.integers(0, 400, 2)
+        Image.fromarray(image[top : top + 96, left : left + 128]).save(folder / f"IMG_{i:04}.jpg")
+        np.save(folder / f"IMG_{i:04}.npy", np.c_[random.uniform((0, 0), (128, 96), (count, 2)), np.full(count, 20)])
+    return folder.parent
+
+
+def fit(data, *options, check=True):
+    command = [sys.executable, "2dgs_counting_1gs_gsplat.py", "--root-path", data, "--num-epochs", 200, *options]
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=check, timeout=300)
+
+
+def files(data):
+    return {path.name: path.read_bytes() for path in (data / "train" / "gs_params").iterdir()}
+
+
+def test_shares_together_are_the_whole_and_the_table_is_complete(data, tmp_path):
+    other = Path(shutil.copytree(data, tmp_path / "other"))
+    fit(data)
+    out = fit(other, "--shard", "2/2").stdout
+    assert "train (share 2 of 2): 4 images" in out and len(list((other / "train" / "gs_params").glob("*.h5"))) == 4
+    fit(other, "--shard", "1/2", "--workers", 1)
+    assert files(other) == files(data) and len(files(data)) == 9
+    with (data / "train" / "gs_params" / "loss_results.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows] == [f"IMG_{i:04}_gs_params.h5" for i in range(8)] and all(len(row) == 3 for row in rows)
+    assert float(rows[0][1]) > 0 and float(rows[2][1]) == 0  # without points nothing is fitted
+
+
+def test_killed_at_any_moment_and_run_again_the_files_are_the_same(data, tmp_path):
+    whole = Path(shutil.copytree(data, tmp_path / "whole"))
+    fit(whole, "--num-epochs", 3000)
+    kills = int(os.environ.get("GST_KILLS", 3))
+    command = [sys.executable, "2dgs_counting_1gs_gsplat.py", "--root-path", str(data), "--num-epochs", "3000"]
+    random = np.random.default_rng(int(os.environ.get("GST_SEED", 1)))
+    for _ in range(kills):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+        process.stdout.readline()  # the fits begin
+        time.sleep(random.uniform(0, 0.5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for path in (data / "train" / "gs_params").glob("[!.]*.h5"):
+            Gaussians2D.load(path)
+    fit(data, "--num-epochs", 3000)
+    assert files(data) == files(whole)
+
+
+def test_interrupted_it_leaves_whole_files_and_says_how_to_go_on(data):
+    command = [sys.executable, "2dgs_counting_1gs_gsplat.py", "--root-path", str(data), "--num-epochs", "30000", "--workers", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process.stdout.readline()
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "the same command goes on" in err and "Traceback" not in err
+    assert not list(data.rglob("*.partial*"))
+    for path in (data / "train" / "gs_params").glob("*.h5"):
+        Gaussians2D.load(path)
+
+
+def test_other_points_and_other_settings_are_noticed(data):
+    fit(data, "--splits", "train")
+    points = np.load(data / "train" / "IMG_0000.npy")
+    np.save(data / "train" / "IMG_0000.npy", points + 3)
+    done = fit(data, "--seed", 5, check=False)
+    assert done.returncode == 1 and "IMG_0000_gs_params.h5: its means are not the points of" in done.stderr
+    assert "7 of them were fitted with other settings; --overwrite fits them again" in done.stdout
+    assert "7 images" not in fit(data, "--overwrite", "--seed", 5).stderr
+    np.testing.assert_allclose(Gaussians2D.load(data / "train" / "gs_params" / "IMG_0000_gs_params.h5").means, points[:, :2] + 3, rtol=1e-6)
+
+
+def test_rows_of_files_without_losses_are_kept(tmp_path):
+    Gaussians2D.from_params(np.ones((2, 8))).save(tmp_path / "a_gs_params.h5")
+    Gaussians2D.from_params(np.ones((2, 8))).save(tmp_path / "b_gs_params.h5", attributes={"render_loss": 0.5, "shape_loss": 0})
+    (tmp_path / "loss_results.csv").write_text("a_gs_params.h5,0.125,0\nb_gs_params.h5,9,9\n")
+    write_results(tmp_path)
+    assert (tmp_path / "loss_results.csv").read_text() == "a_gs_params.h5,0.125,0\nb_gs_params.h5,0.5,0\n"
+
+
+def test_downsampling_gives_scales_in_pixels_of_the_whole_image(tmp_path):
+    random = np.random.default_rng(3)
+    yy, xx = np.mgrid[:128, :160]
+    blob = np.exp(-((xx - 80) ** 2 / (2 * 12**2) + (yy - 64) ** 2 / (2 * 8**2)))
+    Image.fromarray((blob[..., None] * 255).repeat(3, axis=2).astype(np.uint8)).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", np.array([[80.0, 64.0]]))
+    scales = []
+    for downsample in (1, 2):
+        job = FitJob(tmp_path / "a.png", tmp_path / "a.npy", tmp_path / "a.h5", FitConfig(use_background_mask=False), "auto", int(random.integers(9)), downsample)
+        fit_file(job)
+        scales.append(np.sort(Gaussians2D.load(tmp_path / "a.h5").scales.numpy()[0]))
+        np.testing.assert_array_equal(Gaussians2D.load(tmp_path / "a.h5").means, [[80, 64]])
+    np.testing.assert_allclose(scales[0], [8, 12], rtol=0.1)
+    np.testing.assert_allclose(scales[1], scales[0], rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.new("RGB", (1, 1), "red"), None),
+        (Image.new("L", (20, 20), 99), None),
+        (Image.new("CMYK", (20, 20)), None),
+        (Image.fromarray(np.full((20, 20), 40000, np.uint16)), "more than 8 bits per channel"),
+    ],
+    ids=["1x1", "grey", "cmyk", "16-bit"],
+)
+def test_images_of_other_kinds(tmp_path, image, message):
+    path = tmp_path / ("a.jpg" if image.mode == "CMYK" else "a.png")
+    image.save(path)
+    np.save(tmp_path / "a.npy", np.array([[0.5, 0.5]]))
+    job = FitJob(path, tmp_path / "a.npy", tmp_path / "a.h5", FitConfig(iterations=20), "auto", 0, 1)
+    if message:
+        with pytest.raises(ValueError, match=message) as error:
+            fit_file(job)
+        assert str(path) in str(error.value) and not (tmp_path / "a.h5").exists()
+    else:
+        fit_file(job)
+        assert torch.isfinite(Gaussians2D.load(tmp_path / "a.h5").params).all()
+
+
+def test_a_very_large_image(tmp_path):
+    """100 million pixels: the cost is that of the Gaussians, not of the image."""
+    image = np.zeros((10000, 10000, 3), np.uint8)
+    image[4000:4020, 7000:7030] = 255
+    begin = time.perf_counter()
+    result = fit_image(image, np.array([[7015.0, 4010.0], [9999.5, 10000.0]]), FitConfig(iterations=50), backend=resolve_backend("native"))
+    assert torch.isfinite(result.gaussians.params).all() and time.perf_counter() - begin < 60
+
+
+def test_a_tolerance_ends_the_fit_early_at_nearly_the_same_loss():
+    pytest.importorskip("scipy.io")
+    from datasets.annotations import read_ucf
+
+    for stem in ("img_0003", "img_0006"):
+        image, points = load_image(TREES / f"{stem}.jpg"), read_ucf(TREES / f"{stem}_ann.mat")
+        whole = fit_image(image, points)
+        early = fit_image(image, points, FitConfig(tolerance=1e-3))
+        assert early.iterations <= 4000 / 3 and early.render_loss < 1.005 * whole.render_loss
+        again = fit_image(image, points, FitConfig(tolerance=1e-3))
+        assert torch.equal(again.gaussians.params, early.gaussians.params)
+
+
+def test_shares(monkeypatch):
+    items = list(range(10))
+    assert sorted(sum((Shard(i, 3).of(items) for i in range(3)), [])) == items
+    assert parse_shard("2/8") == Shard(1, 8)
+    for text in ("0/4", "5/4", "1", "a/b", "1/0", "-1/2"):
+        with pytest.raises(Exception, match="is no share i/n"):
+            parse_shard(text)
+    for name in [name for name in os.environ if name.startswith(("SLURM", "TORCHELASTIC"))] + ["RANK", "WORLD_SIZE"]:
+        monkeypatch.delenv(name, raising=False)
+    assert detect_shard() == Shard(0, 1)
+    for name, value in {"ID": 14, "MIN": 10, "COUNT": 3, "STEP": 2}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    assert detect_shard() == Shard(2, 3)
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 29500}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, str(value))
+    assert detect_shard() == Shard(2 * 2 + 1, 6, 1)
+    for name in [name for name in os.environ if name.startswith("SLURM_ARRAY")]:
+        monkeypatch.delenv(name)
+    assert detect_shard() == Shard(1, 2, 1)
+
+
+def test_seeds_depend_on_the_name_alone():
+    assert image_seed(0, "IMG_0001") == image_seed(0, "IMG_0001") != image_seed(0, "IMG_0002") != image_seed(1, "IMG_0002")
