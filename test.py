@@ -13,7 +13,7 @@ from tqdm import tqdm
 from datasets.crowd import Crowd
 from models import MODELS, build_model, load_weights, read_checkpoint
 from utils.checkpoint import describe
-from utils.cli import refresh_seconds, run_script
+from utils.cli import progress_options, run_script
 from utils.config import make_parser, number, parse_arguments
 from utils.device import single_device
 from utils.evaluation import evaluate, mae_mse
@@ -44,7 +44,7 @@ def main() -> None:
     load_weights(model, path)
     device = single_device(arguments.device)
     images = Crowd(arguments.data_dir, None, arguments.split, training=False)
-    samples = (images[i] for i in tqdm(range(len(images)), desc=arguments.split, unit="img", mininterval=refresh_seconds()))
+    samples = (images[i] for i in tqdm(range(len(images)), desc=arguments.split, unit="img", **progress_options()))
     results = evaluate(model.to(device), samples, device, arguments.window)
 
     for result in results:

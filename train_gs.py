@@ -21,7 +21,7 @@ from datasets.crowd import Batch, Crowd, collate
 from losses.transport import TransportedMassLoss, transport_kernels
 from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
 from utils.checkpoint import checkpoints, save_checkpoint, save_weights
-from utils.cli import refresh_seconds, run_script
+from utils.cli import progress_options, run_script
 from utils.config import make_parser, number, parse_arguments, save_arguments
 from utils.device import fabric_devices
 from utils.evaluation import evaluate, mae_mse
@@ -146,7 +146,7 @@ def main() -> None:
     )
 
     epochs = range(first_epoch, arguments.epochs)
-    progress = tqdm(epochs, desc="train", unit="epoch", disable=not fabric.is_global_zero, mininterval=refresh_seconds())
+    progress = tqdm(epochs, desc="train", unit="epoch", disable=not fabric.is_global_zero, **progress_options())
     for epoch in progress:
         train.set_epoch(epoch)
         # Order and dropout of an epoch depend on the seed and the epoch alone, so that a resumed run continues exactly.

@@ -37,7 +37,7 @@ def load_backbone(model: nn.Module, source: str | os.PathLike) -> None:
     if source == "none":
         return
     if source == "imagenet":
-        convolutions = _from_state_dict(_download_imagenet(), VGG19_Weights.IMAGENET1K_V1.url)
+        convolutions = _from_state_dict(_download_imagenet(), "torchvision's VGG19")
     elif not Path(source).is_file():
         raise FileNotFoundError(f'{source}: no such backbone file, give a VGG19 or VGG16 file, "imagenet" or "none"')
     elif h5py.is_hdf5(source):

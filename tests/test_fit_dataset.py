@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import ROOT, call
 from PIL import Image
 
 from datasets.images import load_image
@@ -23,7 +24,6 @@ from GS2D.gaussians import Gaussians2D
 from GS2D.rasterize import resolve_backend
 from utils.sharding import Shard, detect_shard, parse_shard
 
-ROOT = Path(__file__).resolve().parents[1]
 TREES = ROOT / "examples" / "trees" / "Train"
 
 
@@ -41,9 +41,8 @@ def data(tmp_path):
     return folder.parent
 
 
-def fit(data, *options, check=True):
-    command = [sys.executable, "2dgs_counting_1gs_gsplat.py", "--root-path", data, "--num-epochs", 200, *options]
-    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=check, timeout=300)
+def fit(data, *options, code=0):
+    return call("2dgs_counting_1gs_gsplat.py", "--root-path", data, "--num-epochs", 200, *options, code=code)
 
 
 def files(data):
@@ -53,7 +52,7 @@ def files(data):
 def test_shares_together_are_the_whole_and_the_table_is_complete(data, tmp_path):
     other = Path(shutil.copytree(data, tmp_path / "other"))
     fit(data)
-    out = fit(other, "--shard", "2/2").stdout
+    out, _ = fit(other, "--shard", "2/2")
     assert "train (share 2 of 2): 4 images" in out and len(list((other / "train" / "gs_params").glob("*.h5"))) == 4
     fit(other, "--shard", "1/2", "--workers", 1)
     assert files(other) == files(data) and len(files(data)) == 9
@@ -98,10 +97,10 @@ def test_other_points_and_other_settings_are_noticed(data):
     fit(data, "--splits", "train")
     points = np.load(data / "train" / "IMG_0000.npy")
     np.save(data / "train" / "IMG_0000.npy", points + 3)
-    done = fit(data, "--seed", 5, check=False)
-    assert done.returncode == 1 and "IMG_0000_gs_params.h5: its means are not the points of" in done.stderr
-    assert "7 of them were fitted with other settings; --overwrite fits them again" in done.stdout
-    assert "7 images" not in fit(data, "--overwrite", "--seed", 5).stderr
+    out, err = fit(data, "--seed", 5, code=1)
+    assert "IMG_0000_gs_params.h5: its means are not the points of" in err
+    assert "7 of them were fitted with other settings; --overwrite fits them again" in out
+    assert "8 to fit" in fit(data, "--overwrite", "--seed", 5)[0]
     np.testing.assert_allclose(Gaussians2D.load(data / "train" / "gs_params" / "IMG_0000_gs_params.h5").means, points[:, :2] + 3, rtol=1e-6)
 
 

@@ -54,9 +54,9 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def refresh_seconds() -> float:
-    """How often a progress bar is drawn: all the time on a terminal, once a minute in a log file."""
-    return 0.1 if sys.stderr.isatty() else 60
+def progress_options() -> dict[str, Any]:
+    """How a ``tqdm`` bar is drawn: all the time on a terminal; in a log file a line a minute, none for what is short."""
+    return {"dynamic_ncols": True} if sys.stderr.isatty() else {"mininterval": 60, "delay": 60}
 
 
 def for_each(
@@ -80,7 +80,7 @@ def for_each(
             bar.set_postfix_str(status(outcome.result), refresh=False)
         bar.update()
 
-    with tqdm(total=len(items), desc=description, unit="img", mininterval=refresh_seconds(), dynamic_ncols=True) as bar:
+    with tqdm(total=len(items), desc=description, unit="img", **progress_options()) as bar:
         if workers <= 1 or len(items) <= 1:
             for item in items:
                 outcome = _attempt(function, item)

@@ -1,0 +1,60 @@
+"""Running the project's scripts: as a user does, or inside the test's process, where nothing is imported again."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+from utils.cli import run_script
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*command, code=0, **environment):
+    """Run a script from the project's root in a process of its own -> (stdout, stderr)."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return _checked(done.returncode, done.stdout, done.stderr, code)
+
+
+def call(script, *arguments, code=0):
+    """The same in this process: the script's ``main`` behind ``run_script``."""
+    if script == "test.py":  # the standard library has a package of that name
+        spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / script)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        name = "GS2D/fit_dataset.py" if script.startswith("2dgs") else script
+        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    argv = [script, *map(str, arguments)]
+    with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run_script(module.main)
+        except SystemExit as stop:
+            status = stop.code or 0
+    return _checked(status, out.getvalue(), err.getvalue(), code)
+
+
+def _checked(status, out, err, expected):
+    assert status == expected, f"exit code {status}\n{out}\n{err}"
+    assert "Traceback" not in err
+    return out, err
+
+
+def errors(stderr):
+    """The error lines, argparse's among them."""
+    return [line for line in stderr.splitlines() if line.startswith("error: ") or ": error: " in line]
