@@ -72,7 +72,7 @@ def main() -> int:
         jobs += [KernelJob(image, kernel_options(arguments)) for image in images]
     if not jobs:
         raise FileNotFoundError(f"{folder}: holds no *_gs_params.h5 of an image beside it; run 2dgs_counting_1gs_gsplat.py first")
-    outcomes = list(for_each(build_kernel, jobs, arguments.workers, "kernels"))
+    outcomes = list(for_each(build_kernel, jobs, arguments.workers, "kernels", threads=True))
     built = [outcome.result for outcome in outcomes if outcome.result is not None]
     failed = sum(outcome.error is not None for outcome in outcomes)
     print(f"{len(built)} kernels built ({sum(built):,} stored shares), {len(jobs) - len(built) - failed} were up to date")
