@@ -1,6 +1,6 @@
 """Evaluate a checkpoint: MAE, MSE and the count of every image.
 
-    python test.py --save-path runs/qnrf_vgg/best_model.pth --data-dir data/UCF-Train-Val-Test --device 0
+python test.py --save-path runs/qnrf_vgg/best_model.pth --data-dir data/UCF-Train-Val-Test --device 0
 """
 
 from __future__ import annotations
@@ -24,11 +24,21 @@ def main() -> None:
     """Load, count, report."""
     parser = make_parser("Evaluate a checkpoint of this project or of the authors.")
     add = parser.add_argument
-    add("--save-path", "--save-dir", type=Path, required=True, help="a .pth or .tar file, or a run's folder (its best_model.pth)")
+    add(
+        "--save-path",
+        "--save-dir",
+        type=Path,
+        required=True,
+        help="a .pth or .tar file, or a run's folder (its best_model.pth)",
+    )
     add("--data-dir", type=Path, required=True, help="prepared data set")
     add("--split", choices=("test", "val", "train"), default="test", help="split to count")
     add("--model-name", choices=tuple(MODELS), help="network (default: what the file says of itself)")
-    add("--topk", type=number(float, 0, 1, above=True), help="vgg_trans: share of neighbours (default: the file's, or 0.3)")
+    add(
+        "--topk",
+        type=number(float, 0, 1, above=True),
+        help="vgg_trans: share of neighbours (default: the file's, or 0.3)",
+    )
     add("--device", default="auto", help="GPU id or cpu; auto: the first GPU if there is one")
     add("--window", type=number(int, 16), default=512, help="side of the windows that an image is cut into, pixels")
     add("--out", type=Path, help="folder for results.csv (image, truth, predicted, error)")
@@ -55,7 +65,9 @@ def main() -> None:
         with atomic_write(make_folder(arguments.out) / "results.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("image", "truth", "predicted", "error"))
-            writer.writerows((r.name, f"{r.truth:g}", f"{r.predicted:.4f}", f"{r.predicted - r.truth:.4f}") for r in results)
+            writer.writerows(
+                (r.name, f"{r.truth:g}", f"{r.predicted:.4f}", f"{r.predicted - r.truth:.4f}") for r in results
+            )
 
 
 if __name__ == "__main__":

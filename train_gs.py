@@ -1,6 +1,6 @@
 """Train a density network with the transported-mass loss of GST.
 
-    python train_gs.py --model-name vgg_trans --dataset qnrf --data-dir data/UCF-Train-Val-Test --device 0
+python train_gs.py --model-name vgg_trans --dataset qnrf --data-dir data/UCF-Train-Val-Test --device 0
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.crowd import Batch, Crowd, collate
-from losses.transport import TransportedMassLoss, transport_kernels
+from losses.transport import TransportedMassLoss, TransportKernel, transport_kernels
 from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
-from utils.checkpoint import checkpoints, save_checkpoint, save_weights
+from utils.checkpoint import save_checkpoint, save_weights
 from utils.cli import progress_options, run_script
 from utils.config import make_parser, number, parse_arguments, save_arguments
 from utils.device import fabric_devices
@@ -54,9 +54,26 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--window", type=number(int, 16), default=512, help="side of the evaluation windows, pixels")
     add("--num-workers", type=number(int, 0), default=2, help="processes that load images")
     add("--seed", type=number(int, 0, 2**32 - 1), default=4073, help="of weights, order, augmentation and dropout")
-    add("--topk", type=number(float, 0, 1, above=True), default=0.3, help="vgg_trans: share of tokens that are neighbours")
+    add(
+        "--topk",
+        type=number(float, 0, 1, above=True),
+        default=0.3,
+        help="vgg_trans: share of tokens that are neighbours",
+    )
     add("--usenum", type=number(int, 1), default=18, help="vgg_trans: number of in-degree embeddings")
-    add("--downsample-ratio", type=int, choices=(STRIDE,), default=STRIDE, help="pixels in a density cell (fixed by the networks)")
+    add(
+        "--downsample-ratio",
+        type=int,
+        choices=(STRIDE,),
+        default=STRIDE,
+        help="pixels in a density cell (fixed by the networks)",
+    )
+    add(
+        "--kernels",
+        choices=("online", "h5"),
+        default="online",
+        help="kernels: computed after each augmentation, or stored ones",
+    )
     add_kernel_options(add)
     arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS))
     if arguments.crop_size % 16:
@@ -71,7 +88,10 @@ def training_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Eq. 6 on one batch, plus the attention term of vgg_trans; and the predicted counts [B]."""
     density, attention = model(batch.images)
-    kernels = transport_kernels(batch.points, batch.scales, batch.rotations, crop_size, **kernel)
+    if batch.kernels[0] is None:
+        kernels = transport_kernels(batch.points, batch.scales, batch.rotations, crop_size, **kernel)
+    else:
+        kernels = [TransportKernel.from_csr(*stored[:4]).to(density.device) for stored in batch.kernels]
     loss = TransportedMassLoss()(density, kernels, batch.targets)
     if attention:
         loss = loss + ATTENTION_WEIGHT * attention_variance(attention).sum()
@@ -100,7 +120,12 @@ def train_epoch(
         errors += [float(count - target.sum()) for count, target in zip(counts, batch.targets)]
     mse = math.sqrt(sum(e * e for e in errors) / len(errors))
     seconds = time.perf_counter() - begin
-    return {"loss": sum(losses) / len(losses), "mae": sum(map(abs, errors)) / len(errors), "mse": mse, "seconds": seconds}
+    return {
+        "loss": sum(losses) / len(losses),
+        "mae": sum(map(abs, errors)) / len(errors),
+        "mse": mse,
+        "seconds": seconds,
+    }
 
 
 def main() -> None:
@@ -110,12 +135,14 @@ def main() -> None:
     fabric.launch()
     seed_everything(arguments.seed, verbose=False)
 
-    train = Crowd(arguments.data_dir, arguments.crop_size, "train", seed=arguments.seed)
+    stored = kernel_options(arguments) if arguments.kernels == "h5" else None
+    train = Crowd(arguments.data_dir, arguments.crop_size, "train", seed=arguments.seed, kernel_parameters=stored)
     val = Crowd(arguments.data_dir, arguments.crop_size, "val")
     folder = make_folder(arguments.save_dir)
     if fabric.is_global_zero:
         remove_stale_partials(folder)
         save_arguments(arguments, folder / "config.yml")
+        print("options: " + ", ".join(f"{key} {value}" for key, value in vars(arguments).items() if value is not None))
 
     model = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
     description = {key: getattr(arguments, key) for key in ("model_name", "topk", "usenum", "dataset", "crop_size")}
@@ -152,7 +179,11 @@ def main() -> None:
         # Order and dropout of an epoch depend on the seed and the epoch alone, so that a resumed run continues exactly.
         torch.manual_seed(arguments.seed + epoch)
         metrics = {"epoch": epoch, **train_epoch(fabric, model, optimizer, loader, epoch, arguments)}
-        if epoch >= arguments.val_start and (epoch - arguments.val_start) % arguments.val_every == 0 or epoch == arguments.epochs - 1:
+        if (
+            epoch >= arguments.val_start
+            and (epoch - arguments.val_start) % arguments.val_every == 0
+            or epoch == arguments.epochs - 1
+        ):
             results = evaluate(model, (val[i] for i in range(len(val))), fabric.device, arguments.window)
             metrics["val_mae"], metrics["val_mse"] = mae_mse(results)
             score = 2 * metrics["val_mse"] + metrics["val_mae"]

@@ -1,6 +1,6 @@
 """Compute the transport kernel of every fitted image once: gs_params/*.h5 -> kernels/*.h5.
 
-    python GS2D/build_kernels.py [--config FILE.yml] [--root-path P | --gs-dir P]
+python GS2D/build_kernels.py [--config FILE.yml] [--root-path P | --gs-dir P]
 """
 
 from __future__ import annotations
@@ -71,11 +71,15 @@ def main() -> int:
             remove_stale_partials(make_folder(kernel_path(images[0]).parent))
         jobs += [KernelJob(image, kernel_options(arguments)) for image in images]
     if not jobs:
-        raise FileNotFoundError(f"{folder}: holds no *_gs_params.h5 of an image beside it; run 2dgs_counting_1gs_gsplat.py first")
+        raise FileNotFoundError(
+            f"{folder}: holds no *_gs_params.h5 of an image beside it; run 2dgs_counting_1gs_gsplat.py first"
+        )
     outcomes = list(for_each(build_kernel, jobs, arguments.workers, "kernels", threads=True))
     built = [outcome.result for outcome in outcomes if outcome.result is not None]
     failed = sum(outcome.error is not None for outcome in outcomes)
-    print(f"{len(built)} kernels built ({sum(built):,} stored shares), {len(jobs) - len(built) - failed} were up to date")
+    print(
+        f"{len(built)} kernels built ({sum(built):,} stored shares), {len(jobs) - len(built) - failed} were up to date"
+    )
     return report_failures(outcomes)
 
 

@@ -86,7 +86,9 @@ def _check_fitted(job: FitJob) -> bool:
     points = read_points(job.points)[:, :2]
     remedy = "delete the former, or fit again with --overwrite"
     if len(gaussians) != len(points):
-        raise ValueError(f"{job.output}: {len(gaussians)} Gaussians, but {job.points} has {len(points)} points; {remedy}")
+        raise ValueError(
+            f"{job.output}: {len(gaussians)} Gaussians, but {job.points} has {len(points)} points; {remedy}"
+        )
     if not job.config.learn_means and np.abs(gaussians.means.numpy() - points).max(initial=0) > MOVED:
         raise ValueError(f"{job.output}: its means are not the points of {job.points}; {remedy}")
     return attributes.get("settings", settings(job)) == settings(job)
@@ -146,15 +148,28 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["train"], help="splits to fit")
     parser.add_argument("--num-epochs", type=number(int, 1), default=4000, help="iterations for each image")
     parser.add_argument("--learning-rate", type=number(float, 0, above=True), default=0.01, help="Adam's learning rate")
-    parser.add_argument("--downsample-ratio", type=number(float, 1), default=1, help="divide the image's size before the fit")
+    parser.add_argument(
+        "--downsample-ratio", type=number(float, 1), default=1, help="divide the image's size before the fit"
+    )
     parser.add_argument("--bk-num", type=number(int, 0), default=0, help="free background Gaussians to add")
     yes_no = argparse.BooleanOptionalAction
-    parser.add_argument("--use-bk-mask", action=yes_no, default=True, help="leave pixels far from every point out of the loss")
+    parser.add_argument(
+        "--use-bk-mask", action=yes_no, default=True, help="leave pixels far from every point out of the loss"
+    )
     parser.add_argument("--gt-points", action=yes_no, default=True, help="keep the means on the annotations")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="rasterizer")
-    parser.add_argument("--workers", type=number(int, 1), default=default_workers(), help="images fitted at the same time")
-    parser.add_argument("--tolerance", type=number(float, 0, 1), default=0, help="end an image's fit once its loss falls by less than this fraction in 50 iterations, 1e-3 say (0: never)")
-    parser.add_argument("--shard", type=parse_shard, help="fit the i-th of n shares, as i/n (default: torchrun's, SLURM's, or all)")
+    parser.add_argument(
+        "--workers", type=number(int, 1), default=default_workers(), help="images fitted at the same time"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=number(float, 0, 1),
+        default=0,
+        help="end an image's fit once its loss falls by less than this fraction in 50 iterations, 1e-3 say (0: never)",
+    )
+    parser.add_argument(
+        "--shard", type=parse_shard, help="fit the i-th of n shares, as i/n (default: torchrun's, SLURM's, or all)"
+    )
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the starting rotations")
     parser.add_argument("--overwrite", action="store_true", help="fit again what is already there")
     return parser
@@ -200,7 +215,9 @@ def main() -> int:
             except (OSError, ValueError) as error:
                 outcomes.append(Outcome(image, None, one_line(error)))
         share = f" (share {shard.index + 1} of {shard.count})" if shard.count > 1 else ""
-        print(f"{split}{share}: {len(images)} images, {len(images) - len(jobs)} already there, {len(jobs)} to fit ({backend})")
+        print(
+            f"{split}{share}: {len(images)} images, {len(images) - len(jobs)} already there, {len(jobs)} to fit ({backend})"
+        )
         if other_settings:
             print(f"{split}: {other_settings} of them were fitted with other settings; --overwrite fits them again")
         begin, done = time.perf_counter(), []

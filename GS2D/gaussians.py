@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,8 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor
+
+from GS2D.h5file import add_array, check_size, write_h5
 
 COLUMNS = 8  # x, y, s1, s2, theta, r, g, b
 _REMEDY = "fit the image with 2dgs_counting_1gs_gsplat.py"
@@ -69,19 +69,10 @@ class Gaussians2D:
 
         ``fitted`` keeps what ``params`` was before it was cleaned, in a dataset of that name; ``attributes`` describe the fit.
         """
-        path = Path(path)
-        partial = path.with_name(f".{path.stem}.{socket.gethostname()}.{os.getpid()}.partial{path.suffix}")
-        try:
-            with h5py.File(partial, "w") as file:
-                for name, gaussians in (("params", self), ("fitted", fitted)):
-                    if gaussians is not None:
-                        data = gaussians.params.detach().cpu().numpy()
-                        compression = "gzip" if len(data) else None  # h5py compresses by chunks; an empty array has none
-                        file.create_dataset(name, data=data, compression=compression, track_times=False)
-                file["params"].attrs.update(attributes or {})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with write_h5(Path(path)) as file:
+            add_array(file, "params", self.params.detach().cpu().numpy()).attrs.update(attributes or {})
+            if fitted is not None:
+                add_array(file, "fitted", fitted.params.detach().cpu().numpy())
 
     @classmethod
     def load(cls, path: Path | str) -> Gaussians2D:
@@ -116,7 +107,5 @@ def _read_params(file: h5py.File, name: str, path: Path) -> np.ndarray:
     if dataset.ndim != 2 or dataset.shape[1] != COLUMNS or dataset.dtype.kind not in "fiu":
         found = f"shape {dataset.shape} of {dataset.dtype}"
         raise ValueError(f"{path}: '{name}' has {found}, expected numbers [N, {COLUMNS}]; {_REMEDY}")
-    # A chunked dataset may claim any size; what is stored bounds it (gzip shrinks at most about 1000 times).
-    if dataset.size * dataset.dtype.itemsize > 2000 * path.stat().st_size:
-        raise ValueError(f"{path}: '{name}' claims {dataset.shape[0]} rows, more than the file can hold; {_REMEDY}")
+    check_size(dataset, path, _REMEDY)
     return dataset[()].astype(np.float32)

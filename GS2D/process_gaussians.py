@@ -73,7 +73,9 @@ def main() -> int:
     outcomes = list(for_each(lambda path: clean_file(path, arguments.max_ratio), files, 1, "clean"))
     for path, result, _ in outcomes:
         if result and result[2]:
-            print(f"{path}: {result[2]} of {result[0]} Gaussians have NaN scales; training takes a sixth of the distance")
+            print(
+                f"{path}: {result[2]} of {result[0]} Gaussians have NaN scales; training takes a sixth of the distance"
+            )
     results = [outcome.result for outcome in outcomes if outcome.result]
     total, changed = sum(r[0] for r in results), sum(r[1] for r in results)
     print(f"{len(results)} files, {total} Gaussians: {changed} were distorted" + ("" if changed else "; nothing to do"))

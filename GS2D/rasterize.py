@@ -35,7 +35,13 @@ def rasterize(gaussians: Gaussians2D, width: int, height: int, backend: str = "a
     """
     opacities = torch.ones(len(gaussians), dtype=torch.float32, device=gaussians.means.device)
     return draw(
-        gaussians.means, conics(gaussians.scales, gaussians.rotations), gaussians.colors, opacities, width, height, backend
+        gaussians.means,
+        conics(gaussians.scales, gaussians.rotations),
+        gaussians.colors,
+        opacities,
+        width,
+        height,
+        backend,
     )
 
 
@@ -188,15 +194,21 @@ class _NativeRasterizer(torch.autograd.Function):
         return (*map(torch.from_numpy, gradients), None, None)
 
 
-def rasterize_native(means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int) -> Tensor:
+def rasterize_native(
+    means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int
+) -> Tensor:
     """The CPU engine; float32 on the CPU only. See ``draw``."""
     tensors = (means, conics, colors, opacities)
     if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
-        raise ValueError(f"backend: native takes float32 on the CPU, got {means.dtype} on {means.device}; use 'reference'")
+        raise ValueError(
+            f"backend: native takes float32 on the CPU, got {means.dtype} on {means.device}; use 'reference'"
+        )
     return _NativeRasterizer.apply(*(t.contiguous() for t in tensors), width, height)
 
 
-def rasterize_gsplat(means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int) -> Tensor:
+def rasterize_gsplat(
+    means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int
+) -> Tensor:
     """Stock gsplat 1.5.3 on CUDA, without a camera. See ``draw``."""
     if means.device.type != "cuda":
         raise ValueError(f"backend: gsplat takes tensors on CUDA, got {means.device}; use 'native' or 'reference'")

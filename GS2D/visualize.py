@@ -1,6 +1,6 @@
 """Look at an image of a prepared data set as GST sees it: annotations, Gaussians, rendering, transport kernel.
 
-    python GS2D/visualize.py data/UCF-Train-Val-Test/train/IMG_0001.jpg [--out FILE.png]
+python GS2D/visualize.py data/UCF-Train-Val-Test/train/IMG_0001.jpg [--out FILE.png]
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ from GS2D.fitting import FitConfig, Parameters, foreground, optimise
 from GS2D.rasterize import resolve_backend
 
 SIZES = {50: (384, 512), 800: (1024, 1536), 5000: (2048, 3072), 20000: (2048, 3072)}  # Gaussians -> height, width
-STANDING = 1e-9  # learning rate: the work of every step is done, but scales, and so the number of pairs, stay what they are
+STANDING = (
+    1e-9  # learning rate: the work of every step is done, but scales, and so the number of pairs, stay what they are
+)
 FOOTPRINT = 2 * math.pi * math.log(255)  # pixels of a Gaussian with s1 = s2 = 1: the ellipse q <= log 255
 # UCF-QNRF (Idrees et al., ECCV 2018): 1,251,642 annotations in 1535 images, 1081 of which are usually trained on.
 QNRF_IMAGES, QNRF_POINTS_PER_IMAGE = 1081, 815
@@ -83,7 +85,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gaussians", type=int, nargs="+", default=list(SIZES), help="numbers of Gaussians")
-    parser.add_argument("--backends", nargs="+", default=["native", "reference"], choices=("native", "reference", "gsplat"))
+    parser.add_argument(
+        "--backends", nargs="+", default=["native", "reference"], choices=("native", "reference", "gsplat")
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--reference-up-to", type=int, default=5000, help="largest scene that the reference draws")
     arguments = parser.parse_args()
@@ -92,12 +96,16 @@ def main() -> None:
         arguments.backends.append("gsplat")
 
     native: dict[int, float] = {}
-    print(f"{'Gaussians':>9} {'image':>11} {'pairs':>11} {'backend':>10} {'ms/iteration':>13} {'ns/pair':>8} {'vs native':>9}")
+    print(
+        f"{'Gaussians':>9} {'image':>11} {'pairs':>11} {'backend':>10} {'ms/iteration':>13} {'ns/pair':>8} {'vs native':>9}"
+    )
     for count in arguments.gaussians:
         for backend in arguments.backends:
             if backend == "reference" and count > arguments.reference_up_to:
                 continue
-            seconds, pairs = seconds_per_iteration(count, resolve_backend(backend), arguments.repeats if backend == "native" else 1)
+            seconds, pairs = seconds_per_iteration(
+                count, resolve_backend(backend), arguments.repeats if backend == "native" else 1
+            )
             native.setdefault(count, seconds if backend == "native" else math.nan)
             height, width = SIZES.get(count, (2048, 3072))
             print(

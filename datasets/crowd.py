@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 
 from datasets.images import load_image
 from datasets.preprocess import neighbour_distance
-from datasets.transforms import Sample, augment, draw_augmentation, normalise
+from datasets.transforms import MIN_BOX_FRACTION, Sample, augment, box_fraction, draw_augmentation, normalise
 from GS2D.gaussians import Gaussians2D
-from utils.files import gaussians_path, list_images, points_path, read_points
+from GS2D.kernel_file import StoredKernel, load_kernel, params_hash, restrict
+from utils.files import gaussians_path, kernel_path, list_images, points_path, read_points
 
 SPLITS = ("train", "val", "test")
 
@@ -29,6 +30,7 @@ class TrainSample(NamedTuple):
     rotations: Tensor  # float32 [n, 1], radians
     targets: Tensor  # float32 [n], in [0.3, 1]
     name: str  # stem of the image
+    kernel: StoredKernel | None = None  # of the crop, where stored kernels are used
 
 
 class EvalSample(NamedTuple):
@@ -48,6 +50,7 @@ class Batch(NamedTuple):
     rotations: list[Tensor]
     targets: list[Tensor]
     names: list[str]
+    kernels: list[StoredKernel | None]
 
 
 def collate(samples: Sequence[TrainSample]) -> Batch:
@@ -76,18 +79,23 @@ class Crowd(Dataset):
         seed: int = 4073,
         use_gaussians: bool = True,
         training: bool | None = None,
+        kernel_parameters: Mapping[str, float] | None = None,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split: {split!r}, must be one of {', '.join(SPLITS)}")
         self.root, self.crop_size, self.split = Path(root), crop_size, split
         self.seed, self.training = seed, split == "train" if training is None else training
         self.use_gaussians = use_gaussians and self.training
+        self.kernel_parameters = kernel_parameters if self.training else None
         self.images = list_images(self.root / split)
         # Shared memory: workers that outlive an epoch (persistent_workers=True) see the new number too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         _require([points_path(image) for image in self.images], "run preprocess_dataset_*.py again")
         if self.use_gaussians:
             _require([gaussians_path(image) for image in self.images], f"run {_fit_command(self.root / split)}")
+
+        if self.kernel_parameters:
+            _require([kernel_path(image) for image in self.images], f"run {_kernel_command(self.root / split)}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -103,10 +111,18 @@ class Crowd(Dataset):
             return EvalSample(normalise(image), float(len(read_points(points_path(path)))), path.stem)
         points, distance, scales, rotations = load_annotations(path, self.use_gaussians)
         generator = np.random.default_rng([self.seed, int(self._epoch), index])
-        augmentation = draw_augmentation(generator, *image.shape[:2], self.crop_size, str(path))
+        stride = int(self.kernel_parameters["stride"]) if self.kernel_parameters else None
+        augmentation = draw_augmentation(generator, *image.shape[:2], self.crop_size, str(path), stride=stride)
         sample, targets = augment(Sample(image, points, distance, scales, rotations), augmentation, self.crop_size)
+        kernel = None
+        if stride:
+            stored = _current_kernel(path, self.kernel_parameters, params_hash(points, scales, rotations))
+            corner = augmentation.left, augmentation.top
+            kept = box_fraction(points, distance, *corner, self.crop_size) >= MIN_BOX_FRACTION
+            cells = self.crop_size // stride
+            kernel = restrict(stored, kept, corner[1] // stride, corner[0] // stride, (cells, cells), augmentation.flip)
         arrays = (sample.points, sample.scales, sample.rotations, targets)
-        return TrainSample(normalise(sample.image), *(torch.from_numpy(array) for array in arrays), path.stem)
+        return TrainSample(normalise(sample.image), *(torch.from_numpy(array) for array in arrays), path.stem, kernel)
 
 
 def load_annotations(image: Path, use_gaussians: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -130,6 +146,27 @@ def load_annotations(image: Path, use_gaussians: bool = True) -> tuple[np.ndarra
         )
     scales, rotations = gaussians.scales.numpy(), gaussians.rotations.numpy()
     return points, distance, np.where(np.isnan(scales), fallback, scales), np.nan_to_num(rotations, nan=0.0)
+
+
+def _current_kernel(image: Path, parameters: Mapping[str, float], current_hash: str) -> StoredKernel:
+    """The stored kernel of an image; ``ValueError`` where it was built from other Gaussians or with other parameters."""
+    path = kernel_path(image)
+    stored = load_kernel(path)
+    for name, value in {**parameters, "params_hash": current_hash}.items():
+        if stored.attributes.get(name) != value:
+            what = (
+                "other Gaussians"
+                if name == "params_hash"
+                else f"{name} {stored.attributes.get(name)} instead of {value}"
+            )
+            raise ValueError(
+                f"{path}: was built from {what}; run {_kernel_command(image.parent)} with the same options"
+            )
+    return stored
+
+
+def _kernel_command(split: Path) -> str:
+    return f"python GS2D/build_kernels.py --root-path {split.parent}"
 
 
 def _fit_command(split: Path) -> str:

@@ -45,12 +45,14 @@ class Augmentation(NamedTuple):
 
 
 def draw_augmentation(
-    generator: np.random.Generator, height: int, width: int, crop_size: int, name: str
+    generator: np.random.Generator, height: int, width: int, crop_size: int, name: str, *, stride: int | None = None
 ) -> Augmentation:
     """Draw how one image is augmented.
 
     Always five uniform numbers, in this order: grey, scale, top, left, flip. The scale is used only if the crop still
-    fits into the rescaled image. Raises ``ValueError``, naming the image, if the crop does not fit as the image is.
+    fits into the rescaled image. With a ``stride`` the image is not rescaled, and the crop's corner is a multiple of it:
+    the cells of the crop are then cells of the image. Raises ``ValueError``, naming the image, if the crop does not fit as
+    the image is.
     """
     if min(height, width) < crop_size:
         raise ValueError(
@@ -59,14 +61,14 @@ def draw_augmentation(
         )
     grey, scale, top, left, flip = generator.random(5)
     factor = MIN_SCALE + (MAX_SCALE - MIN_SCALE) * float(scale)
-    if min(_rescaled(height, width, factor)) < crop_size:
+    if stride or min(_rescaled(height, width, factor)) < crop_size:
         factor = 1.0
     height, width = _rescaled(height, width, factor)
     return Augmentation(
         grey=bool(grey < GREY_PROBABILITY),
         scale=factor,
-        top=int(top * (height - crop_size + 1)),
-        left=int(left * (width - crop_size + 1)),
+        top=_corner(top, height - crop_size, stride or 1),
+        left=_corner(left, width - crop_size, stride or 1),
         flip=bool(flip < FLIP_PROBABILITY),
     )
 
@@ -142,6 +144,10 @@ def normalise(image: np.ndarray) -> Tensor:
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
     mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
     return pixels.div_(255).sub_(mean).div_(std)
+
+
+def _corner(uniform: float, room: int, step: int) -> int:
+    return int(uniform * (room // step + 1)) * step
 
 
 def _rescaled(height: int, width: int, factor: float) -> tuple[int, int]:

@@ -13,9 +13,10 @@ from itertools import accumulate
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+
+from losses.tiles import centres, from_tiles, max_runs, sum_runs, tile_counts, tile_of, to_tiles
 
 Array = np.ndarray | Tensor
 
@@ -57,7 +58,7 @@ class TransportKernel:
 
     def transport(self, density: Tensor) -> Tensor:
         """K density: density [M] or [h, w] -> mass each annotation and, last, the background receives, [N + 1]."""
-        cells = _to_tiles(density.reshape(self.grid), self.side)
+        cells = to_tiles(density.reshape(self.grid), self.side)
         received = _Transport.apply(cells, self.annotation, self.starts, self.mass, self.num_annotations)
         background = (self.background * density.reshape(-1)).sum()
         return torch.cat([received, background[None]])
@@ -65,15 +66,15 @@ class TransportKernel:
     def dense(self) -> Tensor:
         """K as a matrix [N + 1, M]."""
         tiles = self.mass.new_zeros(self.num_annotations, len(self.starts) - 1, self.mass.shape[1])
-        tiles[self.annotation, _tile_of(self.starts)] = self.mass
-        return torch.cat([_from_tiles(tiles, self.grid, self.side), self.background[None]])
+        tiles[self.annotation, tile_of(self.starts)] = self.mass
+        return torch.cat([from_tiles(tiles, self.grid, self.side), self.background[None]])
 
     def csr(self) -> tuple[Tensor, Tensor, Tensor]:
         """(indptr int64 [N + 2], indices int64, data) of K in compressed sparse rows, shares up to 1e-7 left out."""
         numbers = torch.arange(1, self.shape[1] + 1, device=self.starts.device).reshape(self.grid)
-        numbers = _to_tiles(numbers, self.side) - 1  # -1 where a tile overhangs the grid
+        numbers = to_tiles(numbers, self.side) - 1  # -1 where a tile overhangs the grid
         entry, lane = (self.mass > SMALLEST_SHARE).nonzero(as_tuple=True)
-        cell = numbers[_tile_of(self.starts)[entry], lane]
+        cell = numbers[tile_of(self.starts)[entry], lane]
         entry, lane, cell = entry[cell >= 0], lane[cell >= 0], cell[cell >= 0]
         order = (self.annotation[entry] * self.shape[1] + cell).argsort()
         background = (self.background > SMALLEST_SHARE).nonzero().squeeze(1)
@@ -95,7 +96,7 @@ class TransportKernel:
         cell, order = indices[:first].int().sort(stable=True)  # sorts 32 bits twice as fast
         starts = torch.searchsorted(cell, torch.arange(cells + 1, dtype=cell.dtype, device=cell.device))
         background = data.new_zeros(cells).index_put((indices[first:],), data[first:])
-        annotation, mass = _tile_of(indptr[:-1])[order], data[:first][order][:, None]
+        annotation, mass = tile_of(indptr[:-1])[order], data[:first][order][:, None]
         return cls(annotation, starts, mass, background, tuple(grid), rows - 1)
 
 
@@ -113,7 +114,7 @@ class _Transport(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         annotation, starts, mass = ctx.saved_tensors
         weights = gradient.to(mass.dtype).index_select(0, annotation)
-        return _sum_runs(mass, starts, weights).to(gradient.dtype), None, None, None, None
+        return sum_runs(mass, starts, weights).to(gradient.dtype), None, None, None, None
 
 
 class TransportedMassLoss(nn.Module):
@@ -141,7 +142,7 @@ class TransportedMassLoss(nn.Module):
                 raise ValueError(f"targets[{b}]: shape {tuple(target.shape)}, expected {expected}")
         annotation, starts, mass = _block_diagonal(kernels)
         target = torch.cat(targets)
-        received = _Transport.apply(_to_tiles(cells, kernels[0].side), annotation, starts, mass, len(target))
+        received = _Transport.apply(to_tiles(cells, kernels[0].side), annotation, starts, mass, len(target))
         background = (torch.stack([kernel.background for kernel in kernels]) * cells.flatten(1)).sum(1)
         return ((target - received).abs().sum() + background.abs().sum()) / len(density)
 
@@ -183,15 +184,31 @@ def transport_kernel(
     impossible parameters.
     """
     return transport_kernels(
-        [means], [scales], [rotations], crop_size, stride=stride, background_ratio=background_ratio, cut_off=cut_off,
-        post_min=post_min, post_max=post_max, scale_ratio=scale_ratio,
+        [means],
+        [scales],
+        [rotations],
+        crop_size,
+        stride=stride,
+        background_ratio=background_ratio,
+        cut_off=cut_off,
+        post_min=post_min,
+        post_max=post_max,
+        scale_ratio=scale_ratio,
     )[0]
 
 
 def transport_kernels(
-    means: Sequence[Array], scales: Sequence[Array], rotations: Sequence[Array], crop_size: int | tuple[int, int], *,
-    stride: int = 8, background_ratio: float = 0.015, cut_off: float = 3.0,
-    post_min: float = 1.0, post_max: float = 20.0, scale_ratio: float = 1.0,
+    means: Sequence[Array],
+    scales: Sequence[Array],
+    rotations: Sequence[Array],
+    crop_size: int | tuple[int, int],
+    *,
+    stride: int = 8,
+    background_ratio: float = 0.015,
+    cut_off: float = 3.0,
+    post_min: float = 1.0,
+    post_max: float = 20.0,
+    scale_ratio: float = 1.0,
 ) -> list[TransportKernel]:
     """`transport_kernel` of a batch of samples in one pass: lists of [N, 2], [N, 2] and [N, 1] -> list of kernels."""
     grid = _grid(crop_size, stride)
@@ -209,29 +226,29 @@ def transport_kernels(
     boxes = radii * _half_widths(sigma, angles).view(len(counts), max(counts), 2)
     sample, tile, annotation = _visited_tiles(padded[..., :2], boxes, grid, stride)  # [T]
     gaussian = sample * max(counts) + annotation
-    tiles = math.prod(_tile_counts(grid, TILE))
+    tiles = math.prod(tile_counts(grid, TILE))
     starts = torch.searchsorted(sample * tiles + tile, torch.arange(len(counts) * tiles + 1, device=tile.device))
 
-    x = _centres(grid[1], stride, points).expand(grid)
-    y = _centres(grid[0], stride, points)[:, None].expand(grid)
+    x = centres(grid[1], stride, points).expand(grid)
+    y = centres(grid[0], stride, points)[:, None].expand(grid)
     table = torch.cat([points, _whitening(sigma, angles), half_log_det], dim=1)
     px, py, *whitening, gaussian_log_det = table.index_select(0, gaussian).split(1, dim=1)  # [T, 1]
-    dx = _to_tiles(x, TILE).index_select(0, tile).sub_(px)  # [T, TILE^2], as all below
-    dy = _to_tiles(y, TILE).index_select(0, tile).sub_(py)
+    dx = to_tiles(x, TILE).index_select(0, tile).sub_(px)  # [T, TILE^2], as all below
+    dy = to_tiles(y, TILE).index_select(0, tile).sub_(py)
     z = _exponents(dx, dy, whitening)
     del dx, dy
 
-    z_max, nearest = _max_runs(z, starts)  # [B * tiles, TILE^2]
+    z_max, nearest = max_runs(z, starts)  # [B * tiles, TILE^2]
     lengths, entries = starts.diff(), len(z)
     nearest_log_det = gaussian_log_det[nearest, 0] if entries else torch.zeros_like(z_max)
 
     # Softmax over the Gaussians alone, relative to n*, times the share that the background leaves them.
     relative = (z_max - nearest_log_det).repeat_interleave(lengths, dim=0, output_size=entries)
     weight = z.sub_(gaussian_log_det).sub_(relative).clamp_(min=SMALLEST_EXPONENT).exp_()
-    weights = _sum_runs(weight, starts)  # at least 1 wherever a Gaussian was visited
+    weights = sum_runs(weight, starts)  # at least 1 wherever a Gaussian was visited
     log_odds = log_ratio - cut_off**2 / 2 - 2 * z_max - nearest_log_det - weights.log()
     log_odds = log_odds.clamp_(max=-SMALLEST_EXPONENT).masked_fill_(lengths[:, None] == 0, -SMALLEST_EXPONENT)
-    background = _from_tiles(log_odds.sigmoid().view(len(counts), tiles, TILE**2), grid, TILE)
+    background = from_tiles(log_odds.sigmoid().view(len(counts), tiles, TILE**2), grid, TILE)
     mass = weight.mul_((log_odds.neg_().sigmoid_() / weights).repeat_interleave(lengths, dim=0, output_size=entries))
 
     kernels, bounds = [], starts[::tiles].tolist()
@@ -242,9 +259,17 @@ def transport_kernels(
 
 
 def dense_transport_kernel(
-    means: Array, scales: Array, rotations: Array, crop_size: int | tuple[int, int], *,
-    stride: int = 8, background_ratio: float = 0.015, cut_off: float = 3.0,
-    post_min: float = 1.0, post_max: float = 20.0, scale_ratio: float = 1.0,
+    means: Array,
+    scales: Array,
+    rotations: Array,
+    crop_size: int | tuple[int, int],
+    *,
+    stride: int = 8,
+    background_ratio: float = 0.015,
+    cut_off: float = 3.0,
+    post_min: float = 1.0,
+    post_max: float = 20.0,
+    scale_ratio: float = 1.0,
 ) -> Tensor:
     """K [N + 1, M] of `transport_kernel`, computed for every cell: the equations, for readers and tests."""
     height, width = _grid(crop_size, stride)
@@ -252,7 +277,7 @@ def dense_transport_kernel(
     points, sigma, angles = _gaussians(means, scales, rotations).split([2, 2, 1], dim=1)
     if not len(points):
         return points.new_ones(1, height * width)
-    y, x = _centres(height, stride, points), _centres(width, stride, points)
+    y, x = centres(height, stride, points), centres(width, stride, points)
     offsets = torch.cartesian_prod(y, x).flip(1) - points[:, None]  # [N, M, 2]
     sigma = (scale_ratio * sigma).clamp(low, high)
     log_det = 2 * sigma.log().sum(1, keepdim=True)  # of Sigma, [N, 1]
@@ -305,53 +330,10 @@ def _visited_tiles(points: Tensor, boxes: Tensor, grid: tuple[int, int], stride:
     """Tiles with a cell centre in points +- boxes [B, N, 2] -> sample, tile, n, sorted, each [T]."""
     reach = boxes + (TILE - 1) / 2 * stride
     near = []
-    for axis, count in enumerate(reversed(_tile_counts(grid, TILE))):
-        distance = (_centres(count, TILE * stride, points)[:, None] - points[:, None, :, axis]).abs_()
+    for axis, count in enumerate(reversed(tile_counts(grid, TILE))):
+        distance = (centres(count, TILE * stride, points)[:, None] - points[:, None, :, axis]).abs_()
         near.append(distance <= reach[:, None, :, axis])  # [B, tiles along the axis, N]
     return (near[1][:, :, None] & near[0][:, None]).flatten(1, 2).nonzero(as_tuple=True)
-
-
-def _sum_runs(values: Tensor, starts: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Sums of values[starts[i]:starts[i + 1]] * weights: [T, L], [S + 1], [T] -> [S, L]. One bag of neighbours each."""
-    entries = torch.arange(len(values), device=values.device)
-    return F.embedding_bag(entries, values, starts, mode="sum", per_sample_weights=weights, include_last_offset=True)
-
-
-def _max_runs(values: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """Maxima over values[starts[i]:starts[i + 1]] and the first row of each, [S, L] both; 0, 0 without rows."""
-    entries = torch.arange(len(values), device=values.device)
-    maximum, _, _, row = torch.embedding_bag(values, entries, starts[:-1], False, 2)  # mode 2: max, with its place
-    return maximum, row
-
-
-def _tile_of(starts: Tensor) -> Tensor:
-    """Number of the run that each entry belongs to: [S + 1] -> [T]."""
-    return torch.arange(len(starts) - 1, device=starts.device).repeat_interleave(starts.diff())
-
-
-def _centres(count: int, step: int, like: Tensor) -> Tensor:
-    """Centres of `count` cells of side `step` along one axis, pixels."""
-    return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) * step
-
-
-def _tile_counts(grid: Sequence[int], side: int) -> tuple[int, int]:
-    """Rows and columns of tiles that cover the grid."""
-    return -(-grid[0] // side), -(-grid[1] // side)
-
-
-def _to_tiles(cells: Tensor, side: int) -> Tensor:
-    """[h, w] or [B, h, w] -> [tiles, side^2] or [B * tiles, side^2], zeros where a tile overhangs the grid."""
-    height, width = cells.shape[-2:]
-    rows, columns = _tile_counts((height, width), side)
-    cells = F.pad(cells, (0, columns * side - width, 0, rows * side - height))
-    return cells.reshape(-1, rows, side, columns, side).transpose(2, 3).reshape(-1, side * side)
-
-
-def _from_tiles(tiles: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """[B, tiles, side^2] -> [B, M], the inverse of `_to_tiles`."""
-    rows, columns = _tile_counts(grid, side)
-    cells = tiles.view(-1, rows, columns, side, side).transpose(2, 3).reshape(-1, rows * side, columns * side)
-    return cells[:, : grid[0], : grid[1]].reshape(len(tiles), grid[0] * grid[1])
 
 
 def _grid(crop_size: int | tuple[int, int], stride: int) -> tuple[int, int]:

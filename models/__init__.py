@@ -11,8 +11,15 @@ from .weights import load_weights, read_checkpoint
 
 MODELS = {network.name: network for network in (VGG, VGGTrans)}
 
-__all__ = ["MODELS", "Prediction", "attention_variance", "build_model", "load_backbone", "load_weights",
-           "read_checkpoint"]
+__all__ = [
+    "MODELS",
+    "Prediction",
+    "attention_variance",
+    "build_model",
+    "load_backbone",
+    "load_weights",
+    "read_checkpoint",
+]
 
 
 def build_model(name: str, pretrained: bool = False, topk: float = 0.3, usenum: int = 18) -> nn.Module:

@@ -62,8 +62,10 @@ def _download_imagenet() -> dict[str, torch.Tensor]:
     except Exception as error:  # offline, blocked, cut short, no room, damaged in the cache: each raises another kind
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         cached = Path(torch.hub.get_dir(), "checkpoints", file)
-        raise OSError(f"cannot get {file} from {weights.url} or {cached} ({reason}): "
-                      "fetch it elsewhere and pass it with --backbone-weights PATH") from None
+        raise OSError(
+            f"cannot get {file} from {weights.url} or {cached} ({reason}): "
+            "fetch it elsewhere and pass it with --backbone-weights PATH"
+        ) from None
 
 
 def _layout(name: str) -> list[tuple[int, int, int, int, int]]:
@@ -79,8 +81,10 @@ def _layout(name: str) -> list[tuple[int, int, int, int, int]]:
 
 def _check_shape(source: str | os.PathLike, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if tuple(shape) != expected:
-        raise ValueError(f"{source}: {name} has shape {list(shape)}, VGG needs {list(expected)}: "
-                         "use the weights of an unmodified VGG19 or VGG16")
+        raise ValueError(
+            f"{source}: {name} has shape {list(shape)}, VGG needs {list(expected)}: "
+            "use the weights of an unmodified VGG19 or VGG16"
+        )
 
 
 def _from_state_dict(state: dict[str, torch.Tensor], source: str | os.PathLike) -> Convolutions:
@@ -91,8 +95,10 @@ def _from_state_dict(state: dict[str, torch.Tensor], source: str | os.PathLike) 
         if numbers - {"classifier"} == {str(index) for _, _, index, _, _ in _layout(name)}:
             break
     else:
-        raise ValueError(f"{source}: its layers are those of neither VGG19 nor VGG16 (without batch normalisation), "
-                         "use torchvision's vgg19 or vgg16 weights")
+        raise ValueError(
+            f"{source}: its layers are those of neither VGG19 nor VGG16 (without batch normalisation), "
+            "use torchvision's vgg19 or vgg16 weights"
+        )
     convolutions = []
     for _, _, index, in_channels, out_channels in _layout(name):
         pair = []
@@ -121,12 +127,16 @@ def _read_keras(path: str | os.PathLike) -> Convolutions:
             for block, place, _, in_channels, out_channels in _layout("VGG16"):
                 layer = f"block{block + 1}/layers/conv2d{f'_{place}' if place else ''}/vars"
                 arrays = []
-                for key, expected in ((f"{layer}/0", (3, 3, in_channels, out_channels)),
-                                      (f"{layer}/1", (out_channels,))):
+                for key, expected in (
+                    (f"{layer}/0", (3, 3, in_channels, out_channels)),
+                    (f"{layer}/1", (out_channels,)),
+                ):
                     dataset = file.get(key)
                     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind != "f":
-                        raise ValueError(f"{path}: {key} is missing or holds no numbers, use a Keras VGG16 in the "
-                                         "layout block1/layers/conv2d/vars/0")
+                        raise ValueError(
+                            f"{path}: {key} is missing or holds no numbers, use a Keras VGG16 in the "
+                            "layout block1/layers/conv2d/vars/0"
+                        )
                     _check_shape(path, key, dataset.shape, expected)
                     arrays.append(torch.from_numpy(dataset[()].astype(np.float32)))
                 convolutions.append((arrays[0].permute(3, 2, 0, 1), arrays[1]))

@@ -62,8 +62,10 @@ def check_images(images: torch.Tensor) -> None:
         raise ValueError(f"images must have shape [B, 3, H, W], got {list(images.shape)}")
     height, width = images.shape[-2:]
     if min(height, width) < FEATURE_STRIDE:
-        raise ValueError(f"images must be at least {FEATURE_STRIDE} x {FEATURE_STRIDE} pixels, got {height} x {width}: "
-                         "enlarge or pad them")
+        raise ValueError(
+            f"images must be at least {FEATURE_STRIDE} x {FEATURE_STRIDE} pixels, got {height} x {width}: "
+            "enlarge or pad them"
+        )
 
 
 class VGG(nn.Module):

@@ -45,9 +45,11 @@ class GraphAttention(nn.Module):
         self.layer_norm = nn.LayerNorm(CHANNELS, eps=1e-6)
         self.dropout = nn.Dropout(DROPOUT)
 
-    def forward(self, query: torch.Tensor, value: torch.Tensor,
-                edges: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, query: torch.Tensor, value: torch.Tensor, edges: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """query (also the keys) and value [B, L, 512], edges [B, heads, L, L] -> ([B, L, 512], A [B, heads, L, L])."""
+
         def split(tokens: torch.Tensor) -> torch.Tensor:
             return tokens.unflatten(-1, (HEADS, HEAD_CHANNELS)).transpose(1, 2)  # [B, heads, L, 64]
 
@@ -70,8 +72,9 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(CHANNELS)
         self.dropout = nn.Dropout(DROPOUT)
 
-    def forward(self, tokens: torch.Tensor, position: torch.Tensor,
-                edges: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, tokens: torch.Tensor, position: torch.Tensor, edges: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """tokens and position [B, L, 512], edges [B, heads, L, L] -> (tokens, A); values carry no position."""
         attended, attention = self.self_attn(tokens + position, tokens, edges)
         tokens = self.norm1(tokens + self.dropout(attended))

@@ -28,16 +28,26 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         raise OSError(f"{path}: cannot be read ({error.strerror or error}), check its permissions") from None
     except Exception as error:  # a damaged file makes the unpickler fail with anything, KeyError included
         if "GLOBAL" in str(error) or "TorchScript" in str(error):
-            raise ValueError(f"{path}: contains more than tensors and is refused, since loading it could run foreign "
-                             "code: save model.state_dict() alone") from None
-        raise ValueError(f"{path}: not a readable PyTorch weights file (damaged, incomplete or of another kind), "
-                         "fetch or save it again") from None
-    checkpoint = content if isinstance(content, dict) and "model_state_dict" in content else {"model_state_dict": content}
+            raise ValueError(
+                f"{path}: contains more than tensors and is refused, since loading it could run foreign "
+                "code: save model.state_dict() alone"
+            ) from None
+        raise ValueError(
+            f"{path}: not a readable PyTorch weights file (damaged, incomplete or of another kind), "
+            "fetch or save it again"
+        ) from None
+    checkpoint = (
+        content if isinstance(content, dict) and "model_state_dict" in content else {"model_state_dict": content}
+    )
     state = checkpoint["model_state_dict"]
-    if not isinstance(state, dict) or not state or not all(
-            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
-        raise ValueError(f"{path}: neither a state_dict nor a checkpoint with model_state_dict, "
-                         "save model.state_dict()")
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items())
+    ):
+        raise ValueError(
+            f"{path}: neither a state_dict nor a checkpoint with model_state_dict, save model.state_dict()"
+        )
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return {**checkpoint, "model_state_dict": state}
@@ -58,17 +68,24 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     if missing or unexpected:
-        differences = [f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-                       for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]
-        raise ValueError(f"{path}: not weights of {model.name}: {' and '.join(differences)}; "
-                         f"{_likely_cause(model, state)}")
+        differences = [
+            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for kind, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
+        raise ValueError(
+            f"{path}: not weights of {model.name}: {' and '.join(differences)}; {_likely_cause(model, state)}"
+        )
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             other_usenum = name == "encoder.near_embeddings.weight" and tensor.shape[1:] == expected[name].shape[1:]
-            remedy = (f"build the model with usenum {tensor.shape[0]}" if other_usenum
-                      else "use a checkpoint of this network")
-            raise ValueError(f"{path}: {name} has shape {list(tensor.shape)}, {model.name} needs "
-                             f"{list(expected[name].shape)}: {remedy}")
+            remedy = (
+                f"build the model with usenum {tensor.shape[0]}" if other_usenum else "use a checkpoint of this network"
+            )
+            raise ValueError(
+                f"{path}: {name} has shape {list(tensor.shape)}, {model.name} needs "
+                f"{list(expected[name].shape)}: {remedy}"
+            )
     model.load_state_dict(state)
 
 

@@ -59,7 +59,9 @@ def main() -> None:
 
     rows = [("image", "truth", "predicted", "mean density of the training images")]
     rows += [(r.name, f"{r.truth:g}", f"{r.predicted:.1f}", f"{g.predicted:.1f}") for r, g in zip(results, guesses)]
-    rows += [(name, "", f"{mae_mse(results)[i]:.1f}", f"{mae_mse(guesses)[i]:.1f}") for i, name in enumerate(("MAE", "MSE"))]
+    rows += [
+        (name, "", f"{mae_mse(results)[i]:.1f}", f"{mae_mse(guesses)[i]:.1f}") for i, name in enumerate(("MAE", "MSE"))
+    ]
     lines = [" | ".join(row) for row in rows]
     lines.insert(1, " | ".join("---" for _ in rows[0]))
     table = "\n".join(f"| {line} |" for line in lines)

@@ -15,8 +15,10 @@ from datasets.crowd import Batch, Crowd, EvalSample, TrainSample, collate, load_
 from datasets.images import load_image, save_jpeg
 from datasets.preprocess import neighbour_distance
 from datasets.transforms import Sample, augment, draw_augmentation, normalise
+from GS2D.build_kernels import KernelJob, build_kernel
 from GS2D.gaussians import Gaussians2D
-from utils.files import gaussians_path, points_path
+from losses.transport import TransportKernel, transport_kernel
+from utils.files import gaussians_path, kernel_path, points_path, read_points
 
 CROP = 48
 
@@ -274,3 +276,73 @@ def test_the_prepared_trees_can_be_read(tmp_path, monkeypatch):
     crowd = Crowd(tmp_path / "out", 512, "train", use_gaussians=False)
     assert len(crowd) == 9 and crowd[1].image.shape == (3, 512, 512)
     assert sum(sample.count for sample in Crowd(tmp_path / "out", 512, "test")) == 279
+
+
+PARAMETERS = {
+    "stride": 8,
+    "cut_off": 3.0,
+    "background_ratio": 0.015,
+    "scale_ratio": 1.0,
+    "post_min": 1.0,
+    "post_max": 20.0,
+}
+
+
+@pytest.fixture
+def with_kernels(root):
+    for image in (root / "train").glob("*.jpg"):
+        kernel_path(image).parent.mkdir(exist_ok=True)
+        build_kernel(KernelJob(image, PARAMETERS))
+    return root
+
+
+def test_a_stored_kernel_equals_the_one_computed_online(with_kernels):
+    """Where no point is cut by the crop's border; crops of the whole width, so that all points are inside."""
+    path = with_kernels / "train" / "IMG_0004.jpg"
+    points = read_points(points_path(path))
+    points[:, :2] = np.clip(points[:, :2], 24, 40)  # in the middle of every crop of 64 of a 70 x 90 image
+    points[:, 0] += 10
+    points[:, 2] = 4
+    np.save(points_path(path), points)
+    build_kernel(KernelJob(path, PARAMETERS))
+    crowd = Crowd(with_kernels, 64, "train", kernel_parameters=PARAMETERS)
+    for epoch in range(6):
+        crowd.set_epoch(epoch)
+        sample = crowd[3]
+        assert (sample.targets == 1).all() and len(sample.targets) == len(points)
+        stored = TransportKernel.from_csr(*sample.kernel[:4]).dense()
+        online = transport_kernel(sample.points, sample.scales, sample.rotations, 64, **PARAMETERS).dense()
+        np.testing.assert_allclose(stored, online, rtol=0, atol=2e-6)
+
+
+def test_rows_of_points_outside_go_and_columns_still_sum_to_one(with_kernels):
+    crowd = Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)
+    fewer = False
+    for epoch in range(8):
+        crowd.set_epoch(epoch)
+        for sample in (crowd[i] for i in range(4)):
+            kernel = TransportKernel.from_csr(*sample.kernel[:4])
+            assert kernel.grid == (6, 6) and kernel.num_annotations == len(sample.targets)
+            np.testing.assert_allclose(kernel.dense().sum(0), 1, atol=1e-5)
+        fewer |= len(sample.targets) < 30
+    assert fewer
+
+
+def test_a_kernel_of_other_gaussians_or_parameters_is_refused(with_kernels):
+    crowd = Crowd(with_kernels, CROP, "train", kernel_parameters={**PARAMETERS, "cut_off": 2.0})
+    with pytest.raises(ValueError) as caught:
+        crowd[0]
+    one_line(caught, "IMG_0001_kernel.h5", "cut_off 3.0 instead of 2.0", "python GS2D/build_kernels.py --root-path")
+    path = with_kernels / "train" / "IMG_0001.jpg"
+    np.save(points_path(path), read_points(points_path(path)) + 1)
+    with pytest.raises(ValueError) as caught:
+        Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)[0]
+    one_line(caught, "IMG_0001_kernel.h5", "other Gaussians", "build_kernels.py")
+    kernel_path(path).write_bytes(kernel_path(path).read_bytes()[:900])
+    with pytest.raises(ValueError) as caught:
+        Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)[0]
+    one_line(caught, "IMG_0001_kernel.h5", "not a readable kernel", "build_kernels.py")
+    kernel_path(path).unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)
+    one_line(caught, "IMG_0001_kernel.h5", "build_kernels.py")

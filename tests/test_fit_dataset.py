@@ -58,7 +58,9 @@ def test_shares_together_are_the_whole_and_the_table_is_complete(data, tmp_path)
     assert files(other) == files(data) and len(files(data)) == 9
     with (data / "train" / "gs_params" / "loss_results.csv").open() as file:
         rows = list(csv.reader(file))
-    assert [row[0] for row in rows] == [f"IMG_{i:04}_gs_params.h5" for i in range(8)] and all(len(row) == 3 for row in rows)
+    assert [row[0] for row in rows] == [f"IMG_{i:04}_gs_params.h5" for i in range(8)] and all(
+        len(row) == 3 for row in rows
+    )
     assert float(rows[0][1]) > 0 and float(rows[2][1]) == 0  # without points nothing is fitted
 
 
@@ -69,7 +71,9 @@ def test_killed_at_any_moment_and_run_again_the_files_are_the_same(data, tmp_pat
     command = [sys.executable, "2dgs_counting_1gs_gsplat.py", "--root-path", str(data), "--num-epochs", "3000"]
     random = np.random.default_rng(int(os.environ.get("GST_SEED", 1)))
     for _ in range(kills):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         process.stdout.readline()  # the fits begin
         time.sleep(random.uniform(0, 0.5))
         os.killpg(process.pid, signal.SIGKILL)
@@ -81,8 +85,19 @@ def test_killed_at_any_moment_and_run_again_the_files_are_the_same(data, tmp_pat
 
 
 def test_interrupted_it_leaves_whole_files_and_says_how_to_go_on(data):
-    command = [sys.executable, "2dgs_counting_1gs_gsplat.py", "--root-path", str(data), "--num-epochs", "30000", "--workers", "2"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [
+        sys.executable,
+        "2dgs_counting_1gs_gsplat.py",
+        "--root-path",
+        str(data),
+        "--num-epochs",
+        "30000",
+        "--workers",
+        "2",
+    ]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     process.stdout.readline()
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGINT)
@@ -101,12 +116,16 @@ def test_other_points_and_other_settings_are_noticed(data):
     assert "IMG_0000_gs_params.h5: its means are not the points of" in err
     assert "7 of them were fitted with other settings; --overwrite fits them again" in out
     assert "8 to fit" in fit(data, "--overwrite", "--seed", 5)[0]
-    np.testing.assert_allclose(Gaussians2D.load(data / "train" / "gs_params" / "IMG_0000_gs_params.h5").means, points[:, :2] + 3, rtol=1e-6)
+    np.testing.assert_allclose(
+        Gaussians2D.load(data / "train" / "gs_params" / "IMG_0000_gs_params.h5").means, points[:, :2] + 3, rtol=1e-6
+    )
 
 
 def test_rows_of_files_without_losses_are_kept(tmp_path):
     Gaussians2D.from_params(np.ones((2, 8))).save(tmp_path / "a_gs_params.h5")
-    Gaussians2D.from_params(np.ones((2, 8))).save(tmp_path / "b_gs_params.h5", attributes={"render_loss": 0.5, "shape_loss": 0})
+    Gaussians2D.from_params(np.ones((2, 8))).save(
+        tmp_path / "b_gs_params.h5", attributes={"render_loss": 0.5, "shape_loss": 0}
+    )
     (tmp_path / "loss_results.csv").write_text("a_gs_params.h5,0.125,0\nb_gs_params.h5,9,9\n")
     write_results(tmp_path)
     assert (tmp_path / "loss_results.csv").read_text() == "a_gs_params.h5,0.125,0\nb_gs_params.h5,0.5,0\n"
@@ -120,7 +139,15 @@ def test_downsampling_gives_scales_in_pixels_of_the_whole_image(tmp_path):
     np.save(tmp_path / "a.npy", np.array([[80.0, 64.0]]))
     scales = []
     for downsample in (1, 2):
-        job = FitJob(tmp_path / "a.png", tmp_path / "a.npy", tmp_path / "a.h5", FitConfig(use_background_mask=False), "auto", int(random.integers(9)), downsample)
+        job = FitJob(
+            tmp_path / "a.png",
+            tmp_path / "a.npy",
+            tmp_path / "a.h5",
+            FitConfig(use_background_mask=False),
+            "auto",
+            int(random.integers(9)),
+            downsample,
+        )
         fit_file(job)
         scales.append(np.sort(Gaussians2D.load(tmp_path / "a.h5").scales.numpy()[0]))
         np.testing.assert_array_equal(Gaussians2D.load(tmp_path / "a.h5").means, [[80, 64]])
@@ -157,7 +184,12 @@ def test_a_very_large_image(tmp_path):
     image = np.zeros((10000, 10000, 3), np.uint8)
     image[4000:4020, 7000:7030] = 255
     begin = time.perf_counter()
-    result = fit_image(image, np.array([[7015.0, 4010.0], [9999.5, 10000.0]]), FitConfig(iterations=50), backend=resolve_backend("native"))
+    result = fit_image(
+        image,
+        np.array([[7015.0, 4010.0], [9999.5, 10000.0]]),
+        FitConfig(iterations=50),
+        backend=resolve_backend("native"),
+    )
     assert torch.isfinite(result.gaussians.params).all() and time.perf_counter() - begin < 60
 
 
@@ -187,7 +219,14 @@ def test_shares(monkeypatch):
     for name, value in {"ID": 14, "MIN": 10, "COUNT": 3, "STEP": 2}.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
     assert detect_shard() == Shard(2, 3)
-    torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 29500}
+    torchrun = {
+        "TORCHELASTIC_RUN_ID": "x",
+        "RANK": 1,
+        "WORLD_SIZE": 2,
+        "LOCAL_RANK": 1,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": 29500,
+    }
     for name, value in torchrun.items():
         monkeypatch.setenv(name, str(value))
     assert detect_shard() == Shard(2 * 2 + 1, 6, 1)
@@ -197,4 +236,6 @@ def test_shares(monkeypatch):
 
 
 def test_seeds_depend_on_the_name_alone():
-    assert image_seed(0, "IMG_0001") == image_seed(0, "IMG_0001") != image_seed(0, "IMG_0002") != image_seed(1, "IMG_0002")
+    assert (
+        image_seed(0, "IMG_0001") == image_seed(0, "IMG_0001") != image_seed(0, "IMG_0002") != image_seed(1, "IMG_0002")
+    )

@@ -93,7 +93,9 @@ def test_loss_terms_by_hand():
     outside = torch.tensor([[100.0, 100.0]])
     parameters = Parameters(outside, torch.tensor([[4.0, 2.0]]), torch.zeros(1, 1), torch.zeros(1, 3))
     render, shape = loss_terms(parameters, image, mask, "reference")
-    assert float(render) == pytest.approx(0.25)  # nothing is drawn: the foreground misses its 0.25, the background nothing
+    assert float(render) == pytest.approx(
+        0.25
+    )  # nothing is drawn: the foreground misses its 0.25, the background nothing
     assert float(shape) == pytest.approx(0.2 * (2 - 1.5))
     render, _ = loss_terms(parameters._replace(means=torch.tensor([[6.0, 4.0]])), image, mask, "reference")
     assert float(render) > 0.25  # what spills over is punished
@@ -101,7 +103,9 @@ def test_loss_terms_by_hand():
 
 def test_same_seed_same_bytes_and_other_seed_other_start():
     g = golden("case2")
-    results = [fit_image(g["image"], g["points"], FitConfig(iterations=30), backend="reference", seed=s) for s in (3, 3, 4)]
+    results = [
+        fit_image(g["image"], g["points"], FitConfig(iterations=30), backend="reference", seed=s) for s in (3, 3, 4)
+    ]
     first, again, other = (result.gaussians.params for result in results)
     assert torch.equal(first, again) and not torch.equal(first, other)
 
@@ -134,7 +138,14 @@ def test_options_have_their_effect():
 
 @pytest.mark.parametrize(
     "points",
-    [np.zeros((0, 2)), np.zeros(0), np.array([[5.0, 5.0]]), np.ones((40, 2)) * 7, np.array([[0.0, 0.0], [20.0, 12.0]]), np.array([[500.0, 3.0]])],
+    [
+        np.zeros((0, 2)),
+        np.zeros(0),
+        np.array([[5.0, 5.0]]),
+        np.ones((40, 2)) * 7,
+        np.array([[0.0, 0.0], [20.0, 12.0]]),
+        np.array([[500.0, 3.0]]),
+    ],
     ids=["none", "empty", "one", "identical", "corners", "outside"],
 )
 def test_any_number_and_place_of_points(points):

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from golden_weights import fill
+
 from models import attention_variance, build_model
 from models.vgg_trans import in_degree_index
 
@@ -97,13 +97,20 @@ def in_degree_index_by_loops(tokens, topk, usenum):
     np.fill_diagonal(distances, distances.max())
     in_degree = np.zeros(length, dtype=np.float32)
     for row in distances:
-        in_degree[np.argsort(row)[:max(1, int(topk * length))]] += 1
+        in_degree[np.argsort(row)[: max(1, int(topk * length))]] += 1
     return [int(value / in_degree.max() * np.float32(usenum - 1)) for value in in_degree]
 
 
-@pytest.mark.parametrize("length, topk, usenum", [
-    (30, 0.3, 18), (61, 0.1, 18), (40, 0.7, 5), (5, 0.01, 18), (30, 0.3, 1),
-])
+@pytest.mark.parametrize(
+    "length, topk, usenum",
+    [
+        (30, 0.3, 18),
+        (61, 0.1, 18),
+        (40, 0.7, 5),
+        (5, 0.01, 18),
+        (30, 0.3, 1),
+    ],
+)
 def test_in_degree_index_against_loops(length, topk, usenum):
     tokens = normal_images(length, 3, length, 16) * torch.tensor([1.0, 10.0, 0.1])[:, None, None]
     index = in_degree_index(tokens, topk, usenum)
@@ -170,14 +177,17 @@ def test_attributes(name):
     assert (model.name, model.topk, model.usenum) == (name, 0.25, 7)
 
 
-@pytest.mark.parametrize("name, arguments, message", [
-    ("resnet", {}, "vgg, vgg_trans, got 'resnet'"),
-    ("vgg_trans", {"topk": 0}, r"topk must be in \(0, 1\], got 0"),
-    ("vgg", {"topk": 1.01}, r"topk must be in \(0, 1\], got 1.01"),
-    ("vgg_trans", {"topk": float("nan")}, "topk"),
-    ("vgg_trans", {"usenum": 0}, "usenum must be a whole number >= 1, got 0"),
-    ("vgg_trans", {"usenum": 1.5}, "usenum"),
-])
+@pytest.mark.parametrize(
+    "name, arguments, message",
+    [
+        ("resnet", {}, "vgg, vgg_trans, got 'resnet'"),
+        ("vgg_trans", {"topk": 0}, r"topk must be in \(0, 1\], got 0"),
+        ("vgg", {"topk": 1.01}, r"topk must be in \(0, 1\], got 1.01"),
+        ("vgg_trans", {"topk": float("nan")}, "topk"),
+        ("vgg_trans", {"usenum": 0}, "usenum must be a whole number >= 1, got 0"),
+        ("vgg_trans", {"usenum": 1.5}, "usenum"),
+    ],
+)
 def test_impossible_arguments(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         build_model(name, **arguments)

@@ -81,9 +81,15 @@ def test_rerunning_a_finished_stage_does_nothing_and_says_so(prepared):
     before = snapshot(prepared)
     out, _ = call("preprocess_dataset_ucf.py", "--input-dataset-path", TREES, "--output-dataset-path", prepared)
     assert "nothing to do: all 14 images" in out
-    assert "9 already there, 0 to fit" in call("2dgs_counting_1gs_gsplat.py", "--root-path", prepared, "--num-epochs", 30)[0]
+    assert (
+        "9 already there, 0 to fit"
+        in call("2dgs_counting_1gs_gsplat.py", "--root-path", prepared, "--num-epochs", 30)[0]
+    )
     assert "nothing to do" in call("GS2D/process_gaussians.py", "--root-path", prepared)[0]
-    assert "0 kernels built (0 stored shares), 9 were up to date" in call("GS2D/build_kernels.py", "--root-path", prepared)[0]
+    assert (
+        "0 kernels built (0 stored shares), 9 were up to date"
+        in call("GS2D/build_kernels.py", "--root-path", prepared)[0]
+    )
     assert snapshot(prepared) == before
 
 
@@ -116,24 +122,51 @@ def test_train_then_test(name, small, tmp_path):
     assert [line["epoch"] for line in lines] == [0, 1] and "val_mae" in lines[1] and "val_mae" not in lines[0]
     config = yaml.safe_load((save / "config.yml").read_text())
     assert config["crop_size"] == 64 and config["lr"] == 5e-6 and config["seed"] == 4073
-    assert sorted(path.name for path in save.iterdir()) == ["1_ckpt.tar", "best_model.pth", "config.yml", "metrics.jsonl"]
+    assert sorted(path.name for path in save.iterdir()) == [
+        "1_ckpt.tar",
+        "best_model.pth",
+        "config.yml",
+        "metrics.jsonl",
+    ]
 
-    out, _ = start("test.py", "--save-path", save / "best_model.pth", "--data-dir", small, "--device", "cpu", "--out", tmp_path / "o")
+    out, _ = start(
+        "test.py",
+        "--save-path",
+        save / "best_model.pth",
+        "--data-dir",
+        small,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "o",
+    )
     again, _ = call("test.py", "--save-dir", save, "--data-dir", small, "--model-name", name)
     rows = (tmp_path / "o" / "results.csv").read_text().splitlines()
     assert len(rows) == 2 and rows[1].startswith("IMG_0051,") and "1 images: MAE" in out
     assert out.splitlines()[-1] == again.splitlines()[-1]
 
-    out, _ = call("train_gs.py", *options, "--epochs", 3, "--resume", save / "1_ckpt.tar")
+    out, _ = call("train_gs.py", *options, "--epochs", 3, "--resume", save / "1_ckpt.tar", "--kernels", "h5")
     assert [json.loads(line)["epoch"] for line in (save / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
     assert (save / "2_ckpt.tar").exists() and not (save / "1_ckpt.tar").exists()
 
 
 def test_a_released_checkpoint_is_evaluated(small, tmp_path):
     torch.save(dict(fill(build_model("vgg_trans")).state_dict()), tmp_path / "released.pth")
-    out, _ = call("test.py", "--model-name", "vgg_trans", "--save-path", tmp_path / "released.pth", "--data-dir", small, "--device", "cpu")
+    out, _ = call(
+        "test.py",
+        "--model-name",
+        "vgg_trans",
+        "--save-path",
+        tmp_path / "released.pth",
+        "--data-dir",
+        small,
+        "--device",
+        "cpu",
+    )
     assert "1 images: MAE" in out
-    _, err = call("test.py", "--model-name", "vgg", "--save-path", tmp_path / "released.pth", "--data-dir", small, code=1)
+    _, err = call(
+        "test.py", "--model-name", "vgg", "--save-path", tmp_path / "released.pth", "--data-dir", small, code=1
+    )
     assert len(errors(err)) == 1 and "released.pth" in err and "--model-name vgg_trans" in err
 
 
@@ -142,10 +175,18 @@ def test_a_released_checkpoint_is_evaluated(small, tmp_path):
     [
         (["2dgs_counting_1gs_gsplat.py", "--root-path", "/no/such"], 1, ["/no/such/train: no such folder"]),
         (["2dgs_counting_1gs_gsplat.py", "--config", "no.yml"], 2, ["no.yml: No such file"]),
-        (["2dgs_counting_1gs_gsplat.py", "--root-path", "x", "--num-epochs", "0"], 2, ["--num-epochs: 0 is impossible"]),
+        (
+            ["2dgs_counting_1gs_gsplat.py", "--root-path", "x", "--num-epochs", "0"],
+            2,
+            ["--num-epochs: 0 is impossible"],
+        ),
         (["GS2D/process_gaussians.py", "--gs-dir", "/no/such"], 1, ["/no/such: no gs_params folder"]),
         (["GS2D/build_kernels.py", "--root-path", "/no/such"], 1, ["/no/such: no gs_params folder", "2dgs_counting"]),
-        (["GS2D/build_kernels.py", "--root-path", "x", "--post-max", "5"], 2, ["--post-max 5: below the smallest scale, 8"]),
+        (
+            ["GS2D/build_kernels.py", "--root-path", "x", "--post-max", "5"],
+            2,
+            ["--post-max 5: below the smallest scale, 8"],
+        ),
         (["train_gs.py", "--data-dir", "/no/such", "--device", "cpu"], 1, ["/no/such/train: no such folder"]),
         (["train_gs.py", "--data-dir", "x", "--device", "99"], 1, ["--device 99: this machine has", "--device cpu"]),
         (["train_gs.py", "--data-dir", "x", "--crop-size", "100"], 2, ["--crop-size 100: must be a multiple of 16"]),
@@ -199,7 +240,11 @@ def test_an_output_folder_that_cannot_be_written_is_named(copy, tmp_path):
 
 
 def test_modules_import_without_gsplat_and_gpu():
-    names = [path.relative_to(ROOT).with_suffix("") for folder in ("GS2D", "datasets", "losses", "models", "utils") for path in (ROOT / folder).rglob("*.py")]
+    names = [
+        path.relative_to(ROOT).with_suffix("")
+        for folder in ("GS2D", "datasets", "losses", "models", "utils")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
     modules = sorted(".".join(name.parts).removesuffix(".__init__") for name in names)
     code = "import sys; sys.modules['gsplat'] = None\nimport importlib\n"
     code += f"for name in {modules + ['train_gs', 'preprocess_dataset_ucf']!r}: importlib.import_module(name)"

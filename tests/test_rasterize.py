@@ -80,9 +80,13 @@ def test_the_stop_ends_a_pixel_before_transmittance_reaches_1e_4():
 def test_under_the_clamp_only_the_color_gets_a_gradient():
     means, opacities = torch.tensor([[2.5, 2.5]], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     shape = conics(torch.full((1, 2), 50.0, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64))
-    leaves = [t.clone().requires_grad_() for t in (means, shape, torch.full((1, 3), 0.5, dtype=torch.float64), opacities)]
+    leaves = [
+        t.clone().requires_grad_() for t in (means, shape, torch.full((1, 3), 0.5, dtype=torch.float64), opacities)
+    ]
     image = rasterize_reference(*leaves, 5, 5)
-    assert torch.exp(torch.tensor(-(2**2 + 2**2) / 2 / 50**2)) > 0.998  # the corners come close to the clamp, the middle meets it
+    assert (
+        torch.exp(torch.tensor(-(2**2 + 2**2) / 2 / 50**2)) > 0.998
+    )  # the corners come close to the clamp, the middle meets it
     grads = torch.autograd.grad(image[2, 2].sum(), leaves)
     assert [float(g.abs().sum()) for g in grads] == [0.0, 0.0, pytest.approx(3 * 0.999), 0.0]
 
@@ -174,7 +178,12 @@ def test_the_gsplat_calls_fit_the_installed_package(monkeypatch):
     assert (tiles["tile_size"], tiles["tile_width"], tiles["tile_height"]) == (16, 3, 2)
     assert calls["isect_offset_encode"] == {"isect_ids": keys, "n_images": 1, "tile_width": 3, "tile_height": 2}
     pixels = calls["rasterize_to_pixels"]
-    assert [list(pixels[k].shape) for k in ("means2d", "conics", "colors", "opacities")] == [[1, 2, 2], [1, 2, 3], [1, 2, 3], [1, 2]]
+    assert [list(pixels[k].shape) for k in ("means2d", "conics", "colors", "opacities")] == [
+        [1, 2, 2],
+        [1, 2, 3],
+        [1, 2, 3],
+        [1, 2],
+    ]
     assert (pixels["image_width"], pixels["image_height"], pixels["tile_size"]) == (40, 20, 16)
     assert pixels["isect_offsets"] is offsets and pixels["flatten_ids"] is ids
 

@@ -22,7 +22,15 @@ from utils.cli import for_each, one_line, report_failures
 from utils.config import make_parser, number, parse_arguments, save_arguments
 from utils.device import fabric_devices
 from utils.evaluation import Result, count, density_map, evaluate, mae_mse, predict, tile
-from utils.files import atomic_write, gaussians_path, kernel_path, list_images, points_path, read_points, remove_stale_partials
+from utils.files import (
+    atomic_write,
+    gaussians_path,
+    kernel_path,
+    list_images,
+    points_path,
+    read_points,
+    remove_stale_partials,
+)
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "models.npz")
 
@@ -85,7 +93,9 @@ def test_missing_configuration_and_required_option(tmp_path, capsys):
 
 
 def test_unused_keys_are_reported_and_foreign_ones_accepted(tmp_path, capsys):
-    a = parse(tmp_path, "data_dir: x\ndisplay_loss: 1\nother: 2\n", unused_keys=["display_loss"], foreign_keys=["other"])
+    a = parse(
+        tmp_path, "data_dir: x\ndisplay_loss: 1\nother: 2\n", unused_keys=["display_loss"], foreign_keys=["other"]
+    )
     assert "display_loss: accepted, but without effect" in capsys.readouterr().out and not hasattr(a, "other")
 
 
@@ -216,7 +226,9 @@ def test_windows_cover_the_image_once(height, width):
 @pytest.mark.parametrize("name", ["vgg", "vgg_trans"])
 def test_windowed_count_is_the_released_one(name):
     model = fill(build_model(name)).eval()
-    image = torch.from_numpy(np.random.RandomState(int(GOLDEN[f"{name}/big_seed"])).standard_normal((1, 3, 530, 1100))).float()
+    image = torch.from_numpy(
+        np.random.RandomState(int(GOLDEN[f"{name}/big_seed"])).standard_normal((1, 3, 530, 1100))
+    ).float()
     expected = float(GOLDEN[f"{name}/big_count"])
     assert count(model, image[0]) == pytest.approx(expected, rel=1e-4)
 
@@ -238,7 +250,10 @@ def test_density_map_sums_to_the_count():
 
 def test_evaluation_by_hand():
     model = Ones().train()
-    samples = [SimpleNamespace(image=torch.zeros(3, 16, 24), count=4, name="a"), SimpleNamespace(image=torch.zeros(3, 80, 8), count=14, name="b")]
+    samples = [
+        SimpleNamespace(image=torch.zeros(3, 16, 24), count=4, name="a"),
+        SimpleNamespace(image=torch.zeros(3, 80, 8), count=14, name="b"),
+    ]
     results = evaluate(model, samples, "cpu")
     assert model.training and results == [Result("a", 4, 6), Result("b", 14, 10)]
     assert mae_mse(results) == (3, pytest.approx(np.sqrt((4 + 16) / 2)))

@@ -102,13 +102,19 @@ def test_checkpoint_of_the_other_model(vgg, vgg_trans, file):
     assert same(before, vgg.state_dict())
 
 
-@pytest.mark.parametrize("change, expected", [
-    (lambda state: state.pop("reg_layer.4.bias"), ("1 missing (reg_layer.4.bias);", "incomplete")),
-    (lambda state: state.update(extra=torch.zeros(1)), ("1 unexpected (extra);", "modified")),
-    (lambda state: state.update({"features.0.bias": torch.zeros(5)}), ("features.0.bias", "[5]", "[64]")),
-    (lambda state: [state.pop(name) for name in list(state) if name.startswith("reg_layer")], ("--backbone-weights",)),
-    (lambda state: (state.clear(), state.update({"fc.weight": torch.zeros(1)})), ("another network",)),
-])
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (lambda state: state.pop("reg_layer.4.bias"), ("1 missing (reg_layer.4.bias);", "incomplete")),
+        (lambda state: state.update(extra=torch.zeros(1)), ("1 unexpected (extra);", "modified")),
+        (lambda state: state.update({"features.0.bias": torch.zeros(5)}), ("features.0.bias", "[5]", "[64]")),
+        (
+            lambda state: [state.pop(name) for name in list(state) if name.startswith("reg_layer")],
+            ("--backbone-weights",),
+        ),
+        (lambda state: (state.clear(), state.update({"fc.weight": torch.zeros(1)})), ("another network",)),
+    ],
+)
 def test_weights_that_do_not_fit(vgg, file, change, expected):
     state = dict(vgg.state_dict())
     before = snapshot(vgg)
@@ -142,8 +148,14 @@ class Executes:
 def write_damaged(path, form):
     torch.save({"weight": torch.ones(1000)}, path)
     content = path.read_bytes()
-    path.write_bytes({"empty": b"", "truncated": content[:len(content) // 2], "text": b"hello world\n",
-                      "image": b"\x89PNG\r\n\x1a\n" + bytes(range(256))}[form])
+    path.write_bytes(
+        {
+            "empty": b"",
+            "truncated": content[: len(content) // 2],
+            "text": b"hello world\n",
+            "image": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
+        }[form]
+    )
 
 
 @pytest.mark.parametrize("load", [load_weights, load_backbone])
@@ -211,17 +223,23 @@ def test_vgg19_file(vgg_trans, file, prefix):
     assert same(features.state_dict(), vgg_trans.features.state_dict())
 
 
-@pytest.mark.parametrize("change, expected", [
-    (lambda state: state.pop("features.34.weight"), ("features.34.weight is missing",)),
-    (lambda state: [state.pop(f"features.34.{kind}") for kind in ("weight", "bias")], ("neither VGG19 nor VGG16",)),
-    (lambda state: state.update({"features.35.weight": torch.zeros(1)}), ("neither VGG19 nor VGG16",)),
-    (lambda state: state.update({"features.2.weight": torch.zeros(64, 64, 1, 1)}),
-     ("features.2.weight", "[64, 64, 1, 1]", "[64, 64, 3, 3]")),
-    (lambda state: (state.clear(), state.update({"conv1.weight": torch.zeros(1)})), ("neither VGG19 nor VGG16",)),
-])
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (lambda state: state.pop("features.34.weight"), ("features.34.weight is missing",)),
+        (lambda state: [state.pop(f"features.34.{kind}") for kind in ("weight", "bias")], ("neither VGG19 nor VGG16",)),
+        (lambda state: state.update({"features.35.weight": torch.zeros(1)}), ("neither VGG19 nor VGG16",)),
+        (
+            lambda state: state.update({"features.2.weight": torch.zeros(64, 64, 1, 1)}),
+            ("features.2.weight", "[64, 64, 1, 1]", "[64, 64, 3, 3]"),
+        ),
+        (lambda state: (state.clear(), state.update({"conv1.weight": torch.zeros(1)})), ("neither VGG19 nor VGG16",)),
+    ],
+)
 def test_wrong_backbone_files(vgg, file, change, expected):
-    state = {f"features.{name}": torch.zeros(1).expand(tensor.shape)
-             for name, tensor in vgg.features.state_dict().items()}
+    state = {
+        f"features.{name}": torch.zeros(1).expand(tensor.shape) for name, tensor in vgg.features.state_dict().items()
+    }
     change(state)
     torch.save(state, file)
     before = snapshot(vgg)

@@ -75,6 +75,7 @@ def for_each(
     ``error``.
     ``status`` turns a result into what the bar shows of it.
     """
+
     def advance(outcome: Outcome) -> None:
         if status and outcome.error is None:
             bar.set_postfix_str(status(outcome.result), refresh=False)
@@ -115,7 +116,10 @@ def report_failures(outcomes: Sequence[Outcome]) -> int:
     for failure in failures:
         print(f"error: {failure.error}", file=sys.stderr)
     if failures:
-        print(f"error: {len(failures)} of {len(outcomes)} failed; mend them and run the same command again", file=sys.stderr)
+        print(
+            f"error: {len(failures)} of {len(outcomes)} failed; mend them and run the same command again",
+            file=sys.stderr,
+        )
     return EXIT_FAILED if failures else 0
 
 

@@ -42,7 +42,9 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, *, above:
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number") from None
         if not (low < value if above else low <= value) or not value <= high or value != value:
-            bound = f"{'above' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+            bound = f"{'above' if above else 'at least'} {low:g}" + (
+                f" and at most {high:g}" if high < math.inf else ""
+            )
             raise argparse.ArgumentTypeError(f"{text} is impossible: it must be {bound}")
         return value
 

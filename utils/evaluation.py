@@ -79,7 +79,9 @@ def density_map(parts: list[Window]) -> Tensor:
     return canvas
 
 
-def evaluate(model: torch.nn.Module, samples: Iterable, device: torch.device | str, window: int = WINDOW) -> list[Result]:
+def evaluate(
+    model: torch.nn.Module, samples: Iterable, device: torch.device | str, window: int = WINDOW
+) -> list[Result]:
     """Count every sample (``image``, ``count``, ``name``) in evaluation mode; the model's mode is restored."""
     training = model.training
     model.eval()

@@ -15,13 +15,23 @@ from utils.files import atomic_write
 TRUTH_SIGMA = 8.0  # pixels; only for looking at: annotations have no extent
 
 
-def add_ellipses(axes: matplotlib.axes.Axes, means: np.ndarray, scales: np.ndarray, rotations: np.ndarray, **style) -> None:
+def add_ellipses(
+    axes: matplotlib.axes.Axes, means: np.ndarray, scales: np.ndarray, rotations: np.ndarray, **style
+) -> None:
     """Draw Gaussians ([N, 2], [N, 2] and [N, 1]; pixels, radians) as ellipses at one standard deviation."""
     # An image's y axis points down, where matplotlib's angle turns with it: no sign to change.
     angles = np.degrees(rotations[:, 0])
     style = {"facecolors": "none", "edgecolors": "yellow", "linewidths": 1.0, **style}
     axes.add_collection(
-        EllipseCollection(2 * scales[:, 0], 2 * scales[:, 1], angles, units="xy", offsets=means, offset_transform=axes.transData, **style)
+        EllipseCollection(
+            2 * scales[:, 0],
+            2 * scales[:, 1],
+            angles,
+            units="xy",
+            offsets=means,
+            offset_transform=axes.transData,
+            **style,
+        )
     )
 
 
@@ -38,11 +48,15 @@ def show_image(axes: matplotlib.axes.Axes, image: np.ndarray, title: str, points
 def truth_density(points: np.ndarray, height: int, width: int) -> np.ndarray:
     """Points [N, 2] as a density [H, W] for looking at; its sum is the number of points inside the image."""
     dots = np.zeros((height, width))
-    np.add.at(dots, (np.clip(points[:, 1].astype(int), 0, height - 1), np.clip(points[:, 0].astype(int), 0, width - 1)), 1)
+    np.add.at(
+        dots, (np.clip(points[:, 1].astype(int), 0, height - 1), np.clip(points[:, 0].astype(int), 0, width - 1)), 1
+    )
     return gaussian_filter(dots, TRUTH_SIGMA, mode="reflect")  # at the border the only mode that keeps the sum
 
 
-def save_gaussians_figure(path: Path, image: np.ndarray, means: np.ndarray, scales: np.ndarray, rotations: np.ndarray) -> None:
+def save_gaussians_figure(
+    path: Path, image: np.ndarray, means: np.ndarray, scales: np.ndarray, rotations: np.ndarray
+) -> None:
     """The photograph beside itself with the fitted Gaussians on it."""
     figure = Figure(figsize=(12, 12 * image.shape[0] / image.shape[1] / 2 + 0.4), layout="constrained", dpi=130)
     left, right = figure.subplots(1, 2)

@@ -8,16 +8,22 @@ from typing import Any
 
 from utils.config import number
 
-
 STRIDE = 8  # pixels in a density cell: the networks' stride
 
 
 def add_kernel_options(add: Callable[..., Any]) -> None:
     """Add the parameters of ``losses.transport.transport_kernel`` to a parser by its ``add_argument``."""
-    add("--cut-off", type=number(float, 0), default=3.0, help="kernel: where the background takes over, standard deviations")
+    add(
+        "--cut-off",
+        type=number(float, 0),
+        default=3.0,
+        help="kernel: where the background takes over, standard deviations",
+    )
     add("--background-ratio", type=number(float, 0), default=0.015, help="kernel: weight of the background")
     add("--scale-ratio", type=number(float, 0, above=True), default=1.0, help="kernel: factor on the fitted scales")
-    add("--post-min", type=number(float, 0, above=True), default=1.0, help="kernel: scales of at least 8 / this, pixels")
+    add(
+        "--post-min", type=number(float, 0, above=True), default=1.0, help="kernel: scales of at least 8 / this, pixels"
+    )
     add("--post-max", type=number(float, 0, above=True), default=20.0, help="kernel: scales of at most this, pixels")
 
 
@@ -25,7 +31,9 @@ def check_kernel_options(parser: argparse.ArgumentParser, arguments: argparse.Na
     """End with a usage error where the parameters contradict each other."""
     smallest = STRIDE / arguments.post_min
     if arguments.post_max < smallest:
-        parser.error(f"--post-max {arguments.post_max:g}: below the smallest scale, {smallest:g}; raise it or --post-min")
+        parser.error(
+            f"--post-max {arguments.post_max:g}: below the smallest scale, {smallest:g}; raise it or --post-min"
+        )
 
 
 def kernel_options(arguments: argparse.Namespace) -> dict[str, Any]:

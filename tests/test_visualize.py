@@ -1,0 +1,59 @@
+"""Reading and drawing a transport kernel."""
+
+from __future__ import annotations
+
+import numpy as np
+from commands import call
+from PIL import Image
+
+from datasets.images import save_jpeg
+from GS2D.gaussians import Gaussians2D
+from GS2D.visualize import summarise
+from losses.transport import transport_kernel
+from utils.figures import truth_density
+from utils.files import gaussians_path, points_path
+
+
+def test_summary_of_a_kernel_equals_the_dense_matrix():
+    random = np.random.default_rng(0)
+    kernel = transport_kernel(
+        random.uniform(0, 96, (9, 2)), random.uniform(2, 15, (9, 2)), random.uniform(0, 3, (9, 1)), (64, 96)
+    )
+    dense = kernel.dense().double().numpy()
+    summary = summarise(*(array.numpy() for array in kernel.csr()), kernel.grid)
+    owner = dense.argmax(0)
+    np.testing.assert_array_equal(summary.owner, np.where(owner == 9, -1, owner).reshape(8, 12))
+    np.testing.assert_allclose(summary.background, dense[-1].reshape(8, 12), atol=1e-6)
+    entropy = -(dense * np.log(np.maximum(dense, 1e-300))).sum(0)
+    np.testing.assert_allclose(summary.entropy, entropy.reshape(8, 12), atol=1e-4)
+
+
+def test_a_cell_without_annotations_belongs_to_the_background():
+    summary = summarise(
+        *(array.numpy() for array in transport_kernel(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 1)), 16).csr()),
+        (2, 2),
+    )
+    assert (summary.owner == -1).all() and (summary.background == 1).all() and (summary.entropy == 0).all()
+
+
+def test_truth_density_keeps_the_number_of_points():
+    points = np.array([[0.0, 0.0], [99.9, 59.9], [50.0, 30.0], [100.0, 60.0]])
+    assert abs(truth_density(points, 60, 100).sum() - 4) < 1e-9
+
+
+def test_the_script_draws_one_png(tmp_path):
+    random = np.random.default_rng(1)
+    image = tmp_path / "train" / "IMG_0001.jpg"
+    gaussians_path(image).parent.mkdir(parents=True)
+    save_jpeg(random.integers(0, 256, (100, 140, 3), dtype=np.uint8), image, 90)
+    points = random.uniform((0, 0), (140, 100), (12, 2)).astype(np.float32)
+    np.save(points_path(image), np.c_[points, np.full(12, 20)])
+    Gaussians2D(points, random.uniform(2, 9, (12, 2)), random.uniform(0, 3, (12, 1)), random.random((12, 3))).save(
+        gaussians_path(image)
+    )
+    out, _ = call("GS2D/visualize.py", image, "--out", tmp_path / "new" / "picture.png")
+    assert "12 annotations" in out
+    with Image.open(tmp_path / "new" / "picture.png") as picture:
+        assert picture.width > 4 * picture.height and np.asarray(picture.convert("L")).std() > 20
+    _, err = call("GS2D/visualize.py", tmp_path / "train" / "no.jpg", code=1)
+    assert "no.jpg" in err
