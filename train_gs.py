@@ -20,15 +20,28 @@ from tqdm import tqdm
 from datasets.crowd import Batch, Crowd, collate
 from losses.transport import TransportedMassLoss, TransportKernel, transport_kernels
 from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
-from utils.checkpoint import save_checkpoint, save_weights
+from utils.checkpoint import find_start, save_checkpoint, save_weights
 from utils.cli import progress_options, run_script
-from utils.config import make_parser, number, parse_arguments, save_arguments
+from utils.config import make_parser, number, option_values, parse_arguments, save_arguments
 from utils.device import fabric_devices
 from utils.evaluation import evaluate, mae_mse
 from utils.files import make_folder, remove_stale_partials
 from utils.kernel_options import STRIDE, add_kernel_options, check_kernel_options, kernel_options
 
 PRESETS = Path(__file__).with_name("configs")
+# Options that do not change what a step computes: a run may go on with other values.
+FREE_OPTIONS = (
+    "data_dir",
+    "device",
+    "epochs",
+    "num_workers",
+    "resume",
+    "save_dir",
+    "backbone_weights",
+    "kernels",
+    "window",
+)
+FREE_OPTIONS += ("max_model_num", "val_start", "val_every")
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
 
 
@@ -42,7 +55,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-dir", type=Path, help="folder of the run (default: runs/<dataset>_<model-name>)")
     add("--device", default="auto", help="GPU id, several (0,1), or cpu; auto: the first GPU if there is one")
     add("--backbone-weights", default="imagenet", help="imagenet, none, or a file with VGG19 or VGG16 weights")
-    add("--resume", type=Path, help="a .tar to go on from, or a .pth to start from")
+    add(
+        "--resume",
+        default="auto",
+        help="go on from the newest checkpoint in the run's folder, a .tar or .pth file, or none",
+    )
     add("--lr", type=number(float, 0, above=True), default=5e-6, help="Adam's learning rate")
     add("--weight-decay", type=number(float, 0), default=1e-5, help="Adam's weight decay")
     add("--batch-size", type=number(int, 1), default=1, help="crops in a step, on each device")
@@ -139,23 +156,28 @@ def main() -> None:
     train = Crowd(arguments.data_dir, arguments.crop_size, "train", seed=arguments.seed, kernel_parameters=stored)
     val = Crowd(arguments.data_dir, arguments.crop_size, "val")
     folder = make_folder(arguments.save_dir)
+    resume = find_start(arguments.resume, folder, option_values(arguments), FREE_OPTIONS)
     if fabric.is_global_zero:
         remove_stale_partials(folder)
         save_arguments(arguments, folder / "config.yml")
-        print("options: " + ", ".join(f"{key} {value}" for key, value in vars(arguments).items() if value is not None))
+        print("options: " + ", ".join(f"{key} {value}" for key, value in option_values(arguments).items()))
 
     model = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
     description = {key: getattr(arguments, key) for key in ("model_name", "topk", "usenum", "dataset", "crop_size")}
     first_epoch, best, state = 0, math.inf, None
-    if arguments.resume is None:
+    if resume is None:
         load_backbone(model, arguments.backbone_weights)
     else:
-        state = read_checkpoint(arguments.resume)
-        load_weights(model, arguments.resume)
+        state = read_checkpoint(resume)
+        load_weights(model, resume)
     optimizer = torch.optim.Adam(model.parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay)
     if state is not None and "optimizer_state_dict" in state:
         optimizer.load_state_dict(state["optimizer_state_dict"])
         first_epoch, best = state["epoch"] + 1, state.get("best", math.inf)
+        if first_epoch >= arguments.epochs:
+            fabric.print(f"{resume}: {first_epoch} epochs are done, of {arguments.epochs}; nothing to do")
+            return
+        fabric.print(f"{resume}: going on after epoch {first_epoch - 1}")
     model, optimizer = fabric.setup(model, optimizer)
     loader = fabric.setup_dataloaders(
         DataLoader(

@@ -33,11 +33,8 @@ step "4/6 transport kernels of the whole images"
 "$python" GS2D/build_kernels.py --root-path "$data"
 
 step "5/6 train (configs/demo.yml)"
-if ! [ -f "$out/run/finished" ]; then
-    "$python" train_gs.py --config configs/demo.yml --model-name vgg --dataset qnrf --data-dir "$data" \
-        --save-dir "$out/run" --backbone-weights "$features"
-    touch "$out/run/finished"
-fi
+"$python" train_gs.py --config configs/demo.yml --model-name vgg --dataset qnrf --data-dir "$data" \
+    --save-dir "$out/run" --backbone-weights "$features"
 
 step "6/6 evaluate"
 "$python" test.py --save-path "$out/run/best_model.pth" --data-dir "$data" --out "$out"

@@ -145,9 +145,44 @@ def test_train_then_test(name, small, tmp_path):
     assert len(rows) == 2 and rows[1].startswith("IMG_0051,") and "1 images: MAE" in out
     assert out.splitlines()[-1] == again.splitlines()[-1]
 
-    out, _ = call("train_gs.py", *options, "--epochs", 3, "--resume", save / "1_ckpt.tar", "--kernels", "h5")
+    # The same command goes on where it stopped, and says when there is nothing left to do.
+    out, _ = call("train_gs.py", *options, "--epochs", 3)
+    assert "1_ckpt.tar: going on after epoch 1" in out
     assert [json.loads(line)["epoch"] for line in (save / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
     assert (save / "2_ckpt.tar").exists() and not (save / "1_ckpt.tar").exists()
+    before = snapshot(save)
+    assert "nothing to do" in call("train_gs.py", *options, "--epochs", 3)[0]
+    assert {path: content for path, (_, content) in snapshot(save).items()} == {p: c for p, (_, c) in before.items()}
+    _, err = call("train_gs.py", *options, "--epochs", 3, "--lr", 1e-3, code=1)
+    assert "holds a run with --lr 5e-06, not 0.001" in err
+
+    options[options.index(save)] = tmp_path / "at_once"
+    call("train_gs.py", *options, "--epochs", 3)
+    states = [
+        torch.load(folder / "2_ckpt.tar", weights_only=True)["model_state_dict"]
+        for folder in (save, tmp_path / "at_once")
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(*(state.values() for state in states), strict=True))
+
+
+def test_training_on_stored_kernels(small, tmp_path):
+    options = [
+        "--data-dir",
+        small,
+        "--device",
+        "cpu",
+        "--crop-size",
+        64,
+        "--backbone-weights",
+        "none",
+        "--num-workers",
+        0,
+    ]
+    call("train_gs.py", *options, "--save-dir", tmp_path, "--epochs", 1, "--kernels", "h5")
+    _, err = call(
+        "train_gs.py", *options, "--save-dir", tmp_path / "o", "--epochs", 1, "--kernels", "h5", "--cut-off", 2, code=1
+    )
+    assert "cut_off 3.0 instead of 2.0" in err and "python GS2D/build_kernels.py" in err
 
 
 def test_a_released_checkpoint_is_evaluated(small, tmp_path):

@@ -9,10 +9,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from utils.files import atomic_write
 
@@ -42,6 +44,29 @@ def checkpoints(folder: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
     found = [path for path in folder.glob("[!.]*_ckpt.tar") if path.name.partition("_")[0].isdigit()]
     return sorted(found, key=lambda path: int(path.name.partition("_")[0]))
+
+
+def find_start(resume: str, folder: Path, arguments: dict[str, Any], free: Sequence[str]) -> Path | None:
+    """The checkpoint that a run goes on from: a file, the newest in ``folder`` ("auto"), or None for a new start ("none").
+
+    With "auto", a folder that holds a run with other options is refused, but for the ``free`` ones, which may change from
+    one start to the next: ``ValueError``.
+    """
+    if resume != "auto":
+        return None if resume == "none" else Path(resume)
+    found = checkpoints(folder)
+    if not found:
+        return None
+    config = folder / "config.yml"
+    before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else {}
+    for key, value in before.items():
+        if key in arguments and key not in free and value != arguments[key]:
+            option = f"--{key.replace('_', '-')}"
+            raise ValueError(
+                f"{folder}: holds a run with {option} {value}, not {arguments[key]}; "
+                "choose another --save-dir, or start it anew with --resume none"
+            )
+    return found[-1]
 
 
 def describe(content: dict[str, Any]) -> dict[str, Any]:

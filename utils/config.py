@@ -83,12 +83,16 @@ def parse_arguments(
     return parser.parse_args(argv)
 
 
+def option_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The effective options as plain values, without those that are not set."""
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in sorted(vars(arguments).items())}
+    return {key: value for key, value in values.items() if value is not None and key != "config"}
+
+
 def save_arguments(arguments: argparse.Namespace, path: Path) -> None:
     """Write the effective options as a YAML file that ``--config`` takes again."""
-    values = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    values.pop("config", None)
     with atomic_write(path) as partial:
-        partial.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")
+        partial.write_text(yaml.safe_dump(option_values(arguments), allow_unicode=True), encoding="utf-8")
 
 
 def _read(parser: argparse.ArgumentParser, config: Path) -> dict[str, Any]:
