@@ -259,6 +259,13 @@ def test_one_bad_image_does_not_stop_the_others(copy):
     assert not list(copy.rglob("*.partial*"))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_crop_larger_than_an_image_is_named(small, tmp_path, workers):
+    options = ["--data-dir", small, "--device", "cpu", "--save-dir", tmp_path, "--backbone-weights", "none"]
+    _, err = call("train_gs.py", *options, "--crop-size", 1024, "--num-workers", workers, code=1)
+    assert len(errors(err)) == 1 and "smaller than the crop of 1024; lower --crop-size to" in err and len(err) < 400
+
+
 def test_training_without_gaussians_names_the_command(copy):
     shutil.rmtree(copy / "train" / "gs_params")
     _, err = call("train_gs.py", "--data-dir", copy, "--device", "cpu", "--save-dir", copy / "run", code=1)

@@ -46,6 +46,8 @@ def one_line(error: BaseException) -> str:
     """The message of an error on one line, with the file that an operating-system error is about."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}; check the path, its permissions and the space left"
+    if "Original Traceback" in str(error):  # a DataLoader's worker wraps the message into its traceback
+        return str(error).strip().splitlines()[-1].partition(": ")[2]
     return " ".join(str(error).split()) or type(error).__name__
 
 
