@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import time
 import zlib
 from pathlib import Path
@@ -102,17 +103,25 @@ def write_results(folder: Path) -> None:
     """
     from utils.files import atomic_write
 
-    rows: dict[str, tuple[str, str]] = {}
     table = folder / RESULTS
-    if table.exists():
-        with table.open(newline="", encoding="utf-8") as file:
-            rows.update({row[0]: (row[1], row[2]) for row in csv.reader(file) if len(row) == 3})
-    for path in folder.glob("[!.]*_gs_params.h5"):
-        attributes = read_file(path)[2]
-        if "render_loss" in attributes:
-            rows[path.name] = (f"{attributes['render_loss']:.9g}", f"{attributes['shape_loss']:.9g}")
-    with atomic_write(table) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows((name, *rows[name]) for name in sorted(rows))
+    seen: set[Path] = set()
+    while (files := set(folder.glob("[!.]*_gs_params.h5"))) != seen:  # another share may finish meanwhile
+        seen = files
+        before = table.read_text(encoding="utf-8") if table.exists() else ""
+        rows = {row[0]: row for row in csv.reader(before.splitlines()) if len(row) == 3}
+        for path in files:
+            try:
+                attributes = read_file(path)[2]
+            except ValueError:  # reported where the file is looked at for fitting
+                continue
+            if "render_loss" in attributes:
+                losses = (f"{attributes[name]:.9g}" for name in ("render_loss", "shape_loss"))
+                rows[path.name] = [path.name, *losses]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows[name] for name in sorted(rows))
+        if text.getvalue() != before:
+            with atomic_write(table) as partial:
+                partial.write_text(text.getvalue(), encoding="utf-8")
 
 
 def gaussian_folders(root: Path | None, gs_dir: Path | None) -> list[Path]:
@@ -226,8 +235,7 @@ def main() -> int:
             for outcome in for_each(fit_file, jobs, arguments.workers, f"fit {split}", threads=threads, status=_status):
                 done.append(outcome)
         finally:
-            if done or not (folder / RESULTS).exists():
-                write_results(folder)
+            write_results(folder)
         outcomes += done
         fitted = [outcome.result for outcome in done if outcome.result]
         if fitted:

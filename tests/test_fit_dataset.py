@@ -126,6 +126,7 @@ def test_rows_of_files_without_losses_are_kept(tmp_path):
     Gaussians2D.from_params(np.ones((2, 8))).save(
         tmp_path / "b_gs_params.h5", attributes={"render_loss": 0.5, "shape_loss": 0}
     )
+    (tmp_path / "c_gs_params.h5").write_text("damaged")
     (tmp_path / "loss_results.csv").write_text("a_gs_params.h5,0.125,0\nb_gs_params.h5,9,9\n")
     write_results(tmp_path)
     assert (tmp_path / "loss_results.csv").read_text() == "a_gs_params.h5,0.125,0\nb_gs_params.h5,0.5,0\n"
