@@ -145,6 +145,13 @@ def load_annotations(image: Path, use_gaussians: bool = True) -> tuple[np.ndarra
             f"delete the former and run {_fit_command(image.parent)}"
         )
     scales, rotations = gaussians.scales.numpy(), gaussians.rotations.numpy()
+    bad = np.flatnonzero(((scales < 0) | np.isinf(scales) | np.isinf(rotations)).any(axis=1))
+    if bad.size:
+        row = [*scales[bad[0]].tolist(), *rotations[bad[0]].tolist()]
+        raise ValueError(
+            f"{gaussians_path(image)}: row {bad[0]} has scales and rotation {row}, expected finite numbers and no negative "
+            f"scale; delete the file and run {_fit_command(image.parent)}"
+        )
     return points, distance, np.where(np.isnan(scales), fallback, scales), np.nan_to_num(rotations, nan=0.0)
 
 

@@ -296,6 +296,17 @@ def with_kernels(root):
     return root
 
 
+@pytest.mark.parametrize("value", [-1.0, np.inf, -np.inf])
+def test_impossible_scales_name_file_and_row(root, value):
+    path = gaussians_path(root / "train" / "IMG_0004.jpg")
+    gaussians = Gaussians2D.load(path)
+    gaussians.scales[4, 1] = value
+    gaussians.save(path)
+    with pytest.raises(ValueError) as caught:
+        Crowd(root, CROP, "train")[3]
+    one_line(caught, path, "row 4", str(value), "python 2dgs_counting_1gs_gsplat.py --root-path")
+
+
 def test_a_stored_kernel_equals_the_one_computed_online(with_kernels):
     """Where no point is cut by the crop's border; crops of the whole width, so that all points are inside."""
     path = with_kernels / "train" / "IMG_0004.jpg"
