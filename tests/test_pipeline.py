@@ -290,5 +290,5 @@ def test_modules_import_without_gsplat_and_gpu():
     modules = sorted(".".join(name.parts).removesuffix(".__init__") for name in names)
     code = "import sys; sys.modules['gsplat'] = None\nimport importlib\n"
     code += f"for name in {modules + ['train_gs', 'preprocess_dataset_ucf']!r}: importlib.import_module(name)"
-    out, _ = run("-c", code + "; print('imported')", CUDA_VISIBLE_DEVICES="")
+    out, _ = run("-c", code + "\nprint('imported')", CUDA_VISIBLE_DEVICES="")
     assert out == "imported\n"
