@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.crowd import Batch, Crowd, collate
+from datasets.sampler import EpochSampler
 from losses.transport import TransportedMassLoss, TransportKernel, transport_kernels
 from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
 from utils.checkpoint import find_start, save_checkpoint, save_weights
@@ -38,10 +39,13 @@ FREE_OPTIONS = (
     "resume",
     "save_dir",
     "backbone_weights",
-    "kernels",
     "window",
+    "max_model_num",
+    "val_start",
+    "val_every",
 )
-FREE_OPTIONS += ("max_model_num", "val_start", "val_every")
+SCHEDULES = ("constant", "cosine", "warmup-cosine")
+WARM_UP = 0.05  # of the run
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
 
 
@@ -53,6 +57,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dataset", choices=("qnrf", "jhu", "nwpu", "sha", "shb"), default="qnrf", help="whose preset applies")
     add("--data-dir", type=Path, required=True, help="prepared data set with train/ (and gs_params/) and val/")
     add("--save-dir", type=Path, help="folder of the run (default: runs/<dataset>_<model-name>)")
+    add("--num-nodes", type=number(int, 1), default=1, help="machines that train together")
+    add(
+        "--precision",
+        choices=("32", "16-mixed", "bf16-mixed"),
+        default="32",
+        help="of the network; the loss is in float32",
+    )
     add("--device", default="auto", help="GPU id, several (0,1), or cpu; auto: the first GPU if there is one")
     add("--backbone-weights", default="imagenet", help="imagenet, none, or a file with VGG19 or VGG16 weights")
     add(
@@ -61,8 +72,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="go on from the newest checkpoint in the run's folder, a .tar or .pth file, or none",
     )
     add("--lr", type=number(float, 0, above=True), default=5e-6, help="Adam's learning rate")
+    add(
+        "--lr-schedule",
+        choices=SCHEDULES,
+        default="constant",
+        help="learning rate over the run; warm-up: its first 5 %%",
+    )
     add("--weight-decay", type=number(float, 0), default=1e-5, help="Adam's weight decay")
     add("--batch-size", type=number(int, 1), default=1, help="crops in a step, on each device")
+    add("--accumulate", type=number(int, 1), default=1, help="batches whose gradients are averaged for one step")
+    add("--grad-clip", type=number(float, 0), default=0, help="largest norm of a step's gradient (0: as it is)")
+    add(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="memory layout of images and weights",
+    )
     add("--epochs", type=number(int, 1), default=1200, help="passes over the training images")
     add("--val-start", type=number(int, 0), default=600, help="first epoch that is validated")
     add("--val-every", type=number(int, 1), default=5, help="epochs between validations")
@@ -115,6 +140,12 @@ def training_loss(
     return loss, density.detach().float().sum(dim=(1, 2, 3))
 
 
+def rate_factor(schedule: str, progress: float) -> float:
+    """Factor on the learning rate when ``progress`` (0 to 1) of the run is done; no state, so that a resumed run agrees."""
+    warm_up = min(1.0, progress / WARM_UP) if schedule == "warmup-cosine" else 1.0
+    return warm_up * (1.0 if schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2)
+
+
 def train_epoch(
     fabric: Fabric,
     model: torch.nn.Module,
@@ -126,13 +157,23 @@ def train_epoch(
     """One pass over the training crops -> mean loss, MAE and MSE of the crops, seconds."""
     begin, losses, errors = time.perf_counter(), [], []
     kernel = kernel_options(arguments)
-    for batch in loader:
-        optimizer.zero_grad(set_to_none=True)
-        loss, counts = training_loss(model, batch, arguments.crop_size, kernel)
-        if not torch.isfinite(loss):
-            raise ValueError(f"epoch {epoch}: the loss of {', '.join(batch.names)} is {loss.item()}; lower --lr")
-        fabric.backward(loss)
-        optimizer.step()
+    for index, batch in enumerate(loader):
+        group = min(arguments.accumulate, len(loader) - index // arguments.accumulate * arguments.accumulate)
+        is_last = index % arguments.accumulate == group - 1
+        if arguments.channels_last:
+            batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
+        with fabric.no_backward_sync(model, enabled=not is_last):
+            loss, counts = training_loss(model, batch, arguments.crop_size, kernel)
+            if not torch.isfinite(loss):
+                raise ValueError(f"epoch {epoch}: the loss of {', '.join(batch.names)} is {loss.item()}; lower --lr")
+            fabric.backward(loss / group)
+        if is_last:
+            progress = (epoch + index / len(loader)) / arguments.epochs
+            optimizer.param_groups[0]["lr"] = arguments.lr * rate_factor(arguments.lr_schedule, progress)
+            if arguments.grad_clip:
+                fabric.clip_gradients(model, optimizer, max_norm=arguments.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         errors += [float(count - target.sum()) for count, target in zip(counts, batch.targets)]
     mse = math.sqrt(sum(e * e for e in errors) / len(errors))
@@ -148,7 +189,10 @@ def train_epoch(
 def main() -> None:
     """Train, validate, keep the best model by 2 MSE + MAE."""
     arguments = parse()
-    fabric = Fabric(**fabric_devices(arguments.device))
+    devices = fabric_devices(arguments.device)
+    if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
+        raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
+    fabric = Fabric(**devices, num_nodes=arguments.num_nodes, precision=arguments.precision)
     fabric.launch()
     seed_everything(arguments.seed, verbose=False)
 
@@ -178,17 +222,21 @@ def main() -> None:
             fabric.print(f"{resume}: {first_epoch} epochs are done, of {arguments.epochs}; nothing to do")
             return
         fabric.print(f"{resume}: going on after epoch {first_epoch - 1}")
+    if arguments.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     model, optimizer = fabric.setup(model, optimizer)
-    loader = fabric.setup_dataloaders(
-        DataLoader(
-            train,
-            arguments.batch_size,
-            shuffle=True,
-            num_workers=arguments.num_workers,
-            collate_fn=collate,
-            pin_memory=fabric.device.type == "cuda",
-        )
+    sampler = EpochSampler(len(train), arguments.seed, fabric.global_rank, fabric.world_size)
+    loader = DataLoader(
+        train,
+        arguments.batch_size,
+        sampler=sampler,
+        num_workers=arguments.num_workers,
+        collate_fn=collate,
+        pin_memory=fabric.device.type == "cuda",
+        persistent_workers=arguments.num_workers > 0,
+        generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
     )
+    loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
     fabric.print(
         f"{arguments.model_name} on {arguments.dataset}: {len(train)} training and {len(val)} validation images, "
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {fabric.world_size} x {fabric.device.type}"
@@ -197,9 +245,10 @@ def main() -> None:
     epochs = range(first_epoch, arguments.epochs)
     progress = tqdm(epochs, desc="train", unit="epoch", disable=not fabric.is_global_zero, **progress_options())
     for epoch in progress:
+        # Order, augmentation and dropout of an epoch follow from seed and epoch alone: a resumed run continues exactly.
         train.set_epoch(epoch)
-        # Order and dropout of an epoch depend on the seed and the epoch alone, so that a resumed run continues exactly.
-        torch.manual_seed(arguments.seed + epoch)
+        sampler.epoch = epoch
+        torch.manual_seed(arguments.seed + epoch * fabric.world_size + fabric.global_rank)
         metrics = {"epoch": epoch, **train_epoch(fabric, model, optimizer, loader, epoch, arguments)}
         if (
             epoch >= arguments.val_start

@@ -1,0 +1,168 @@
+"""Training: steps, schedules, precision, processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from commands import ROOT, call, errors
+
+import train_gs
+from datasets.images import save_jpeg
+from datasets.preprocess import neighbour_distance
+from datasets.sampler import EpochSampler
+from GS2D.gaussians import Gaussians2D
+from utils.files import gaussians_path, points_path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Four training images and one of validation, 80 x 96, with bright squares at the points."""
+    root, random = tmp_path_factory.mktemp("training") / "data", np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 1)):
+        for i in range(count):
+            image = root / split / f"IMG_{i:04}.jpg"
+            gaussians_path(image).parent.mkdir(parents=True, exist_ok=True)
+            points = random.uniform((8, 8), (88, 72), (6 + i, 2)).astype(np.float32)
+            pixels = random.integers(0, 60, (80, 96, 3), dtype=np.uint8)
+            for x, y in points.astype(int):
+                pixels[y - 4 : y + 4, x - 4 : x + 4] = 220
+            save_jpeg(pixels, image, 95)
+            np.save(points_path(image), np.c_[points, neighbour_distance(points)].astype(np.float32))
+            shapes = np.full((len(points), 2), 4.0), np.zeros((len(points), 1)), np.ones((len(points), 3))
+            Gaussians2D(points, *shapes).save(gaussians_path(image))
+    return root
+
+
+def train(data, folder, *options, code=0):
+    fixed = ["--data-dir", data, "--device", "cpu", "--backbone-weights", "none", "--crop-size", 64]
+    extra = [] if "--num-workers" in options else ["--num-workers", 0]
+    return call("train_gs.py", *fixed, "--save-dir", folder, *extra, *options, code=code)
+
+
+def weights(folder):
+    (checkpoint,) = folder.glob("*_ckpt.tar")
+    return torch.load(checkpoint, weights_only=True)["model_state_dict"]
+
+
+def largest_difference(one, other):
+    return max(float((one[key] - other[key]).abs().max()) for key in one)
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    sampler = EpochSampler(10, seed=3)
+    first = list(sampler)
+    assert sorted(first) == list(range(10)) == sorted(sampler) and list(sampler) == first
+    sampler.epoch = 1
+    assert list(sampler) != first and list(EpochSampler(10, seed=4)) != first
+    shares = [list(EpochSampler(10, 3, rank, 2)) for rank in range(2)]
+    assert [index for pair in zip(*shares) for index in pair] == first
+    padded = Counter(index for rank in range(4) for index in EpochSampler(10, 3, rank, 4))
+    assert set(padded) == set(range(10)) and sum(padded.values()) == 12 and len(EpochSampler(10, 3, 0, 4)) == 3
+
+
+def test_schedules():
+    factor = train_gs.rate_factor
+    assert {factor("constant", p) for p in (0, 0.3, 0.99)} == {1.0}
+    assert (
+        factor("cosine", 0) == 1
+        and factor("cosine", 0.5) == pytest.approx(0.5)
+        and factor("cosine", 1) == pytest.approx(0)
+    )
+    assert factor("warmup-cosine", 0) == 0 and factor("warmup-cosine", 0.025) == pytest.approx(0.5, rel=0.01)
+    assert factor("warmup-cosine", 0.5) == factor("cosine", 0.5)
+
+
+def test_accumulated_batches_are_one_larger_batch(data, tmp_path):
+    train(data, tmp_path / "one", "--epochs", 1, "--batch-size", 4, "--lr", 1e-4)
+    train(data, tmp_path / "two", "--epochs", 1, "--batch-size", 2, "--accumulate", 2, "--lr", 1e-4)
+    train(data, tmp_path / "other", "--epochs", 1, "--batch-size", 2, "--lr", 1e-4)
+    one, two, other = (weights(tmp_path / name) for name in ("one", "two", "other"))
+    # Adam's first step is lr * sign(gradient): where a gradient is as small as rounding, the step may differ by 2 lr.
+    differs = [((one[k] - two[k]).abs() > 1e-5).float().mean().item() for k in one]
+    assert max(differs) < 0.01 and largest_difference(one, other) > 1e-4 / 2
+
+
+def test_clipping_bounds_the_gradient(data, tmp_path, monkeypatch):
+    norms = []
+    step = torch.optim.Adam.step
+
+    def recorded(self, *args, **kwargs):
+        norms.append(float(torch.stack([p.grad.norm() for g in self.param_groups for p in g["params"]]).norm()))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
+    train(data, tmp_path / "free", "--epochs", 1)
+    train(data, tmp_path / "clipped", "--epochs", 1, "--grad-clip", 0.5)
+    assert min(norms[:4]) > 0.6 and max(norms[4:]) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_mixed_precision_and_memory_layout_train_alike(data, tmp_path):
+    losses = {}
+    for name, options in {"plain": (), "bf16": ("--precision", "bf16-mixed"), "layout": ("--channels-last",)}.items():
+        train(data, tmp_path / name, "--epochs", 1, "--batch-size", 4, "--lr-schedule", "cosine", *options)
+        losses[name] = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
+        assert all(value.dtype == torch.float32 for value in weights(tmp_path / name).values())
+    assert losses["layout"] == pytest.approx(losses["plain"], rel=1e-4)
+    assert losses["bf16"] == pytest.approx(losses["plain"], rel=0.05) and losses["bf16"] != losses["plain"]
+    _, err = train(data, tmp_path / "half", "--precision", "16-mixed", code=1)
+    assert errors(err) == ["error: --precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU"]
+
+
+def test_a_loss_that_is_not_finite_names_the_images(data, tmp_path):
+    out, err = train(data, tmp_path, "--epochs", 3, "--lr", 1e30, "--batch-size", 2, code=1)
+    assert len(errors(err)) == 1 and "IMG_000" in err and "lower --lr" in err
+
+
+def test_workers_do_not_change_the_result_and_a_resumed_run_continues_exactly(data, tmp_path):
+    """vgg_trans, whose dropout draws random numbers; workers that live on between epochs."""
+    options = ["--model-name", "vgg_trans", "--batch-size", 2]
+    train(data, tmp_path / "whole", *options, "--epochs", 3)
+    train(data, tmp_path / "parts", *options, "--epochs", 2, "--num-workers", 1)
+    train(data, tmp_path / "parts", *options, "--epochs", 3, "--num-workers", 1)
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "parts")) == 0
+
+
+def test_two_processes_are_one_with_twice_the_batch(data, tmp_path):
+    train(data, tmp_path / "one", "--epochs", 2, "--batch-size", 2)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        2,
+        "--master-port",
+        29731,
+        "train_gs.py",
+    ]
+    command += [
+        "--data-dir",
+        data,
+        "--device",
+        "cpu",
+        "--backbone-weights",
+        "none",
+        "--crop-size",
+        64,
+        "--num-workers",
+        0,
+    ]
+    command += ["--save-dir", tmp_path / "two", "--epochs", 2, "--batch-size", 1]
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    differs = [((one[k] - two[k]).abs() > 1e-5).float().mean().item() for k in one]
+    assert max(differs) < 0.01, max(differs)
