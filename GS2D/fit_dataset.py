@@ -211,7 +211,7 @@ def main() -> int:
         images = list_images(arguments.root_path / split)
         folder = make_folder(gaussians_path(images[0]).parent)
         remove_stale_partials(folder)
-        jobs, other_settings, images = [], 0, shard.of(images)
+        jobs, present, other_settings, images = [], 0, 0, shard.of(images)
         for image in images:
             seed = image_seed(arguments.seed, image.stem)
             paths = image, points_path(image), gaussians_path(image)
@@ -219,14 +219,13 @@ def main() -> int:
             try:
                 if job.output.exists() and not arguments.overwrite:
                     other_settings += not _check_fitted(job)
+                    present += 1
                 else:
                     jobs.append(job)
             except (OSError, ValueError) as error:
                 outcomes.append(Outcome(image, None, one_line(error)))
         share = f" (share {shard.index + 1} of {shard.count})" if shard.count > 1 else ""
-        print(
-            f"{split}{share}: {len(images)} images, {len(images) - len(jobs)} already there, {len(jobs)} to fit ({backend})"
-        )
+        print(f"{split}{share}: {len(images)} images, {present} already there, {len(jobs)} to fit ({backend})")
         if other_settings:
             print(f"{split}: {other_settings} of them were fitted with other settings; --overwrite fits them again")
         begin, done = time.perf_counter(), []
