@@ -6,138 +6,55 @@ python train_gs.py --model-name vgg_trans --dataset qnrf --data-dir data/UCF-Tra
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import time
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric, seed_everything
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from datasets.crowd import Batch, Crowd, collate
+from datasets.images import load_image
 from datasets.sampler import EpochSampler
 from losses.transport import TransportedMassLoss, TransportKernel, transport_kernels
 from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
-from utils.checkpoint import find_start, save_checkpoint, save_weights
+from utils.checkpoint import find_start, save_checkpoint, save_weights, set_aside
 from utils.cli import progress_options, run_script
-from utils.config import make_parser, number, option_values, parse_arguments, save_arguments
-from utils.device import fabric_devices
-from utils.evaluation import evaluate, mae_mse
+from utils.config import option_values, save_arguments
+from utils.device import fabric_devices, memory_errors
+from utils.evaluation import density_map, evaluate, predict
 from utils.files import make_folder, remove_stale_partials
-from utils.kernel_options import STRIDE, add_kernel_options, check_kernel_options, kernel_options
+from utils.kernel_options import kernel_options
+from utils.run_log import RunLog
+from utils.stopwatch import Stopwatch
+from utils.train_options import FREE_OPTIONS, parse_train_options
 
-PRESETS = Path(__file__).with_name("configs")
-# Options that do not change what a step computes: a run may go on with other values.
-FREE_OPTIONS = (
-    "data_dir",
-    "device",
-    "epochs",
-    "num_workers",
-    "resume",
-    "save_dir",
-    "backbone_weights",
-    "window",
-    "max_model_num",
-    "val_start",
-    "val_every",
-)
-SCHEDULES = ("constant", "cosine", "warmup-cosine")
 WARM_UP = 0.05  # of the run
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
+SHOWN_EVERY = 5  # validations from one picture of the three densities to the next
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The options; the defaults are the published recipe, the crop sizes those of ``configs/<dataset>.yml``."""
-    parser = make_parser("Train a density network with GST's transported-mass loss.")
-    add = parser.add_argument
-    add("--model-name", choices=tuple(MODELS), default="vgg", help="network")
-    add("--dataset", choices=("qnrf", "jhu", "nwpu", "sha", "shb"), default="qnrf", help="whose preset applies")
-    add("--data-dir", type=Path, required=True, help="prepared data set with train/ (and gs_params/) and val/")
-    add("--save-dir", type=Path, help="folder of the run (default: runs/<dataset>_<model-name>)")
-    add("--num-nodes", type=number(int, 1), default=1, help="machines that train together")
-    add(
-        "--precision",
-        choices=("32", "16-mixed", "bf16-mixed"),
-        default="32",
-        help="of the network; the loss is in float32",
-    )
-    add("--device", default="auto", help="GPU id, several (0,1), or cpu; auto: the first GPU if there is one")
-    add("--backbone-weights", default="imagenet", help="imagenet, none, or a file with VGG19 or VGG16 weights")
-    add(
-        "--resume",
-        default="auto",
-        help="go on from the newest checkpoint in the run's folder, a .tar or .pth file, or none",
-    )
-    add("--lr", type=number(float, 0, above=True), default=5e-6, help="Adam's learning rate")
-    add(
-        "--lr-schedule",
-        choices=SCHEDULES,
-        default="constant",
-        help="learning rate over the run; warm-up: its first 5 %%",
-    )
-    add("--weight-decay", type=number(float, 0), default=1e-5, help="Adam's weight decay")
-    add("--batch-size", type=number(int, 1), default=1, help="crops in a step, on each device")
-    add("--accumulate", type=number(int, 1), default=1, help="batches whose gradients are averaged for one step")
-    add("--grad-clip", type=number(float, 0), default=0, help="largest norm of a step's gradient (0: as it is)")
-    add(
-        "--channels-last",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="memory layout of images and weights",
-    )
-    add("--epochs", type=number(int, 1), default=1200, help="passes over the training images")
-    add("--val-start", type=number(int, 0), default=600, help="first epoch that is validated")
-    add("--val-every", type=number(int, 1), default=5, help="epochs between validations")
-    add("--max-model-num", type=number(int, 1), default=1, help="checkpoints to keep")
-    add("--crop-size", type=number(int, 16), default=512, help="side of the training crops, pixels")
-    add("--window", type=number(int, 16), default=512, help="side of the evaluation windows, pixels")
-    add("--num-workers", type=number(int, 0), default=2, help="processes that load images")
-    add("--seed", type=number(int, 0, 2**32 - 1), default=4073, help="of weights, order, augmentation and dropout")
-    add(
-        "--topk",
-        type=number(float, 0, 1, above=True),
-        default=0.3,
-        help="vgg_trans: share of tokens that are neighbours",
-    )
-    add("--usenum", type=number(int, 1), default=18, help="vgg_trans: number of in-degree embeddings")
-    add(
-        "--downsample-ratio",
-        type=int,
-        choices=(STRIDE,),
-        default=STRIDE,
-        help="pixels in a density cell (fixed by the networks)",
-    )
-    add(
-        "--kernels",
-        choices=("online", "h5"),
-        default="online",
-        help="kernels: computed after each augmentation, or stored ones",
-    )
-    add_kernel_options(add)
-    arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS))
-    if arguments.crop_size % 16:
-        parser.error(f"--crop-size {arguments.crop_size}: must be a multiple of 16, the networks' coarsest stride")
-    check_kernel_options(parser, arguments)
-    arguments.save_dir = arguments.save_dir or Path("runs") / f"{arguments.dataset}_{arguments.model_name}"
-    return arguments
+class NonFinite(ValueError):
+    """A loss or gradient that is not finite, and the batch that it came from."""
+
+    def __init__(self, what: str, value: float, epoch: int, index: int, batch: Batch) -> None:
+        super().__init__(f"epoch {epoch}, batch {index}: the {what} of {', '.join(batch.names)} is {value}; lower --lr")
+        self.index, self.batch = index, batch
 
 
-def training_loss(
-    model: torch.nn.Module, batch: Batch, crop_size: int, kernel: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eq. 6 on one batch, plus the attention term of vgg_trans; and the predicted counts [B]."""
-    density, attention = model(batch.images)
+def transported_mass(density: Tensor, batch: Batch, crop_size: int, kernel: dict[str, Any]) -> Tensor:
+    """Eq. 6 on one batch."""
     if batch.kernels[0] is None:
         kernels = transport_kernels(batch.points, batch.scales, batch.rotations, crop_size, **kernel)
     else:
         kernels = [TransportKernel.from_csr(*stored[:4]).to(density.device) for stored in batch.kernels]
-    loss = TransportedMassLoss()(density, kernels, batch.targets)
-    if attention:
-        loss = loss + ATTENTION_WEIGHT * attention_variance(attention).sum()
-    return loss, density.detach().float().sum(dim=(1, 2, 3))
+    return TransportedMassLoss()(density, kernels, batch.targets)
 
 
 def rate_factor(schedule: str, progress: float) -> float:
@@ -146,85 +63,175 @@ def rate_factor(schedule: str, progress: float) -> float:
     return warm_up * (1.0 if schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2)
 
 
+def gradient_norm(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> float:
+    """The norm of the gradient before it is clipped to ``clip`` (0: as it is)."""
+    if clip or fabric.strategy.precision.precision == "16-mixed":  # where clipping also takes off the loss's scale
+        norm = fabric.clip_gradients(model, optimizer, max_norm=clip or math.inf, error_if_nonfinite=False)
+    else:
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return float(norm)
+
+
 def train_epoch(
     fabric: Fabric,
-    model: torch.nn.Module,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
     loader: DataLoader,
     epoch: int,
     arguments: argparse.Namespace,
-) -> dict[str, float]:
-    """One pass over the training crops -> mean loss, MAE and MSE of the crops, seconds."""
-    begin, losses, errors = time.perf_counter(), [], []
-    kernel = kernel_options(arguments)
+    progress: tqdm,
+) -> dict[str, Any]:
+    """One pass over the training crops -> means of loss, MAE, MSE and gradient norm, and where the time went."""
+    kernel, watch = kernel_options(arguments), Stopwatch(fabric.device)
+    losses, errors, norms, skipped = [], [], [], 0
     for index, batch in enumerate(loader):
         group = min(arguments.accumulate, len(loader) - index // arguments.accumulate * arguments.accumulate)
         is_last = index % arguments.accumulate == group - 1
+        images = batch.images
         if arguments.channels_last:
-            batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
+            images = images.contiguous(memory_format=torch.channels_last)
+        watch.lap("data")
         with fabric.no_backward_sync(model, enabled=not is_last):
-            loss, counts = training_loss(model, batch, arguments.crop_size, kernel)
-            if not torch.isfinite(loss):
-                raise ValueError(f"epoch {epoch}: the loss of {', '.join(batch.names)} is {loss.item()}; lower --lr")
+            density, attention = model(images)
+            watch.lap("forward")
+            loss = transported_mass(density, batch, arguments.crop_size, kernel)
+            if attention:
+                loss = loss + ATTENTION_WEIGHT * attention_variance(attention).sum()
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise NonFinite("loss", losses[-1], epoch, index, batch)
+            watch.lap("loss")
             fabric.backward(loss / group)
         if is_last:
-            progress = (epoch + index / len(loader)) / arguments.epochs
-            optimizer.param_groups[0]["lr"] = arguments.lr * rate_factor(arguments.lr_schedule, progress)
-            if arguments.grad_clip:
-                fabric.clip_gradients(model, optimizer, max_norm=arguments.grad_clip)
+            done = (epoch + index / len(loader)) / arguments.epochs
+            optimizer.param_groups[0]["lr"] = arguments.lr * rate_factor(arguments.lr_schedule, done)
+            norms.append(gradient_norm(fabric, model, optimizer, arguments.grad_clip))
+            if not math.isfinite(norms[-1]) and arguments.precision != "16-mixed":  # whose scaler skips such a step
+                raise NonFinite("gradient", norms[-1], epoch, index, batch)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        errors += [float(count - target.sum()) for count, target in zip(counts, batch.targets)]
-    mse = math.sqrt(sum(e * e for e in errors) / len(errors))
-    seconds = time.perf_counter() - begin
+            if average:
+                average.update_parameters(model.module)
+        watch.lap("backward")
+        counts = density.detach().float().sum((1, 2, 3)).tolist()
+        errors += [count - float(target.sum()) for count, target in zip(counts, batch.targets)]
+        for reason in batch.skipped:
+            skipped += 1
+            tqdm.write(f"skipped: {reason}", file=sys.stderr)
+        means = {"loss": f"{sum(losses) / len(losses):.2f}", "MAE": f"{sum(map(abs, errors)) / len(errors):.2f}"}
+        progress.set_postfix(means, refresh=False)
+        progress.update(len(images) * fabric.world_size)
+        watch.lap("other")
+    sums = [len(losses), sum(losses), len(errors), sum(map(abs, errors)), sum(e * e for e in errors), skipped]
+    sums = fabric.all_reduce(torch.tensor(sums, dtype=torch.float64, device=fabric.device), reduce_op="sum").tolist()
+    times = watch.seconds()
     return {
-        "loss": sum(losses) / len(losses),
-        "mae": sum(map(abs, errors)) / len(errors),
-        "mse": mse,
-        "seconds": seconds,
+        "loss": sums[1] / sums[0],
+        "mae": sums[3] / sums[2],
+        "mse": math.sqrt(sums[4] / sums[2]),
+        "lr": optimizer.param_groups[0]["lr"],
+        "gradient_norm": sum(norms) / len(norms),
+        "skipped": int(sums[5]),
+        "seconds": sum(times.values()),
+        "images_per_second": sums[2] / sum(times.values()),
+        "time": times,
     }
 
 
-def main() -> None:
+def say(fabric: Fabric, text: str) -> None:
+    """Print on one process of the run (``Fabric.print`` would on one of each machine)."""
+    if fabric.is_global_zero:
+        print(text)
+
+
+def validate(fabric: Fabric, model: nn.Module, val: Crowd, arguments: argparse.Namespace) -> tuple[float, float]:
+    """(MAE, MSE) over the validation images, of which each process counts its share."""
+    share = Subset(val, range(fabric.global_rank, len(val), fabric.world_size))
+    samples = DataLoader(share, batch_size=None, num_workers=arguments.num_workers, generator=torch.Generator())
+    with fabric.autocast():
+        results = evaluate(model, samples, fabric.device, arguments.window)
+    errors = torch.tensor([result.predicted - result.truth for result in results], dtype=torch.float64)
+    sums = torch.stack([errors.abs().sum(), errors.square().sum()]).to(fabric.device)
+    absolute, squared = (fabric.all_reduce(sums, reduce_op="sum") / len(val)).tolist()
+    return absolute, math.sqrt(squared)
+
+
+@torch.no_grad()
+def show_densities(fabric: Fabric, model: nn.Module, val: Crowd, window: int, log: RunLog, epoch: int) -> None:
+    """Log the densities of the first, the middle and the last validation image."""
+    model.eval()
+    for index in sorted({0, len(val) // 2, len(val) - 1}):
+        sample = val[index]
+        with fabric.autocast():
+            parts = predict(model, sample.image.to(fabric.device), window)
+        log.add_density(epoch, sample.name, load_image(val.images[index]), density_map(parts).numpy())
+    model.train()
+
+
+def restore(
+    path: Path, fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None
+) -> tuple[int, float]:
+    """Load a checkpoint, or bare weights, also of the released code -> the epoch to begin with, the best score so far."""
+    load_weights(model, path)
+    state = read_checkpoint(path)
+    if average:
+        average.load_state_dict(state.get("average") or AveragedModel(model).state_dict())
+    if "optimizer_state_dict" not in state:
+        say(fabric, f"{path}: weights without a training state; training begins with them at epoch 0")
+        return 0, math.inf
+    try:
+        optimizer.load_state_dict(state["optimizer_state_dict"])
+        fabric.strategy.precision.load_state_dict(state.get("scaler") or {})
+        first_epoch, best = int(state["epoch"]) + 1, float(state.get("best", math.inf))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: its training state does not fit this run ({error}); start from a .pth file"
+        ) from None
+    say(fabric, f"{path}: going on with epoch {first_epoch}")
+    return first_epoch, best
+
+
+def train(arguments: argparse.Namespace) -> None:
     """Train, validate, keep the best model by 2 MSE + MAE."""
-    arguments = parse()
     devices = fabric_devices(arguments.device)
     if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
         raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
+    if arguments.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order
+        torch.use_deterministic_algorithms(True)
     fabric = Fabric(**devices, num_nodes=arguments.num_nodes, precision=arguments.precision)
     fabric.launch()
     seed_everything(arguments.seed, verbose=False)
 
     stored = kernel_options(arguments) if arguments.kernels == "h5" else None
-    train = Crowd(arguments.data_dir, arguments.crop_size, "train", seed=arguments.seed, kernel_parameters=stored)
+    train = Crowd(
+        arguments.data_dir,
+        arguments.crop_size,
+        "train",
+        seed=arguments.seed,
+        kernel_parameters=stored,
+        skip_bad=arguments.skip_bad_samples,
+    )
     val = Crowd(arguments.data_dir, arguments.crop_size, "val")
     folder = make_folder(arguments.save_dir)
-    resume = find_start(arguments.resume, folder, option_values(arguments), FREE_OPTIONS)
-    if fabric.is_global_zero:
-        remove_stale_partials(folder)
-        save_arguments(arguments, folder / "config.yml")
-        print("options: " + ", ".join(f"{key} {value}" for key, value in option_values(arguments).items()))
+    options = option_values(arguments)
+    resume = find_start(arguments.resume, folder, options, FREE_OPTIONS)
 
-    model = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
+    network = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
     description = {key: getattr(arguments, key) for key in ("model_name", "topk", "usenum", "dataset", "crop_size")}
-    first_epoch, best, state = 0, math.inf, None
     if resume is None:
-        load_backbone(model, arguments.backbone_weights)
-    else:
-        state = read_checkpoint(resume)
-        load_weights(model, resume)
-    optimizer = torch.optim.Adam(model.parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay)
-    if state is not None and "optimizer_state_dict" in state:
-        optimizer.load_state_dict(state["optimizer_state_dict"])
-        first_epoch, best = state["epoch"] + 1, state.get("best", math.inf)
-        if first_epoch >= arguments.epochs:
-            fabric.print(f"{resume}: {first_epoch} epochs are done, of {arguments.epochs}; nothing to do")
-            return
-        fabric.print(f"{resume}: going on after epoch {first_epoch - 1}")
-    if arguments.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    model, optimizer = fabric.setup(model, optimizer)
+        load_backbone(network, arguments.backbone_weights)
+    network = fabric.to_device(network.to(memory_format=torch.channels_last) if arguments.channels_last else network)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(arguments.ema)) if arguments.ema else None
+    evaluated = average.module if average else network
+    optimizer = torch.optim.Adam(network.parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay)
+    first_epoch, best = restore(resume, fabric, network, optimizer, average) if resume else (0, math.inf)
+    if first_epoch >= arguments.epochs:
+        say(fabric, f"{resume}: {first_epoch} epochs are done, of {arguments.epochs}; nothing to do")
+        return
+    model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
+
     sampler = EpochSampler(len(train), arguments.seed, fabric.global_rank, fabric.world_size)
     loader = DataLoader(
         train,
@@ -237,44 +244,74 @@ def main() -> None:
         generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
     )
     loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
-    fabric.print(
+    log = None
+    if fabric.is_global_zero:
+        remove_stale_partials(folder)
+        save_arguments(arguments, folder / "config.yml")
+        log = RunLog(folder, first_epoch)
+        print("options: " + ", ".join(f"{key} {value}" for key, value in options.items()))
+    say(
+        fabric,
         f"{arguments.model_name} on {arguments.dataset}: {len(train)} training and {len(val)} validation images, "
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {fabric.world_size} x {fabric.device.type}"
+        f"{sum(p.numel() for p in network.parameters()):,} parameters, {fabric.world_size} x {fabric.device.type}",
     )
 
-    epochs = range(first_epoch, arguments.epochs)
-    progress = tqdm(epochs, desc="train", unit="epoch", disable=not fabric.is_global_zero, **progress_options())
-    for epoch in progress:
+    def state() -> dict[str, Any]:
+        return {
+            "model_state_dict": network.state_dict(),
+            "optimizer_state_dict": optimizer.state_dict(),
+            "scaler": fabric.strategy.precision.state_dict(),
+            "average": average.state_dict() if average else None,
+            "best": best,
+            "arguments": description,
+            "config": options,
+        }
+
+    images = arguments.epochs * len(train)
+    shown = {"total": images, "initial": first_epoch * len(train), "desc": "train", "unit": "img"}
+    progress = tqdm(**shown, disable=not fabric.is_global_zero, **progress_options())
+    for epoch in range(first_epoch, arguments.epochs):
         # Order, augmentation and dropout of an epoch follow from seed and epoch alone: a resumed run continues exactly.
         train.set_epoch(epoch)
         sampler.epoch = epoch
         torch.manual_seed(arguments.seed + epoch * fabric.world_size + fabric.global_rank)
-        metrics = {"epoch": epoch, **train_epoch(fabric, model, optimizer, loader, epoch, arguments)}
-        if (
-            epoch >= arguments.val_start
-            and (epoch - arguments.val_start) % arguments.val_every == 0
-            or epoch == arguments.epochs - 1
-        ):
-            results = evaluate(model, (val[i] for i in range(len(val))), fabric.device, arguments.window)
-            metrics["val_mae"], metrics["val_mse"] = mae_mse(results)
+        metrics = {"epoch": epoch}
+        try:
+            metrics |= train_epoch(fabric, model, optimizer, average, loader, epoch, arguments, progress)
+        except NonFinite as error:
+            batch = {
+                key: getattr(error.batch, key)
+                for key in ("images", "points", "scales", "rotations", "targets", "names")
+            }
+            aside = set_aside(folder, epoch, error.index, batch, **state())
+            raise ValueError(f"{error} (this batch and the state before it are in {aside})") from None
+        validations, waiting = divmod(epoch - arguments.val_start, arguments.val_every)
+        if (epoch >= arguments.val_start and not waiting) or epoch == arguments.epochs - 1:
+            metrics["val_mae"], metrics["val_mse"] = validate(fabric, evaluated, val, arguments)
             score = 2 * metrics["val_mse"] + metrics["val_mae"]
             if score < best and fabric.is_global_zero:
-                save_weights(folder / "best_model.pth", model.module.state_dict(), {**description, "epoch": epoch})
+                save_weights(folder / "best_model.pth", evaluated.state_dict(), {**description, "epoch": epoch})
             best = min(best, score)
-        if fabric.is_global_zero:
-            save_checkpoint(
-                folder,
-                epoch,
-                arguments.max_model_num,
-                model_state_dict=model.module.state_dict(),
-                optimizer_state_dict=optimizer.state_dict(),
-                best=best,
-                arguments=description,
-            )
-            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps(metrics) + "\n")
-        progress.set_postfix({key: f"{value:.2f}" for key, value in metrics.items() if key not in ("epoch", "seconds")})
-    fabric.print(f"best 2 MSE + MAE on val: {best:.3f}; {folder / 'best_model.pth'}")
+            if log:
+                tqdm.write("epoch {epoch}: loss {loss:.3f}, val MAE {val_mae:.3f}, MSE {val_mse:.3f}".format(**metrics))
+            if log and validations % SHOWN_EVERY == 0:
+                show_densities(fabric, evaluated, val, arguments.window, log, epoch)
+        if log:
+            log.add_epoch(metrics)
+            save_checkpoint(folder, epoch, arguments.max_model_num, step=(epoch + 1) * len(loader), **state())
+    progress.close()
+    if log:
+        log.close()
+    say(fabric, f"best 2 MSE + MAE on val: {best:.3f}; {folder / 'best_model.pth'}")
+
+
+def main() -> None:
+    """Train as the command line says."""
+    arguments = parse_train_options(tuple(MODELS))
+    size = f"--batch-size {arguments.batch_size} and --crop-size {arguments.crop_size}"
+    remedy = f"lower one of {size} (--accumulate makes up for it), --num-workers, or take --precision bf16-mixed"
+    with memory_errors(remedy):
+        train(arguments)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,13 +32,14 @@ class TrainSample(NamedTuple):
     targets: Tensor  # float32 [n], in [0.3, 1]
     name: str  # stem of the image
     kernel: StoredKernel | None = None  # of the crop, where stored kernels are used
+    skipped: tuple[str, ...] = ()  # why images before it could not be read
 
 
 class EvalSample(NamedTuple):
     """A whole image and its annotated count."""
 
     image: Tensor  # float32 [3, H, W], normalised
-    count: float
+    count: float  # NaN where nobody annotated it
     name: str  # stem of the image
 
 
@@ -51,12 +53,13 @@ class Batch(NamedTuple):
     targets: list[Tensor]
     names: list[str]
     kernels: list[StoredKernel | None]
+    skipped: list[str]
 
 
 def collate(samples: Sequence[TrainSample]) -> Batch:
     """For ``DataLoader(collate_fn=collate)``."""
-    images, *lists = zip(*samples, strict=True)
-    return Batch(torch.stack(images), *map(list, lists))
+    images, *lists, skipped = zip(*samples, strict=True)
+    return Batch(torch.stack(images), *map(list, lists), [reason for reasons in skipped for reason in reasons])
 
 
 class Crowd(Dataset):
@@ -64,7 +67,9 @@ class Crowd(Dataset):
 
     ``training`` asks for one kind whatever the split. A training sample is a function of (seed, epoch, index); call
     ``set_epoch`` before each epoch. Without ``use_gaussians`` no fitted Gaussians are read: scales are then a sixth of
-    the neighbour distance, which also replaces fitted scales that are NaN, and rotations are 0.
+    the neighbour distance, which also replaces fitted scales that are NaN, and rotations are 0. With ``skip_bad`` the next
+    image takes the place of a training image that cannot be read, and the sample says why. A test split without any
+    annotation file is one whose annotations are kept secret (NWPU-Crowd): its counts are NaN.
 
     Raises ``ValueError`` for an unknown split and ``FileNotFoundError`` for missing images, annotations or Gaussians;
     items raise ``ValueError``, naming the file, for what cannot be read or does not fit together.
@@ -80,6 +85,7 @@ class Crowd(Dataset):
         use_gaussians: bool = True,
         training: bool | None = None,
         kernel_parameters: Mapping[str, float] | None = None,
+        skip_bad: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split: {split!r}, must be one of {', '.join(SPLITS)}")
@@ -87,10 +93,13 @@ class Crowd(Dataset):
         self.seed, self.training = seed, split == "train" if training is None else training
         self.use_gaussians = use_gaussians and self.training
         self.kernel_parameters = kernel_parameters if self.training else None
+        self.skip_bad = skip_bad
         self.images = list_images(self.root / split)
         # Shared memory: workers that outlive an epoch (persistent_workers=True) see the new number too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        _require([points_path(image) for image in self.images], "run preprocess_dataset_*.py again")
+        self.annotated = split != "test" or self.training or any(self.images[0].parent.glob("*.npy"))
+        if self.annotated:
+            _require([points_path(image) for image in self.images], "run preprocess_dataset_*.py again")
         if self.use_gaussians:
             _require([gaussians_path(image) for image in self.images], f"run {_fit_command(self.root / split)}")
 
@@ -105,10 +114,23 @@ class Crowd(Dataset):
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> TrainSample | EvalSample:
+        if not self.training:
+            path = self.images[index]
+            count = len(read_points(points_path(path))) if self.annotated else math.nan
+            return EvalSample(normalise(load_image(path)), float(count), path.stem)
+        skipped = []
+        for step in range(len(self)):
+            try:
+                return self._crop((index + step) % len(self))._replace(skipped=tuple(skipped))
+            except (OSError, ValueError) as error:
+                if not self.skip_bad:
+                    raise
+                skipped.append(str(error))
+        raise ValueError(f"{self.root / self.split}: none of {len(self)} images can be used; the last: {skipped[-1]}")
+
+    def _crop(self, index: int) -> TrainSample:
         path = self.images[index]
         image = load_image(path)
-        if not self.training:
-            return EvalSample(normalise(image), float(len(read_points(points_path(path)))), path.stem)
         points, distance, scales, rotations = load_annotations(path, self.use_gaussians)
         generator = np.random.default_rng([self.seed, int(self._epoch), index])
         stride = int(self.kernel_parameters["stride"]) if self.kernel_parameters else None

@@ -126,7 +126,9 @@ def test_train_then_test(name, small, tmp_path):
         "1_ckpt.tar",
         "best_model.pth",
         "config.yml",
+        "environment.json",
         "metrics.jsonl",
+        "tensorboard",
     ]
 
     out, _ = start(
@@ -147,7 +149,7 @@ def test_train_then_test(name, small, tmp_path):
 
     # The same command goes on where it stopped, and says when there is nothing left to do.
     out, _ = call("train_gs.py", *options, "--epochs", 3)
-    assert "1_ckpt.tar: going on after epoch 1" in out
+    assert "1_ckpt.tar: going on with epoch 2" in out
     assert [json.loads(line)["epoch"] for line in (save / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
     assert (save / "2_ckpt.tar").exists() and not (save / "1_ckpt.tar").exists()
     before = snapshot(save)

@@ -257,7 +257,7 @@ def test_evaluation_by_hand():
     results = evaluate(model, samples, "cpu")
     assert model.training and results == [Result("a", 4, 6), Result("b", 14, 10)]
     assert mae_mse(results) == (3, pytest.approx(np.sqrt((4 + 16) / 2)))
-    with pytest.raises(ValueError, match="no image was evaluated"):
+    with pytest.raises(ValueError, match="no annotated image was evaluated"):
         mae_mse([])
 
 

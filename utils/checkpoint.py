@@ -1,7 +1,9 @@
 """Checkpoint files of a training run.
 
 ``<epoch>_ckpt.tar``  a dict with ``epoch``, ``model_state_dict``, ``optimizer_state_dict`` (the released code's names), and
-                      what a run needs to go on or to describe itself: ``best``, ``arguments``
+                      what a run needs to go on or to describe itself: ``step``, ``best``, ``arguments`` (of the model),
+                      ``config`` (all options), ``scaler`` and ``average`` where there is one. Random states are
+                      no part of it: they follow from seed and epoch.
 ``best_model.pth``    a bare state_dict; the model's name and arguments ride on its ``_metadata``, which ``torch.load``
                       keeps and ``load_state_dict`` ignores
 """
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 
-from utils.files import atomic_write
+from utils.files import atomic_write, make_folder
 
 DESCRIPTION = "gst"
 
@@ -40,6 +42,16 @@ def save_checkpoint(folder: Path, epoch: int, keep: int, **state: Any) -> Path:
     return path
 
 
+def set_aside(folder: Path, epoch: int, step: int, batch: dict[str, Any], **state: Any) -> Path:
+    """Write the batch that broke a run and, as a checkpoint to begin ``epoch`` with, the state before it; -> their folder."""
+    folder = make_folder(folder / "trouble")
+    contents = {f"epoch{epoch}_step{step}_batch.pt": batch, "last_good_ckpt.tar": {"epoch": epoch - 1, **state}}
+    for name, content in contents.items():
+        with atomic_write(folder / name) as partial:
+            torch.save(content, partial)
+    return folder
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
     found = [path for path in folder.glob("[!.]*_ckpt.tar") if path.name.partition("_")[0].isdigit()]
@@ -59,6 +71,8 @@ def find_start(resume: str, folder: Path, arguments: dict[str, Any], free: Seque
         return None
     config = folder / "config.yml"
     before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else {}
+    if not isinstance(before, dict):
+        raise ValueError(f"{config}: not the options of a run; delete this file, or choose another --save-dir")
     for key, value in before.items():
         if key in arguments and key not in free and value != arguments[key]:
             option = f"--{key.replace('_', '-')}"

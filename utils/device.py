@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -32,3 +34,17 @@ def single_device(device: str) -> torch.device:
     """The first device that ``--device`` names."""
     chosen = fabric_devices(device)
     return torch.device("cpu") if chosen["accelerator"] == "cpu" else torch.device("cuda", chosen["devices"][0])
+
+
+@contextlib.contextmanager
+def memory_errors(remedy: str) -> Iterator[None]:
+    """Turn the many ways in which memory runs out into one ``ValueError`` that ends in ``remedy``."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        text = str(error)
+        if "DataLoader worker" in text and "killed" in text:
+            raise ValueError(f"a process that loads images was killed (out of memory?); {remedy}") from None
+        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+            raise ValueError(f"out of memory; {remedy}") from None
+        raise

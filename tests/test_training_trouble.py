@@ -1,0 +1,199 @@
+"""Training when something goes wrong: not finite, not readable, out of memory, killed, another run's files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from commands import ROOT, errors
+from training_runs import Tiny, largest_difference, make_data, metrics, train, weights
+
+import train_gs
+from models import Prediction
+from utils.device import memory_errors
+from utils.files import gaussians_path, points_path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("trouble") / "data")
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(train_gs, "build_model", Tiny)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_is_set_aside(data, tmp_path, monkeypatch):
+    calls = []
+
+    class Broken(Tiny):
+        """NaN in the third step of the second epoch."""
+
+        def forward(self, images):
+            calls.append(self.training)
+            density, attention = super().forward(images)
+            return Prediction(density * (float("nan") if sum(calls) == 7 else 1), attention)
+
+    monkeypatch.setattr(train_gs, "build_model", Broken)
+    _, err = train(data, tmp_path / "run", "--epochs", 3, code=1)
+    aside = tmp_path / "run" / "trouble"
+    assert len(errors(err)) == 1 and "epoch 1, batch 2: the loss of IMG_000" in err and "is nan; lower --lr" in err
+    assert str(aside) in err
+    batch = torch.load(aside / "epoch1_step2_batch.pt", weights_only=True)
+    assert batch["images"].shape == (1, 3, 64, 64) and batch["names"][0] in err
+    out, _ = train(data, tmp_path / "again", "--epochs", 2, "--resume", aside / "last_good_ckpt.tar")
+    assert "going on with epoch 1" in out and len(metrics(tmp_path / "again")) == 1
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(data, tmp_path, monkeypatch):
+    class Broken(Tiny):
+        """Its loss is finite, its gradient is not."""
+
+        def forward(self, images):
+            density, attention = super().forward(images)
+            root = (density * 0).sqrt()  # 0, with derivative infinity * 0
+            return Prediction(density + root, attention)
+
+    monkeypatch.setattr(train_gs, "build_model", Broken)
+    _, err = train(data, tmp_path, "--epochs", 1, code=1)
+    assert len(errors(err)) == 1 and "the gradient of IMG_000" in err and "is nan" in err
+    state = torch.load(tmp_path / "trouble" / "last_good_ckpt.tar", weights_only=True)
+    assert all(value.isfinite().all() for value in state["model_state_dict"].values())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_sample_stops_the_run_or_is_skipped(data, tmp_path, tiny, workers):
+    copy = shutil.copytree(data, tmp_path / "data")
+    bad = copy / "train" / "IMG_0002.jpg"
+    bad.write_bytes(bad.read_bytes()[:300])
+    options = ["--epochs", 2, "--num-workers", workers]
+    _, err = train(copy, tmp_path / "stops", *options, code=1)
+    assert len(errors(err)) == 1 and str(bad) in err
+    _, err = train(copy, tmp_path / "skips", *options, "--skip-bad-samples")
+    assert err.count("skipped: ") == 2 and str(bad) in err
+    assert [line["skipped"] for line in metrics(tmp_path / "skips")] == [1, 1]
+    for image in (copy / "train").glob("*.jpg"):
+        image.write_bytes(b"no picture")
+    _, err = train(copy, tmp_path / "none", *options, "--skip-bad-samples", code=1)
+    assert "none of 4 images can be used" in errors(err)[-1]
+
+
+def test_running_out_of_memory_says_what_to_lower(data, tmp_path, monkeypatch):
+    class Huge(Tiny):
+        def forward(self, images):
+            return super().forward(images.new_empty(1 << 60))
+
+    monkeypatch.setattr(train_gs, "build_model", Huge)
+    _, err = train(data, tmp_path, "--epochs", 1, "--batch-size", 3, code=1)
+    (line,) = errors(err)
+    assert line.startswith("error: out of memory; lower one of --batch-size 3 and --crop-size 64")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+    ],
+    ids=["python", "cuda", "worker"],
+)
+def test_every_lack_of_memory_is_one_line(error):
+    with pytest.raises(ValueError, match="out of memory.*; lower it$"), memory_errors("lower it"):
+        raise error
+
+
+def test_other_runtime_errors_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="shape mismatch"), memory_errors("lower it"):
+        raise RuntimeError("shape mismatch")
+
+
+def test_a_checkpoint_of_another_network_or_a_damaged_one_is_refused(data, tmp_path):
+    train(data, tmp_path / "run", "--epochs", 1, "--batch-size", 4)
+    checkpoint = tmp_path / "run" / "0_ckpt.tar"
+    _, err = train(data, tmp_path / "o", "--model-name", "vgg_trans", "--resume", checkpoint, code=1)
+    assert len(errors(err)) == 1 and str(checkpoint) in err and "--model-name vgg" in err
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100_000])
+    for resume in ("auto", checkpoint):
+        _, err = train(data, tmp_path / "run", "--epochs", 2, "--batch-size", 4, "--resume", resume, code=1)
+        assert len(errors(err)) == 1 and f"{checkpoint}: not a readable PyTorch weights file" in err
+    _, err = train(data, tmp_path / "run", "--resume", tmp_path / "no.tar", code=1)
+    assert errors(err) == [f"error: {tmp_path / 'no.tar'}: no such weights file, check the path"]
+
+
+def test_an_optimizer_state_of_something_else_is_refused(data, tmp_path, tiny):
+    train(data, tmp_path / "run", "--epochs", 1)
+    content = torch.load(tmp_path / "run" / "0_ckpt.tar", weights_only=True)
+    for number, change in enumerate(({"optimizer_state_dict": {"state": {}, "param_groups": []}}, {"epoch": "last"})):
+        torch.save(content | change, path := tmp_path / f"{number}.tar")
+        _, err = train(data, tmp_path / "o", "--epochs", 2, "--resume", path, code=1)
+        assert len(errors(err)) == 1 and f"{path}: its training state does not fit this run" in err
+
+
+def test_released_checkpoints_start_a_run(data, tmp_path, tiny):
+    """The released trainer writes three keys, with an Adam of an older PyTorch; and bare weights."""
+    train(data, tmp_path / "whole", "--epochs", 4)
+    train(data, tmp_path / "part", "--epochs", 2)
+    content = torch.load(tmp_path / "part" / "1_ckpt.tar", weights_only=True)
+    released = {key: content[key] for key in ("epoch", "optimizer_state_dict", "model_state_dict")}
+    for group in released["optimizer_state_dict"]["param_groups"]:
+        for key in set(group) - {"lr", "betas", "eps", "weight_decay", "amsgrad", "params"}:
+            del group[key]
+    for entry in released["optimizer_state_dict"]["state"].values():
+        entry["step"] = int(entry["step"])
+    torch.save(released, tmp_path / "1_ckpt.tar")
+    out, _ = train(data, tmp_path / "on", "--epochs", 4, "--resume", tmp_path / "1_ckpt.tar")
+    assert "going on with epoch 2" in out
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "on")) == 0
+    assert [line["epoch"] for line in metrics(tmp_path / "on")] == [2, 3]
+
+    torch.save(released["model_state_dict"], tmp_path / "best_model.pth")
+    out, _ = train(data, tmp_path / "weights", "--epochs", 1, "--resume", tmp_path / "best_model.pth")
+    assert "training begins with them at epoch 0" in out
+    start, end = released["model_state_dict"], weights(tmp_path / "weights")
+    assert 0 < largest_difference(start, end) <= 4 * 5e-6 * 1.01
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(data, tmp_path):
+    """Killed in its second epoch; a cut-off line of the log and a half-written checkpoint stay behind."""
+    options = ["--data-dir", data, "--device", "cpu", "--backbone-weights", "none", "--crop-size", 64, "--epochs", 3]
+    command = [
+        sys.executable,
+        "train_gs.py",
+        *map(str, [*options, "--save-dir", tmp_path / "killed", "--num-workers", 1]),
+    ]
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True) as run:
+        for _ in range(1000):
+            time.sleep(0.1)
+            if run.poll() is not None or (tmp_path / "killed" / "0_ckpt.tar").exists():
+                break
+        os.killpg(run.pid, signal.SIGKILL)
+    assert (tmp_path / "killed" / "0_ckpt.tar").exists() and not (tmp_path / "killed" / "2_ckpt.tar").exists()
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as log:
+        log.write('{"epoch": 1, "loss"')
+    host = os.uname().nodename
+    (tmp_path / "killed" / f".1_ckpt.{host}.999999999.partial.tar").write_bytes(b"half of a checkpoint")
+    train(data, tmp_path / "killed", "--epochs", 3)
+    train(data, tmp_path / "whole", "--epochs", 3)
+    assert largest_difference(weights(tmp_path / "killed"), weights(tmp_path / "whole")) == 0
+    assert [line["epoch"] for line in metrics(tmp_path / "killed")] == [0, 1, 2]
+    assert not list((tmp_path / "killed").glob(".*partial*"))
+
+
+def test_missing_points_and_gaussians_are_named(data, tmp_path, tiny):
+    copy = shutil.copytree(data, tmp_path / "data")
+    gaussians_path(copy / "train" / "IMG_0001.jpg").unlink()
+    _, err = train(copy, tmp_path / "run", code=1)
+    assert len(errors(err)) == 1 and "IMG_0001_gs_params.h5" in err and "2dgs_counting_1gs_gsplat.py" in err
+    shutil.copytree(data, copy, dirs_exist_ok=True)
+    np.save(points_path(copy / "train" / "IMG_0001.jpg"), np.zeros((1, 3), np.float32))
+    _, err = train(copy, tmp_path / "run", "--epochs", 1, code=1)
+    assert len(errors(err)) == 1 and "Gaussians, but" in err and "has 1 points" in err

@@ -1,0 +1,93 @@
+"""The options of training, in groups; the defaults are the published recipe."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.config import make_parser, number, parse_arguments
+from utils.kernel_options import STRIDE, add_kernel_options, check_kernel_options
+
+PRESETS = Path(__file__).resolve().parents[1] / "configs"
+# Options that do not change what a step computes: a run may go on with other values.
+FREE_OPTIONS = (
+    "data_dir",
+    "device",
+    "epochs",
+    "num_workers",
+    "resume",
+    "save_dir",
+    "backbone_weights",
+    "window",
+    "max_model_num",
+    "val_start",
+    "val_every",
+    "skip_bad_samples",
+)
+
+
+def parse_train_options(models: Sequence[str], argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of ``train_gs.py``, over ``configs/<dataset>.yml`` and ``--config``, checked against each other."""
+    parser = make_parser("Train a density network with GST's transported-mass loss.")
+    parser.usage = "%(prog)s --data-dir P [options]"
+    switch = argparse.BooleanOptionalAction
+
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", choices=("qnrf", "jhu", "nwpu", "sha", "shb"), default="qnrf", help="whose preset applies")
+    add("--data-dir", type=Path, required=True, metavar="P", help="prepared data set: train/ (with gs_params/), val/")
+    add("--crop-size", type=number(int, 16), default=512, metavar="N", help="side of the training crops, pixels")
+    add("--num-workers", type=number(int, 0), default=2, metavar="N", help="processes that load images")
+    add("--skip-bad-samples", action=switch, default=False, help="take the next image for one that cannot be read")
+
+    add = parser.add_argument_group("network").add_argument
+    add("--model-name", choices=tuple(models), default="vgg", help="network")
+    add("--backbone-weights", default="imagenet", metavar="W", help="imagenet, none, or a file (VGG19 or VGG16)")
+    add("--topk", type=number(float, 0, 1, above=True), default=0.3, metavar="X", help="vgg_trans: share of neighbours")
+    add("--usenum", type=number(int, 1), default=18, metavar="N", help="vgg_trans: number of in-degree embeddings")
+    add(
+        "--downsample-ratio",
+        type=int,
+        choices=(STRIDE,),
+        default=STRIDE,
+        help="pixels in a cell (the networks' stride)",
+    )
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--lr", type=number(float, 0, above=True), default=5e-6, metavar="X", help="Adam's learning rate")
+    schedules = ("constant", "cosine", "warmup-cosine")
+    add("--lr-schedule", choices=schedules, default="constant", help="rate over the run; warm-up: its first 5 %%")
+    add("--weight-decay", type=number(float, 0), default=1e-5, metavar="X", help="Adam's weight decay")
+    add("--batch-size", type=number(int, 1), default=1, metavar="N", help="crops in a batch, on each device")
+    add("--accumulate", type=number(int, 1), default=1, metavar="N", help="batches averaged for one step")
+    add("--grad-clip", type=number(float, 0), default=0.0, metavar="X", help="largest gradient norm (0: any)")
+    add("--ema", type=number(float, 0, 0.999999), default=0.0, metavar="X", help="decay of averaged weights (0: off)")
+    add("--epochs", type=number(int, 1), default=1200, metavar="N", help="passes over the training images")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=4073, metavar="N", help="of weights, order, crops, dropout")
+
+    add = parser.add_argument_group("transport kernel").add_argument
+    add("--kernels", choices=("online", "h5"), default="online", help="from the augmented Gaussians, or stored ones")
+    add_kernel_options(add)
+
+    add = parser.add_argument_group("validation and files").add_argument
+    add("--val-start", type=number(int, 0), default=600, metavar="N", help="first epoch that is validated")
+    add("--val-every", type=number(int, 1), default=5, metavar="N", help="epochs between validations")
+    add("--window", type=number(int, 16), default=512, metavar="N", help="side of evaluation windows, pixels")
+    add("--save-dir", type=Path, metavar="P", help="folder of the run (default: runs/<dataset>_<model-name>)")
+    add("--resume", default="auto", metavar="R", help="newest checkpoint there (auto), a .tar or .pth file, or none")
+    add("--max-model-num", type=number(int, 1), default=1, metavar="N", help="checkpoints to keep")
+
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", default="auto", metavar="D", help="GPU id, several (0,1), cpu; auto: the first GPU if any")
+    add("--num-nodes", type=number(int, 1), default=1, metavar="N", help="machines that train together")
+    add("--precision", choices=("32", "16-mixed", "bf16-mixed"), default="32", help="of the network; losses: float32")
+    add("--channels-last", action=switch, default=False, help="memory layout of images and weights")
+    add("--compile", action=switch, default=False, help="compile the network with torch.compile")
+    add("--deterministic", action=switch, default=False, help="only deterministic algorithms, on GPUs too")
+
+    arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS))
+    if arguments.crop_size % 16:
+        parser.error(f"--crop-size {arguments.crop_size}: must be a multiple of 16, the networks' coarsest stride")
+    check_kernel_options(parser, arguments)
+    arguments.save_dir = arguments.save_dir or Path("runs") / f"{arguments.dataset}_{arguments.model_name}"
+    return arguments
