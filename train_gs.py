@@ -1,4 +1,4 @@
-"""Train a density network with the transported-mass loss of GST.
+"""Train a density network with the transported-mass loss of GST, or with a loss that it is measured against.
 
 python train_gs.py --model-name vgg_trans --dataset qnrf --data-dir data/UCF-Train-Val-Test --device 0
 """
@@ -9,6 +9,7 @@ import argparse
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from datasets.crowd import Batch, Crowd, collate
 from datasets.images import load_image
 from datasets.sampler import EpochSampler
-from losses.transport import TransportedMassLoss, TransportKernel, transport_kernels
+from losses import LOSSES, NEEDS_GAUSSIANS, build_loss
 from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
 from utils.checkpoint import find_start, save_checkpoint, save_weights, set_aside
 from utils.cli import progress_options, run_script
@@ -48,19 +49,24 @@ class NonFinite(ValueError):
         self.index, self.batch = index, batch
 
 
-def transported_mass(density: Tensor, batch: Batch, crop_size: int, kernel: dict[str, Any]) -> Tensor:
-    """Eq. 6 on one batch."""
-    if batch.kernels[0] is None:
-        kernels = transport_kernels(batch.points, batch.scales, batch.rotations, crop_size, **kernel)
-    else:
-        kernels = [TransportKernel.from_csr(*stored[:4]).to(density.device) for stored in batch.kernels]
-    return TransportedMassLoss()(density, kernels, batch.targets)
+def chosen_loss(arguments: argparse.Namespace) -> Callable[[Tensor, Batch], Tensor]:
+    """The loss that ``--loss`` names, with its options."""
+    if arguments.loss == "gst":
+        return build_loss("gst", **kernel_options(arguments))
+    if arguments.loss == "mse":
+        adaptive = arguments.sigma == "adaptive"
+        return build_loss("mse", adaptive=True) if adaptive else build_loss("mse", sigma=arguments.sigma)
+    return build_loss(arguments.loss)
 
 
-def rate_factor(schedule: str, progress: float) -> float:
-    """Factor on the learning rate when ``progress`` (0 to 1) of the run is done; no state, so that a resumed run agrees."""
-    warm_up = min(1.0, progress / WARM_UP) if schedule == "warmup-cosine" else 1.0
-    return warm_up * (1.0 if schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2)
+def rate_factor(schedule: str, progress: float, warm_up: float = 0.0) -> float:
+    """Factor on the learning rate when ``progress`` (0 to 1) of the run is done, of which ``warm_up`` is a linear rise.
+
+    It has no state, so that a resumed run agrees.
+    """
+    warm_up = warm_up or (WARM_UP if schedule == "warmup-cosine" else 0.0)
+    rise = min(1.0, progress / warm_up) if warm_up else 1.0
+    return rise * (1.0 if schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2)
 
 
 def gradient_norm(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> float:
@@ -83,7 +89,7 @@ def train_epoch(
     progress: tqdm,
 ) -> dict[str, Any]:
     """One pass over the training crops -> means of loss, MAE, MSE and gradient norm, and where the time went."""
-    kernel, watch = kernel_options(arguments), Stopwatch(fabric.device)
+    loss_of, watch = chosen_loss(arguments), Stopwatch(fabric.device)
     losses, errors, norms, skipped = [], [], [], 0
     for index, batch in enumerate(loader):
         group = min(arguments.accumulate, len(loader) - index // arguments.accumulate * arguments.accumulate)
@@ -95,7 +101,7 @@ def train_epoch(
         with fabric.no_backward_sync(model, enabled=not is_last):
             density, attention = model(images)
             watch.lap("forward")
-            loss = transported_mass(density, batch, arguments.crop_size, kernel)
+            loss = loss_of(density, batch)
             if attention:
                 loss = loss + ATTENTION_WEIGHT * attention_variance(attention).sum()
             losses.append(loss.item())
@@ -105,7 +111,9 @@ def train_epoch(
             fabric.backward(loss / group)
         if is_last:
             done = (epoch + index / len(loader)) / arguments.epochs
-            optimizer.param_groups[0]["lr"] = arguments.lr * rate_factor(arguments.lr_schedule, done)
+            optimizer.param_groups[0]["lr"] = arguments.lr * rate_factor(
+                arguments.lr_schedule, done, arguments.warm_up_epochs / arguments.epochs
+            )
             norms.append(gradient_norm(fabric, model, optimizer, arguments.grad_clip))
             if not math.isfinite(norms[-1]) and arguments.precision != "16-mixed":  # whose scaler skips such a step
                 raise NonFinite("gradient", norms[-1], epoch, index, batch)
@@ -210,6 +218,7 @@ def train(arguments: argparse.Namespace) -> None:
         arguments.crop_size,
         "train",
         seed=arguments.seed,
+        use_gaussians=arguments.loss in NEEDS_GAUSSIANS,
         kernel_parameters=stored,
         skip_bad=arguments.skip_bad_samples,
     )
@@ -307,7 +316,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train as the command line says."""
-    arguments = parse_train_options(tuple(MODELS))
+    arguments = parse_train_options(tuple(MODELS), tuple(LOSSES))
     size = f"--batch-size {arguments.batch_size} and --crop-size {arguments.crop_size}"
     remedy = f"lower one of {size} (--accumulate makes up for it), --num-workers, or take --precision bf16-mixed"
     with memory_errors(remedy):

@@ -31,6 +31,7 @@ class TrainSample(NamedTuple):
     rotations: Tensor  # float32 [n, 1], radians
     targets: Tensor  # float32 [n], in [0.3, 1]
     name: str  # stem of the image
+    short_side: float  # pixels, of the image that the crop was cut from, as rescaled
     kernel: StoredKernel | None = None  # of the crop, where stored kernels are used
     skipped: tuple[str, ...] = ()  # why images before it could not be read
 
@@ -52,6 +53,7 @@ class Batch(NamedTuple):
     rotations: list[Tensor]
     targets: list[Tensor]
     names: list[str]
+    short_sides: list[float]
     kernels: list[StoredKernel | None]
     skipped: list[str]
 
@@ -144,7 +146,9 @@ class Crowd(Dataset):
             cells = self.crop_size // stride
             kernel = restrict(stored, kept, corner[1] // stride, corner[0] // stride, (cells, cells), augmentation.flip)
         arrays = (sample.points, sample.scales, sample.rotations, targets)
-        return TrainSample(normalise(sample.image), *(torch.from_numpy(array) for array in arrays), path.stem, kernel)
+        tensors = (torch.from_numpy(array) for array in arrays)
+        short_side = min(image.shape[:2]) * augmentation.scale
+        return TrainSample(normalise(sample.image), *tensors, path.stem, short_side, kernel)
 
 
 def load_annotations(image: Path, use_gaussians: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -1,5 +1,7 @@
 """The prepared data set as torch sees it."""
 
+import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -357,3 +359,25 @@ def test_a_kernel_of_other_gaussians_or_parameters_is_refused(with_kernels):
     with pytest.raises(FileNotFoundError) as caught:
         Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)
     one_line(caught, "IMG_0001_kernel.h5", "build_kernels.py")
+
+
+def test_a_test_split_without_annotations_has_no_truth(root, tmp_path):
+    secret = shutil.copytree(root / "test", tmp_path / "test", ignore=shutil.ignore_patterns("*.npy"))
+    assert all(math.isnan(sample.count) for sample in (Crowd(tmp_path, CROP, "test")[i] for i in range(2)))
+    shutil.copytree(root / "val", tmp_path / "val", ignore=shutil.ignore_patterns("*.npy"))
+    with pytest.raises(FileNotFoundError, match="preprocess_dataset"):
+        Crowd(tmp_path, CROP, "val")
+    np.save(next(secret.glob("*.jpg")).with_suffix(".npy"), np.zeros((0, 2)))
+    with pytest.raises(FileNotFoundError, match="preprocess_dataset"):  # some have them: the others are lost
+        Crowd(tmp_path, CROP, "test")
+
+
+def test_the_short_side_is_that_of_the_rescaled_image(root):
+    data = Crowd(root, CROP, "train")
+    height, width = load_image(data.images[2]).shape[:2]
+    seen = set()
+    for epoch in range(4):
+        data.set_epoch(epoch)
+        seen.add(round(data[2].short_side / min(height, width), 3))
+    assert len(seen) > 1 and all(0.75 <= factor <= 1.25 for factor in seen)
+    assert collate([data[2], data[1]]).short_sides == [data[2].short_side, data[1].short_side]

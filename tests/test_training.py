@@ -43,6 +43,8 @@ def test_schedules():
     )
     assert factor("warmup-cosine", 0) == 0 and factor("warmup-cosine", 0.025) == pytest.approx(0.5, rel=0.01)
     assert factor("warmup-cosine", 0.5) == factor("cosine", 0.5)
+    assert factor("constant", 0.05, 0.1) == pytest.approx(0.5) and factor("constant", 0.5, 0.1) == 1
+    assert factor("warmup-cosine", 0.05, 0.2) == pytest.approx(0.25 * factor("cosine", 0.05))
 
 
 def test_accumulated_batches_are_one_larger_batch(data, tmp_path):

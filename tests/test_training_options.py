@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training_runs import Tiny, largest_difference, make_data, metrics, train, weights
 
 import train_gs
+from losses import LOSSES
 from models import MODELS
 from utils.train_options import parse_train_options
 
@@ -42,6 +44,8 @@ LEARNING = {
     "--epochs": 3,
     "--seed": 1,
     "--crop-size": 48,
+    "--warm-up-epochs": 1,
+    "--loss": "mse",
     "--kernels": "h5",
     "--cut-off": 1,
     "--background-ratio": 0.5,
@@ -54,6 +58,7 @@ LEARNING = {
 ELSEWHERE = {
     "--ema",
     "--compile",
+    "--sigma",
     "--deterministic",
     "--channels-last",
     "--val-start",
@@ -80,7 +85,7 @@ ELSEWHERE = {
 def test_no_option_is_forgotten_and_the_help_fits_two_screens(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):
-        parse_train_options(("vgg",), ["--help"])
+        parse_train_options(("vgg",), ("gst", "mse"), ["--help"])
     text = capsys.readouterr().out
     lines = text.splitlines()
     assert len(lines) <= 100 and max(map(len, lines)) <= 100
@@ -107,6 +112,24 @@ def test_an_option_of_learning_changes_the_weights(data, tmp_path, plain, option
     assert largest_difference(plain, changed) > 1e-7
     config = yaml.safe_load((tmp_path / "config.yml").read_text())
     assert config[option[2:].replace("-", "_")] == LEARNING[option]
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "gst"])
+def test_the_other_losses_need_no_gaussians(data, tmp_path, plain, loss):
+    copy = shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("gs_params", "kernels"))
+    train(copy, tmp_path / "run", "--epochs", 2, "--lr", 1e-4, "--loss", loss)
+    assert largest_difference(plain, weights(tmp_path / "run")) > 1e-6
+    _, err = train(copy, tmp_path / "gst", "--epochs", 1, code=1)
+    assert "gs_params" in err
+    _, err = train(copy, tmp_path / "gst", "--epochs", 1, "--loss", loss, "--kernels", "h5", code=2)
+    assert "only gst has transport kernels" in err
+
+
+def test_the_width_of_the_gaussians_of_direct_regression(data, tmp_path):
+    for sigma in (15, 4, "adaptive"):
+        train(data, tmp_path / str(sigma), "--epochs", 1, "--lr", 1e-4, "--loss", "mse", "--sigma", sigma)
+    runs = [weights(tmp_path / str(sigma)) for sigma in (15, 4, "adaptive")]
+    assert all(largest_difference(runs[i], runs[j]) > 1e-7 for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_averaged_weights_are_validated_and_resumed(data, tmp_path):
@@ -192,7 +215,7 @@ def test_the_board_shows_figures_and_densities(data, tmp_path):
 
 def test_the_preset_gives_the_crop_and_the_run_its_folder(monkeypatch):
     for dataset, crop in {"qnrf": 512, "jhu": 512, "shb": 512, "nwpu": 384, "sha": 256}.items():
-        arguments = parse_train_options(tuple(MODELS), ["--data-dir", "x", "--dataset", dataset])
+        arguments = parse_train_options(tuple(MODELS), tuple(LOSSES), ["--data-dir", "x", "--dataset", dataset])
         assert arguments.crop_size == crop and str(arguments.save_dir) == f"runs/{dataset}_vgg"
 
 
@@ -241,6 +264,7 @@ def test_two_machines_are_two_processes(data, tmp_path):
         (["--ema", 1], "--ema: 1 is impossible"),
         (["--crop-size", 100], "--crop-size 100: must be a multiple of 16"),
         (["--downsample-ratio", 4], "invalid choice"),
+        (["--sigma", "wide"], "--sigma: 'wide' is no number"),
         (["--lr-schedule", "step"], "invalid choice: 'step'"),
     ],
 )

@@ -27,9 +27,11 @@ FREE_OPTIONS = (
 )
 
 
-def parse_train_options(models: Sequence[str], argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_train_options(
+    models: Sequence[str], losses: Sequence[str], argv: Sequence[str] | None = None
+) -> argparse.Namespace:
     """The options of ``train_gs.py``, over ``configs/<dataset>.yml`` and ``--config``, checked against each other."""
-    parser = make_parser("Train a density network with GST's transported-mass loss.")
+    parser = make_parser("Train a density network with GST's loss or another.")
     parser.usage = "%(prog)s --data-dir P [options]"
     switch = argparse.BooleanOptionalAction
 
@@ -57,6 +59,7 @@ def parse_train_options(models: Sequence[str], argv: Sequence[str] | None = None
     add("--lr", type=number(float, 0, above=True), default=5e-6, metavar="X", help="Adam's learning rate")
     schedules = ("constant", "cosine", "warmup-cosine")
     add("--lr-schedule", choices=schedules, default="constant", help="rate over the run; warm-up: its first 5 %%")
+    add("--warm-up-epochs", type=number(int, 0), default=0, metavar="N", help="epochs over which the rate rises")
     add("--weight-decay", type=number(float, 0), default=1e-5, metavar="X", help="Adam's weight decay")
     add("--batch-size", type=number(int, 1), default=1, metavar="N", help="crops in a batch, on each device")
     add("--accumulate", type=number(int, 1), default=1, metavar="N", help="batches averaged for one step")
@@ -65,7 +68,9 @@ def parse_train_options(models: Sequence[str], argv: Sequence[str] | None = None
     add("--epochs", type=number(int, 1), default=1200, metavar="N", help="passes over the training images")
     add("--seed", type=number(int, 0, 2**32 - 1), default=4073, metavar="N", help="of weights, order, crops, dropout")
 
-    add = parser.add_argument_group("transport kernel").add_argument
+    add = parser.add_argument_group("loss").add_argument
+    add("--loss", choices=tuple(losses), default="gst", help="gst, or one that it is compared with")
+    add("--sigma", type=_sigma, default=15.0, metavar="X", help="mse: width of its Gaussians, pixels, or adaptive")
     add("--kernels", choices=("online", "h5"), default="online", help="from the augmented Gaussians, or stored ones")
     add_kernel_options(add)
 
@@ -73,7 +78,7 @@ def parse_train_options(models: Sequence[str], argv: Sequence[str] | None = None
     add("--val-start", type=number(int, 0), default=600, metavar="N", help="first epoch that is validated")
     add("--val-every", type=number(int, 1), default=5, metavar="N", help="epochs between validations")
     add("--window", type=number(int, 16), default=512, metavar="N", help="side of evaluation windows, pixels")
-    add("--save-dir", type=Path, metavar="P", help="folder of the run (default: runs/<dataset>_<model-name>)")
+    add("--save-dir", type=Path, metavar="P", help="folder of the run (default: runs/<dataset>_<model-name>[_<loss>])")
     add("--resume", default="auto", metavar="R", help="newest checkpoint there (auto), a .tar or .pth file, or none")
     add("--max-model-num", type=number(int, 1), default=1, metavar="N", help="checkpoints to keep")
 
@@ -88,6 +93,14 @@ def parse_train_options(models: Sequence[str], argv: Sequence[str] | None = None
     arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS))
     if arguments.crop_size % 16:
         parser.error(f"--crop-size {arguments.crop_size}: must be a multiple of 16, the networks' coarsest stride")
+    if arguments.kernels == "h5" and arguments.loss != "gst":
+        parser.error(f"--kernels h5: only gst has transport kernels, --loss {arguments.loss} has none")
     check_kernel_options(parser, arguments)
-    arguments.save_dir = arguments.save_dir or Path("runs") / f"{arguments.dataset}_{arguments.model_name}"
+    arguments.save_dir = arguments.save_dir or Path("runs") / (
+        f"{arguments.dataset}_{arguments.model_name}" + ("" if arguments.loss == "gst" else f"_{arguments.loss}")
+    )
     return arguments
+
+
+def _sigma(text: str) -> float | str:
+    return text if text == "adaptive" else number(float, 0, above=True)(text)

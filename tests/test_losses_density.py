@@ -1,0 +1,142 @@
+"""BL, BL+ and direct regression against closed forms."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from losses import build_loss
+from losses.bayesian import posterior
+from losses.regression import density_map, neighbour_distance
+
+GRID = (12, 16)
+
+
+def random_case(count, seed=0):
+    """Points [n, 2], targets [n] and a density [12, 16], float64."""
+    random = np.random.default_rng(seed)
+    points = random.uniform(-10, 8 * np.array(GRID[::-1]) + 10, (count, 2))
+    return points, random.uniform(0.3, 1, count), random.uniform(0, 2 * count / math.prod(GRID), GRID)
+
+
+def on(points, targets, density, **attributes):
+    """The arguments of a loss."""
+    sample = SimpleNamespace(points=[torch.as_tensor(points)], targets=[torch.as_tensor(targets)], **attributes)
+    return torch.as_tensor(density)[None, None].clone().requires_grad_(), sample
+
+
+def plain_bayesian(points, targets, density, sigma=8.0, squared_background=None):
+    """Loss and gradient cell by cell: the weights of each cell are exp(-d^2 / (2 sigma^2)), divided by their sum."""
+    received, weights_of = np.zeros(len(points) + 1), np.zeros((len(points) + 1, *GRID))
+    for i, j in np.ndindex(GRID):
+        squared = [(8 * j + 4 - x) ** 2 + (8 * i + 4 - y) ** 2 for x, y in points]
+        squared.append(squared_background(math.sqrt(min(squared))) if squared_background else math.inf)
+        weights = np.exp(-(np.array(squared) - min(squared)) / (2 * sigma**2))
+        weights_of[:, i, j] = weights / weights.sum()
+        received += weights_of[:, i, j] * density[i, j]
+    rest = np.append(targets, 0) - received
+    return np.abs(rest).sum(), -(np.sign(rest)[:, None, None] * weights_of).sum(0)
+
+
+FORMS = {
+    "bl": ({}, None),
+    "bl+": ({}, lambda d: (0.15 * 96 - d) ** 2),
+    "bl+ of the released code": ({"background": "code"}, lambda d: 96.0**2 / (d**2 + 1e-5)),
+    "bl+ of a larger background": ({"background_ratio": 0.4}, lambda d: (0.4 * 96 - d) ** 2),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_bayesian_loss_against_its_closed_form(form, count):
+    options, squared_background = FORMS[form]
+    case = random_case(count, seed=count)
+    expected, expected_gradient = plain_bayesian(*case, squared_background=squared_background)
+    density, sample = on(*case)
+    value = build_loss(form.split()[0], **options)(density, sample)
+    value.backward()
+    np.testing.assert_allclose(value.item(), expected, rtol=1e-10)
+    np.testing.assert_allclose(density.grad[0, 0], expected_gradient, rtol=1e-8, atol=1e-10)
+
+
+def test_sigma_and_short_side_of_the_image():
+    case = random_case(10)
+    expected = plain_bayesian(*case, sigma=5.0, squared_background=lambda d: (0.15 * 300 - d) ** 2)[0]
+    value = build_loss("bl+", sigma=5.0)(*on(*case, short_sides=[300.0]))
+    np.testing.assert_allclose(value.item(), expected, rtol=1e-10)
+
+
+def test_posterior_columns_sum_to_one_far_from_every_point_too():
+    points = torch.tensor([[4.0, 4.0], [-4000, 20]])
+    for background in (None, "paper", "code"):
+        kernel = posterior(points, (64, 64), 8, 8.0, background, 76.8)
+        assert kernel.shape == (2 + bool(background), 4096)
+        torch.testing.assert_close(kernel.sum(0), torch.ones(4096))
+
+
+def test_background_of_the_paper_begins_where_the_nearest_point_is_as_far():
+    """(reach - d)^2 = d^2 at d = reach / 2: there the point and the background have equal shares."""
+    kernel = posterior(torch.tensor([[4.0, 4.0]]), (1, 9), 8, 8.0, "paper", 64.0)
+    torch.testing.assert_close(kernel[:, 4], torch.tensor([0.5, 0.5]))
+    assert kernel[0, 0] > 0.99 and kernel[1, 8] > 0.99
+
+
+def quadrature(x, y, sigma, i, j, count=400):
+    """Integral of a Gaussian over cell (j, i), by the midpoint rule."""
+    steps = (np.arange(count) + 0.5) * 8 / count
+    along_x = np.exp(-((8 * j + steps - x) ** 2) / (2 * sigma**2)).sum()
+    along_y = np.exp(-((8 * i + steps - y) ** 2) / (2 * sigma**2)).sum()
+    return along_x * along_y * (8 / count) ** 2 / (2 * math.pi * sigma**2)
+
+
+def test_density_map_is_the_integral_over_each_cell():
+    points, widths = torch.tensor([[30.0, 50.0], [77.3, 2.1]]).double(), torch.tensor([15.0, 4.0]).double()
+    found = density_map(points, widths, GRID, 8)
+    expected = [
+        sum(quadrature(*point, width, i, j) for point, width in zip(points.tolist(), widths.tolist()))
+        for i, j in np.ndindex(GRID)
+    ]
+    np.testing.assert_allclose(found.flatten(), expected, rtol=1e-4, atol=1e-12)
+    assert found.sum() < 2  # the second Gaussian reaches beyond the crop
+
+
+def test_density_map_has_the_masses_asked_for():
+    points, targets, _ = random_case(30)
+    found = density_map(torch.as_tensor(points), torch.full((30,), 15.0).double(), GRID, 8, torch.as_tensor(targets))
+    np.testing.assert_allclose(found.sum(), targets.sum(), rtol=1e-10)
+    assert (found >= 0).all()
+
+
+def test_gaussians_far_outside_leave_no_trace():
+    points = torch.tensor([[-5000.0, 40.0]])
+    found = density_map(points, torch.tensor([15.0]), GRID, 8, torch.ones(1))
+    assert torch.equal(found, torch.zeros(GRID))
+
+
+def test_neighbour_distance():
+    random = np.random.default_rng(0)
+    points = random.uniform(0, 200, (20, 2))
+    distances = np.sort(np.sqrt(((points[:, None] - points) ** 2).sum(2)), axis=1)[:, 1:4].mean(axis=1)
+    np.testing.assert_allclose(neighbour_distance(torch.as_tensor(points)), distances.clip(4, 128))
+    assert neighbour_distance(torch.zeros(1, 2)).tolist() == [128.0]
+    assert neighbour_distance(torch.tensor([[0.0, 0.0], [30, 40]])).tolist() == [50.0, 50.0]
+    assert neighbour_distance(torch.tensor([[0.0, 0.0], [0, 10], [0, 30]])).tolist() == [20.0, 15.0, 25.0]
+    assert neighbour_distance(torch.zeros(5, 2)).tolist() == [4.0] * 5
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_regression_loss(adaptive, renormalise):
+    points, targets, density = random_case(10)
+    tensors = torch.as_tensor(points), torch.as_tensor(targets)
+    widths = 0.5 * neighbour_distance(tensors[0]) if adaptive else torch.full((10,), 11.0).double()
+    truth = density_map(tensors[0], widths, GRID, 8, tensors[1] if renormalise else None)
+    loss = build_loss("mse", sigma=11.0, beta=0.5, adaptive=adaptive, renormalise=renormalise)
+    given, sample = on(points, targets, density)
+    value = loss(given, sample)
+    value.backward()
+    np.testing.assert_allclose(value.item(), ((density - truth.numpy()) ** 2).sum() / 2, rtol=1e-10)
+    np.testing.assert_allclose(given.grad[0, 0], density - truth.numpy(), rtol=1e-10)
+    assert loss(truth[None, None], sample) == 0
