@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from datasets.annotations import prepared_stem
 from datasets.images import load_image, save_jpeg
 from utils.cli import Outcome, default_workers, for_each, report_failures
 from utils.config import make_parser, number, parse_arguments
@@ -34,21 +36,28 @@ class Settings(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One image to prepare: ``read(annotation)`` gives its points, ``output`` is the JPEG, beside it the npy."""
+    """One image to prepare: ``output`` is the JPEG, beside it the npy.
+
+    Points are float64 [N, 2], (x, y), or [N, 3] with a size in pixels, NaN where it is unknown. They come from
+    ``read(annotation)`` or are the annotation; an image whose annotation is None gets no npy.
+    """
 
     image: Path
-    annotation: Path
-    read: Callable[[Path], np.ndarray]
+    annotation: Path | np.ndarray | None
+    read: Callable[[Path], np.ndarray] | None
     output: Path
     with_distance: bool
     settings: Settings
 
 
-class Counts(NamedTuple):
-    """Points that an image keeps, and points dropped since they lie outside it."""
+class Prepared(NamedTuple):
+    """What the record keeps of an image: points (None: not annotated), points dropped since they lie outside, size."""
 
-    points: int
+    points: int | None
     dropped: int
+    height: int
+    width: int
+    grey: bool
 
 
 def resized_size(height: int, width: int, minimum: int, maximum: int) -> tuple[int, int, float]:
@@ -83,28 +92,76 @@ def neighbour_distance(points: np.ndarray) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def prepare_image(job: Job) -> Counts:
-    """Resize one image and its points; write the JPEG and the npy, float32 [N, 2], or [N, 3] with distances."""
-    points = job.read(job.annotation)
+def prepare_image(job: Job) -> Prepared:
+    """Resize one image and its points; write the JPEG and the npy, float32 [N, 2], or [N, 3] with distances.
+
+    The distance is the size that the annotation gives, and to the neighbours where it gives none.
+    """
+    rows = job.read(job.annotation) if isinstance(job.annotation, Path) else job.annotation
     image = load_image(job.image)
-    inside = points_inside(points, *image.shape[:2])
+    grey = is_grey(image)
     minimum, maximum, interpolation, quality = job.settings
-    height, width, ratio = resized_size(*image.shape[:2], minimum, maximum)
+    raw_height, raw_width = image.shape[:2]
+    height, width, ratio = resized_size(raw_height, raw_width, minimum, maximum)
     if max(height, width) > _JPEG_MAX_SIDE:
         raise ValueError(
             f"{job.image}: becomes {width} x {height} pixels, too long for a JPEG; cut it up or lower --min-size"
         )
     if ratio != 1:
         image = cv2.resize(image, (width, height), interpolation=INTERPOLATIONS[interpolation])
-    # float32 before the product, as in the released data: large coordinates then agree to the last bit.
-    points = points[inside].astype(np.float32) * np.float32(ratio)
-    columns = [points, neighbour_distance(points)[:, None]] if job.with_distance else [points]
     # The npy goes first and comes last, so that an image with an npy is whole at any moment.
     points_path(job.output).unlink(missing_ok=True)
     save_jpeg(image, job.output, quality)
+    if rows is None:
+        return Prepared(None, 0, height, width, grey)
+    inside = points_inside(rows[:, :2], raw_height, raw_width)
+    # float32 before the product, as in the released data: large coordinates then agree to the last bit.
+    with np.errstate(over="ignore"):
+        rows = rows[inside].astype(np.float32) * np.float32(ratio)
+    points = rows[:, :2]
+    if job.with_distance:
+        sizes = rows[:, 2] if rows.shape[1] == 3 else np.full(len(rows), np.nan)
+        if np.isinf(sizes).any():
+            raise ValueError(f"{job.image}: the annotated size of a point is no number of pixels; correct it")
+        unknown = np.isnan(sizes)
+        distance = np.where(unknown, neighbour_distance(points), sizes) if unknown.any() else sizes
+        points = np.hstack([points, distance[:, None]])
     with atomic_write(points_path(job.output)) as partial:
-        np.save(partial, np.hstack(columns).astype(np.float32))
-    return Counts(len(points), int((~inside).sum()))
+        np.save(partial, points.astype(np.float32))
+    return Prepared(len(points), int((~inside).sum()), height, width, grey)
+
+
+def is_grey(image: np.ndarray) -> bool:
+    """Whether the three channels of uint8 [H, W, 3] are equal everywhere."""
+    # A few pixels settle it for nearly every photograph in colour.
+    return all(
+        (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all()
+        for pixels in (image[::16, ::16], image)
+    )
+
+
+def make_jobs(
+    root: Path,
+    split: Mapping[str, Sequence[Path]],
+    annotations: Mapping[Path, Path | np.ndarray | None],
+    read: Callable[[Path], np.ndarray] | None,
+    settings: Settings,
+    unannotated: Sequence[str] = (),
+) -> list[Job]:
+    """A job for each image of ``split`` that has an annotation, and for all images of the splits ``unannotated``."""
+    return [
+        Job(
+            image,
+            None if name in unannotated else annotations[image],
+            read,
+            root / name / f"{prepared_stem(image.stem)}.jpg",
+            name == "train",
+            settings,
+        )
+        for name, images in split.items()
+        for image in images
+        if name in unannotated or annotations[image] is not None
+    ]
 
 
 def make_preprocess_parser(description: str, defaults: Settings) -> argparse.ArgumentParser:
@@ -140,13 +197,21 @@ def parse_preprocess_arguments(parser: argparse.ArgumentParser) -> tuple[argpars
     return arguments, Settings(*(getattr(arguments, name) for name in Settings._fields))
 
 
-def prepare(root: Path, jobs: Sequence[Job], problems: Sequence[str], workers: int) -> int:
+def prepare(
+    root: Path,
+    jobs: Sequence[Job],
+    problems: Sequence[str],
+    workers: int,
+    dataset: str | None = None,
+    crop_size: int = 512,
+) -> int:
     """Run the jobs that are not done yet, print what became of them and return the exit code.
 
     ``problems`` are lines about files for which there is no job; they count as failures. ``root/preprocess.jsonl``
-    records from what each image was made (settings, and size and time of the raw files): an image is done if that has
-    not changed and its files are there. The record grows with each finished image, so that an interrupted run goes on
-    where it stopped.
+    records from what each image was made (settings, size and time of the raw files or a hash of the points): an image is
+    done if that has not changed and its files are there. The record grows with each finished image, so that an
+    interrupted run goes on where it stopped. ``dataset`` is one of the published ones, with whose numbers and crop the
+    report compares, or None; then the crop is ``crop_size``.
     """
     started = time.perf_counter()
     planned = {str(job.output.relative_to(root)): job for job in jobs}
@@ -163,7 +228,7 @@ def prepare(root: Path, jobs: Sequence[Job], problems: Sequence[str], workers: i
         if name in record
         and record[name]["made_from"] == made_from[name]
         and (root / name).exists()
-        and points_path(root / name).exists()
+        and points_path(root / name).exists() == (planned[name].annotation is not None)
     ]
     todo = {name: job for name, job in planned.items() if name not in set(done)}
     record = {name: entry for name, entry in record.items() if name not in todo}
@@ -175,14 +240,18 @@ def prepare(root: Path, jobs: Sequence[Job], problems: Sequence[str], workers: i
         outcomes.append(outcome)
         if outcome.error:
             continue
-        counts, source = outcome.result, todo[name].image
-        record[name] = {"image": name, "source": str(source), **counts._asdict(), "made_from": made_from[name]}
+        made, source = outcome.result, todo[name].image
+        record[name] = {"image": name, "source": str(source), **made._asdict(), "made_from": made_from[name]}
         _append_record(root, record[name])
-        if counts.dropped:
-            total = counts.points + counts.dropped
-            dropped_lines.append(f"{source}: {counts.dropped} of {total} points lie outside the image and are dropped")
+        if made.dropped:
+            total = made.points + made.dropped
+            dropped_lines.append(f"{source}: {made.dropped} of {total} points lie outside the image and are dropped")
     print(*dropped_lines, sep="\n", end="\n" if dropped_lines else "")
-    _print_table(root, folders, [record[name] for name in planned if name in record])
+    if any(name in record for name in planned):
+        # Imported here, since worker processes import this module and the report needs SciPy.
+        from datasets.report import CROP_SIZES, write_report
+
+        write_report(root, dataset, CROP_SIZES.get(dataset, crop_size))
     finished, seconds = len(todo.keys() & record.keys()), time.perf_counter() - started
     if todo:
         speed = f"{seconds:.1f} s ({finished / seconds:.1f} images/s)"
@@ -201,20 +270,26 @@ def prepare(root: Path, jobs: Sequence[Job], problems: Sequence[str], workers: i
 
 def _made_from(job: Job) -> dict[str, Any]:
     """What decides over the contents of a job's files."""
+    files = [path for path in (job.image, job.annotation) if isinstance(path, Path)]
     # A dangling link has no stat; it becomes that image's error.
-    stats = [path.stat() for path in (job.image, job.annotation) if path.exists()]
-    return {**job.settings._asdict(), "raw_files": [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
+    stats = [path.stat() for path in files if path.exists()]
+    made_from = {**job.settings._asdict(), "raw_files": [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
+    if isinstance(job.annotation, np.ndarray):
+        made_from["points_hash"] = hashlib.sha256(np.ascontiguousarray(job.annotation)).hexdigest()[:16]
+    return made_from
 
 
 def _read_record(root: Path) -> dict[str, dict[str, Any]]:
-    """The entries of the record by image; a line that a kill cut off counts as not written."""
+    """The entries of the record by image; a line that a kill cut off, or of an older form, counts as not written."""
+    kinds: dict[str, Any] = {"image": str, "source": str, "points": (int, type(None)), "dropped": int}
+    kinds |= {"height": int, "width": int, "grey": bool, "made_from": dict}
     record = {}
     if (root / _RECORD).exists():
         for line in (root / _RECORD).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-                kinds = {"image": str, "source": str, "points": int, "dropped": int, "made_from": dict}
-                record[entry["image"]] = {key: kind(entry[key]) for key, kind in kinds.items()}
+                if all(isinstance(entry[key], kind) for key, kind in kinds.items()):
+                    record[entry["image"]] = {key: entry[key] for key in kinds}
             except (ValueError, KeyError, TypeError):
                 continue
     return record
@@ -258,11 +333,3 @@ def _warn_of_strangers(root: Path, folders: Sequence[Path], planned: Mapping[str
                 "remove them, or choose a new output path",
                 file=sys.stderr,
             )
-
-
-def _print_table(root: Path, folders: Sequence[Path], entries: Sequence[Mapping[str, Any]]) -> None:
-    print(f"{'split':<6} {'images':>7} {'points':>9} {'dropped':>8}")
-    for folder in folders:
-        chosen = [entry for entry in entries if (root / entry["image"]).parent == folder]
-        points, dropped = (sum(entry[key] for entry in chosen) for key in Counts._fields)
-        print(f"{folder.name:<6} {len(chosen):>7} {points:>9} {dropped:>8}")

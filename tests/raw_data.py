@@ -1,5 +1,6 @@
-"""A small raw data set in UCF-QNRF's layout, and preprocess_dataset_ucf.py run as a command."""
+"""Small raw data sets in the layouts of the published ones, and the preprocessing scripts run as commands."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,13 @@ from datasets.images import save_jpeg
 ROOT = Path(__file__).resolve().parents[1]
 TREES = ROOT / "examples" / "trees"
 SMALL = ["--min-size", "32", "--max-size", "256", "--workers", "1"]
+
+
+def save_noise(path, size=(48, 64), seed=0):
+    """A JPEG of noise, size (height, width)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_jpeg(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8), path, 90)
+    return path
 
 
 def make_raw(root, train=6, test=2, size=(48, 64)):
@@ -28,17 +36,89 @@ def make_raw(root, train=6, test=2, size=(48, 64)):
     return root
 
 
-def script(source, output, *options, **kwargs):
-    """Run the script as a user does -> (exit code, stdout, stderr)."""
+def draw_points(i):
+    """The truth of image number i of the layouts below: i points, some with fractions of a pixel."""
+    return np.random.default_rng(i).uniform(1, 47, (i, 2)).round(2)
+
+
+def write(path, contents):
+    """Write text, bytes or, as JSON, anything else, with the folders in between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(contents, (str, bytes)):
+        contents = json.dumps(contents)
+    path.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+    return path
+
+
+def make_jhu(root, counts=(("train", (0, 1, 5)), ("val", (2, 3)), ("test", (4, 0)))):
+    """JHU-Crowd++: sizes of the heads are 4, 5, 6, ... pixels high."""
+    for split, numbers in counts:
+        for i, count in enumerate(numbers, start=1):
+            save_noise(root / split / "images" / f"{i:04}.jpg", seed=i)
+            lines = [f"{x} {y} 3 {4 + j} 1 0\n" for j, (x, y) in enumerate(draw_points(count))]
+            write(root / split / "gt" / f"{i:04}.txt", "".join(lines))
+    return root
+
+
+def make_nwpu(root, parts=True, kind="mat", lists="{:04} 0 1\n"):
+    """NWPU-Crowd: images 1 to 3 train, 4 val, 5 and 6 test; image i has i - 1 points."""
+    for i in range(1, 7):
+        save_noise(root / (f"images_part{(i + 1) // 2}" if parts else "images") / f"{i:04}.jpg", seed=i)
+        if i < 5 and kind == "mat":
+            (root / "mats").mkdir(exist_ok=True)
+            scipy.io.savemat(root / "mats" / f"{i:04}.mat", {"annPoints": draw_points(i - 1)})
+        elif i < 5:
+            contents = {"img_id": f"{i:04}.jpg", "human_num": i - 1, "points": draw_points(i - 1).tolist()}
+            write(root / "jsons" / f"{i:04}.json", contents)
+    for name, numbers in (("train", (1, 2, 3)), ("val", (4,)), ("test", (5, 6))):
+        write(root / f"{name}.txt", "".join(lists.format(i) for i in numbers))
+    return root
+
+
+def image_info(points):
+    """ShanghaiTech's nesting: a cell with a struct of location and number."""
+    info = np.empty((1, 1), object)
+    info[0, 0] = {"location": np.asarray(points, float).reshape(-1, 2), "number": float(len(points))}
+    return info
+
+
+def make_sh(part, folder="ground_truth", train=10, test=2):
+    """A part of ShanghaiTech: image i has i points."""
+    for split, count in (("train_data", train), ("test_data", test)):
+        (part / split / folder).mkdir(parents=True)
+        for i in range(1, count + 1):
+            save_noise(part / split / "images" / f"IMG_{i}.jpg", seed=i)
+            scipy.io.savemat(part / split / folder / f"GT_IMG_{i}.mat", {"image_info": image_info(draw_points(i))})
+    return part
+
+
+def script(source, output, *options, name="ucf", **kwargs):
+    """Run preprocess_dataset_NAME.py as a user does -> (exit code, stdout, stderr)."""
     paths = ["--input-dataset-path", str(source), "--output-dataset-path", str(output)]
-    command = [sys.executable, "preprocess_dataset_ucf.py", *paths, *map(str, options)]
+    command = [sys.executable, f"preprocess_dataset_{name}.py", *paths, *map(str, options)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **kwargs)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
 
 
+def record(root):
+    """The entries of the record by image."""
+    entries = [json.loads(line) for line in (root / "preprocess.jsonl").read_text().splitlines()]
+    return {entry["image"]: entry for entry in entries}
+
+
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def prepared(folder):
+    """The contents of a prepared data set but for its report, which names the folder."""
+    return {name: data for name, data in contents(folder).items() if name != "dataset_report.json"}
+
+
+def errors(stderr):
+    """The lines of stderr that are no warnings."""
+    return [line for line in stderr.splitlines() if not line.startswith("warning: ")]
 
 
 def times(folder):

@@ -35,7 +35,7 @@ def test_golden(case, tmp_path):
     found = np.load(points_path(output))
     assert Image.open(output).size == tuple(GOLDEN[f"pre/out/{case}/hw"][::-1])
     assert found.dtype == np.float32 and found.shape == expected.shape
-    assert counts == (len(expected), len(GOLDEN[f"{raw}/raw_points"]) - len(expected))
+    assert counts[:2] == (len(expected), len(GOLDEN[f"{raw}/raw_points"]) - len(expected))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 

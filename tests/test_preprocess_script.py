@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
-from raw_data import ROOT, SMALL, TREES, contents, make_raw, partials, script, times
+from raw_data import ROOT, SMALL, TREES, contents, errors, make_raw, partials, prepared, record, script, times
 
 import preprocess_dataset_ucf
 from datasets.annotations import read_ucf
@@ -24,7 +24,8 @@ from utils.files import list_images, points_path
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Run the script in this process, which is faster -> (exit code, stdout, stderr)."""
+    """Run the script in this process, which is faster, without its report -> (exit code, stdout, stderr)."""
+    monkeypatch.setattr("datasets.report.write_report", lambda *arguments: None)
 
     def run(source, output, *options):
         paths = ["--input-dataset-path", str(source), "--output-dataset-path", str(output)]
@@ -42,25 +43,29 @@ def test_trees(tmp_path):
     shutil.copytree(TREES, raw)
     before, raw_times = contents(raw), times(raw)
     code, out, err = script(raw, one, "--workers", "1")
-    assert (code, err) == (0, "")
+    assert code == 0 and not errors(err)
     assert "9 train and 1 val images (no lists given, seed 4073" in out and "prepared 14 images" in out
-    lines = [line.split() for line in out.splitlines()]
-    table = {line[0]: [int(word) for word in line[1:]] for line in lines if line[0] in ("train", "val", "test")}
-    assert [table[split][0] for split in ("train", "val", "test")] == [9, 1, 4]
-    assert table["train"][1] + table["val"][1] == 327 and table["test"][1] == 279
-    assert all(row[2] == 0 for row in table.values())
+    done = [(name.split("/")[0], entry) for name, entry in record(one).items()]
+    assert [sum(split == name for split, _ in done) for name in ("train", "val", "test")] == [9, 1, 4]
+    assert sum(entry["points"] for split, entry in done if split != "test") == 327
+    assert sum(entry["points"] for split, entry in done if split == "test") == 279
+    assert all(entry["dropped"] == 0 and entry["grey"] is False for _, entry in done)
+    assert all(Image.open(one / name).size == (e["width"], e["height"]) for name, e in record(one).items())
+    report = json.loads((one / "dataset_report.json").read_text())
+    assert report["dataset"] == "qnrf" and report["crop_size"] == 512 and report["splits"]["test"]["points"] == 279
+    assert any("published are 334" in line for line in err.splitlines())
 
     split = json.loads((one / "split.json").read_text())
     split["test"] = [f"img_{i:04}.jpg" for i in range(51, 55)]
     for target, names in (("train", split["train"]), ("val", split["val"]), ("test", split["test"])):
         folder = "Test" if target == "test" else "Train"
         for name in names:
-            prepared = one / target / name.replace("img_", "IMG_")
+            output = one / target / name.replace("img_", "IMG_")
             height, width = load_image(raw / folder / name).shape[:2]
             ratio = max(512 / min(height, width), 1)
             points = read_ucf(raw / folder / f"{name[:-4]}_ann.mat")
-            stored = np.load(points_path(prepared))
-            assert min(Image.open(prepared).size) == max(512, min(height, width))
+            stored = np.load(points_path(output))
+            assert min(Image.open(output).size) == max(512, min(height, width))
             assert stored.shape == (len(points), 3 if target == "train" else 2)
             np.testing.assert_allclose(stored[:, :2], points * ratio, rtol=1e-6)
             if target == "train":
@@ -69,11 +74,11 @@ def test_trees(tmp_path):
     assert np.load(one / "train" / "IMG_0001.npy")[0, 2] == 128
 
     code, out, err = script(raw, two, "--workers", "2")
-    assert (code, err) == (0, "") and contents(one) == contents(two) and not partials(tmp_path)
+    assert code == 0 and prepared(one) == prepared(two) and not partials(tmp_path)
 
     written = times(one)
     code, out, err = script(raw, one, "--workers", "2")
-    assert (code, err) == (0, "") and "nothing to do: all 14 images" in out and "kept from" in out
+    assert code == 0 and "nothing to do: all 14 images" in out and "kept from" in out
     assert times(one) == written
     assert contents(raw) == before and times(raw) == raw_times
 
@@ -95,7 +100,7 @@ def test_what_can_be_done_is_done_and_the_rest_is_named(tmp_path):
     scipy.io.savemat(raw / "Test" / "img_0052_ann.mat", {"annPoints": [[1.0, 2.0], [9000.0, 3.0]]})
     code, out, err = script(raw, tmp_path / "out", "--workers", "2", "--max-size", "600", "--min-size", "64")
     assert code == 1
-    lines = err.splitlines()
+    lines = errors(err)
     assert len(lines) == 10 and lines[-1].startswith("error: 9 of 14 ")
     expected = {
         "img_0001.jpg": "img_0001_ann.mat is missing",
@@ -137,8 +142,8 @@ def test_points_outside_are_reported_by_image_and_in_total(tmp_path, run):
     code, out, err = run(make_raw(tmp_path / "raw"), tmp_path / "out")
     assert (code, err) == (0, "")
     assert "img_0001.jpg: 1 of 3 points lie outside" in out
-    rows = [line.split() for line in out.splitlines() if line.startswith(("train", "val"))]
-    assert sum(int(row[3]) for row in rows) == 1 and sum(int(row[2]) for row in rows) == 12
+    entries = [entry for name, entry in record(tmp_path / "out").items() if not name.startswith("test")]
+    assert sum(entry["dropped"] for entry in entries) == 1 and sum(entry["points"] for entry in entries) == 12
 
 
 def test_only_what_changed_is_done_again(tmp_path, run):

@@ -76,7 +76,7 @@ def test_lists_as_they_come(tmp_path):
 def test_images_in_neither_list_are_left_out_and_said(tmp_path, capsys):
     made = split(IMAGES, tmp_path, write(tmp_path / "t", "img_0001"), write(tmp_path / "v", "img_0002"))
     assert made == {"train": NAMES[:1], "val": NAMES[1:2]}
-    assert "28 images are in neither list" in capsys.readouterr().err
+    assert "28 images are in none of the lists" in capsys.readouterr().err
 
 
 def test_one_list_leaves_the_rest_to_the_other_split(tmp_path):
@@ -101,3 +101,33 @@ def test_lists_that_cannot_be(tmp_path, train, val, message):
     with pytest.raises(ValueError, match=message) as caught:
         split(IMAGES, tmp_path, *files)
     assert "\n" not in str(caught.value) and not (tmp_path / "split.json").exists()
+
+
+def test_a_test_split_is_drawn_after_val(tmp_path, capsys):
+    options = {"train_list": None, "val_list": None, "val_fraction": 0.1, "seed": 4073}
+    made = split_train_val(IMAGES, tmp_path, **options, test_fraction=0.2)
+    assert [len(made[name]) for name in ("train", "val", "test")] == [21, 3, 6]
+    assert [path.name for path in made["val"]] == split(IMAGES, tmp_path / "..")["val"]
+    assert "21 train, 3 val and 6 test images" in capsys.readouterr().out
+    assert split_train_val(IMAGES, tmp_path, **options, test_fraction=0.2) == made
+    assert "kept from" in capsys.readouterr().out
+    assert list(split(IMAGES, tmp_path)) == ["train", "val"]
+    with pytest.raises(ValueError, match="cannot be divided into train, val and test"):
+        split_train_val(IMAGES[:2], tmp_path, **options, test_fraction=0.2)
+
+
+def test_a_test_list_leaves_the_rest_to_the_others(tmp_path):
+    test = write(tmp_path / "test.txt", "\n".join(NAMES[:10]))
+    options = {"train_list": None, "val_fraction": 0.1, "seed": 4073, "test_list": test, "test_fraction": 0.5}
+    made = split_train_val(IMAGES, tmp_path, val_list=None, **options)
+    assert [path.name for path in made["test"]] == NAMES[:10] and len(made["val"]) == 2 and len(made["train"]) == 18
+    write(test, "\n".join(NAMES[:5]))  # the stored split is not that of this list any more
+    assert len(split_train_val(IMAGES, tmp_path, val_list=None, **options)["test"]) == 5
+    val = write(tmp_path / "val.txt", NAMES[4])
+    with pytest.raises(ValueError, match=r"test.txt: IMG_0005 also in .*val.txt"):
+        split_train_val(IMAGES, tmp_path, val_list=val, **options)
+
+
+def test_images_of_one_name(tmp_path):
+    with pytest.raises(ValueError, match="b/1.jpg: would be written under the name of a/1.png too"):
+        split([Path("a/1.png"), Path("b/1.jpg")], tmp_path)

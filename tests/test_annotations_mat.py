@@ -1,0 +1,131 @@
+"""The reader of MATLAB 5 files against SciPy's, and on damaged bytes."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import scipy.io
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from raw_data import image_info
+
+from datasets.annotations import read_sh, read_ucf
+from datasets.mat_file import read_mat
+
+NUMBERS = arrays.arrays(
+    st.sampled_from([np.dtype(kind) for kind in ("f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4")]),
+    arrays.array_shapes(min_dims=2, max_dims=3, min_side=0, max_side=5),
+    elements={"allow_nan": False},
+)
+
+
+def saved(compressed=False, **contents):
+    stream = io.BytesIO()
+    scipy.io.savemat(stream, contents, do_compression=compressed, oned_as="column")
+    return stream.getvalue()
+
+
+@settings(max_examples=100, deadline=None)
+@given(NUMBERS, st.booleans(), st.text("abcdefghijklmnop", min_size=1, max_size=31))
+def test_numbers_are_those_of_scipy(tmp_path_factory, values, compressed, name):
+    path = tmp_path_factory.getbasetemp() / "numbers.mat"
+    path.write_bytes(saved(compressed, other="text", **{name: values}) if name != "other" else saved(other=values))
+    expected = scipy.io.loadmat(path)[name]
+    found = read_mat(path, name)
+    assert found.dtype == np.float64 and found.shape == expected.shape
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_nested_values_are_those_of_scipy(tmp_path, compressed):
+    points = np.random.default_rng(0).uniform(0, 900, (40, 2))
+    (tmp_path / "a.mat").write_bytes(saved(compressed, image_info=image_info(points), note="x", flag=True))
+    expected = scipy.io.loadmat(tmp_path / "a.mat")["image_info"][0, 0][0, 0][0]
+    np.testing.assert_array_equal(read_sh(tmp_path / "a.mat"), expected)
+    np.testing.assert_array_equal(expected, points)
+    assert read_mat(tmp_path / "a.mat", "image_info")[0][0]["number"].tolist() == [[40.0]]
+
+
+def test_the_byte_order_of_other_machines(tmp_path):
+    points = np.arange(8.0).reshape(4, 2)
+    body = struct.pack(">IIII", 6, 8, 6, 0) + struct.pack(">IIii", 5, 8, 4, 2)
+    body += struct.pack(">II16s", 1, 9, b"annPoints") + struct.pack(">II", 9, 64) + points.T.astype(">f8").tobytes()
+    header = saved(x=1.0)[:124] + b"\x01\x00MI"
+    (tmp_path / "a_ann.mat").write_bytes(header + struct.pack(">II", 14, len(body)) + body)
+    assert scipy.io.loadmat(tmp_path / "a_ann.mat")["annPoints"].tolist() == points.tolist()
+    assert read_ucf(tmp_path / "a_ann.mat").tolist() == points.tolist()
+
+
+def test_whole_numbers_stored_small_are_an_array_of_doubles(tmp_path):
+    """MATLAB itself stores [3 4] as bytes in the class double; SciPy's writer does not."""
+    body = struct.pack("<IIII", 6, 8, 6, 0) + struct.pack("<IIii", 5, 8, 1, 2) + struct.pack("<HH4s", 1, 2, b"ab\0\0")
+    body += struct.pack("<HH4s", 2, 2, b"\x03\xc8\0\0")
+    (tmp_path / "a.mat").write_bytes(saved(x=1.0)[:128] + struct.pack("<II", 14, len(body)) + body)
+    assert (
+        read_mat(tmp_path / "a.mat", "ab").tolist() == scipy.io.loadmat(tmp_path / "a.mat")["ab"].tolist() == [[3, 200]]
+    )
+
+
+def test_other_versions_are_named(tmp_path):
+    scipy.io.savemat(tmp_path / "old.mat", {"annPoints": np.ones((3, 2))}, format="4")
+    (tmp_path / "hdf.mat").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(300))
+    for name in ("old.mat", "hdf.mat"):
+        with pytest.raises(ValueError, match=rf"{name}: .*-v7"):
+            read_ucf(tmp_path / name)
+
+
+def test_a_variable_that_is_there_twice(tmp_path):
+    one = saved(annPoints=np.ones((3, 2)))
+    (tmp_path / "a.mat").write_bytes(one + one[128:])
+    with pytest.raises(ValueError, match="annPoints is there twice"):
+        read_ucf(tmp_path / "a.mat")
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.mat_file._MAX_BYTES", 1000)
+    (tmp_path / "a.mat").write_bytes(saved(True, annPoints=np.zeros((5000, 2))))
+    with pytest.raises(ValueError, match="too large"):
+        read_ucf(tmp_path / "a.mat")
+
+
+WHOLE = {
+    "ucf": saved(annPoints=np.arange(12.0).reshape(6, 2)),
+    "sh": saved(image_info=image_info(np.arange(8.0).reshape(4, 2))),
+    "sh compressed": saved(True, image_info=image_info(np.arange(8.0).reshape(4, 2))),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_bytes_are_points_or_one_line(tmp_path_factory, kind, data):
+    damaged = bytearray(WHOLE[kind])
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, len(damaged) - 1))
+        value = data.draw(st.one_of(st.integers(0, 255), st.integers(0, 20)))
+        damaged[position] = value
+    path = tmp_path_factory.getbasetemp() / "damaged.mat"
+    path.write_bytes(bytes(damaged[: data.draw(st.integers(100, len(damaged)))]))
+    try:
+        points = (read_ucf if kind == "ucf" else read_sh)(path)
+    except ValueError as error:
+        assert str(path) in str(error) and "\n" not in str(error) and ";" in str(error)
+    else:
+        assert points.ndim == 2 and points.shape[1] == 2 and np.isfinite(points).all()
+
+
+@pytest.mark.parametrize("kind", ["ucf", "sh"])
+@pytest.mark.parametrize("position", range(128, 260, 4))
+def test_every_tag_word_may_be_wrong(tmp_path, kind, position):
+    """Type codes out of range are what ends ``scipy.io.loadmat`` with a segmentation fault."""
+    for word in (0, 15, 16, 255, 65536 * 4 + 99, 0x7FFFFFFF, 0xFFFFFFFF):
+        damaged = bytearray(WHOLE[kind])
+        damaged[position : position + 4] = struct.pack("<I", word)
+        (tmp_path / "a.mat").write_bytes(damaged)
+        try:
+            points = (read_ucf if kind == "ucf" else read_sh)(tmp_path / "a.mat")
+            assert points.shape[1] == 2
+        except ValueError as error:
+            assert "a.mat" in str(error) and "\n" not in str(error)

@@ -1,0 +1,250 @@
+"""python -m datasets.check on every kind of damage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from commands import call, errors
+from PIL import Image
+from test_report import add
+
+from datasets.crowd import load_annotations
+from GS2D.gaussians import Gaussians2D
+from GS2D.kernel_file import StoredKernel, params_hash, save_kernel
+from utils.files import gaussians_path, kernel_path, points_path, read_points
+
+POINTS = np.array([[5, 5], [20, 20], [40, 30]], np.float32)
+
+
+def check(root, *options, code=0):
+    out, err = call("datasets/check.py", "--data-dir", root, "--crop-size", 32, "--workers", 1, *options, code=code)
+    lines = errors(err)
+    assert lines == [f"error: {e}" for e in report_errors(root)]
+    return out, err, lines
+
+
+def report_errors(root):
+    return json.loads((root / "dataset_report.json").read_text())["errors"]
+
+
+def fit(image, **columns):
+    """Write Gaussians and their kernel; ``columns`` replace what is written."""
+    points = read_points(points_path(image))[:, :2]
+    n = len(points)
+    values = {
+        "means": points,
+        "scales": np.full((n, 2), 3.0),
+        "rotations": np.zeros((n, 1)),
+        "colors": np.zeros((n, 3)),
+    }
+    gaussians_path(image).parent.mkdir(exist_ok=True)
+    Gaussians2D(*(torch.as_tensor(value).float() for value in (values | columns).values())).save(gaussians_path(image))
+
+
+def build(image, grid=(6, 8), **changes):
+    """A kernel whose every cell belongs to the background."""
+    points, _, scales, rotations = load_annotations(image)
+    cells = grid[0] * grid[1]
+    indptr = np.r_[np.zeros(len(points) + 1, int), cells]
+    attributes = {"params_hash": params_hash(points, scales, rotations), "stride": 8}
+    kernel = StoredKernel(indptr, np.arange(cells), np.ones(cells), grid, attributes)
+    kernel_path(image).parent.mkdir(exist_ok=True)
+    save_kernel(kernel_path(image), kernel._replace(**changes))
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name in ("train/a.jpg", "train/b.jpg", "val/c.jpg", "test/d.jpg"):
+        image = add(tmp_path, name, POINTS)
+        if name.startswith("train"):
+            fit(image)
+            build(image)
+    return tmp_path
+
+
+def test_a_sound_set(root):
+    out, err, _ = check(root)
+    assert "checked 4 images, 2 files of Gaussians, 2 kernels: 0 errors, 0 warnings" in out and not err
+    report = json.loads((root / "dataset_report.json").read_text())
+    assert report["splits"]["train"]["points"] == 6 and report["crop_size"] == 32
+
+
+def test_the_same_report_with_two_workers(root):
+    for folder in ("gs_params", "kernels"):  # without them the workers need not load torch
+        shutil.rmtree(root / "train" / folder)
+    (root / "val" / "c.jpg").write_bytes((root / "val" / "c.jpg").read_bytes()[:-500])
+    out, err, _ = check(root, code=1)
+    report = (root / "dataset_report.json").read_bytes()
+    out_two, err_two, _ = check(root, "--workers", 2, code=1)
+    assert (out, err) == (out_two, err_two) and (root / "dataset_report.json").read_bytes() == report
+
+
+def test_nothing_but_the_report_is_written(root):
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    check(root)
+    after = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    assert set(after) - set(before) == {root / "dataset_report.json"} and before.items() <= after.items()
+
+
+def one_error(root, *parts):
+    _, _, lines = check(root, code=1)
+    assert len(lines) == 1 and all(part in lines[0] for part in parts), lines
+    return lines[0]
+
+
+def test_a_cut_off_image(root):
+    path = root / "train" / "a.jpg"
+    path.write_bytes(path.read_bytes()[:-500])
+    one_error(root, "train/a.jpg: cannot read this image", "get the file again")
+    assert list(json.loads((root / "dataset_report.json").read_text())["findings"]["jpeg_problems"]) == ["train/a.jpg"]
+
+
+def test_no_image_and_a_dangling_link(root):
+    (root / "val" / "c.jpg").write_text("no image")
+    one_error(root, "val/c.jpg: cannot read this image")
+    (root / "val" / "c.jpg").unlink()
+    (root / "val" / "c.jpg").symlink_to("nowhere.jpg")
+    one_error(root, "val/c.jpg: No such file")
+
+
+def test_grey_is_told_by_the_pixels(root):
+    path = root / "val" / "c.jpg"
+    Image.open(path).convert("L").convert("RGB").save(path)
+    out, *_ = check(root)
+    assert json.loads((root / "dataset_report.json").read_text())["findings"]["grey"] == ["val/c.jpg"]
+
+
+def test_another_size_and_number_than_recorded(root):
+    entry = {"image": "val/c.jpg", "points": 5, "dropped": 0, "height": 99, "width": 64, "grey": False}
+    (root / "preprocess.jsonl").write_text(json.dumps(entry) + "\n")
+    _, err, lines = check(root, code=1)
+    assert len(lines) == 1 and "val/c.jpg: 64 x 48 pixels, prepared as 64 x 99" in lines[0]
+    assert "warning: " in err and "c.npy: 3 points, prepared with 5" in err
+
+
+def test_annotations(root):
+    np.save(root / "val" / "c.npy", np.array([[5, np.inf]], np.float32))
+    one_error(root, "val/c.npy", "points must be finite")
+    (root / "val" / "c.npy").write_bytes(b"\x93NUMPY")
+    one_error(root, "val/c.npy: not a readable npy file")
+    (root / "val" / "c.npy").unlink()
+    one_error(root, "val/c.npy: no such annotation file")
+
+
+def test_images_smaller_than_the_crop(root):
+    _, _, lines = check(root, "--crop-size", 49, code=1)
+    assert len(lines) == 2 and all("smaller than the crop of 49" in line for line in lines)
+
+
+def test_the_crop_size_is_that_of_the_data_set(tmp_path):
+    add(tmp_path, "train/a.jpg", size=(300, 270))
+    call("datasets/check.py", "--data-dir", tmp_path, "--dataset", "sha")
+    assert json.loads((tmp_path / "dataset_report.json").read_text())["crop_size"] == 256
+    call("datasets/check.py", "--data-dir", tmp_path, "--dataset", "nwpu", code=1)
+
+
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"means": POINTS + 2}, "centres lie up to 2.0 pixels from the points"),
+        ({"means": POINTS * np.nan}, "holds NaN or infinite values"),
+        ({"colors": np.full((3, 3), np.inf)}, "holds NaN or infinite values"),
+        ({"rotations": np.full((3, 1), np.nan)}, "holds NaN or infinite values"),
+        (
+            {"scales": np.array([[3, 3], [3, 0.5], [3, 3]])},
+            "1 Gaussians have scales outside [1, 80] pixels, row 1 [3.0, 0.5]",
+        ),
+        ({"scales": np.array([[3, 3], [3, 90], [3, 3]])}, "1 Gaussians have scales outside"),
+        ({"scales": np.array([[3, 3], [3, -1], [3, 3]])}, "row 1 has scales and rotation"),
+        ({"scales": np.full((3, 2), np.inf)}, "row 0 has scales and rotation"),
+    ],
+)
+def test_gaussians(root, columns, message):
+    image = root / "train" / "b.jpg"
+    kernel_path(image).unlink()
+    fit(image, **columns)
+    line = one_error(root, "b_gs_params.h5", message, "2dgs_counting_1gs_gsplat.py")
+    assert "delete" in line
+
+
+def test_another_number_of_gaussians(root):
+    np.save(root / "train" / "b.npy", POINTS[:2])
+    one_error(root, "b_gs_params.h5: 3 Gaussians, but", "b.npy has 2 points", "delete")
+
+
+def test_unreadable_gaussians(root):
+    path = gaussians_path(root / "train" / "b.jpg")
+    path.write_bytes(path.read_bytes()[:200])
+    one_error(root, "b_gs_params.h5: not a readable h5 file")
+    with h5py.File(path, "w") as file:
+        file["other"] = 1
+    one_error(root, "b_gs_params.h5: has no dataset 'params'")
+    path.unlink()
+    one_error(root, "b_gs_params.h5: no such file of fitted Gaussians")
+
+
+def test_nan_scales_are_a_warning_since_training_replaces_them(root):
+    image = root / "train" / "b.jpg"
+    fit(image, scales=np.array([[3, 3], [np.nan, 3], [3, 3]]))
+    build(image)
+    out, err, lines = check(root)
+    assert not lines and "warning: " in err and "b_gs_params.h5: 1 of 3 scales are NaN" in err and "1 warnings" in out
+
+
+def test_a_stale_kernel(root):
+    fit(root / "train" / "b.jpg", scales=np.full((3, 2), 4.0))
+    one_error(root, "b_kernel.h5: was built from other Gaussians", "GS2D/build_kernels.py")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"indptr": np.array([0, 48])}, "1 rows instead of 4"),
+        ({"indptr": np.array([0, 9, 0, 0, 48])}, "its row starts do not fit"),
+        ({"indptr": np.array([0, 0, 0, 0, 47])}, "its row starts do not fit"),
+        ({"indices": np.arange(48) + 1}, "cells outside its grid of 6 x 8"),
+        ({"data": np.r_[np.ones(47), np.nan]}, "holds NaN"),
+        ({"data": np.r_[np.ones(47), 0.5]}, "add up to 0.500 instead of 1"),
+        ({"indices": np.zeros(48)}, "add up to 48.000 instead of 1"),
+    ],
+)
+def test_a_kernel_that_is_no_transport_plan(root, changes, message):
+    build(root / "train" / "b.jpg", **changes)
+    one_error(root, "b_kernel.h5: ", message, "delete it and run python GS2D/build_kernels.py")
+
+
+def test_an_unreadable_kernel(root):
+    path = kernel_path(root / "train" / "b.jpg")
+    path.write_bytes(path.read_bytes()[:300])
+    one_error(root, "b_kernel.h5: not a readable kernel")
+
+
+def test_stages_that_are_half_done_and_files_of_no_image(root):
+    kernel_path(root / "train" / "a.jpg").unlink()
+    (root / "val" / "z.npy").touch()
+    gaussians_path(root / "train" / "y.jpg").touch()
+    kernel_path(root / "train" / "y.jpg").touch()
+    kernel_path(root / "train" / "z.jpg").touch()
+    _, err, lines = check(root)
+    assert not lines and "train: 1 of 2 images have no stored kernel; run GS2D/build_kernels.py" in err
+    assert "val/z.npy: belong to no image" in err and "y_gs_params.h5: belong to no image" in err
+    assert "y_kernel.h5 and 1 more: belong to no image" in err
+    for image in ("a", "b"):
+        kernel_path(root / "train" / f"{image}.jpg").unlink(missing_ok=True)
+    gaussians_path(root / "train" / "a.jpg").unlink()
+    _, err, _ = check(root)
+    assert "1 of 2 images have no fitted Gaussians" in err and "have no stored kernel" not in err
+
+
+def test_bad_arguments(tmp_path):
+    _, err = call("datasets/check.py", "--data-dir", tmp_path / "nowhere", code=1)
+    assert errors(err) == [
+        f"error: {tmp_path / 'nowhere'}: holds no images in train, val or test; preprocess_dataset_*.py writes them"
+    ]
+    _, err = call("datasets/check.py", "--data-dir", tmp_path, "--dataset", "mnist", code=2)
+    assert "invalid choice" in err

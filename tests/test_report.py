@@ -1,0 +1,285 @@
+"""The report of a prepared data set, against cases made by hand."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from datasets.report import (
+    CROP_SIZES,
+    PUBLISHED,
+    RECORD,
+    crowding,
+    find_images,
+    look_at,
+    read_record,
+    summarise,
+    write_report,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def add(root, name, points=((5, 5), (20, 20)), size=(64, 48), seed=None, mode="RGB", **entry):
+    """One prepared image of noise; ``points`` None: without annotations; an entry of the record if there is one."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(sum(map(ord, name)) * 31 if seed is None else seed)
+    image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).convert(mode)
+    image.save(path)
+    if points is not None:
+        np.save(path.with_suffix(".npy"), np.array(points, np.float32).reshape(-1, 2))
+    if entry:
+        line = {"image": name, "source": "raw.jpg", "points": 2, "dropped": 0, "made_from": {}} | entry
+        with (root / RECORD).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    return path
+
+
+def report_of(root, capsys, dataset=None, crop_size=32):
+    write_report(root, dataset, crop_size)
+    out, err = capsys.readouterr()
+    report = json.loads((root / "dataset_report.json").read_text())
+    assert [line for line in err.splitlines()] == [f"warning: {w}" for w in report["errors"] + report["warnings"]]
+    return report, out
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """Nothing is odd about this one."""
+    for name in ("train/a.jpg", "train/b.jpg", "val/c.jpg", "test/d.jpg"):
+        add(tmp_path, name)
+    return tmp_path
+
+
+def test_a_plain_set_has_neither_errors_nor_warnings(plain, capsys):
+    add(plain, "train/e.jpg", [(1, 1), (9, 9), (30, 9), (40, 40), (50, 5)])
+    report, out = report_of(plain, capsys)
+    assert report["errors"] == report["warnings"] == [] and report["published"] == {}
+    assert not any(report["findings"].values())
+    train = report["splits"]["train"]
+    assert (train["images"], train["annotated"], train["points"]) == (3, 3, 9)
+    assert (train["min"], train["median"], train["mean"], train["max"]) == (2, 2, 3, 5)
+    head, *rows = (line.split() for line in out.splitlines())
+    assert head[:7] == ["split", "images", "points", "min", "median", "mean", "max"]
+    assert rows[0][:7] == ["train", "3", "9", "2", "2", "3", "5"] and [row[0] for row in rows] == [
+        "train",
+        "val",
+        "test",
+    ]
+
+
+def test_the_file_is_the_same_twice(plain, capsys):
+    report_of(plain, capsys)
+    first = (plain / "dataset_report.json").read_bytes()
+    report_of(plain, capsys)
+    assert (plain / "dataset_report.json").read_bytes() == first and not list(plain.glob(".*"))
+
+
+def test_numbers_of_the_published_sets(plain, capsys):
+    report, out = report_of(plain, capsys, "qnrf")
+    assert report["published"]["images"] == {"train+val": [3, 1201], "test": [1, 334]}
+    assert f"{plain}: 3 images in train and val, published are 1201" in report["warnings"]
+    assert f"{plain}: 8 points with the dropped ones, published are 1,251,642" in report["warnings"]
+    assert "of the published qnrf: train+val 3 of 1201 images, test 1 of 334 images, 8 of 1,251,642 points" in out
+    report, _ = report_of(plain, capsys, "jhu")
+    assert report["warnings"][0].endswith("2 images in train, published are 2272") and len(report["warnings"]) == 3
+    assert sum(sum(published.images.values()) for published in PUBLISHED.values()) == 1535 + 4372 + 5109 + 482 + 716
+
+
+def test_crop_sizes_are_those_of_the_configurations():
+    for dataset, crop_size in CROP_SIZES.items():
+        values = yaml.safe_load((ROOT / "configs" / f"{dataset}.yml").read_text()) or {}
+        assert values.get("crop_size", 512) == crop_size
+    assert set(CROP_SIZES) == set(PUBLISHED)
+
+
+def test_dropped_points_by_image(plain, capsys):
+    size = {"height": 48, "width": 64, "grey": False}
+    add(plain, "train/e.jpg", dropped=3, **size)
+    add(plain, "test/f.jpg", dropped=4, **size)
+    report, _ = report_of(plain, capsys)
+    assert report["findings"]["dropped"] == {"train/e.jpg": 3, "test/f.jpg": 4}
+    assert report["splits"]["train"]["dropped"] == 3 and report["splits"]["val"]["dropped"] == 0
+    assert report["warnings"][0].startswith(
+        "7 points lay outside their image and were dropped, in 2 images (test/f.jpg 4,"
+    )
+
+
+def test_images_without_points(plain, capsys):
+    add(plain, "train/e.jpg", [])
+    np.save(plain / "val" / "c.npy", np.zeros(0, np.float32))
+    report, _ = report_of(plain, capsys)
+    assert report["findings"]["without_points"] == ["train/e.jpg", "val/c.jpg"] and not report["warnings"]
+    assert report["splits"]["val"]["without_points"] == 1 and report["splits"]["val"]["max"] == 0
+
+
+def test_duplicates_and_close_points(plain, capsys):
+    add(plain, "train/e.jpg", [(5, 5), (5, 5), (5, 5), (20, 20), (20.3, 20.3), (40, 20), (40.5, 20)])
+    report, _ = report_of(plain, capsys)
+    assert report["findings"]["duplicates"] == {"train/e.jpg": 2} and report["findings"]["close"] == {"train/e.jpg": 2}
+    assert len(report["warnings"]) == 2 and "2 points lie closer than 0.5 pixels" in report["warnings"][1]
+
+
+@pytest.mark.parametrize(
+    "points, expected",
+    [
+        ([], (0, 0)),
+        ([(1, 1)], (0, 0)),
+        ([(1, 1)] * 4, (3, 0)),
+        ([(1, 1), (1.4, 1), (1.8, 1)], (0, 3)),
+        ([(1, 1), (1.5, 1)], (0, 0)),
+        ([(1, 1), (1.25, 1), (1, 1)], (1, 2)),
+    ],
+)
+def test_crowding(points, expected):
+    assert crowding(np.array(points, np.float32).reshape(-1, 2)) == expected
+
+
+def test_images_smaller_than_the_crop(plain, capsys):
+    add(plain, "train/e.jpg", size=(100, 31))
+    add(plain, "test/f.jpg", size=(31, 100))
+    report, _ = report_of(plain, capsys)
+    assert report["findings"]["smaller_than_crop"] == ["train/e.jpg", "test/f.jpg"]
+    assert len(report["errors"]) == 1 and "train/e.jpg: smaller than the crop of 32" in report["errors"][0]
+    assert "--min-size 32" in report["errors"][0] and report["splits"]["train"]["smaller_than_crop"] == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"no image", b"\xff\xd8\xff\xe0"])
+def test_jpeg_problems(plain, capsys, damage):
+    (plain / "train" / "b.jpg").write_bytes(damage)
+    report, _ = report_of(plain, capsys)
+    assert list(report["findings"]["jpeg_problems"]) == ["train/b.jpg"] and len(report["errors"]) == 1
+    assert "train/b.jpg: no readable image" in report["errors"][0] and report["splits"]["train"]["points"] == 4
+
+
+def test_an_empty_file_is_found_where_the_record_saves_a_look_into_it(plain, capsys):
+    add(plain, "train/e.jpg", height=48, width=64, grey=False).write_bytes(b"")
+    report, _ = report_of(plain, capsys)
+    assert "train/e.jpg: no readable image (the file is empty)" in report["errors"][0]
+
+
+def test_grey_images_are_known_from_the_record_and_from_the_header(plain, capsys):
+    add(plain, "train/e.jpg", height=48, width=64, grey=True)
+    add(plain, "val/f.jpg", mode="L")
+    add(plain, "val/g.jpg", mode="L", dropped=0)  # an older line of the record
+    report, _ = report_of(plain, capsys)
+    assert report["findings"]["grey"] == ["train/e.jpg", "val/f.jpg", "val/g.jpg"] and not report["warnings"]
+
+
+def test_the_same_picture_in_two_splits(plain, capsys):
+    for name in ("train/x.jpg", "train/y.jpg", "test/z.jpg"):
+        add(plain, name, seed=7)
+    for name in ("val/u.jpg", "val/v.jpg"):
+        add(plain, name, seed=8)
+    report, _ = report_of(plain, capsys)
+    assert report["findings"]["in_two_splits"] == [["train/x.jpg", "train/y.jpg", "test/z.jpg"]]
+    assert report["warnings"] == [
+        "train/x.jpg and train/y.jpg and test/z.jpg: the same picture in two splits; keep it in one"
+    ]
+
+
+def test_a_test_split_without_annotations(tmp_path, capsys):
+    for name in ("train/a.jpg", "val/b.jpg"):
+        add(tmp_path, name)
+    for name in ("test/c.jpg", "test/d.jpg"):
+        add(tmp_path, name, None)
+    report, out = report_of(tmp_path, capsys)
+    assert report["findings"]["without_annotations"] == ["test/c.jpg", "test/d.jpg"] and not report["errors"]
+    assert len(report["warnings"]) == 1 and "no image has annotations" in report["warnings"][0]
+    assert report["splits"]["test"]["annotated"] == 0 and report["splits"]["test"]["mean"] is None and " - " in out
+    report, _ = report_of(tmp_path, capsys, "nwpu")
+    assert not any("annotations" in warning for warning in report["warnings"])
+
+
+def test_single_images_without_annotations_are_errors(plain, capsys):
+    add(plain, "test/e.jpg", None)
+    (plain / "train" / "a.npy").unlink()
+    (plain / "val" / "c.npy").unlink()
+    report, _ = report_of(plain, capsys, "nwpu")
+    names = [plain / "train" / "a.npy", plain / "val" / "c.npy", plain / "test" / "e.npy"]
+    expected = [f"{name}: no such annotation file; run preprocess_dataset_*.py again" for name in names]
+    assert sorted(report["errors"]) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    "contents, message",
+    [
+        (np.zeros((3, 5)), "expected [N, 2] or [N, 3]"),
+        (np.array([[1, np.nan]]), "points must be finite"),
+        (np.array([[60.0, 20.0], [66.0, 20.0]]), "1 points lie outside the image of 64 x 48, as [66.0, 20.0]"),
+        (np.array([[5.0, 50.0]]), "outside the image"),
+        (np.array([[-1.1, 5.0]]), "outside the image"),
+    ],
+)
+def test_bad_annotations(plain, capsys, contents, message):
+    np.save(plain / "train" / "a.npy", contents)
+    report, _ = report_of(plain, capsys)
+    assert len(report["errors"]) == 1 and message in report["errors"][0] and "train/a.npy" in report["errors"][0]
+    assert report["findings"]["without_annotations"] == []
+
+
+def test_a_prepared_image_that_is_gone(plain, capsys):
+    add(plain, "train/e.jpg", height=48, width=64, grey=False).unlink()
+    (plain / "train" / "e.npy").unlink()
+    report, _ = report_of(plain, capsys)
+    assert report["errors"] == [
+        f"{plain / 'train/e.jpg'}: was prepared but is missing; run preprocess_dataset_*.py again"
+    ]
+
+
+def test_the_record_survives_damage(tmp_path):
+    assert read_record(tmp_path) == {}
+    lines = [
+        '{"image": "train/a.jpg", "dropped": 1}',
+        "[1]",
+        "5",
+        '{"image": 3}',
+        '{"image": "train/a.jpg", "dropped": 2}',
+    ]
+    (tmp_path / RECORD).write_bytes("\n".join(lines).encode() + b'\n\xff\xfe\n{"image": "train/b.j')
+    assert read_record(tmp_path) == {"train/a.jpg": {"image": "train/a.jpg", "dropped": 2}}
+    path = add(tmp_path, "train/a.jpg")
+    assert look_at(tmp_path, path, {"dropped": "many"}).dropped == 0
+
+
+def test_missing_and_empty_folders(tmp_path, capsys):
+    with pytest.raises(FileNotFoundError, match="holds no images in train, val or test"):
+        write_report(tmp_path, None, 32)
+    add(tmp_path, "train/a.jpg")
+    (tmp_path / "val").mkdir()
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "notes.txt").touch()
+    report, _ = report_of(tmp_path, capsys)
+    assert list(report["splits"]) == ["train"] and [path.name for path in find_images(tmp_path)] == ["a.jpg"]
+
+
+def test_a_flood_of_warnings_is_cut_and_the_file_has_them_all(plain, capsys):
+    for i in range(50):
+        add(plain, f"train/n{i:02}.jpg", None)
+    write_report(plain, None, 32)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 41 and lines[-1] == "warning: 10 more are listed in dataset_report.json"
+    assert len(json.loads((plain / "dataset_report.json").read_text())["errors"]) == 50
+
+
+def test_thousands_of_images_take_seconds(tmp_path, capsys):
+    size = {"height": 48, "width": 64, "grey": False}
+    (tmp_path / "train").mkdir()
+    image = add(tmp_path, "train/0.jpg").read_bytes()
+    points = np.random.default_rng(0).uniform(0, 48, (500, 2)).astype(np.float32)
+    for i in range(300):
+        path = tmp_path / "train" / f"{i}.jpg"
+        path.write_bytes(image)
+        np.save(path.with_suffix(".npy"), points)
+    record = {f"train/{i}.jpg": size for i in range(300)}
+    start = time.process_time()
+    facts = [look_at(tmp_path, path, record[f"train/{path.name}"]) for path in find_images(tmp_path)]
+    report = summarise(tmp_path, None, 32, facts)
+    assert time.process_time() - start < 2 and report["splits"]["train"]["points"] == 150_000
