@@ -14,15 +14,18 @@ from itertools import accumulate
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from losses.tiles import centres, from_tiles, max_runs, sum_runs, tile_counts, tile_of, to_tiles
+from losses.tiles import centres, from_tiles, min_runs, run_of, sum_runs, tile_counts, to_tiles, visited_tiles
 
 Array = np.ndarray | Tensor
 
 TILE = 4  # cells along the side of the tiles that are visited or skipped as a whole
+WIDTH = 8  # annotations side by side in a group
 SMALLEST_SHARE = 1e-7  # of a cell's mass; below it a Gaussian need not be visited
 SKIPPED_SHARE = 5e-7  # of a cell's mass that all skipped Gaussians together may have had
+FAR = 1e30  # stands for infinity where 0 times it shall be 0
 SMALLEST_EXPONENT = -40.0  # exp of less is nothing beside 1, and a hundred times slower once it is subnormal
 
 
@@ -30,10 +33,11 @@ SMALLEST_EXPONENT = -40.0  # exp of less is nothing beside 1, and a hundred time
 class TransportKernel:
     """K [N + 1, M] of one sample, M = h * w cells in row-major order, the last row being the background.
 
-    The rows of the annotations are kept as T blocks of side x side cells, sorted by cell: the tiles of the grid are
-    counted in row-major order (the last ones may overhang it), and entries starts[i] to starts[i + 1] belong to tile i:
-    its cells give mass[t] [side * side] of their mass to annotation[t].
-    annotation: int64 [T]; starts: int64 [tiles + 1]; mass: [T, side * side]; background: [M]; grid: (h, w).
+    The rows of the annotations are kept as blocks of side x side cells, sorted by cell: the tiles of the grid are
+    counted in row-major order (the last ones may overhang it). Groups starts[i] to starts[i + 1] of W blocks belong to
+    tile i: its cells give mass[:, w, g] [side * side] of their mass to annotation[w, g]; the last group of a tile is
+    filled up with blocks of no mass. Groups come last in memory, so that all arithmetic runs along contiguous numbers.
+    annotation: int64 [W, G]; starts: int64 [tiles + 1]; mass: [side * side, W, G]; background: [M]; grid: (h, w).
     """
 
     annotation: Tensor
@@ -49,7 +53,7 @@ class TransportKernel:
 
     @property
     def side(self) -> int:
-        return math.isqrt(self.mass.shape[1])
+        return math.isqrt(len(self.mass))
 
     def to(self, device: torch.device | str) -> TransportKernel:
         """The same kernel on another device."""
@@ -65,22 +69,23 @@ class TransportKernel:
 
     def dense(self) -> Tensor:
         """K as a matrix [N + 1, M]."""
-        tiles = self.mass.new_zeros(self.num_annotations, len(self.starts) - 1, self.mass.shape[1])
-        tiles[self.annotation, tile_of(self.starts)] = self.mass
+        tiles = self.mass.new_zeros(self.num_annotations, len(self.starts) - 1, len(self.mass))
+        tile = run_of(self.starts).expand_as(self.annotation)
+        tiles.index_put_((self.annotation, tile), self.mass.permute(1, 2, 0), accumulate=True)
         return torch.cat([from_tiles(tiles, self.grid, self.side), self.background[None]])
 
     def csr(self) -> tuple[Tensor, Tensor, Tensor]:
         """(indptr int64 [N + 2], indices int64, data) of K in compressed sparse rows, shares up to 1e-7 left out."""
         numbers = torch.arange(1, self.shape[1] + 1, device=self.starts.device).reshape(self.grid)
         numbers = to_tiles(numbers, self.side) - 1  # -1 where a tile overhangs the grid
-        entry, lane = (self.mass > SMALLEST_SHARE).nonzero(as_tuple=True)
-        cell = numbers[tile_of(self.starts)[entry], lane]
-        entry, lane, cell = entry[cell >= 0], lane[cell >= 0], cell[cell >= 0]
-        order = (self.annotation[entry] * self.shape[1] + cell).argsort()
+        visible = (numbers >= 0)[run_of(self.starts)].T[:, None]
+        lane, place, group = ((self.mass > SMALLEST_SHARE) & visible).nonzero(as_tuple=True)
+        annotation, cell = self.annotation[place, group], numbers[run_of(self.starts)[group], lane]
+        order = (annotation * self.shape[1] + cell).argsort()
         background = (self.background > SMALLEST_SHARE).nonzero().squeeze(1)
-        ends = self.annotation[entry].bincount(minlength=self.num_annotations).cumsum(0)
+        ends = annotation.bincount(minlength=self.num_annotations).cumsum(0)
         indptr = torch.cat([ends.new_zeros(1), ends, ends.new_tensor([len(cell) + len(background)])])
-        data = torch.cat([self.mass[entry, lane][order], self.background[background]])
+        data = torch.cat([self.mass[lane, place, group][order], self.background[background]])
         return indptr, torch.cat([cell[order], background]), data
 
     @classmethod
@@ -96,25 +101,25 @@ class TransportKernel:
         cell, order = indices[:first].int().sort(stable=True)  # sorts 32 bits twice as fast
         starts = torch.searchsorted(cell, torch.arange(cells + 1, dtype=cell.dtype, device=cell.device))
         background = data.new_zeros(cells).index_put((indices[first:],), data[first:])
-        annotation, mass = tile_of(indptr[:-1])[order], data[:first][order][:, None]
-        return cls(annotation, starts, mass, background, tuple(grid), rows - 1)
+        annotation, mass = run_of(indptr[:-1])[order], data[:first][order]
+        return cls(annotation[None], starts, mass[None, None], background, tuple(grid), rows - 1)
 
 
 class _Transport(torch.autograd.Function):
-    """What the annotations receive of cells [tiles, side^2]: [N]. The backward pass sums runs of entries, in order."""
+    """What the annotations receive of cells [tiles, side^2]: [N]. The backward pass sums runs of groups, in order."""
 
     @staticmethod
     def forward(ctx, cells: Tensor, annotation: Tensor, starts: Tensor, mass: Tensor, count: int) -> Tensor:
         ctx.save_for_backward(annotation, starts, mass)
-        sent = cells.repeat_interleave(starts.diff(), dim=0, output_size=len(mass)) * mass
-        return sent.new_zeros(count).index_add(0, annotation, sent.sum(1))
+        sent = (cells.T.index_select(1, run_of(starts))[:, None] * mass).sum(0)
+        return sent.new_zeros(count).index_add(0, annotation.flatten(), sent.flatten())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         annotation, starts, mass = ctx.saved_tensors
-        weights = gradient.to(mass.dtype).index_select(0, annotation)
-        return sum_runs(mass, starts, weights).to(gradient.dtype), None, None, None, None
+        weights = gradient.to(mass.dtype).index_select(0, annotation.flatten()).view_as(annotation)
+        return sum_runs((mass * weights).sum(1), starts).T.to(gradient.dtype), None, None, None, None
 
 
 class TransportedMassLoss(nn.Module):
@@ -154,10 +159,10 @@ def _block_diagonal(kernels: Sequence[TransportKernel]) -> tuple[Tensor, Tensor,
     if len({kernel.side for kernel in kernels}) > 1:
         raise ValueError("kernels: some come from compressed rows, some do not; make all of a batch in the same way")
     rows = accumulate((kernel.num_annotations for kernel in kernels), initial=0)
-    entries = accumulate((len(kernel.mass) for kernel in kernels), initial=0)
-    annotation = torch.cat([kernel.annotation + first for kernel, first in zip(kernels, rows)])
-    starts = torch.cat([kernels[0].starts[:1]] + [kernel.starts[1:] + first for kernel, first in zip(kernels, entries)])
-    return annotation, starts, torch.cat([kernel.mass for kernel in kernels])
+    groups = accumulate((kernel.mass.shape[2] for kernel in kernels), initial=0)
+    annotation = torch.cat([kernel.annotation + first for kernel, first in zip(kernels, rows)], dim=1)
+    starts = torch.cat([kernels[0].starts[:1]] + [kernel.starts[1:] + first for kernel, first in zip(kernels, groups)])
+    return annotation, starts, torch.cat([kernel.mass for kernel in kernels], dim=2)
 
 
 def transport_kernel(
@@ -216,46 +221,50 @@ def transport_kernels(
     _check_lengths("means, scales, rotations", means, scales, rotations)
     samples = [_gaussians(*sample) for sample in zip(means, scales, rotations)]
     counts = [len(sample) for sample in samples]
-    # Shorter samples end in NaN, which no comparison visits.
+    # Shorter samples end in NaN, which is never visited; the last rows of each are there to fill groups up.
     padded = pad_sequence(samples, batch_first=True, padding_value=math.nan)
-    points, sigma, angles = padded.flatten(0, 1).split([2, 2, 1], dim=1)
-    sigma = (scale_ratio * sigma).clamp(low, high)
-    cos, sin = angles.cos(), angles.sin()
-    half_log_det = sigma.prod(1, keepdim=True).log()
+    padded = F.pad(padded, (0, 0, 0, WIDTH - 1), value=math.nan)  # [B, P, 5]
+    sigma = (scale_ratio * padded[..., 2:4]).clamp(low, high)
+    cos, sin = padded[..., 4:].cos(), padded[..., 4:].sin()
+    half_log_det = sigma.prod(2).log()
     log_ratio = math.log(background_ratio) if background_ratio else -math.inf
-    radii = points.new_tensor([_radius(count, low, high, cut_off, log_ratio) for count in counts])[:, None, None]
-    boxes = radii * _half_widths(sigma, cos, sin).view(len(counts), max(counts), 2)
-    sample, tile, annotation = _visited_tiles(padded[..., :2], boxes, grid, stride)  # [T]
-    gaussian = sample * max(counts) + annotation
-    tiles = math.prod(tile_counts(grid, TILE))
-    starts = torch.searchsorted(sample * tiles + tile, torch.arange(len(counts) * tiles + 1, device=tile.device))
+    ellipses = _ellipses(sigma, cos, sin, _reach(half_log_det, counts, cut_off, log_ratio))
+    run, annotation, starts = visited_tiles(padded[..., :2], ellipses, grid, stride, TILE, WIDTH)
 
-    table = torch.cat([points, _whitening(sigma, cos, sin), half_log_det], dim=1)
-    px, py, *whitening, gaussian_log_det = table.index_select(0, gaussian).split(1, dim=1)  # [T, 1]
-    # Cells are a tile's origin plus the same 4 x 4 offsets everywhere: [T, 1] + [16] costs a fifth of gathering them.
-    columns, offsets = tile_counts(grid, TILE)[1], centres(TILE, stride, points)
-    dx = offsets.repeat(TILE) + (tile % columns * (TILE * stride)).to(px)[:, None].sub_(px)  # [T, TILE^2], as all below
-    dy = offsets.repeat_interleave(TILE) + (tile // columns * (TILE * stride)).to(px)[:, None].sub_(py)
-    z = _exponents(dx, dy, whitening)
-    del dx, dy
+    rows, columns = tile_counts(grid, TILE)
+    gaussian = (annotation + (run // (rows * columns)).mul_(padded.shape[1])).flatten()
+    table = torch.cat([padded[..., :2], _whitening(sigma, cos, sin)], dim=2).flatten(0, 1).T
+    table = table.contiguous().nan_to_num_(FAR)  # fillers become infinitely far
+    px, py, *whitening = table.index_select(1, gaussian).view(len(table), *annotation.shape)  # [W, G]
+    gaussian_log_det = half_log_det.flatten().nan_to_num(FAR).index_select(0, gaussian).view_as(annotation)
+    # A tile's cells share four columns and four rows: what depends on one of both alone costs a quarter.
+    x = centres(columns * TILE, stride, px).view(columns, TILE).T.index_select(1, run % columns)  # [TILE, G]
+    y = centres(rows * TILE, stride, py).view(rows, TILE).T.index_select(1, run // columns % rows)
+    distance = _distances((x[:, None] - px)[None], (y[:, None] - py)[:, None], whitening).flatten(0, 1)
+    del gaussian, px, py, whitening
 
-    z_max, nearest = max_runs(z, starts)  # [B * tiles, TILE^2]
-    lengths, entries = starts.diff(), len(z)
-    nearest_log_det = gaussian_log_det[nearest, 0] if entries else torch.zeros_like(z_max)
+    nearest, group = min_runs(distance.amin(1), starts)  # [TILE^2, B * tiles]
+    nearest_log_det = torch.zeros_like(nearest)
+    if len(run):
+        candidates = distance.gather(2, group[:, None].expand(-1, WIDTH, -1))
+        nearest_log_det = gaussian_log_det[candidates.min(1).indices, group]
 
     # Softmax over the Gaussians alone, relative to n*, times the share that the background leaves them.
-    relative = (z_max - nearest_log_det).repeat_interleave(lengths, dim=0, output_size=entries)
-    weight = z.sub_(gaussian_log_det).sub_(relative).clamp_(min=SMALLEST_EXPONENT).exp_()
-    weights = sum_runs(weight, starts)  # at least 1 wherever a Gaussian was visited
-    log_odds = log_ratio - cut_off**2 / 2 - 2 * z_max - nearest_log_det - weights.log()
-    log_odds = log_odds.clamp_(max=-SMALLEST_EXPONENT).masked_fill_(lengths[:, None] == 0, -SMALLEST_EXPONENT)
-    background = from_tiles(log_odds.sigmoid().view(len(counts), tiles, TILE**2), grid, TILE)
-    mass = weight.mul_((log_odds.neg_().sigmoid_() / weights).repeat_interleave(lengths, dim=0, output_size=entries))
+    relative = (nearest + nearest_log_det).index_select(1, run)[:, None]
+    weight = torch.sub(relative, distance, out=distance).sub_(gaussian_log_det).clamp_(min=SMALLEST_EXPONENT).exp_()
+    F.threshold_(weight, 2 * math.exp(SMALLEST_EXPONENT), 0.0)  # nothing at all for fillers
+    weights = sum_runs(weight.sum(1), starts)  # at least 1 wherever a Gaussian was visited
+    log_odds = log_ratio - cut_off**2 / 2 + 2 * nearest - nearest_log_det - weights.log()
+    log_odds = log_odds.clamp_(max=-SMALLEST_EXPONENT).masked_fill_(starts.diff() == 0, -SMALLEST_EXPONENT)
+    background = from_tiles(log_odds.sigmoid().T.reshape(len(counts), rows * columns, TILE**2), grid, TILE)
+    mass = weight.mul_((log_odds.neg_().sigmoid_() / weights).index_select(1, run)[:, None])
 
-    kernels, bounds = [], starts[::tiles].tolist()
-    for b, (first, end) in enumerate(zip(bounds, bounds[1:])):
-        own = starts[b * tiles : (b + 1) * tiles + 1] - first
-        kernels.append(TransportKernel(annotation[first:end], own, mass[first:end], background[b], grid, counts[b]))
+    kernels, tiles = [], rows * columns
+    bounds = starts[::tiles].tolist()
+    for b, (first, end, count) in enumerate(zip(bounds, bounds[1:], counts)):
+        own = starts[b * tiles : (b + 1) * tiles + 1]
+        receiver = annotation[:, first:end].clamp(max=count - 1)  # fillers give nothing, but to somebody
+        kernels.append(TransportKernel(receiver, own - first, mass[..., first:end], background[b], grid, count))
     return kernels
 
 
@@ -283,57 +292,51 @@ def dense_transport_kernel(
     sigma = (scale_ratio * sigma).clamp(low, high)
     log_det = 2 * sigma.log().sum(1, keepdim=True)  # of Sigma, [N, 1]
     log_ratio = math.log(background_ratio) if background_ratio else -math.inf
-    z = _exponents(*offsets.unbind(2), _whitening(sigma, angles.cos(), angles.sin()).split(1, dim=1))
+    z = -_distances(*offsets.unbind(2), _whitening(sigma, angles.cos(), angles.sin()).split(1, dim=1))
     z_max, nearest = z.max(dim=0)
     likelihood = z - log_det / 2
     background = -(cut_off**2) / 2 - z_max - log_det[nearest, 0] + log_ratio
     return torch.cat([likelihood, background[None]]).softmax(dim=0)
 
 
-def _radius(count: int, low: float, high: float, cut_off: float, log_ratio: float) -> float:
-    """Distance in standard deviations beyond which `count` Gaussians together hold less than SKIPPED_SHARE of a cell.
+def _reach(half_log_det: Tensor, counts: Sequence[int], cut_off: float, log_ratio: float) -> Tensor:
+    """T [B, P] such that all Gaussians skipped where z[n] < -T[n] together hold less than SKIPPED_SHARE of a cell.
 
-    A Gaussian n is skipped where z[n] < -T. Its share is at most exp(l[n]) / (exp(l[n*]) + exp(l_bg)), so at most
-    exp(l[n] - (l[n*] + l_bg) / 2) / 2: the arithmetic mean is above the geometric. z[n*] cancels there: l[n*] + l_bg =
-    log ratio - cut_off^2 / 2 - 3/2 log det Sigma_n*, and every det lies in [low^4, high^4]: T follows from a share.
-    Where n* itself is skipped, z[n] + z[n*] < -2 T bounds exp(l[n] - l_bg) by 4 share^2: all is background, as here.
+    half_log_det [B, P]: of Sigma, NaN where a row is no Gaussian. The share of n is at most exp(l[n]) / (exp(l[n*]) +
+    exp(l_bg)), so at most exp(l[n] - (l[n*] + l_bg) / 2) / 2: the arithmetic mean is above the geometric. z[n*] cancels
+    there: l[n*] + l_bg = log ratio - cut_off^2 / 2 - 3/2 log det Sigma_n*, at least that of the sample's largest det.
+    Where n* itself is skipped, z[n] + z[n*] < -T[n] - T[n*] bounds exp(l[n] - l_bg) by 4 share^2: all is background.
     """
-    share = min(SMALLEST_SHARE, SKIPPED_SHARE / max(count, 1))
-    reach = cut_off**2 / 4 - math.log(2 * share) + 3 * math.log(high) - 2 * math.log(low) - log_ratio / 2  # T
-    return math.sqrt(2 * max(reach, 0.0))
+    share = half_log_det.new_tensor([min(SMALLEST_SHARE, SKIPPED_SHARE / max(count, 1)) for count in counts])
+    largest = half_log_det.nan_to_num(-FAR).amax(1)
+    reach = (cut_off**2 / 4 - log_ratio / 2 - (2 * share).log() + 1.5 * largest)[:, None] - half_log_det
+    return reach.clamp(0, FAR)
 
 
-def _exponents(dx: Tensor, dy: Tensor, whitening: Sequence[Tensor]) -> Tensor:
-    """z = -1/2 d^T Sigma^-1 d = -|W d|^2 of offsets d = (dx, dy), which are overwritten.
+def _distances(dx: Tensor, dy: Tensor, whitening: Sequence[Tensor]) -> Tensor:
+    """-z = 1/2 d^T Sigma^-1 d = |W d|^2 of offsets d = (dx, dy), which are overwritten.
 
     Shared by both forms because n* = argmax z must fall on the same Gaussian where two are equally near.
     """
     a, b, c, d = whitening
-    first = (a * dx).add_(b * dy).square_()
-    second = dx.mul_(c).add_(dy.mul_(d)).square_()
-    return first.add_(second).neg_()
+    first = (a * dx + b * dy).square_()
+    second = dx.mul_(c) + dy.mul_(d)
+    return first.add_(second.square_())
 
 
 def _whitening(sigma: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """W = S^-1 R^T / sqrt(2) with Sigma = R S^2 R^T, row by row: [N, 4]."""
-    first, second = (math.sqrt(0.5) / sigma).split(1, dim=1)
-    return torch.cat([cos * first, sin * first, -sin * second, cos * second], dim=1)
+    """W = S^-1 R^T / sqrt(2) with Sigma = R S^2 R^T, row by row: [..., 4]."""
+    first, second = (math.sqrt(0.5) / sigma).split(1, dim=-1)
+    return torch.cat([cos * first, sin * first, -sin * second, cos * second], dim=-1)
 
 
-def _half_widths(sigma: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Square root of the diagonal of Sigma, [N, 2]: half the bounding box (x, y) of the ellipse z = -1/2, pixels."""
-    first, second = sigma.split(1, dim=1)
-    return torch.cat([torch.hypot(cos * first, sin * second), torch.hypot(sin * first, cos * second)], dim=1)
-
-
-def _visited_tiles(points: Tensor, boxes: Tensor, grid: tuple[int, int], stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tiles with a cell centre in points +- boxes [B, N, 2] -> sample, tile, n, sorted, each [T]."""
-    reach = boxes + (TILE - 1) / 2 * stride
-    near = []
-    for axis, count in enumerate(reversed(tile_counts(grid, TILE))):
-        distance = (centres(count, TILE * stride, points)[:, None] - points[:, None, :, axis]).abs_()
-        near.append(distance <= reach[:, None, :, axis])  # [B, tiles along the axis, N]
-    return (near[1][:, :, None] & near[0][:, None]).flatten(1, 2).nonzero(as_tuple=True)
+def _ellipses(sigma: Tensor, cos: Tensor, sin: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of z = -reach: half its width and height, pixels, the correlation r of x and y, and sqrt(1 - r^2): [B, P] each."""
+    (first, second), cos, sin = sigma.unbind(-1), cos[..., 0], sin[..., 0]
+    x, y = torch.hypot(cos * first, sin * second), torch.hypot(sin * first, cos * second)
+    r, rest = cos * sin * (first - second) * (first + second) / (x * y), first * second / (x * y)
+    radius = (2 * reach).sqrt()
+    return radius * x, radius * y, r, rest
 
 
 def _grid(crop_size: int | tuple[int, int], stride: int) -> tuple[int, int]:

@@ -78,7 +78,7 @@ duplicated = st.lists(rows, min_size=1, max_size=8).flatmap(
         st.sampled_from(found + [(*row[:2], 9.0, 13.0, 0.5) for row in found]), min_size=1, max_size=16
     )
 )
-sizes = st.sampled_from([(128, 128), (96, 168), (250, 70)])
+sizes = st.sampled_from([(128, 128), (96, 168), (250, 70), (16, 2100)])
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
