@@ -1,73 +1,202 @@
-"""Evaluate a checkpoint: MAE, MSE and the count of every image.
+"""Evaluate a checkpoint on a data set, or count in pictures and videos of one's own.
 
-python test.py --save-path runs/qnrf_vgg/best_model.pth --data-dir data/UCF-Train-Val-Test --device 0
+python test.py --save-path runs/qnrf_vgg/best_model.pth --data-dir data/UCF-Train-Val-Test --device 0 --out results
+python test.py --save-path runs/qnrf_vgg/best_model.pth --images holiday.jpg concert.mp4 --out counted
 """
 
 from __future__ import annotations
 
-import csv
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from datasets.crowd import Crowd
+from datasets.crowd import SPLITS, Crowd
+from datasets.images import load_image
+from datasets.transforms import normalise
 from models import MODELS, build_model, load_weights, read_checkpoint
 from utils.checkpoint import describe
-from utils.cli import progress_options, run_script
-from utils.config import make_parser, number, parse_arguments
-from utils.device import single_device
-from utils.evaluation import evaluate, mae_mse
-from utils.files import atomic_write, make_folder
+from utils.cli import EXIT_FAILED, one_line, progress_options, run_script
+from utils.config import make_parser, number, option_values, parse_arguments
+from utils.device import fabric_devices, memory_errors
+from utils.evaluation import Result, count, density_map, predict
+from utils.files import make_folder, points_path, read_points
+from utils.localisation import locate_windows
+from utils.report import write_report
+from utils.results import Counted, ResultsFolder, file_hash, read_ahead, save_submission, save_summary, summary
+from utils.sources import find_sources, open_images
+from utils.versions import environment
+
+COMPARED = 3  # images whose count is also computed in float32, to say what a lower precision changes
 
 
-def main() -> None:
-    """Load, count, report."""
+def parse() -> argparse.Namespace:
     parser = make_parser("Evaluate a checkpoint of this project or of the authors.")
-    add = parser.add_argument
-    add(
-        "--save-path",
-        "--save-dir",
-        type=Path,
-        required=True,
-        help="a .pth or .tar file, or a run's folder (its best_model.pth)",
-    )
-    add("--data-dir", type=Path, required=True, help="prepared data set")
-    add("--split", choices=("test", "val", "train"), default="test", help="split to count")
-    add("--model-name", choices=tuple(MODELS), help="network (default: what the file says of itself)")
-    add(
-        "--topk",
-        type=number(float, 0, 1, above=True),
-        help="vgg_trans: share of neighbours (default: the file's, or 0.3)",
-    )
-    add("--device", default="auto", help="GPU id or cpu; auto: the first GPU if there is one")
-    add("--window", type=number(int, 16), default=512, help="side of the windows that an image is cut into, pixels")
-    add("--out", type=Path, help="folder for results.csv (image, truth, predicted, error)")
-    arguments = parse_arguments(parser)
+    parser.usage = "%(prog)s --save-path FILE (--data-dir P | --images PATH ...) [options]"
+    switch = argparse.BooleanOptionalAction
 
+    add = parser.add_argument_group("network").add_argument
+    add("--save-path", "--save-dir", type=Path, required=True, metavar="FILE", help=".pth, .tar, or a run's folder")
+    add("--model-name", choices=tuple(MODELS), help="network (default: what the file says of itself)")
+    add("--topk", type=number(float, 0, 1, above=True), metavar="X", help="vgg_trans: neighbours (default: the file's)")
+
+    add = parser.add_argument_group("images").add_argument
+    add("--data-dir", type=Path, metavar="P", help="prepared data set")
+    add("--split", choices=SPLITS, default="test", help="of the data set")
+    add("--images", type=Path, nargs="+", metavar="PATH", help="pictures, folders and videos without truth instead")
+    add("--every", type=number(int, 1), default=1, metavar="N", help="of a video every n-th frame")
+
+    add = parser.add_argument_group("prediction").add_argument
+    add("--device", default="auto", metavar="D", help="GPU id or cpu; auto: the first GPU if any")
+    add("--precision", choices=("32", "16-mixed", "bf16-mixed"), default="32", help="of the network")
+    add("--window", type=number(int, 16), default=512, metavar="N", help="side of the windows, pixels")
+    add("--overlap", type=number(int, 0), default=0, metavar="N", help="of blended windows, pixels (0: as published)")
+    add("--flip-average", action=switch, default=False, help="mean with the mirrored image's prediction")
+
+    add = parser.add_argument_group("results").add_argument
+    add("--out", type=Path, metavar="DIR", help="folder for results.csv, summary.json and report.html")
+    add("--save-density", choices=("npy", "h5"), help="also densities/, people per pixel [H, W]; needs --out")
+    add("--figures", action=switch, default=False, help="also figures/ as PNG and PDF; needs --out")
+    add("--nwpu-submission", type=Path, metavar="FILE", help="'id count' of every image, for NWPU's server")
+    arguments = parse_arguments(parser)
+    if (arguments.data_dir is None) == (arguments.images is None):
+        parser.error("give either --data-dir or --images")
+    if not arguments.out and (arguments.save_density or arguments.figures):
+        parser.error("--save-density and --figures write into a folder; add --out DIR")
+    return arguments
+
+
+def split_images(data: Crowd) -> Iterator[tuple[str, np.ndarray | str, np.ndarray | None]]:
+    """Name, image and points of each image of a split; where they cannot be read, the reason instead of the image."""
+    for path in data.images:
+        try:
+            points = read_points(points_path(path))[:, :2] if data.annotated else None
+            yield path.stem, load_image(path), points
+        except (OSError, ValueError) as error:
+            yield path.stem, one_line(error), None
+    stems = {path.stem for path in data.images}
+    for path in sorted(data.images[0].parent.glob("*.npy")):
+        if path.stem not in stems:
+            yield path.stem, f"{path}: its image is missing; add it, or remove the annotation", None
+
+
+def load_network(arguments: argparse.Namespace) -> tuple[torch.nn.Module, Path, dict[str, Any]]:
+    """The network of the checkpoint, in evaluation mode; the file; what it says of itself."""
     path = arguments.save_path / "best_model.pth" if arguments.save_path.is_dir() else arguments.save_path
     said = describe(read_checkpoint(path))
-    model = build_model(
-        arguments.model_name or said["model_name"],
-        topk=arguments.topk or said.get("topk", 0.3),
-        usenum=said.get("usenum", 18),
-    )
+    said |= {"model_name": arguments.model_name or said["model_name"], "topk": arguments.topk or said.get("topk", 0.3)}
+    model = build_model(said["model_name"], topk=said["topk"], usenum=said.get("usenum", 18))
     load_weights(model, path)
-    device = single_device(arguments.device)
-    images = Crowd(arguments.data_dir, None, arguments.split, training=False)
-    samples = (images[i] for i in tqdm(range(len(images)), desc=arguments.split, unit="img", **progress_options()))
-    results = evaluate(model.to(device), samples, device, arguments.window)
+    return model.eval(), path, said
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Load, count, report."""
+    devices = fabric_devices(arguments.device)
+    if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
+        raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
+    model, weights, said = load_network(arguments)
+    if arguments.images:
+        sources = find_sources(arguments.images)[0]
+        total = None if any(source.is_video for source in sources) else len(sources)
+        images = ((name, image, None) for name, image in open_images(arguments.images, load_image, arguments.every))
+    else:
+        data = Crowd(arguments.data_dir, None, arguments.split, training=False)
+        total, images = len(data), split_images(data)
+
+    devices["devices"] = 1 if devices["accelerator"] == "cpu" else devices["devices"][:1]
+    fabric = Fabric(**devices, precision=arguments.precision)
+    model = fabric.to_device(model)
+    windows = {"window": arguments.window, "overlap": arguments.overlap, "flip": arguments.flip_average}
+    results, heads, truths, failed, changes = [], [], [], [], []
+    started = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if arguments.out:
+            folder = stack.enter_context(ResultsFolder(arguments.out, arguments.save_density, arguments.figures))
+        progress = stack.enter_context(tqdm(total=total, desc="count", unit="img", **progress_options()))
+        for name, image, points in read_ahead(images):
+            begin = time.perf_counter()
+            try:
+                if isinstance(image, str):
+                    raise ValueError(image)
+                pixels = fabric.to_device(normalise(image))
+                with fabric.autocast():
+                    parts = predict(model, pixels, **windows)
+                if arguments.precision != "32" and len(changes) < COMPARED:
+                    exact = count(model, pixels, **windows)
+                    changes.append(sum(float(part.density.sum()) for part in parts) - exact)
+            except (OSError, ValueError) as error:
+                failed.append((name, one_line(error)))
+                progress.update()
+                continue
+            parts = [part._replace(density=part.density.cpu()) for part in parts]
+            predicted = sum(float(part.density.sum(dtype=torch.float64)) for part in parts)
+            seconds = time.perf_counter() - begin
+            density, found = density_map(parts).numpy(), locate_windows(parts)
+            counted = Counted(name, image, points, density, found, predicted, seconds)
+            if folder:
+                folder.add(counted)
+            results.append(Result(name, counted.truth, predicted))
+            heads.append(found)
+            truths.append(points)
+            progress.update()
 
     for result in results:
-        print(f"{result.name}: truth {result.truth:g}, predicted {result.predicted:.2f}")
-    mae, mse = mae_mse(results)
-    print(f"{len(results)} images: MAE {mae:.3f}, MSE {mse:.3f} (MSE: root of the mean squared error)")
+        truth = "" if result.truth != result.truth else f"truth {result.truth:g}, "
+        print(f"{result.name}: {truth}predicted {result.predicted:.2f}")
+    for name, reason in failed:
+        print(f"error: {name}: {reason}" if name not in reason else f"error: {reason}", file=sys.stderr)
+    if not results:
+        raise ValueError(f"none of {len(failed)} images could be counted")
+    speed = len(results) / (time.perf_counter() - started)
+    facts = summary(
+        results,
+        heads,
+        truths,
+        failed,
+        model=said,
+        weights_sha256=file_hash(weights),
+        configuration=option_values(arguments),
+        versions=environment(),
+        images_per_second=speed,
+        precision_changes_count_by=changes or None,
+    )
+    if facts["scored"]:
+        mae, mse = facts["mae"], facts["mse"]
+        print(
+            f"{facts['scored']} images: MAE {mae['value']:.3f}, MSE {mse['value']:.3f} (MSE: root of the mean squared "
+            f"error; 95 % of resamples: MAE {mae['low']:.1f} to {mae['high']:.1f}, MSE {mse['low']:.1f} to {mse['high']:.1f})"
+        )
+    if changes:
+        shown = ", ".join(f"{change:+.3f}" for change in changes)
+        print(f"{arguments.precision} changes the counts of the first images by {shown} against float32")
+    print(f"{len(results)} images counted, {facts['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
     if arguments.out:
-        with atomic_write(make_folder(arguments.out) / "results.csv") as partial, partial.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("image", "truth", "predicted", "error"))
-            writer.writerows(
-                (r.name, f"{r.truth:g}", f"{r.predicted:.4f}", f"{r.predicted - r.truth:.4f}") for r in results
-            )
+        save_summary(arguments.out / "summary.json", facts)
+        write_report([arguments.out], arguments.out / "report.html")
+        print(f"look at {arguments.out / 'report.html'}")
+    if arguments.nwpu_submission:
+        if failed:
+            raise ValueError(f"{arguments.nwpu_submission}: not written, since {len(failed)} images are missing")
+        make_folder(arguments.nwpu_submission.parent)
+        save_submission(arguments.nwpu_submission, results)
+    return EXIT_FAILED if failed else 0
+
+
+def main() -> int:
+    """Evaluate as the command line says."""
+    arguments = parse()
+    with memory_errors(f"lower --window {arguments.window}, or take --precision bf16-mixed"):
+        return evaluate(arguments)
 
 
 if __name__ == "__main__":

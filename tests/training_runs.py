@@ -29,6 +29,8 @@ class Tiny(nn.Module):
         )
 
     def forward(self, images):
+        if min(images.shape[2:]) < 16:  # as the real ones
+            raise ValueError(f"images must be at least 16 x 16 pixels, got {images.shape[2]} x {images.shape[3]}")
         return Prediction(self.layers(images).abs(), ())
 
 

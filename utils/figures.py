@@ -66,14 +66,22 @@ def save_gaussians_figure(
     _save(figure, path)
 
 
-def save_density_figure(path: Path, name: str, image: np.ndarray, points: np.ndarray, predicted: np.ndarray) -> None:
-    """The photograph with its annotations, their density and the predicted one ([H, W]), each with its own colour scale."""
+def save_density_figure(
+    path: Path, name: str, image: np.ndarray, points: np.ndarray | None, predicted: np.ndarray
+) -> None:
+    """The photograph with its annotations, their density and the predicted one ([H, W]), each with its own colour scale.
+
+    Without annotations (None): the photograph and the prediction.
+    """
     height, width = image.shape[:2]
-    figure = Figure(figsize=(16, 15 * height / width / 3 + 0.4), layout="constrained", dpi=100)
-    photograph, *panels = figure.subplots(1, 3)
-    show_image(photograph, image, f"{name}: {len(points)} annotations", points)
-    titles = f"truth (smoothed): {len(points)}", f"predicted: {predicted.sum():.1f}"
-    for axes, density, title in zip(panels, (truth_density(points, height, width), predicted), titles):
+    shown = [(predicted, f"predicted: {predicted.sum():.1f}")]
+    if points is not None:
+        shown.insert(0, (truth_density(points, height, width), f"truth (smoothed): {len(points)}"))
+        name = f"{name}: {len(points)} annotations"
+    figure = Figure(figsize=(5.3 * (1 + len(shown)), 5 * height / width + 0.4), layout="constrained", dpi=100)
+    photograph, *panels = figure.subplots(1, 1 + len(shown))
+    show_image(photograph, image, name, points)
+    for axes, (density, title) in zip(panels, shown):
         shown = axes.imshow(density, vmin=0, cmap="viridis")
         axes.set(xticks=[], yticks=[])
         axes.set_title(title, fontsize=9)
@@ -117,5 +125,7 @@ def save_kernel_figure(
 
 
 def _save(figure: Figure, path: Path) -> None:
+    # The library's version and the time would change the bytes.
+    changing = ("Creator", "Producer", "CreationDate") if path.suffix == ".pdf" else ("Software",)
     with atomic_write(path) as partial:
-        figure.savefig(partial, metadata={"Software": None})  # the library's version would change the bytes
+        figure.savefig(partial, metadata=dict.fromkeys(changing))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
-import sys
 from pathlib import Path
 from typing import Any
 
 import cv2
 import matplotlib
 import numpy as np
-import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.files import atomic_write
+from utils.versions import environment
 
 _PICTURE_WIDTH = 640  # pixels of an image in TensorBoard
 
@@ -62,19 +59,6 @@ class RunLog:
 
     def close(self) -> None:
         self.board.close()
-
-
-def environment() -> dict[str, Any]:
-    """Versions of Python, of every installed package and of the GPU's software."""
-    packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "cuda": torch.version.cuda,
-        "gpus": gpus,
-        "packages": dict(sorted(packages.items(), key=lambda item: str(item[0]).lower())),
-    }
 
 
 def _is_before(line: str, epoch: int) -> bool:

@@ -1,0 +1,207 @@
+"""``test.py``: what it counts, what it writes, what it says when something is missing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import torch
+from commands import call, errors
+from training_runs import Tiny, make_data
+
+import models
+from datasets.images import save_jpeg
+from utils.checkpoint import save_weights
+from utils.results import file_hash, read_ahead
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three test images: the last larger than a window of 64, one without people."""
+    root = make_data(tmp_path_factory.mktemp("evaluate") / "data")
+    shutil.copytree(root / "val", root / "test", ignore=shutil.ignore_patterns("gs_params"))
+    random = np.random.default_rng(1)
+    for name, count, size in (("IMG_0001", 0, (64, 80)), ("IMG_0002", 9, (150, 200))):
+        save_jpeg(random.integers(0, 256, (*size, 3), dtype=np.uint8), root / "test" / f"{name}.jpg", 90)
+        np.save(root / "test" / f"{name}.npy", random.uniform(1, 60, (count, 2)).astype(np.float32))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "build_model", Tiny)
+    torch.manual_seed(0)
+    model = Tiny()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    path = tmp_path / "best_model.pth"
+    save_weights(path, model.state_dict(), {"model_name": "vgg", "topk": 0.3, "usenum": 18})
+    return path
+
+
+def evaluate(weights, *options, code=0):
+    return call("test.py", "--save-path", weights, "--device", "cpu", *options, code=code)
+
+
+def table(folder):
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_everything_that_is_written_agrees(data, weights, tmp_path):
+    out = tmp_path / "results"
+    options = "--data-dir", data, "--out", out, "--window", 64
+    text, _ = evaluate(weights, *options, "--save-density", "npy", "--figures")
+    rows = table(out)
+    assert [row["image"] for row in rows] == ["IMG_0000", "IMG_0001", "IMG_0002"]
+    assert [int(row["truth"]) for row in rows] == [6, 0, 9] and rows[1]["relative_error"] == ""
+    assert (rows[2]["width"], rows[2]["height"]) == ("200", "150")
+    for row in rows:
+        predicted = float(row["predicted"])
+        assert float(row["error"]) == pytest.approx(predicted - int(row["truth"]), abs=1e-3)
+        density = np.load(out / "densities" / f"{row['image']}.npy")
+        assert density.dtype == np.float32 and density.shape == (int(row["height"]), int(row["width"]))
+        assert density.sum() == pytest.approx(predicted, rel=1e-4)
+        assert f"{row['image']}: truth {row['truth']}, predicted {predicted:.2f}" in text
+        assert (out / "figures" / f"{row['image']}.png").stat().st_size > 1000
+        assert (out / "figures" / f"{row['image']}.pdf").read_bytes().startswith(b"%PDF")
+    summary = json.loads((out / "summary.json").read_text())
+    deviations = np.array([float(row["error"]) for row in rows])
+    assert summary["mae"]["value"] == pytest.approx(np.abs(deviations).mean(), abs=1e-3)
+    assert summary["mse"]["value"] == pytest.approx(np.sqrt((deviations**2).mean()), abs=1e-3)
+    assert summary["images"] == summary["scored"] == 3 and summary["failed"] == []
+    assert summary["weights_sha256"] == file_hash(weights) and summary["configuration"]["window"] == 64
+    assert set(summary["localisation"]) == {"4", "8", "qnrf"} and summary["versions"]["packages"]["torch"]
+    lines = [json.loads(line) for line in (out / "report_data.jsonl").read_text().splitlines()]
+    assert [len(line["points"]) for line in lines] == [6, 0, 9]
+    page = (out / "report.html").read_text()
+    assert all(row["image"] in page for row in rows) and not list(tmp_path.rglob("*.partial*"))
+
+    again = tmp_path / "again"
+    evaluate(weights, "--data-dir", data, "--out", again, "--window", 64, "--save-density", "h5", "--figures")
+    assert (again / "report_data.jsonl").read_bytes() == (out / "report_data.jsonl").read_bytes()
+    for path in (out / "figures").iterdir():
+        assert path.read_bytes() == (again / "figures" / path.name).read_bytes(), path.name
+    with h5py.File(again / "densities" / "IMG_0002.h5") as file:
+        assert np.array_equal(file["density"], np.load(out / "densities" / "IMG_0002.npy"))
+
+
+def test_windows_overlap_and_mirror_change_the_count(data, weights, tmp_path):
+    counts = {}
+    for name, options in {
+        "published": (),
+        "small": ("--window", 64),
+        "blended": ("--window", 64, "--overlap", 32),
+        "mirrored": ("--flip-average",),
+    }.items():
+        evaluate(weights, "--data-dir", data, "--out", tmp_path / name, *options)
+        counts[name] = [float(row["predicted"]) for row in table(tmp_path / name)]
+    assert len({values[2] for values in counts.values()}) == 4
+    assert counts["published"][1] == pytest.approx(counts["mirrored"][1], rel=0.3)
+
+
+def test_a_lower_precision_says_what_it_changes(data, weights, tmp_path):
+    text, _ = evaluate(weights, "--data-dir", data, "--precision", "bf16-mixed", "--out", tmp_path / "o")
+    changes = json.loads((tmp_path / "o" / "summary.json").read_text())["precision_changes_count_by"]
+    assert len(changes) == 3 and 0 < max(map(abs, changes)) < 1
+    assert "bf16-mixed changes the counts of the first images by" in text
+    _, err = evaluate(weights, "--data-dir", data, "--precision", "16-mixed", code=1)
+    assert "needs a GPU" in err
+
+
+def test_secret_annotations_are_predicted_and_submitted(data, weights, tmp_path):
+    secret = tmp_path / "nwpu"
+    shutil.copytree(data / "test", secret / "test", ignore=shutil.ignore_patterns("*.npy"))
+    options = "--data-dir", secret, "--out", tmp_path / "o", "--nwpu-submission", tmp_path / "sub" / "nwpu.txt"
+    text, _ = evaluate(weights, *options)
+    assert "MAE" not in text and "3 images counted, 0 scored, 0 failed" in text
+    rows = table(tmp_path / "o")
+    assert [row["truth"] + row["error"] for row in rows] == ["", "", ""]
+    lines = [line.split() for line in (tmp_path / "sub" / "nwpu.txt").read_text().splitlines()]
+    assert lines == [[row["image"], row["predicted"]] for row in rows]
+    summary = json.loads((tmp_path / "o" / "summary.json").read_text())
+    assert summary["mae"]["value"] is None and summary["localisation"] is None
+
+
+def test_what_cannot_be_counted_is_named_and_the_rest_is_scored(data, weights, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(data / "test", copy / "test")
+    (copy / "test" / "IMG_0001.jpg").write_bytes(b"no picture")
+    save_jpeg(np.zeros((12, 40, 3), np.uint8), copy / "test" / "IMG_0003.jpg", 90)
+    np.save(copy / "test" / "IMG_0003.npy", np.zeros((0, 2)))
+    np.save(copy / "test" / "IMG_0009.npy", np.zeros((0, 2)))
+    out = tmp_path / "o"
+    text, err = evaluate(weights, "--data-dir", copy, "--out", out, "--nwpu-submission", tmp_path / "sub.txt", code=1)
+    assert "2 images counted, 2 scored, 3 failed" in text
+    named = errors(err)
+    assert len(named) == 4 and "IMG_0001.jpg" in named[0] and "12 x 40" in named[1]
+    assert "IMG_0009.npy: its image is missing" in named[2] and "sub.txt: not written, since 3 images" in named[3]
+    assert not (tmp_path / "sub.txt").exists()
+    assert [name for name, _ in json.loads((out / "summary.json").read_text())["failed"]] == [
+        "IMG_0001",
+        "IMG_0003",
+        "IMG_0009",
+    ]
+    for path in (copy / "test").glob("*.jpg"):
+        path.write_bytes(b"no picture")
+    _, err = evaluate(weights, "--data-dir", copy, "--out", tmp_path / "none", code=1)
+    assert "none of 5 images could be counted" in errors(err)[-1]
+
+
+def test_pictures_folders_and_videos_of_ones_own(data, weights, tmp_path):
+    folder = tmp_path / "photos" / "sub"
+    folder.mkdir(parents=True)
+    shutil.copy(data / "test" / "IMG_0002.jpg", folder / "<b>.JPG")
+    (folder / "notes.txt").write_text("no picture")
+    clip = tmp_path / "clip.avi"
+    video = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 64))
+    for value in range(4):
+        video.write(np.full((64, 96, 3), 60 * value, np.uint8))
+    video.release()
+    sources = "--images", data / "test" / "IMG_0000.jpg", tmp_path / "photos", clip
+    text, err = evaluate(weights, *sources, "--every", 2, "--out", tmp_path / "o")
+    names = [row["image"] for row in table(tmp_path / "o")]
+    assert names == ["IMG_0000.jpg", "sub/<b>.JPG", "clip.avi frame 000000", "clip.avi frame 000002"]
+    assert "skipped 1 of 2 files" in err and "4 images counted, 0 scored, 0 failed" in text
+    assert "<b>" not in (tmp_path / "o" / "report.html").read_text().partition("</title>")[0]
+
+    clip.write_bytes(clip.read_bytes()[:-3000])
+    _, err = evaluate(weights, "--images", clip, tmp_path / "no.jpg", tmp_path / "photos", code=1)
+    assert any("clip.avi" in line for line in errors(err)) and any(
+        "no.jpg: no such file" in line for line in errors(err)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "part"),
+    [
+        ((), 2, "give either --data-dir or --images"),
+        (("--data-dir", "x", "--images", "y.jpg"), 2, "give either --data-dir or --images"),
+        (("--data-dir", "x", "--figures"), 2, "add --out DIR"),
+        (("--data-dir", "/no/such"), 1, "/no/such/test: no such folder"),
+        (("--images", "/no/such.jpg"), 1, "none of 1 images could be counted"),
+        (("--images", "/no/such.jpg", "--every", "0"), 2, "--every: 0 is impossible"),
+    ],
+)
+def test_wrong_usage(weights, options, code, part):
+    _, err = evaluate(weights, *options, code=code)
+    assert part in errors(err)[-1]
+
+
+def test_a_reading_thread_changes_neither_order_nor_errors():
+    assert list(read_ahead(iter(range(20)))) == list(range(20)) and list(read_ahead([])) == []
+
+    def broken():
+        yield 1
+        raise OSError("gone")
+
+    items = read_ahead(broken())
+    assert next(items) == 1
+    with pytest.raises(OSError, match="gone"):
+        next(items)

@@ -1,0 +1,316 @@
+"""Heads from densities, their matching with annotations and the scores that follow."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy.special import erf
+
+from models import build_model
+from utils.evaluation import Window
+from utils.localisation import (
+    MASS_THRESHOLD,
+    localisation_scores,
+    locate,
+    locate_windows,
+    match,
+    match_greedily,
+    qnrf_scores,
+)
+
+NONE = np.zeros((0, 2))
+
+
+def blob(cells, center, sigma):
+    """One person as a Gaussian, cell by cell; lengths in cells."""
+    edges = np.arange(cells + 1)
+    x, y = (np.diff(erf((edges - c) / sigma / math.sqrt(2)) / 2) for c in center)
+    return np.outer(y, x)
+
+
+def test_a_full_cell_is_a_head_at_its_center():
+    density = np.zeros((5, 7))
+    density[1, 4] = 1
+    assert locate(density).tolist() == [[8 * 4 + 4, 8 * 1 + 4, 1]]
+    assert locate(density, stride=1).tolist() == [[4.5, 1.5, 1]]
+    assert locate(torch.tensor(density, requires_grad=True)).tolist() == locate(density).tolist()
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 1.5])
+def test_moments_find_the_place_between_cells(sigma):
+    generator = np.random.default_rng(0)
+    errors, coarse = [], []
+    for center in generator.uniform(5, 6, (50, 2)):
+        ((x, y, mass),) = locate(blob(11, center, sigma) + 0.01)
+        errors.append(np.hypot(x / 8 - center[0], y / 8 - center[1]) * 8)
+        coarse.append(np.hypot(5.5 - center[0], 5.5 - center[1]) * 8)
+        assert 0.3 < mass <= 1 + 9 * 0.01
+    assert np.mean(errors) < 0.8 and np.mean(coarse) > 2.5
+
+
+def test_equal_cells_that_touch_are_one_head():
+    density = np.zeros((5, 9))
+    density[2, 3] = density[2, 4] = 0.5
+    assert locate(density).tolist() == [[8 * 4, 8 * 2 + 4, 1]]  # on the edge between the two
+    density[:] = 0
+    density[1, 1] = density[2, 2] = density[1, 3] = 0.4  # a V: its arms touch only the cell between them
+    assert locate(density)[:, 2].tolist() == pytest.approx([1.2])
+    assert locate(np.full((5, 9), 0.2)).tolist() == [[8 * 4 + 4, 8 * 2 + 4, pytest.approx(1.8)]]
+
+
+def test_what_is_too_light_or_empty_is_no_head():
+    density = np.zeros((3, 9))
+    density[1, 1], density[1, 6] = MASS_THRESHOLD - 0.01, MASS_THRESHOLD
+    assert locate(density)[:, 0].tolist() == [8 * 6 + 4]
+    assert len(locate(density, threshold=0.1)) == 2
+    assert locate(np.zeros((3, 9)), threshold=0).shape == locate(np.zeros((0, 4))).shape == (0, 3)
+    with pytest.raises(ValueError, match=r"density: shape \[2, 2\], must be finite"):
+        locate(np.array([[0, np.nan], [1, 0]]))
+    with pytest.raises(ValueError, match=r"density: shape \[4\]"):
+        locate(np.ones(4))
+
+
+def locate_by_loops(density, threshold):
+    """The readable twin: each group of highest cells by flood fill."""
+    h, w = density.shape
+
+    def around(i, j):
+        return [(a, b) for a in range(max(i - 1, 0), min(i + 2, h)) for b in range(max(j - 1, 0), min(j + 2, w))]
+
+    highest = [
+        (i, j)
+        for i in range(h)
+        for j in range(w)
+        if density[i, j] > 0 and density[i, j] == max(density[c] for c in around(i, j))
+    ]
+    heads = []
+    while highest:
+        group = [highest.pop(0)]
+        for cell in group:
+            for other in around(*cell):
+                if other in highest:
+                    highest.remove(other)
+                    group.append(other)
+        n, mean = len(group), np.sum(group, axis=0)
+        chosen = min(group, key=lambda c: ((n * c[0] - mean[0]) ** 2 + (n * c[1] - mean[1]) ** 2, c))
+        cells = around(*chosen)
+        mass = sum(density[c] for c in cells)
+        if mass >= threshold:
+            floor = min(density[c] for c in cells)
+            excess = sum(density[c] - floor for c in cells)
+            weights = [(density[c] - floor) / excess if excess else c == chosen for c in cells]
+            y, x = (sum(w * (c[axis] * 8 + 4) for w, c in zip(weights, cells)) for axis in (0, 1))
+            heads.append((chosen, [x, y, mass]))
+    return np.reshape([head for _, head in sorted(heads)], (-1, 3))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    arrays.arrays(np.float64, arrays.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 3)),
+    st.sampled_from([0, 2.5]),
+)
+def test_locating_equals_its_readable_twin(density, threshold):
+    expected, found = locate_by_loops(density, threshold), locate(density, threshold=threshold)
+    assert found.shape == expected.shape and np.abs(found - expected).max(initial=0) < 1e-9
+
+
+def window(top, left, height, width, *full):
+    """A window like the networks': 8-pixel cells up to a multiple of 16; ``full`` cells (i, j) hold a person."""
+    density = torch.zeros(height // 16 * 2, width // 16 * 2)
+    for i, j, mass in full:
+        density[i, j] = mass
+    return Window(top, left, height, width, density)
+
+
+def test_heads_of_windows_are_those_of_the_image():
+    parts = [
+        window(0, 0, 47, 61, (1, 0, 1), (3, 4, 0.6)),
+        window(0, 61, 47, 61, (0, 5, 1)),
+        window(47, 0, 48, 61, (3, 5, 0.5)),
+        window(47, 61, 48, 61, (3, 0, 0.5), (5, 5, 1)),
+    ]
+    heads = {tuple(head) for head in locate_windows(parts[::-1]).round(4)}
+    assert heads == {
+        (4, 12, 1),
+        (36, 28, 0.6),
+        (61 + 44, 4, 1),
+        ((44 + 61 + 4) / 2, 47 + 28, 1),  # one person on the seam, half in either window
+        (61 + 44, 47 + 44, 1),
+    }
+    with pytest.raises(ValueError, match="3 windows form no grid of 2 x 2"):
+        locate_windows(parts[:3])
+
+
+def test_blended_windows_keep_their_cells_and_stay_in_the_image():
+    density = torch.zeros(3, 3)
+    density[2, 2] = density[0, 0] = 1
+    assert locate_windows([Window(0, 0, 17, 19, density)]).tolist() == [[4, 4, 1], [19, 17, 1]]
+
+
+@pytest.mark.parametrize("name", ["vgg", "vgg_trans"])
+def test_cells_lie_where_the_network_looks(name):
+    """In a window of 15 pixels more than a multiple of 16: the center of a column's gradient is the column's place."""
+    torch.manual_seed(1)
+    model = build_model(name).eval()
+    image = torch.randn(1, 3, 32, 255, requires_grad=True)
+    density = model(image).density[0, 0]
+    cell = density.shape[1] * 3 // 4
+    (gradient,) = torch.autograd.grad(density[:, cell].sum(), image)
+    energy = gradient.square().sum(dim=(0, 1, 2))
+    looked_at = float((energy * (torch.arange(255) + 0.5)).sum() / energy.sum())
+    person = torch.zeros(density.shape)
+    person[1, cell] = 1
+    placed = locate_windows([Window(0, 0, 32, 255, person)])[0, 0]
+    stretched = (cell + 0.5) * 255 / density.shape[1]
+    assert abs(placed - looked_at) < 6 < abs(stretched - looked_at)
+
+
+def test_a_larger_matching_wins_over_a_shorter_one():
+    truth, predicted = np.array([[0, 0], [6, 0]]), np.array([[5, 0], [11, 0]])
+    assert match(predicted, truth, 5).tolist() == [[0, 0], [1, 1]]  # not only the pair at 1 pixel
+    pairs, distances = match_greedily(predicted, truth, 5)
+    assert pairs.tolist() == [[0, 1]] and distances.tolist() == [1]
+
+
+def test_matching_is_one_to_one():
+    assert match([[0, 0]], [[1, 0], [-2, 0]], 4).tolist() == [[0, 0]]
+    assert match([[1, 0], [-2, 0]], [[0, 0]], 4).tolist() == [[0, 0]]
+    assert len(match([[1, 0], [-1, 0]], [[0, 0]], 4)) == 1  # a tie
+    assert match([[3, 3], [3, 3]], [[3, 3], [3, 3]], 0).shape == (2, 2)
+    assert match([[0, 4]], [[0, 0]], 4).tolist() == [[0, 0]] and not len(match([[0, 4.001]], [[0, 0]], 4))
+    assert match([[0, 0], [20, 0]], [[4, 0], [24, 0]], [3, 5]).tolist() == [[1, 1]]
+    for predicted, truth in ((NONE, NONE), (np.zeros(0), [[1, 1]]), ([[1, 1]], NONE)):
+        assert match(predicted, truth, 8).shape == (0, 2)
+        assert match_greedily(predicted, truth, 8)[0].shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "radius", "message"),
+    [
+        ([[1.0, np.nan]], 4, r"predicted: shape \[1, 2\], must be finite"),
+        ([1.0, 2.0], 4, r"predicted: shape \[2\]"),
+        ([[1.0, 2.0]], -1, "radius: -1.0, must be one number >= 0"),
+        ([[1.0, 2.0]], [1, 2, 3], "one for each of 2 true points"),
+        ([[1.0, 2.0]], np.inf, "radius: inf"),
+    ],
+)
+def test_impossible_points_and_radii_are_named(predicted, radius, message):
+    with pytest.raises(ValueError, match=message):
+        match(predicted, [[0, 0], [1, 1]], radius)
+
+
+def best_by_trying(distance, allowed):
+    """(matches, smallest total distance) over all one-to-one matchings of a [M, N] table."""
+    if not distance.shape[0]:
+        return 0, 0.0
+    best = best_by_trying(distance[1:], allowed[1:])
+    for j in np.flatnonzero(allowed[0]):
+        number, total = best_by_trying(np.delete(distance[1:], j, 1), np.delete(allowed[1:], j, 1))
+        best = max(best, (number + 1, total + distance[0, j]), key=lambda found: (found[0], -found[1]))
+    return best
+
+
+points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=5).map(lambda p: np.reshape(p, (-1, 2)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(points, points, st.lists(st.integers(0, 8), min_size=5, max_size=5))
+def test_matching_equals_trying_all(predicted, truth, radii):
+    radius = np.array(radii[: len(truth)], float)
+    distance = np.hypot(*(predicted[:, None] - truth[None]).transpose(2, 0, 1).astype(float))
+    pairs = match(predicted, truth, radius)
+    number, total = best_by_trying(distance, distance <= radius)
+    assert len(pairs) == number and len(set(pairs[:, 0])) == len(set(pairs[:, 1])) == number
+    chosen = distance[pairs[:, 0], pairs[:, 1]]
+    assert (chosen <= radius[pairs[:, 1]]).all() and chosen.sum() == pytest.approx(total)
+    assert pairs.tolist() == match(predicted, truth, radius).tolist() == sorted(pairs.tolist())
+
+
+@settings(max_examples=100, deadline=None)
+@given(points, points)
+def test_greedy_matching_equals_going_through_all_pairs(predicted, truth):
+    distance = np.hypot(*(predicted[:, None] - truth[None]).transpose(2, 0, 1).astype(float))
+    expected, heads, true = [], set(), set()
+    for d, t, p in sorted((distance[p, t], t, p) for p in range(len(predicted)) for t in range(len(truth))):
+        if d <= 5 and p not in heads and t not in true:
+            heads.add(p), true.add(t)
+            expected.append((p, t, d))
+    pairs, distances = match_greedily(predicted, truth, 5)
+    assert sorted(zip(*pairs.T.tolist(), distances.tolist())) == sorted(expected) if expected else not len(pairs)
+    assert (np.diff(distances) >= 0).all()
+
+
+def test_thousands_of_points_take_seconds():
+    generator = np.random.default_rng(0)
+    truth = generator.uniform(0, 1500, (5000, 2))
+    predicted = truth[generator.permutation(5000)] + generator.normal(0, 3, (5000, 2))
+    start = time.perf_counter()
+    pairs, greedy = match(predicted, truth, 8), match_greedily(predicted, truth, 100)[0]
+    assert time.perf_counter() - start < 15
+    assert 4700 < len(pairs) <= 5000 and 4700 < len(greedy) <= 5000
+
+
+def test_scores_by_hand():
+    truth = [np.array([[10, 10], [50, 50], [90, 10]]), NONE, np.array([[5, 5]])]
+    predicted = [np.array([[13, 10, 0.9], [50, 56, 0.8]]), np.array([[7, 7, 0.7]]), NONE]
+    boxes = [np.array([[6, 8], [12, 30], [4, 4]]), None, np.array([[4, 4]])]
+    scores = localisation_scores(predicted, truth, boxes)
+    assert (scores["images"], scores["truth"], scores["predicted"]) == (3, 4, 3)
+    four, eight = scores["at"]
+    assert four == {"radius": 4, "matched": 1, "precision": 1 / 3, "recall": 1 / 4, "f1": 2 / 7}
+    assert eight == {"radius": 8, "matched": 2, "precision": 2 / 3, "recall": 2 / 4, "f1": 4 / 7}
+    # Distances 3 and 6: 98 of 100 thresholds find the first, 95 the second.
+    assert scores["qnrf"]["precision"] == pytest.approx((0.98 + 0.95) / 3)
+    assert scores["qnrf"]["recall"] == pytest.approx((0.98 + 0.95) / 4)
+    # By mass: 1/1 at recall 1/4, then 2/2 at 2/4; the third is wrong.
+    assert scores["qnrf"]["auc"] == pytest.approx((0.98 + 0.95) / 4)
+    assert scores["nwpu"]["images"] == 2
+    assert scores["nwpu"]["large"]["matched"] == 2 and scores["nwpu"]["large"]["precision"] == 1
+    assert scores["nwpu"]["small"] == {"matched": 2, "precision": 1, "recall": 0.5, "f1": 2 / 3}
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+
+
+def test_the_smaller_box_side_and_the_diagonal_differ():
+    scores = localisation_scores([[[4, 0]]], [[[0, 0]]], [[[6, 8]]])  # sigma: 5 and 3
+    assert (scores["nwpu"]["large"]["matched"], scores["nwpu"]["small"]["matched"]) == (1, 0)
+
+
+def test_confidence_orders_the_area():
+    truth = [np.array([[0, 0]])]
+    wrong_first = [np.array([[500, 0, 0.9], [0, 0, 0.5]])]
+    right_first = [np.array([[500, 0, 0.4], [0, 0, 0.5]])]
+    assert qnrf_scores(wrong_first, truth)["auc"] == 0.5 and qnrf_scores(right_first, truth)["auc"] == 1
+    assert qnrf_scores([wrong_first[0][:, :2]], truth)["auc"] == 0.5  # without masses both count at once
+
+
+@pytest.mark.parametrize(
+    ("predicted", "truth", "precision", "recall", "f1", "auc"),
+    [
+        (NONE, NONE, None, None, None, None),
+        (NONE, [[1, 1]], None, 0, 0, 0),
+        ([[1, 1]], NONE, 0, None, 0, None),
+        ([[1, 1]], [[1, 1]], 1, 1, 1, 1),
+    ],
+)
+def test_empty_images_are_defined(predicted, truth, precision, recall, f1, auc):
+    scores = localisation_scores([predicted], [truth])
+    for at in scores["at"]:
+        assert (at["precision"], at["recall"], at["f1"]) == (precision, recall, f1)
+    assert scores["qnrf"] == {"precision": precision, "recall": recall, "auc": auc}
+    assert scores["nwpu"] is None and scores == localisation_scores([predicted], [truth], [None])
+
+
+def test_unequal_lists_are_named():
+    with pytest.raises(ValueError, match="predicted: 1 images, but truth: 2"):
+        localisation_scores([NONE], [NONE, NONE])
+    with pytest.raises(ValueError, match=r"boxes: shape \[1, 2\] for 2 points"):
+        localisation_scores([NONE], [[[1, 1], [2, 2]]], [[[3, 3]]])
+    assert localisation_scores([], [])["qnrf"]["auc"] is None

@@ -1,0 +1,121 @@
+"""Errors of counts by hand, their intervals against a plain bootstrap, and the comparison of two models."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from utils.evaluation import Result, mae_mse
+from utils.scores import bootstrap, compare, mae, mse, summarise
+
+NAN = math.nan
+BY_HAND = [
+    Result("a", 0, 2),
+    Result("b", 100, 90),
+    Result("c", 101, 121),
+    Result("d", NAN, 7),
+    Result("e", 5001, 5001),
+    Result("f", 50, 56),
+]
+
+
+def random_results(n, seed=0, bias=0.0):
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(0, 1000, n)
+    errors = generator.normal(bias, 10, n)
+    return [Result(f"{i}", float(t), float(t + e)) for i, (t, e) in enumerate(zip(truth, errors))]
+
+
+def test_summary_by_hand():
+    summary = summarise(BY_HAND)
+    assert list(summary) == ["images", "scored", "mae", "mse", "nae", "bins"]
+    assert (summary["images"], summary["scored"]) == (6, 5)
+    assert summary["mae"]["value"] == pytest.approx((2 + 10 + 20 + 0 + 6) / 5)
+    assert summary["mse"]["value"] == pytest.approx(math.sqrt((4 + 100 + 400 + 36) / 5))
+    assert (summary["mae"]["value"], summary["mse"]["value"]) == pytest.approx(mae_mse(BY_HAND))
+    assert summary["nae"]["value"] == pytest.approx((0.1 + 20 / 101 + 0 + 0.12) / 4)  # not of the empty image
+    assert [tuple(level.values()) for level in summary["bins"]] == [
+        (0, 0, 1, 2, 2),
+        (1, 100, 2, 8, pytest.approx(math.sqrt(68))),
+        (101, 500, 1, 20, 20),
+        (501, 5000, 0, None, None),
+        (5001, None, 1, 0, 0),
+    ]
+    assert [list(level) for level in summary["bins"]] == [["from", "to", "images", "mae", "mse"]] * 5
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_nothing_scored_and_nobody_there():
+    for results in ([], [Result("a", NAN, 3)]):
+        summary = summarise(results)
+        assert summary["scored"] == 0 and summary["images"] == len(results) and summary["nae"] is None
+        assert summary["mae"] == summary["mse"] == {"value": None, "low": None, "high": None}
+        assert [level["images"] for level in summary["bins"]] == [0] * 5
+    assert summarise([Result("a", 0, 3)])["nae"] is None
+
+
+def test_the_interval_is_seeded_and_around_the_value():
+    results = random_results(300)
+    summary = summarise(results, seed=4)
+    assert summary == summarise(results, seed=4) and summary != summarise(results, seed=5)
+    for name in ("mae", "mse", "nae"):
+        assert summary[name]["low"] < summary[name]["value"] < summary[name]["high"]
+    few = summarise(results[:30], seed=4)["mae"]
+    assert few["high"] - few["low"] > 2 * (summary["mae"]["high"] - summary["mae"]["low"])
+    same = summarise([Result(str(i), 10, 13) for i in range(9)])["mae"]
+    assert same == {"value": 3, "low": 3, "high": 3}
+
+
+def test_the_interval_of_a_mean_is_the_normal_one():
+    values = np.random.default_rng(1).normal(0, 5, 2500)  # drawn in two blocks
+    low, high = bootstrap(values, lambda v: v.mean(axis=-1))
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+    assert (low, high) == bootstrap(values, lambda v: v.mean(axis=-1))
+
+
+@pytest.mark.parametrize("statistic", [mae, mse])
+def test_the_bootstrap_equals_its_readable_twin(statistic):
+    errors = np.random.default_rng(2).normal(3, 5, 40)
+    generator = np.random.default_rng(9)
+    resampled = [statistic(errors[generator.integers(0, 40, 40)]) for _ in range(2000)]
+    assert bootstrap(errors, statistic, seed=9) == pytest.approx(tuple(np.percentile(resampled, (2.5, 97.5))), rel=0.02)
+
+
+def test_predictions_that_are_no_numbers_are_named():
+    with pytest.raises(ValueError, match="b: predicted count nan; check the weights"):
+        summarise([Result("a", 1, 1), Result("b", 1, NAN)])
+    with pytest.raises(ValueError, match="a: truth -1, must be a count"):
+        summarise([Result("a", -1, 1)])
+
+
+def test_pairs_are_compared_not_groups():
+    first = random_results(200)
+    second = [r._replace(predicted=r.truth + (r.predicted - r.truth) * 1.1) for r in first]
+    result = compare(first, second[::-1])
+    difference = result["difference"]
+    assert difference["value"] == pytest.approx(summarise(first)["mae"]["value"] * -0.1)
+    assert difference["low"] < difference["value"] < difference["high"] < 0  # though the two intervals overlap
+    assert summarise(first)["mae"]["high"] > summarise(second)["mae"]["low"]
+    assert compare(first, first)["difference"] == {"value": 0, "low": 0, "high": 0}
+    assert compare(second, first)["difference"]["value"] == -difference["value"]
+
+
+def test_only_common_scored_images_are_compared():
+    first = [Result("a", 5, 6), Result("b", 5, 7), Result("c", NAN, 7)]
+    second = [Result("b", 5, 5), Result("c", 4, 7), Result("d", 4, 7), Result("e", 4, 7)]
+    assert compare(first, second) == {
+        "images": 1,
+        "only_first": 1,
+        "only_second": 3,
+        "difference": {"value": 2, "low": 2, "high": 2},
+    }
+    with pytest.raises(ValueError, match="no scored image is in both"):
+        compare(first[:1], second)
+    with pytest.raises(ValueError, match="b: truth 5 and 6"):
+        compare(first, [Result("b", 6, 5)])
+    with pytest.raises(ValueError, match="b: occurs more than once in the second results"):
+        compare(first, [second[0]] * 2)

@@ -1,0 +1,129 @@
+"""Pictures and frames of files, folders and videos."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from datasets.images import load_image
+from utils.sources import find_sources, open_images
+
+
+def picture(path, value=0, size=(20, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.full((*size, 3), value, np.uint8))
+    return path
+
+
+def video(path, frames=10):
+    """Frames of growing blue (RGB), one after the other."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for i in range(frames):
+        frame = np.zeros((48, 64, 3), np.uint8)
+        frame[..., 0] = 10 * i
+        frame[::2, ::3] += np.uint8(i)
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def opened(*paths, every=1):
+    notes = []
+    return list(open_images(paths, load_image, every, notes.append)), notes
+
+
+def test_mixed_folders_are_read_with_their_subfolders(tmp_path):
+    for name in ("b.png", "a.jpg", "sub/c.BMP", "sub/a.jpg", ".hidden.png", ".cache/d.png"):
+        picture(tmp_path / "in" / name, 7)
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    (tmp_path / "in" / "sub" / "truth.npy").touch()
+    found, notes = opened(tmp_path / "in")
+    assert [name for name, _ in found] == ["a.jpg", "b.png", "sub/a.jpg", "sub/c.BMP"]
+    for _, image in found:
+        assert image.shape == (20, 30, 3) and image.dtype == np.uint8 and abs(int(image[0, 0, 0]) - 7) <= 1
+    assert notes == [f"{tmp_path / 'in'}: skipped 2 of 6 files, neither pictures nor videos"]
+
+
+def test_names_are_unique_and_files_taken_once(tmp_path):
+    first, second = picture(tmp_path / "x" / "a.png"), picture(tmp_path / "y" / "a.png", 200)
+    (tmp_path / "link.png").symlink_to(first)
+    names = [name for name, _ in opened(first, tmp_path / "y", first, tmp_path / "link.png")[0]]
+    assert names == [str(first), str(second)]
+    assert [name for name, _ in opened(tmp_path / "x", str(first))[0]] == ["a.png"]
+
+
+def test_what_cannot_be_opened_is_named_and_the_rest_goes_on(tmp_path):
+    good, cut = picture(tmp_path / "good.png", 9), picture(tmp_path / "cut.png", 9, (200, 300))
+    cut.write_bytes(cut.read_bytes()[:60])
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("named itself, so it counts")
+    paths = [tmp_path / name for name in ("no.png", "cut.png", "empty.jpg", "empty", "notes.txt")]
+    found, notes = opened(*paths, good)
+    assert [name for name, _ in found] == [
+        "no.png",
+        "cut.png",
+        "empty.jpg",
+        str(tmp_path / "empty"),
+        "notes.txt",
+        "good.png",
+    ]
+    for (_, reason), path in zip(found, paths):
+        assert str(path) in reason and "\n" not in reason
+    assert "no such file or folder" in found[0][1] and "holds no picture or video" in found[3][1]
+    assert "cut off or no image" in found[4][1] and found[5][1].shape == (20, 30, 3) and not notes
+
+
+def test_lack_of_memory_concerns_one_picture(tmp_path):
+    def load(path):
+        if path.name == "a.png":
+            raise MemoryError
+        return load_image(path)
+
+    picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    (_, reason), (_, image) = open_images([tmp_path], load)
+    assert reason == "MemoryError" and image.shape == (20, 30, 3)
+
+
+def test_frames_of_a_video(tmp_path):
+    path = video(tmp_path / "clip.avi")
+    found, _ = opened(path)
+    assert [name for name, _ in found] == [f"clip.avi frame {i:06d}" for i in range(10)]
+    for i, (_, image) in enumerate(found):
+        assert image.shape == (48, 64, 3) and image.dtype == np.uint8
+        red, _, blue = image.reshape(-1, 3).mean(axis=0)
+        assert abs(blue - 10 * i) < 8 and red < 8
+    assert [name[-6:] for name, _ in opened(path, every=4)[0]] == ["000000", "000004", "000008"]
+
+
+def test_a_video_that_ends_early_is_reported_after_its_frames(tmp_path):
+    path = video(tmp_path / "clip.avi", 20)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    picture(tmp_path / "z.png")
+    found, _ = opened(tmp_path)
+    *frames, (name, reason), (last, image) = found
+    assert 0 < len(frames) < 20 and all(name.startswith("clip.avi frame 0000") for name, _ in frames)
+    assert (name, reason) == (
+        "clip.avi",
+        f"{path}: ends after {len(frames)} of 20 announced frames; it is cut off or damaged",
+    )
+    assert last == "z.png" and image.shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all"])
+def test_a_video_that_cannot_be_decoded_is_reported(tmp_path, content):
+    (tmp_path / "clip.mp4").write_bytes(content)
+    (found,), _ = opened(tmp_path)
+    assert found == (
+        "clip.mp4",
+        f"{tmp_path / 'clip.mp4'}: cannot decode this video; it is cut off or of a kind that OpenCV does not know",
+    )
+
+
+def test_wrong_use_is_an_error_at_once(tmp_path):
+    with pytest.raises(ValueError, match="every: 0, must be at least 1"):
+        open_images([tmp_path], load_image, every=0)
+    with pytest.raises(ValueError, match="paths: none given"):
+        open_images([], load_image)
+    assert find_sources([tmp_path / "a.MOV"])[0][0].is_video
