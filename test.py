@@ -30,6 +30,7 @@ from utils.device import fabric_devices, memory_errors
 from utils.evaluation import Result, count, density_map, predict
 from utils.files import make_folder, points_path, read_points
 from utils.localisation import locate_windows
+from utils.lock import hold
 from utils.report import write_report
 from utils.results import Counted, ResultsFolder, file_hash, read_ahead, save_submission, save_summary, summary
 from utils.sources import find_sources, open_images
@@ -195,7 +196,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def main() -> int:
     """Evaluate as the command line says."""
     arguments = parse()
-    with memory_errors(f"lower --window {arguments.window}, or take --precision bf16-mixed"):
+    lock = hold(make_folder(arguments.out)) if arguments.out else contextlib.nullcontext()
+    with lock, memory_errors(f"lower --window {arguments.window}, or take --precision bf16-mixed"):
         return evaluate(arguments)
 
 

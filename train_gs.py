@@ -6,6 +6,7 @@ python train_gs.py --model-name vgg_trans --dataset qnrf --data-dir data/UCF-Tra
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -32,6 +33,7 @@ from utils.device import fabric_devices, memory_errors
 from utils.evaluation import density_map, evaluate, predict
 from utils.files import make_folder, remove_stale_partials
 from utils.kernel_options import kernel_options
+from utils.lock import hold
 from utils.run_log import RunLog
 from utils.stopwatch import Stopwatch
 from utils.train_options import FREE_OPTIONS, parse_train_options
@@ -200,8 +202,8 @@ def restore(
     return first_epoch, best
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """Train, validate, keep the best model by 2 MSE + MAE."""
+def set_up(arguments: argparse.Namespace) -> Fabric:
+    """Devices, precision, processes, seed."""
     devices = fabric_devices(arguments.device)
     if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
         raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
@@ -211,7 +213,11 @@ def train(arguments: argparse.Namespace) -> None:
     fabric = Fabric(**devices, num_nodes=arguments.num_nodes, precision=arguments.precision)
     fabric.launch()
     seed_everything(arguments.seed, verbose=False)
+    return fabric
 
+
+def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
+    """Train, validate, keep the best model by 2 MSE + MAE."""
     stored = kernel_options(arguments) if arguments.kernels == "h5" else None
     train = Crowd(
         arguments.data_dir,
@@ -223,8 +229,7 @@ def train(arguments: argparse.Namespace) -> None:
         skip_bad=arguments.skip_bad_samples,
     )
     val = Crowd(arguments.data_dir, arguments.crop_size, "val")
-    folder = make_folder(arguments.save_dir)
-    options = option_values(arguments)
+    folder, options = arguments.save_dir, option_values(arguments)
     resume = find_start(arguments.resume, folder, options, FREE_OPTIONS)
 
     network = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
@@ -317,10 +322,12 @@ def train(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Train as the command line says."""
     arguments = parse_train_options(tuple(MODELS), tuple(LOSSES))
+    fabric = set_up(arguments)
     size = f"--batch-size {arguments.batch_size} and --crop-size {arguments.crop_size}"
     remedy = f"lower one of {size} (--accumulate makes up for it), --num-workers, or take --precision bf16-mixed"
-    with memory_errors(remedy):
-        train(arguments)
+    folder = make_folder(arguments.save_dir)
+    with memory_errors(remedy), hold(folder) if fabric.is_global_zero else contextlib.nullcontext():
+        train(fabric, arguments)
 
 
 if __name__ == "__main__":

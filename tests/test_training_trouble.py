@@ -18,7 +18,8 @@ from training_runs import Tiny, largest_difference, make_data, metrics, train, w
 import train_gs
 from models import Prediction
 from utils.device import memory_errors
-from utils.files import gaussians_path, points_path
+from utils.files import gaussians_path, make_folder, points_path
+from utils.lock import hold
 
 
 @pytest.fixture(scope="module")
@@ -162,30 +163,37 @@ def test_released_checkpoints_start_a_run(data, tmp_path, tiny):
     assert 0 < largest_difference(start, end) <= 4 * 5e-6 * 1.01
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(data, tmp_path):
-    """Killed in its second epoch; a cut-off line of the log and a half-written checkpoint stay behind."""
-    options = ["--data-dir", data, "--device", "cpu", "--backbone-weights", "none", "--crop-size", 64, "--epochs", 3]
-    command = [
-        sys.executable,
-        "train_gs.py",
-        *map(str, [*options, "--save-dir", tmp_path / "killed", "--num-workers", 1]),
+def test_a_killed_run_goes_on_to_the_same_weights(data, tmp_path, tiny, monkeypatch):
+    """A cut-off line of the log and a half-written checkpoint stay behind."""
+    monkeypatch.setattr(Tiny, "dropout", 0)  # as train_tiny.py has it
+    folder, epochs = tmp_path / "killed", 30
+    options = [
+        "--data-dir",
+        data,
+        "--device",
+        "cpu",
+        "--backbone-weights",
+        "none",
+        "--crop-size",
+        64,
+        "--epochs",
+        epochs,
     ]
-    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True) as run:
-        for _ in range(1000):
-            time.sleep(0.1)
-            if run.poll() is not None or (tmp_path / "killed" / "0_ckpt.tar").exists():
-                break
+    command = [sys.executable, "tests/train_tiny.py", *options, "--save-dir", folder, "--num-workers", 1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, start_new_session=True) as run:
+        while run.poll() is None and not any(folder.glob("*_ckpt.tar")):
+            time.sleep(0.02)
         os.killpg(run.pid, signal.SIGKILL)
-    assert (tmp_path / "killed" / "0_ckpt.tar").exists() and not (tmp_path / "killed" / "2_ckpt.tar").exists()
-    with (tmp_path / "killed" / "metrics.jsonl").open("a") as log:
+    assert any(folder.glob("*_ckpt.tar")) and not (folder / f"{epochs - 1}_ckpt.tar").exists()
+    with (folder / "metrics.jsonl").open("a") as log:
         log.write('{"epoch": 1, "loss"')
-    host = os.uname().nodename
-    (tmp_path / "killed" / f".1_ckpt.{host}.999999999.partial.tar").write_bytes(b"half of a checkpoint")
-    train(data, tmp_path / "killed", "--epochs", 3)
-    train(data, tmp_path / "whole", "--epochs", 3)
-    assert largest_difference(weights(tmp_path / "killed"), weights(tmp_path / "whole")) == 0
-    assert [line["epoch"] for line in metrics(tmp_path / "killed")] == [0, 1, 2]
-    assert not list((tmp_path / "killed").glob(".*partial*"))
+    (folder / f".1_ckpt.{os.uname().nodename}.999999999.partial.tar").write_bytes(b"half of a checkpoint")
+    train(data, folder, "--epochs", epochs)
+    train(data, tmp_path / "whole", "--epochs", epochs)
+    assert largest_difference(weights(folder), weights(tmp_path / "whole")) == 0
+    assert [line["epoch"] for line in metrics(folder)] == list(range(epochs))
+    assert not list(folder.glob(".*partial*"))
 
 
 def test_missing_points_and_gaussians_are_named(data, tmp_path, tiny):
@@ -197,3 +205,11 @@ def test_missing_points_and_gaussians_are_named(data, tmp_path, tiny):
     np.save(points_path(copy / "train" / "IMG_0001.jpg"), np.zeros((1, 3), np.float32))
     _, err = train(copy, tmp_path / "run", "--epochs", 1, code=1)
     assert len(errors(err)) == 1 and "Gaussians, but" in err and "has 1 points" in err
+
+
+def test_a_second_run_in_the_folder_is_told_who_is_there(data, tmp_path, tiny):
+    with hold(make_folder(tmp_path / "run")):
+        _, err = train(data, tmp_path / "run", "--epochs", 1, code=1)
+    assert len(errors(err)) == 1 and f"{tmp_path / 'run'}: in use by process {os.getpid()}" in err
+    train(data, tmp_path / "run", "--epochs", 1)
+    assert not (tmp_path / "run" / ".run.lock").exists()

@@ -23,20 +23,27 @@ from utils.files import atomic_write, make_folder
 DESCRIPTION = "gst"
 
 
+def _save(content: Any, path: Path) -> None:
+    """``torch.save``, the same bytes every time; its way to say that the disk is full becomes an ``OSError``."""
+    with atomic_write(path) as partial, partial.open("wb") as file:  # given a path, it would write that into the file
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            raise OSError(" ".join(str(error).split())) from None
+
+
 def save_weights(path: Path, state_dict: dict[str, Any], description: dict[str, Any]) -> None:
     """Write a bare state_dict that carries ``description`` (plain numbers and strings) along."""
     metadata = dict(getattr(state_dict, "_metadata", {}))
     state_dict = OrderedDict(state_dict)
     state_dict._metadata = {**metadata, DESCRIPTION: description}
-    with atomic_write(path) as partial:
-        torch.save(state_dict, partial)
+    _save(state_dict, path)
 
 
 def save_checkpoint(folder: Path, epoch: int, keep: int, **state: Any) -> Path:
     """Write ``<epoch>_ckpt.tar`` and remove all but the newest ``keep`` of that name."""
     path = folder / f"{epoch}_ckpt.tar"
-    with atomic_write(path) as partial:
-        torch.save({"epoch": epoch, **state}, partial)
+    _save({"epoch": epoch, **state}, path)
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
     return path
@@ -47,8 +54,7 @@ def set_aside(folder: Path, epoch: int, step: int, batch: dict[str, Any], **stat
     folder = make_folder(folder / "trouble")
     contents = {f"epoch{epoch}_step{step}_batch.pt": batch, "last_good_ckpt.tar": {"epoch": epoch - 1, **state}}
     for name, content in contents.items():
-        with atomic_write(folder / name) as partial:
-            torch.save(content, partial)
+        _save(content, folder / name)
     return folder
 
 
@@ -86,10 +92,15 @@ def find_start(resume: str, folder: Path, arguments: dict[str, Any], free: Seque
 def describe(content: dict[str, Any]) -> dict[str, Any]:
     """What a loaded checkpoint says of itself: ``model_name``, ``topk``, ``usenum`` and whatever the run wrote down.
 
-    Files of the released code say nothing: the layers tell the name and ``usenum``.
+    Files of the released code say nothing: the layers tell the name and ``usenum``, and they are right where a file says
+    otherwise. Raises ``ValueError`` for a ``topk`` that is none.
     """
     state = content["model_state_dict"]
     said = content.get("arguments") or getattr(state, "_metadata", {}).get(DESCRIPTION) or {}
     embeddings = state.get("encoder.near_embeddings.weight")
     layers = {"model_name": "vgg"} if embeddings is None else {"model_name": "vgg_trans", "usenum": len(embeddings)}
-    return {**layers, **said}
+    said = dict(said) if isinstance(said, dict) else {}
+    topk = said.get("topk", 1)
+    if not isinstance(topk, (int, float)) or not 0 < topk <= 1:
+        raise ValueError(f"the checkpoint was made with topk {topk!r:.40}, which is not in (0, 1]; save it again")
+    return {**said, **layers}
