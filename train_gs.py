@@ -210,7 +210,10 @@ def set_up(arguments: argparse.Namespace) -> Fabric:
     if arguments.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order
         torch.use_deterministic_algorithms(True)
-    fabric = Fabric(**devices, num_nodes=arguments.num_nodes, precision=arguments.precision)
+    try:
+        fabric = Fabric(**devices, num_nodes=arguments.num_nodes, precision=arguments.precision)
+    except RuntimeError as error:  # how the job was started: SLURM's tasks are not given by node, for one
+        raise ValueError(str(error)) from None
     fabric.launch()
     seed_everything(arguments.seed, verbose=False)
     return fabric

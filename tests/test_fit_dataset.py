@@ -236,6 +236,13 @@ def test_shares(monkeypatch):
     assert detect_shard() == Shard(1, 2, 1)
 
 
+def test_slurm_tasks_that_are_not_given_by_node_are_refused(monkeypatch):
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "fit"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="--ntasks-per-node=2.*--shard i/n"):
+        detect_shard()
+
+
 def test_seeds_depend_on_the_name_alone():
     assert (
         image_seed(0, "IMG_0001") == image_seed(0, "IMG_0001") != image_seed(0, "IMG_0002") != image_seed(1, "IMG_0002")

@@ -31,13 +31,19 @@ def parse_shard(text: str) -> Shard:
 
 
 def detect_shard() -> Shard:
-    """The share by the environment: rank and size of ``torchrun`` or of a SLURM step, times the task of a SLURM array."""
+    """The share by the environment: rank and size of ``torchrun`` or of a SLURM step, times the task of a SLURM array.
+
+    Raises ``ValueError`` where SLURM's tasks are not given by node, which Fabric asks for.
+    """
     from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
     rank, size, local_rank = 0, 1, 0
     for kind in (TorchElasticEnvironment, SLURMEnvironment):
         if kind.detect():
-            environment = kind()
+            try:
+                environment = kind()
+            except RuntimeError as error:  # about --ntasks
+                raise ValueError(f"{error} (or give --shard i/n)") from None
             rank, size, local_rank = environment.global_rank(), environment.world_size(), environment.local_rank()
             break
     if "SLURM_ARRAY_TASK_ID" in os.environ:  # Fabric does not look at arrays, whose tasks know nothing of each other
