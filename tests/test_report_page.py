@@ -1,0 +1,284 @@
+"""The page that shows results: what it holds, what it escapes, what it says about broken input. No browser needed."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import html.parser
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from commands import run
+from PIL import Image
+
+from utils import report
+from utils.report import report_line, write_report
+
+TAG, SCRIPT = "<img src=x onerror=alert(1)>.jpg", "</script><script>alert(2)</script>&amp;%%images%%.jpg"
+
+
+def write_results(folder, truths, predictions, names=None, failed=(), **summary):
+    """A results folder as test.py writes it; every image is 64 x 48 pixels, a truth of None is not annotated."""
+    folder.mkdir(parents=True)
+    names = names or [f"IMG_{i + 1:04d}.jpg" for i in range(len(truths))]
+    rows, lines, errors = [], [], []
+    for i, (name, truth, predicted) in enumerate(zip(names, truths, predictions, strict=True)):
+        random = np.random.default_rng(i)
+        error = None if truth is None else predicted - truth
+        errors += [] if truth is None else [error]
+        relative = error / truth if truth else None
+        rows.append((name, truth, predicted, error, relative, 0.1, 64, 48))
+        density = random.random((6, 8))
+        points = None if truth is None else random.uniform(0, 48, (truth, 2))
+        image = random.integers(0, 256, (48, 64, 3), np.uint8)
+        lines.append(report_line(name, image, density * predicted / density.sum(), points, np.array([[8.0, 8.0]])))
+    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([report.COLUMNS, *rows])
+    (folder / "report_data.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    absolute = np.abs(errors)
+    totals = {"mae": absolute.mean(), "mse": (absolute**2).mean() ** 0.5, "nae": 0.25} if errors else {}
+    summary = {
+        "images": len(rows) + len(failed),
+        "scored": len(errors),
+        "failed": list(failed),
+        **{name: {"value": value, "low": 0.5 * value, "high": 2 * value} for name, value in totals.items()},
+        "bins": [{"from": 0, "to": 100, "images": len(errors), "mae": 1.5, "mse": 2.5}],
+        "localisation": {"4": {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}} if errors else None,
+        "model": {"name": "vgg"},
+        "weights_sha256": "ab" * 32,
+        "configuration": {"window": 512},
+        "versions": {"torch": "2"},
+        "images_per_second": 3.25,
+        **summary,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """The elements of a page, as a browser would find them."""
+
+    def __init__(self, path):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.scripts = [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1][0] == "script" and self.cdata_elem == "script":
+            attributes, text = self.scripts[-1]
+            self.scripts[-1] = attributes, text + data
+
+    def json(self, identifier):
+        return next(json.loads(text) for attributes, text in self.scripts if attributes.get("id") == identifier)
+
+
+def written(tmp_path, *folders):
+    write_report(folders, tmp_path / "page.html")
+    return Page(tmp_path / "page.html")
+
+
+def test_a_line_holds_the_photograph_the_density_and_the_points():
+    density = np.array([[0.0, 1.0, 4.0], [2.0, 3.0, -0.1]])
+    image = np.full((500, 1000, 3), (200, 100, 50), np.uint8)
+    line = json.loads(report_line("a.jpg", image, density, np.array([[1.26, 2, 7.0]]), np.zeros((0, 2))))
+    assert (line["image"], line["width"], line["height"], line["density_max"]) == ("a.jpg", 1000, 500, 4.0)
+    assert (line["points"], line["heads"]) == ([[1.3, 2.0]], [])
+    photo = Image.open(io.BytesIO(base64.b64decode(line["photo"])))
+    assert (photo.format, photo.size) == ("JPEG", (640, 320))
+    assert np.abs(np.asarray(photo).astype(int) - (200, 100, 50)).max() <= 4
+    cells = Image.open(io.BytesIO(base64.b64decode(line["density"])))
+    assert (cells.format, cells.mode) == ("PNG", "L")
+    np.testing.assert_allclose(np.asarray(cells, float) * 4 / 255, np.clip(density, 0, None), atol=2 / 255)
+
+
+def test_a_line_of_an_image_without_annotation_and_without_mass():
+    line = json.loads(report_line("a", np.zeros((8, 8, 3), np.uint8), np.zeros((1, 1)), None, None))
+    assert (line["points"], line["heads"], line["density_max"]) == (None, None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": np.zeros((8, 8), np.uint8)}, r"uint8 \[H, W, 3\]"),
+        ({"image": np.zeros((8, 8, 3))}, "float64"),
+        ({"density": np.full((1, 1), np.nan)}, "finite"),
+        ({"density": np.zeros(3)}, r"shape \[3\]"),
+        ({"points": np.zeros((2, 1))}, "points have shape"),
+        ({"heads": np.full((1, 2), np.inf)}, "heads have shape"),
+    ],
+)
+def test_a_line_of_wrong_arrays_is_refused(change, message):
+    good = {"image": np.zeros((8, 8, 3), np.uint8), "density": np.zeros((1, 1)), "points": None, "heads": None}
+    with pytest.raises(ValueError, match=message):
+        report_line("a.jpg", **{**good, **change})
+
+
+def test_names_cannot_become_markup(tmp_path):
+    names = [TAG, SCRIPT, "<!--<script>.jpg"]
+    failed = [[TAG, f"reason {SCRIPT}"]]
+    page = written(tmp_path, write_results(tmp_path / "<b>results", [1, 2, 3], [1.0, 2.0, 4.0], names, failed))
+    assert "<title>&lt;b&gt;results: counting report</title>" in (tmp_path / "page.html").read_text()
+    plain = written(tmp_path, write_results(tmp_path / "plain", [1, 2, 3], [1.0, 2.0, 4.0], ["a", "b", "c"]))
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
+    data = page.json("report")
+    assert [row[0] for row in data["images"]] == names
+    assert data["results"][0]["label"] == "<b>results"
+    assert data["results"][0]["summary"]["failed"] == failed
+
+
+def test_only_the_pages_own_scripts_may_run_and_nothing_is_fetched(tmp_path):
+    page = written(tmp_path, write_results(tmp_path / "a", [1], [2.0]))
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    code = [text for attributes, text in page.scripts if attributes.get("type") != "application/json"]
+    hashes = {base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in code}
+    assert len(code) == 2 and set(re.findall(r"'sha256-([^']+)'", policy)) == hashes
+    assert "default-src 'none'" in policy and "http" not in policy
+    links = [attrs[name] for _, attrs in page.tags for name in ("src", "href") if attrs.get(name)]
+    assert links and all(link.startswith(("data:", "#")) for link in links)
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    folders = [write_results(tmp_path / name, [1, 2], [1.5, float(i)]) for i, name in enumerate("ab")]
+    for out in ("first.html", "second.html"):
+        write_report(folders, tmp_path / out)
+    assert (tmp_path / "first.html").read_bytes() == (tmp_path / "second.html").read_bytes()
+
+
+def test_the_page_holds_every_image_in_the_order_of_the_results(tmp_path):
+    folder = write_results(tmp_path / "a", [3, None, 0], [1.25, 2.5, 0.0])
+    lines = (folder / "report_data.jsonl").read_text().splitlines()
+    (folder / "report_data.jsonl").write_text("\n".join(reversed(lines)))
+    page = written(tmp_path, folder)
+    assert page.json("report")["images"] == [
+        ["IMG_0001.jpg", 64, 48, 3.0, [1.25]],
+        ["IMG_0002.jpg", 64, 48, None, [2.5]],
+        ["IMG_0003.jpg", 64, 48, 0.0, [0.0]],
+    ]
+    for index, line in enumerate(lines):
+        stored, source = page.json(f"image-{index}"), json.loads(line)
+        assert (stored["photo"], stored["points"]) == (source["photo"], source["points"])
+        assert stored["results"] == [{key: source[key] for key in ("density", "density_max", "heads")}]
+
+
+def test_many_photographs_are_made_smaller(tmp_path, monkeypatch):
+    folder = write_results(tmp_path / "a", [1], [1.0])
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    line = report_line("IMG_0001.jpg", noise, np.ones((60, 80)), np.zeros((1, 2)), None)
+    (folder / "report_data.jsonl").write_text(line)
+    sides = []
+    for budget in (10**9, len(line) // 4, 100):
+        monkeypatch.setattr(report, "PHOTOGRAPHS_BYTES", budget)
+        photo = written(tmp_path, folder).json("image-0")["photo"]
+        sides.append(Image.open(io.BytesIO(base64.b64decode(photo))).width)
+    assert sides[0] == 640 and 300 <= sides[1] <= 330 and sides[2] == report.LEAST_PHOTO_SIDE
+
+
+def test_numbers_that_json_does_not_know_are_absent(tmp_path):
+    page = written(tmp_path, write_results(tmp_path / "a", [1], [1.0], nae={"value": float("nan")}))
+    assert page.json("report")["results"][0]["summary"]["nae"] == {"value": None}
+
+
+def test_the_paired_difference_of_known_errors(tmp_path):
+    first = write_results(tmp_path / "a", [10, 20, 30], [11.0, 19.0, 31.0])
+    second = write_results(tmp_path / "b", [10, 20, 30], [13.0, 17.0, 33.0])
+    data = written(tmp_path, first, second).json("report")
+    always_two = {"value": 2.0, "low": 2.0, "high": 2.0}
+    assert data["paired"] == [{"images": 3, "mae": always_two, "mse": always_two}]
+    assert data["images"][1][3:] == [20.0, [19.0, 17.0]]
+
+
+def test_the_paired_interval_leaves_out_what_both_find_hard(tmp_path):
+    random = np.random.default_rng(3)
+    hard = random.integers(0, 200, 60)
+    truths = [500] * 60
+    first = write_results(tmp_path / "a", truths, [float(500 + error) for error in hard])
+    second = write_results(tmp_path / "b", truths, [float(500 + error + 3 + i % 3) for i, error in enumerate(hard)])
+    (paired,) = written(tmp_path, first, second).json("report")["paired"]
+    assert paired["mae"]["value"] == pytest.approx(4.0)
+    assert 3.7 < paired["mae"]["low"] < 4.0 < paired["mae"]["high"] < 4.3
+
+
+def test_without_truth_nothing_is_paired(tmp_path):
+    folders = [write_results(tmp_path / name, [None], [2.0]) for name in "ab"]
+    assert written(tmp_path, *folders).json("report")["paired"] == [{"images": 0}]
+
+
+def test_an_image_that_failed_in_one_result_is_left_out(tmp_path):
+    first = write_results(tmp_path / "a", [1, 2], [1.0, 2.0], ["x", "y"])
+    second = write_results(tmp_path / "b", [1], [1.0], ["x"], failed=[["y", "unreadable"]])
+    data = written(tmp_path, first, second).json("report")
+    assert ([row[0] for row in data["images"]], data["left_out"]) == (["x"], ["y"])
+
+
+def test_results_of_other_images_or_truths_are_refused(tmp_path):
+    first = write_results(tmp_path / "a", [1, 2, 3], [1.0, 2.0, 3.0], ["x", "y", "z"])
+    other = write_results(tmp_path / "b", [1, 2], [1.0, 2.0], ["x", "w"])
+    with pytest.raises(ValueError, match="1 in common, 2 only in the first, 1 only in the other; compare"):
+        write_report([first, other], tmp_path / "page.html")
+    truth = write_results(tmp_path / "c", [1, 2, 4], [1.0, 2.0, 3.0], ["x", "y", "z"])
+    with pytest.raises(ValueError, match="'z' has the truth 4.0, in .*a it is 3.0"):
+        write_report([first, truth], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_results_in_folders_of_one_name_are_told_apart(tmp_path):
+    folders = [write_results(tmp_path / name / "results", [1], [1.0]) for name in "ab"]
+    labels = [entry["label"] for entry in written(tmp_path, *folders).json("report")["results"]]
+    assert labels == [str(folder) for folder in folders]
+
+
+HEADER, ROW = ",".join(report.COLUMNS), "IMG_0001.jpg,1,1,,,,64,48"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("summary.json", None, "no such file"),
+        ("summary.json", "{", "not readable as JSON"),
+        ("summary.json", "[]", "no JSON object"),
+        ("summary.json", '{"failed": ["a"]}', "failed must be a list"),
+        ("results.csv", None, "no such file"),
+        ("results.csv", "", "lacks the columns image, truth"),
+        ("results.csv", "image,predicted\na,1\n", "lacks the columns truth, error"),
+        ("results.csv", f"{HEADER}\na,1,many,,,,1,1\n", "line 2: predicted is 'many', must be a number"),
+        ("results.csv", f"{HEADER}\na,nan,1,,,,1,1\n", "line 2: truth is 'nan'"),
+        ("results.csv", f"{HEADER}\na,1\n", "line 2: predicted is None"),
+        ("results.csv", f"{HEADER}\n{ROW}\n{ROW}\n", "line 3: 'IMG_0001.jpg' stands there twice"),
+        ("results.csv", f"{HEADER}\nother.jpg,1,1,,,,64,48\n", "lacks 1 of the 1 images of results.csv, 'other.jpg'"),
+        ("results.csv", b"\xff\xfe", "not UTF-8"),
+        ("report_data.jsonl", None, "no such file"),
+        ("report_data.jsonl", '{"image": "a"', "line 1: not readable as JSON"),
+        ("report_data.jsonl", '{"image": "a", "photo": 3}', "line 1: photo, density, density_max: missing"),
+        ("report_data.jsonl", "3", "line 1: image, photo"),
+    ],
+)
+def test_broken_input_is_one_line_that_names_the_file(tmp_path, name, content, message):
+    folder = write_results(tmp_path / "a", [1], [1.0])
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises((ValueError, OSError), match=re.escape(message)) as caught:
+        write_report([folder], tmp_path / "page.html")
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_the_command_line(tmp_path):
+    folder = write_results(tmp_path / "a", [1], [1.0])
+    out, _ = run("-m", "utils.report", folder)
+    assert (folder / "report.html").is_file() and out.startswith(f"{folder / 'report.html'}: ")
+    out, _ = run("-m", "utils.report", folder, folder, "--out", tmp_path / "both.html")
+    assert len(Page(tmp_path / "both.html").json("report")["results"]) == 2
+    _, error = run("-m", "utils.report", tmp_path / "missing", code=1)
+    assert error.startswith(f"error: {tmp_path / 'missing'}: no such folder") and error.count("\n") == 1
