@@ -1,0 +1,354 @@
+"""The documentation is true: its commands run, its names, options and links exist, its snippets and diffs work.
+
+Every command of a ``bash`` block runs on stand-ins in an empty folder that links to the project, or is in ``NOT_RUN`` with the
+reason; in both cases the options it names are looked up in ``--help``.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import importlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import ROOT, call
+from documents import COMMANDS, DOCS, FOLDERS, PACKAGES, Block, Command, blocks, braces, defines, importable, spans
+from raw_data import make_jhu, make_nwpu, make_raw, make_sh, save_noise, write
+from training_runs import Tiny
+
+import models
+import train_gs
+from models import Prediction
+
+DATA, RUN = "data/UCF-Train-Val-Test", "runs/qnrf_vgg"
+
+# Commands that are not run: a pattern of the whole command, and why.
+NOT_RUN = {
+    r"bash scripts/demo\.sh": "ten minutes and a download; each of its stages is a command of its own",
+    r"bash scripts/test\.sh": "runs this test",
+    r"bash scripts/faults\.sh": "an hour of kills and restarts; its short form is in tests/faults",
+    r"bash scripts/compare_losses\.sh": "trains for hours; tests/test_compare.py runs what it starts",
+    r"bash scripts/reproduce_tables\.sh": "needs the original data sets and days on a GPU",
+    r"python benchmarks/": "a measurement, minutes long",
+    r"python scripts/(compare_losses|reproduce_tables)\.py": "trains for hours",
+    r"(torchrun|srun|python) .*train_gs\.py.* --(device \d+,\d|num-nodes|compile)": "several GPUs, or minutes of compilation",
+    r"(torchrun|srun) .*train_gs\.py": "several processes; tests/test_training_options.py trains with two",
+    r"(sbatch|squeue|scancel|ssh|rsync) ": "needs a cluster",
+    r"tensorboard ": "a server, which does not end",
+    r"git ": "changes a working copy, or needs a network; diffs of the documentation are applied by a test below",
+    r"(python -m (pip|venv|pytest)|ruff|source|cd|mkdir|export|module|apt) ?": "sets the shell or the machine up",
+}
+# Options that make a command quick, after those that the documentation gives: the last one wins.
+QUICK = {
+    "preprocess_dataset": "--workers 1 --min-size 64 --max-size 128",
+    "2dgs_counting_1gs_gsplat": "--num-epochs 3 --workers 1",
+    "GS2D/build_kernels": "--workers 1",
+    "train_gs": "--device cpu --backbone-weights none --crop-size 64 --num-workers 0 --epochs 1",
+    "test.py": "--device cpu",
+    "datasets/check": "--crop-size 64 --workers 1",
+    "datasets/synthetic": "--images 5 --height 64 --width 64 --min-people 1 --max-people 5 --workers 1",
+    "scripts/doc_pictures": "--iterations 2 --out pictures",
+}
+CLUSTER = set(
+    "--array --nodes --ntasks --ntasks-per-node --gpus-per-node --gres --cpus-per-task --mem --time --requeue".split()
+)
+
+
+def reason_not_to_run(command):
+    return next((reason for pattern, reason in NOT_RUN.items() if re.match(pattern, command.text)), None)
+
+
+def name_of(command):
+    return f"{command.block.place} {command.text[:60]}"
+
+
+@functools.cache
+def options_of(script):
+    """All options that ``--help`` of a script of ours shows."""
+    return set(re.findall(r"--[a-z][\w-]*", call(script, "--help")[0]))
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory):
+    """The project by links, and stand-ins for the data sets and runs that the documentation names."""
+    root = tmp_path_factory.mktemp("docs") / "project"
+    root.mkdir()
+    for path in ROOT.iterdir():
+        if path.name not in ("data", "runs", "docs", "demo_output") and not path.name.startswith("."):
+            (root / path.name).symlink_to(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        raw = make_raw(Path("data/UCF-QNRF_ECCV18"))
+        names = sorted(path.name for path in (raw / "Train").glob("*.jpg"))
+        write(Path("train.txt"), "\n".join(names[:4]))
+        write(Path("val.txt"), "\n".join(names[4:]))
+        paths = "--input-dataset-path", raw, "--output-dataset-path", DATA, "--train-list", "train.txt"
+        run("preprocess_dataset_ucf.py", *paths, "--val-list", "val.txt")
+        run("2dgs_counting_1gs_gsplat.py", "--splits", "train")
+        run("GS2D/process_gaussians.py", "--max-ratio", 1)
+        run("GS2D/build_kernels.py")
+        patch.setattr(train_gs, "build_model", Tiny)
+        patch.setattr(models, "build_model", Tiny)
+        run("train_gs.py", "--data-dir", DATA, "--save-dir", RUN, "--max-model-num", 3)
+    return root
+
+
+@pytest.fixture
+def workspace(template, tmp_path, monkeypatch):
+    root = shutil.copytree(template, tmp_path / "project", symlinks=True)
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(train_gs, "build_model", Tiny)
+    monkeypatch.setattr(models, "build_model", Tiny)
+    return root
+
+
+def run(script, *arguments, code=0):
+    quick = next((options for name, options in QUICK.items() if script.startswith(name)), "")
+    return call(script, *arguments, *quick.split(), code=code)
+
+
+def provide(option, value, script):
+    """Make the stand-in for a path of a command that is not there yet."""
+    path = Path(value)
+    if option in ("--input-dataset-path", "--origin-dir"):
+        makers = {"jhu": make_jhu, "nwpu": make_nwpu, "ucf": make_raw, "points": make_points}
+        makers["sh"] = lambda root: make_sh(root if root.name.startswith("part_") else root / "part_A_final")
+        makers[re.match(r"preprocess_dataset_(\w+)\.py", script)[1]](path)
+    elif option in ("--data-dir", "--root-path"):
+        shutil.copytree(DATA, path)
+    elif option in ("--save-path", "--resume"):
+        source = Path(RUN, "0_ckpt.tar" if path.suffix == ".tar" else "best_model.pth" if path.suffix else "")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, path)
+    elif option == "--images" or path.suffix in (".jpg", ".png"):
+        save_noise(path if path.suffix else path / "photo.jpg")
+
+
+def make_points(root):
+    """Images with points in each of the formats that have a file an image."""
+    for i in range(10):
+        save_noise(root / f"{i}.jpg", seed=i)
+        write(root / f"{i}.csv", "x,y\n10,12\n30,31\n")
+        write(root / f"{i}.txt", "0 0.5 0.5 0.1 0.1\n")
+    write(root / "via.json", {f"{i}.jpg": {"filename": f"{i}.jpg", "regions": []} for i in range(10)})
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(10)]
+    boxes = [{"image_id": i, "bbox": [5, 5, 6, 8]} for i in range(10)]
+    write(root / "annotations.json", {"images": images, "annotations": boxes})
+
+
+def processes(command):
+    """The environments of the processes that a launcher or a SLURM array would start."""
+
+    def option(name, value=r"(\d+)"):
+        return re.search(rf"^#SBATCH.* --{name}={value}", command.block.text, re.M)
+
+    if array := option("array", r"(\d+)-(\d+)"):
+        first, last = map(int, array.groups())
+        fixed = {"SLURM_ARRAY_TASK_MIN": first, "SLURM_ARRAY_TASK_COUNT": last - first + 1, "SLURM_ARRAY_TASK_STEP": 1}
+        return [{**fixed, "SLURM_ARRAY_TASK_ID": task} for task in range(first, last + 1)]
+    if command.words[0] == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        given = get_args_parser().parse_args(command.words[1:])
+        size = int(given.nproc_per_node) * int(given.nnodes.split(":")[-1])
+        fixed = {"TORCHELASTIC_RUN_ID": "docs", "WORLD_SIZE": size, "LOCAL_RANK": 0}
+        return [{**fixed, "RANK": rank} for rank in range(size)]
+    if command.words[0] == "srun":
+        asked = {name: int(found[1]) for name in ("nodes", "ntasks-per-node") if (found := option(name))}
+        size = asked.get("nodes", 1) * asked.get("ntasks-per-node", 1)
+        fixed = {"SLURM_NTASKS": size, "SLURM_LOCALID": 0, "SLURM_JOB_NAME": "docs"}
+        fixed |= {"SLURM_NTASKS_PER_NODE": asked["ntasks-per-node"]} if "ntasks-per-node" in asked else {}
+        return [{**fixed, "SLURM_PROCID": rank} for rank in range(size)]
+    return [{}]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not reason_not_to_run(c)], ids=name_of)
+def test_command(command, workspace, monkeypatch):
+    assert command.script, f"{command.block.place}: {command.text!r} is neither run nor in NOT_RUN"
+    script, arguments = command.script
+    if script == "train_gs.py" and "--resume" not in arguments:
+        shutil.rmtree("runs")
+    option = None
+    for word in arguments:
+        option = word if word.startswith("--") else option
+        if option in ("--output-dataset-path", "--out", "--save-dir"):
+            shutil.rmtree(word, ignore_errors=True)
+        elif word != option and not Path(word).exists():
+            provide(option, word, script)
+    if script.startswith("2dgs"):
+        for path in workspace.rglob("gs_params/*.h5"):
+            path.unlink()
+    for number, environment in enumerate(processes(command)):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        out, _ = run(script, *arguments, *(["--resume", "none"] if script == "train_gs.py" and number else []))
+    written = {"preprocess": "data/*/train/*.npy", "train_gs": "runs/**/best_model.pth"}
+    assert out and all(list(Path().glob(path)) for name, path in written.items() if script.startswith(name))
+    assert "MAE" in out or script != "test.py" or "--images" in arguments
+    if script.startswith("2dgs") and "--shard" not in arguments:
+        train = Path(arguments[arguments.index("--root-path") + 1] if "--root-path" in arguments else DATA, "train")
+        assert len(list(train.glob("gs_params/*.h5"))) == len(list(train.glob("*.jpg"))) > 0
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=name_of)
+def test_options_exist(command):
+    """Also where the command is not run, and in commands inside sentences and tables (below)."""
+    if command.words[0] == "bash":
+        assert (ROOT / command.words[1]).is_file() and reason_not_to_run(command), command.text
+        assert not subprocess.run(["bash", "-n", ROOT / command.words[1]], capture_output=True).returncode
+    elif command.script and (ROOT / command.script[0]).exists():
+        script, arguments = command.script
+        unknown = {word.split("=")[0] for word in arguments if word.startswith("--")} - options_of(script)
+        assert not unknown, f"{command.block.place}: {script} has no {', '.join(unknown)}"
+    else:
+        assert reason_not_to_run(command), f"{command.block.place}: {command.text!r} is neither run nor in NOT_RUN"
+
+
+@functools.cache
+def all_options():
+    from torch.distributed.run import get_args_parser
+
+    scripts = [path.name for path in ROOT.glob("*.py")] + ["GS2D/build_kernels.py", "GS2D/process_gaussians.py"]
+    for folder in ("benchmarks", "scripts"):
+        found = [path for path in (ROOT / folder).glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8")]
+        scripts += [str(path.relative_to(ROOT)) for path in found]
+    scripts += ["GS2D/visualize.py", *{c.script[0] for c in COMMANDS if c.script and (ROOT / c.script[0]).exists()}]
+    known = set().union(*map(options_of, scripts), *(action.option_strings for action in get_args_parser()._actions))
+    return known | CLUSTER | {"--help"}
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
+def test_names_exist(doc):
+    """Paths of the project, options, `file: function` and `package.module.name` in sentences and tables."""
+    missing = []
+    for span in spans(doc):
+        if found := re.fullmatch(r"([\w/]+\.py): ([\w., ]+)", span):
+            tree = ast.parse((ROOT / found[1]).read_text()) if (ROOT / found[1]).exists() else ast.parse("")
+            missing += [
+                f"{found[1]}: {name}" for name in found[2].split(", ") if not defines(tree.body, name.split("."))
+            ]
+        elif re.fullmatch(rf"({'|'.join(PACKAGES)})(\.\w+)+", span):
+            missing += [span] if not importable(span) else []
+        elif re.match(r"--[a-z]", span):
+            missing += {word for word in span.split() if word.startswith("--")} - all_options()
+        elif span.startswith("python "):
+            script = Command(Block(doc, 0, "bash", span, None), tuple(span.split())).script
+            known = options_of(script[0]) if script and (ROOT / script[0]).exists() else set()
+            missing += [f"{span}: {w}" for w in span.split() if w.startswith("--") and w.split("=")[0] not in known]
+        elif re.match(rf"({'|'.join(FOLDERS)})/|[\w*{{}},]+\.(py|ini|toml)$", span) and not re.search(r"[<\s]", span):
+            missing += [span] if not all(list(ROOT.glob(name.rstrip("/"))) for name in braces(span)) else []
+    assert not missing
+
+
+def test_constants_have_the_stated_values():
+    rows = re.findall(r"^\| `([\w/]+)\.py: (\w+)` \| ([^ |]+) \|", (ROOT / "docs/method.md").read_text(), re.M)
+    assert len(rows) > 20
+    for module, name, text in rows:
+        value = getattr(importlib.import_module(module.replace("/", ".")), name)
+        top, _, bottom = text.partition("/")
+        assert value == pytest.approx(float(top) / float(bottom or 1), rel=1e-12), f"{module}: {name} is {value}"
+
+
+def test_scaling_counts_with_the_rates_that_were_measured():
+    """docs/scaling.md quotes two rows of the benchmarks' tables, which stand in another document."""
+    scaling = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    others = "\n".join(doc.read_text(encoding="utf-8") for doc in DOCS if doc.name != "scaling.md")
+    splat = re.search(r"^\| 800, 1536 x 1024 \| ([\d.]+) \| ([\d.]+ ms) \| (\d+) \|", others, re.M)
+    kernel = re.search(r"^\| 1000 \| ([\d.]+ ms), .*\| ([\d.]+ ms) \|", others, re.M)
+    assert splat and kernel, "the tables of bench_splat.py and bench_transport.py are gone"
+    quoted = [f"{splat[1]} ns", splat[2], f"{splat[3]} times", f"{splat[2].split()[0]}e-3 / 800", *kernel.groups()]
+    assert not [text for text in quoted if text not in " ".join(scaling.split())]
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
+def test_links_resolve(doc):
+    text = re.sub(r"^```.*?^```$", "", doc.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (doc.parent / name).resolve() if name else doc
+        assert path.exists(), f"{doc.name}: {target}"
+        if anchor and path.suffix == ".md":
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{doc.name}: {target}"
+
+
+def test_formulas_survive_markdown():
+    """Inside $...$ GitHub takes the backslash off before punctuation; $`...`$ and ```math blocks keep it."""
+    for doc in DOCS:
+        text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", doc.read_text(encoding="utf-8"), flags=re.M | re.S)
+        for formula in re.findall(r"\$([^$\n]+)\$", text):
+            assert not re.search(r"\\[^A-Za-z ]", formula), f"{doc.name}: {formula}"
+
+
+def make_rare_files(patch):
+    """What docs/formats.md speaks of besides the template: results, the trouble of a run, a synthetic data set."""
+    paths = "--save-path", f"{RUN}/best_model.pth", "--data-dir", DATA
+    run("test.py", *paths, "--out", "results", "--save-density", "npy")
+    run("datasets/synthetic.py", "--layout", "jhu", "--out", "data/synthetic")
+
+    class Broken(Tiny):
+        def forward(self, images):
+            return Prediction(super().forward(images).density * float("nan"), ())
+
+    patch.setattr(train_gs, "build_model", Broken)
+    run("train_gs.py", "--data-dir", DATA, "--save-dir", "runs/broken", code=1)
+
+
+@pytest.mark.parametrize("doc", sorted({block.doc for block in blocks("python")}), ids=lambda doc: doc.name)
+def test_python_snippets(doc, workspace, monkeypatch):
+    """One after another, as a reader would; what a ``text`` block right after one shows is what it prints."""
+    if doc.name == "formats.md":
+        make_rare_files(monkeypatch)
+    namespace = {}
+    for block in blocks("python"):
+        if block.doc == doc:
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(block.text, block.place, "exec"), namespace)
+            assert block.output is None or out.getvalue() == block.output, block.place
+
+
+def test_diffs_apply_and_their_tests_pass(tmp_path):
+    """Each diff fits the code as it is; with all of them the tests that they add pass, and those of the house."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    copy, diffs = tmp_path / "copy", list(blocks("diff"))
+    skipped = shutil.ignore_patterns(".*", "__pycache__", "data", "runs", "demo_output", "trees")
+    shutil.copytree(ROOT, copy, ignore=skipped)
+    for block in diffs:
+        done = subprocess.run(["git", "apply", "-"], input=block.text, cwd=copy, capture_output=True, text=True)
+        assert not done.returncode, f"{block.place}: {done.stderr}"
+    added = re.findall(r"^\+\+\+ b/(tests/test_\w+\.py)", "".join(block.text for block in diffs), re.M)
+    assert len(diffs) == len(added) == 3
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'inner'}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GIT_CEILING_DIRECTORIES": str(tmp_path)}
+    done = subprocess.run(
+        [*command, *added, "tests/test_architecture.py"], cwd=copy, env=environment, capture_output=True, text=True
+    )
+    assert not done.returncode, done.stdout[-3000:]
+
+
+def test_pictures_are_small_and_those_of_the_script():
+    pictures = list((ROOT / "docs/pictures").iterdir())
+    script = (ROOT / "scripts/doc_pictures.py").read_text()
+    assert pictures and all(path.stat().st_size < 150_000 and f'"{path.name}"' in script for path in pictures)
+
+
+def test_the_citation_is_well_formed():
+    import yaml
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation) and citation["cff-version"] == "1.2.0"
+    assert [author["family-names"] for author in citation["preferred-citation"]["authors"]] == ["Shang", "Hong"]
+    assert np.all([isinstance(citation[key], str) for key in ("message", "title", "license")])
