@@ -6,20 +6,20 @@ Column m of the kernel K is the distribution over the N annotations and the back
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from GS2D import native
+from losses.kernel_inputs import Array, cell_grid, check_lengths, checked_gaussians, clamp_bounds
 from losses.tiles import centres, from_tiles, min_runs, run_of, sum_runs, tile_counts, to_tiles, visited_tiles
-
-Array = np.ndarray | Tensor
 
 TILE = 4  # cells along the side of the tiles that are visited or skipped as a whole
 WIDTH = 8  # annotations side by side in a group
@@ -133,7 +133,7 @@ class TransportedMassLoss(nn.Module):
         """
         if density.ndim != 4 or density.shape[1] != 1:
             raise ValueError(f"density: shape {tuple(density.shape)}, expected [B, 1, h, w]")
-        _check_lengths("density, kernels, targets", density, kernels, targets)
+        check_lengths("density, kernels, targets", density, kernels, targets)
         if density.dtype in (torch.float16, torch.bfloat16):
             density = density.float()
         cells, grid = density[:, 0], tuple(density.shape[2:])
@@ -177,13 +177,15 @@ def transport_kernel(
     post_min: float = 1.0,
     post_max: float = 20.0,
     scale_ratio: float = 1.0,
+    backend: str = "auto",
 ) -> TransportKernel:
     """The kernel K (Eqs. 5 and 7) of one sample; without annotations it is a background row of ones.
 
     means [N, 2]: (x, y), pixels of the crop, also outside it; scales [N, 2]: standard deviations, pixels; rotations
     [N, 1]: radians. crop_size: pixels, one number or (height, width); cells are (height // stride) x (width // stride).
     Scales become clamp(scale_ratio * scales, stride / post_min, post_max). background_ratio = 0: no background.
-    Computed in float32, or in float64 where an input is.
+    Computed in float32, or in float64 where an input is. backend: "torch" runs anywhere; "native", the engine in C++, on a
+    CPU in float32; "auto" takes the engine where it can.
 
     Raises ValueError for shapes that do not fit together, for NaN, infinite or negative values (naming the row) and for
     impossible parameters.
@@ -199,6 +201,7 @@ def transport_kernel(
         post_min=post_min,
         post_max=post_max,
         scale_ratio=scale_ratio,
+        backend=backend,
     )[0]
 
 
@@ -214,12 +217,17 @@ def transport_kernels(
     post_min: float = 1.0,
     post_max: float = 20.0,
     scale_ratio: float = 1.0,
+    backend: str = "auto",
 ) -> list[TransportKernel]:
     """`transport_kernel` of a batch of samples in one pass: lists of [N, 2], [N, 2] and [N, 1] -> list of kernels."""
-    grid = _grid(crop_size, stride)
-    low, high = _clamp_bounds(stride, background_ratio, cut_off, post_min, post_max, scale_ratio)
-    _check_lengths("means, scales, rotations", means, scales, rotations)
-    samples = [_gaussians(*sample) for sample in zip(means, scales, rotations)]
+    grid = cell_grid(crop_size, stride)
+    low, high = clamp_bounds(stride, background_ratio, cut_off, post_min, post_max, scale_ratio)
+    check_lengths("means, scales, rotations", means, scales, rotations)
+    samples = [checked_gaussians(*sample) for sample in zip(means, scales, rotations)]
+    log_ratio = math.log(background_ratio) if background_ratio else -math.inf
+    if _takes_native(backend, samples):
+        shape = low, high, scale_ratio
+        return [_native_kernel(sample, grid, stride, shape, cut_off, log_ratio) for sample in samples]
     counts = [len(sample) for sample in samples]
     # Shorter samples end in NaN, which is never visited; the last rows of each are there to fill groups up.
     padded = pad_sequence(samples, batch_first=True, padding_value=math.nan)
@@ -227,7 +235,6 @@ def transport_kernels(
     sigma = (scale_ratio * padded[..., 2:4]).clamp(low, high)
     cos, sin = padded[..., 4:].cos(), padded[..., 4:].sin()
     half_log_det = sigma.prod(2).log()
-    log_ratio = math.log(background_ratio) if background_ratio else -math.inf
     ellipses = _ellipses(sigma, cos, sin, _reach(half_log_det, counts, cut_off, log_ratio))
     run, annotation, starts = visited_tiles(padded[..., :2], ellipses, grid, stride, TILE, WIDTH)
 
@@ -268,6 +275,51 @@ def transport_kernels(
     return kernels
 
 
+def _takes_native(backend: str, samples: Sequence[Tensor]) -> bool:
+    """Whether the engine computes these samples; ValueError for a backend that cannot."""
+    if backend not in ("auto", "torch", "native"):
+        raise ValueError(f"backend: {backend!r}, must be auto, torch or native")
+    fits = all(sample.device.type == "cpu" and sample.dtype == torch.float32 for sample in samples)
+    if backend == "native" and not fits:
+        raise ValueError("backend: native computes in float32 on the CPU; take torch for these inputs")
+    if backend == "auto" and fits:
+        return _engine_works()
+    return backend == "native"
+
+
+@functools.cache
+def _engine_works() -> bool:
+    try:
+        return native.load() is not None
+    except native.NativeUnavailable:
+        return False
+
+
+def _native_kernel(
+    gaussians: Tensor,
+    grid: tuple[int, int],
+    stride: int,
+    shape: tuple[float, float, float],
+    cut_off: float,
+    log_ratio: float,
+) -> TransportKernel:
+    """The kernel of Gaussians [N, 5] by the engine; shape: smallest and largest scale, factor on the scales."""
+    low, high, scale_ratio = shape
+    rows, columns = tile_counts(grid, TILE)
+    table = gaussians.new_zeros(0, 11)
+    if len(gaussians):
+        points, sigma, angles = gaussians.split([2, 2, 1], dim=1)
+        sigma, cos, sin = (scale_ratio * sigma).clamp(low, high), angles.cos(), angles.sin()
+        half_log_det = sigma.prod(1).log()
+        reach = _reach(half_log_det[None], [len(points)], cut_off, log_ratio)[0]
+        ellipses = torch.stack([half_log_det, *_ellipses(sigma, cos, sin, reach)], dim=1)
+        table = torch.cat([points, _whitening(sigma, cos, sin), ellipses], dim=1)
+    arrays = native.transport(table.numpy(), rows, columns, stride, log_ratio - cut_off**2 / 2)
+    starts, annotation, mass, background = map(torch.from_numpy, arrays)
+    background = from_tiles(background[None], grid, TILE)[0]
+    return TransportKernel(annotation[None], starts, mass[:, None], background, grid, len(gaussians))
+
+
 def dense_transport_kernel(
     means: Array,
     scales: Array,
@@ -282,9 +334,9 @@ def dense_transport_kernel(
     scale_ratio: float = 1.0,
 ) -> Tensor:
     """K [N + 1, M] of `transport_kernel`, computed for every cell: the equations, for readers and tests."""
-    height, width = _grid(crop_size, stride)
-    low, high = _clamp_bounds(stride, background_ratio, cut_off, post_min, post_max, scale_ratio)
-    points, sigma, angles = _gaussians(means, scales, rotations).split([2, 2, 1], dim=1)
+    height, width = cell_grid(crop_size, stride)
+    low, high = clamp_bounds(stride, background_ratio, cut_off, post_min, post_max, scale_ratio)
+    points, sigma, angles = checked_gaussians(means, scales, rotations).split([2, 2, 1], dim=1)
     if not len(points):
         return points.new_ones(1, height * width)
     y, x = centres(height, stride, points), centres(width, stride, points)
@@ -316,7 +368,7 @@ def _reach(half_log_det: Tensor, counts: Sequence[int], cut_off: float, log_rati
 def _distances(dx: Tensor, dy: Tensor, whitening: Sequence[Tensor]) -> Tensor:
     """-z = 1/2 d^T Sigma^-1 d = |W d|^2 of offsets d = (dx, dy), which are overwritten.
 
-    Shared by both forms because n* = argmax z must fall on the same Gaussian where two are equally near.
+    Shared by both forms (the engine rounds alike) because n* = argmax z must fall on the same Gaussian where two are equally near.
     """
     a, b, c, d = whitening
     first = (a * dx + b * dy).square_()
@@ -337,49 +389,3 @@ def _ellipses(sigma: Tensor, cos: Tensor, sin: Tensor, reach: Tensor) -> tuple[T
     r, rest = cos * sin * (first - second) * (first + second) / (x * y), first * second / (x * y)
     radius = (2 * reach).sqrt()
     return radius * x, radius * y, r, rest
-
-
-def _grid(crop_size: int | tuple[int, int], stride: int) -> tuple[int, int]:
-    """(h, w) cells of a crop."""
-    height, width = crop_size if isinstance(crop_size, Sequence) else (crop_size, crop_size)
-    if stride < 1 or min(height, width) < stride:
-        raise ValueError(f"crop_size: {crop_size} pixels hold no cell of stride {stride}; make it at least one stride")
-    return int(height) // stride, int(width) // stride
-
-
-def _clamp_bounds(stride: int, background_ratio: float, cut_off: float, *positive: float) -> tuple[float, float]:
-    """Smallest and largest standard deviation, pixels, after checking the parameters."""
-    names = ("background_ratio", "cut_off", "post_min", "post_max", "scale_ratio")
-    for name, value in zip(names, (background_ratio, cut_off, *positive)):
-        if not 0 <= value < math.inf or (value == 0 and name in names[2:]):
-            raise ValueError(f"{name}: {value}, must be finite and {'positive' if name in names[2:] else 'at least 0'}")
-    post_min, post_max, _ = positive
-    return min(stride / post_min, post_max), post_max
-
-
-def _check_lengths(names: str, *values: Sequence) -> None:
-    lengths = [len(value) for value in values]
-    if min(lengths) != max(lengths) or not lengths[0]:
-        raise ValueError(f"{names}: {lengths} samples; there must be at least one, and as many of each")
-
-
-def _gaussians(means: Array, scales: Array, rotations: Array) -> Tensor:
-    """Checked columns x, y, s1, s2, theta: [N, 5]; float64 where one of them is, else float32."""
-    columns = []
-    for name, value, width in (("means", means, 2), ("scales", scales, 2), ("rotations", rotations, 1)):
-        value = torch.as_tensor(value).detach()
-        if len(means) == 0 and value.numel() == 0:
-            value = value.reshape(0, width)
-        if value.shape != (len(means), width):
-            expected = f"[{len(means)}, {width}], one row for each mean"
-            raise ValueError(f"{name}: shape {tuple(value.shape)}, expected {expected}")
-        columns.append(value)
-    dtype = torch.float64 if any(value.dtype == torch.float64 for value in columns) else torch.float32
-    values = torch.cat([value.to(columns[0].device, dtype) for value in columns], dim=1)
-    if not (values.isfinite().all() and (columns[1] >= 0).all()):
-        good = values.isfinite() & (values >= values.new_tensor([-math.inf, -math.inf, 0, 0, -math.inf]))
-        row, column = (~good).nonzero()[0].tolist()
-        name, wanted = (("means", ""), ("scales", " and not negative"), ("rotations", ""))[column // 2]
-        value = f"{name}: {values[row, column]:g} in row {row}"
-        raise ValueError(f"{value}, must be finite{wanted}; fit the image again or drop the point")
-    return values

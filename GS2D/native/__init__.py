@@ -15,7 +15,16 @@ import numpy as np
 
 from GS2D.native.build import NativeUnavailable, build_library, unavailable
 
-__all__ = ["FitState", "NativeUnavailable", "fit", "load", "loss_and_gradients", "render", "render_backward"]
+__all__ = [
+    "FitState",
+    "NativeUnavailable",
+    "fit",
+    "load",
+    "loss_and_gradients",
+    "render",
+    "render_backward",
+    "transport",
+]
 
 MAX_SIDE = 1 << 20  # pixels; coordinates beyond lose the half pixel in float32
 
@@ -37,6 +46,8 @@ def load() -> ctypes.CDLL:
     library.gst_fit.argtypes = [
         *[pointer, integer, pointer, pointer, ctypes.c_int64, integer, ctypes.c_double, integer, real, real, pointer]
     ]
+    library.gst_transport_count.argtypes = [integer, pointer, integer, integer, real, pointer]
+    library.gst_transport_fill.argtypes = [integer, pointer, integer, integer, real, real, *[pointer] * 4]
     return library
 
 
@@ -150,6 +161,27 @@ def loss_and_gradients(
     weights = shape_weight, max_ratio
     _call(load().gst_loss_and_gradients, target.handle, len(params), params, *weights, losses, gradients)
     return (*losses.tolist(), *_columns(gradients))
+
+
+def transport(
+    table: np.ndarray, rows: int, columns: int, stride: float, log_odds: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The transport kernel of ``losses/transport.py`` on a grid of ``rows`` x ``columns`` tiles of 4 x 4 cells.
+
+    table float32 [N, 11]: x, y, the four numbers of W (z = -|W d|^2), half the log of the determinant, and the ellipse in
+    which a Gaussian is visited: half its width and height, pixels, the correlation r, sqrt(1 - r^2); all finite. log_odds:
+    of the background against n*, before what depends on n*. Returns starts int64 [tiles + 1], annotation int64 [T], mass
+    float32 [16, T] and background float32 [tiles, 16].
+    """
+    table = _floats("table", table, len(table), 11)
+    grid = len(table), table, rows, columns, stride
+    starts = np.empty(rows * columns + 1, np.int64)
+    _call(load().gst_transport_count, *grid, starts)
+    entries = int(starts[-1])
+    annotation, mass = np.empty(entries, np.int64), np.empty((16, entries), np.float32)
+    background = np.empty((rows * columns, 16), np.float32)
+    _call(load().gst_transport_fill, *grid, log_odds, starts, annotation, mass, background)
+    return starts, annotation, mass, background
 
 
 def _call(function, *arguments) -> None:

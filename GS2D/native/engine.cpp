@@ -1,10 +1,12 @@
 // The fit of GS2D/fitting.py as one loop on one core (losses, gradients by the parameters, Adam), and the functions
-// that Python calls. The drawing is in scene.hpp.
+// that Python calls. The drawing is in
+// scene.hpp, the transport kernel in transport.hpp.
 
 #include <new>
 #include <stdexcept>
 
 #include "scene.hpp"
+#include "transport.hpp"
 
 namespace {
 
@@ -265,6 +267,21 @@ int gst_fit(const void* target, int n, float* params, float* moments, int64_t st
             losses[1] = shape_loss(n, params, shape_weight, max_ratio, gradients.data());
             adam_step(gradients.size(), params, gradients.data(), moments, step + i, learning_rate);
         }
+    });
+}
+
+// starts [rows * columns + 1] in tiles; table [N, 11], see transport::Gaussian.
+int gst_transport_count(int n, const float* table, int rows, int columns, float stride, int64_t* starts) {
+    return guarded([&] {
+        transport::count({rows, columns, stride}, n, reinterpret_cast<const transport::Gaussian*>(table), starts);
+    });
+}
+
+int gst_transport_fill(int n, const float* table, int rows, int columns, float stride, float log_odds,
+                       const int64_t* starts, int64_t* annotation, float* mass, float* background) {
+    return guarded([&] {
+        const auto* gaussians = reinterpret_cast<const transport::Gaussian*>(table);
+        transport::fill({rows, columns, stride}, n, gaussians, log_odds, starts, annotation, mass, background);
     });
 }
 

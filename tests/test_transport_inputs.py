@@ -1,0 +1,108 @@
+"""What the transport kernel and the loss refuse."""
+
+import math
+
+import pytest
+import torch
+
+from GS2D import native
+from losses import transport
+from losses.transport import (
+    TransportedMassLoss,
+    TransportKernel,
+    dense_transport_kernel,
+    transport_kernel,
+    transport_kernels,
+)
+
+
+def gaussians(count):
+    return torch.rand(count, 2) * 128, torch.rand(count, 2) * 9 + 1, torch.rand(count, 1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_values_that_are_not_finite(position, value):
+    inputs = list(gaussians(5))
+    inputs[position][3, 0] = value
+    name = ("means", "scales", "rotations")[position]
+    for build in (transport_kernel, dense_transport_kernel):
+        with pytest.raises(ValueError, match=f"^{name}: {value} in row 3[^\n]*$"):
+            build(*inputs, 128)
+
+
+def test_negative_scales():
+    means, scales, rotations = gaussians(5)
+    scales[2, 1] = -3
+    with pytest.raises(ValueError, match="scales: -3 in row 2"):
+        transport_kernel(means, scales, rotations, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("scales", ((5, 2), (4, 2), (5, 1))),
+        ("scales", ((5, 2), (0, 2), (0, 1))),
+        ("rotations", ((5, 2), (5, 2), (5,))),
+        ("means", ((5, 3), (5, 2), (5, 1))),
+        ("scales", ((0, 2), (5, 2), (5, 1))),
+    ],
+)
+def test_shapes_that_do_not_fit(name, shapes):
+    with pytest.raises(ValueError, match=f"^{name}: shape"):
+        transport_kernel(*(torch.ones(shape) for shape in shapes), 128)
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        {"crop_size": 7},
+        {"post_min": 0},
+        {"post_max": math.nan},
+        {"scale_ratio": -1},
+        {"background_ratio": -0.1},
+        {"cut_off": math.inf},
+    ],
+)
+def test_impossible_parameters(parameter):
+    with pytest.raises(ValueError, match=next(iter(parameter))):
+        transport_kernel(*gaussians(3), **{"crop_size": 64, **parameter})
+
+
+def test_samples_that_do_not_fit_together():
+    kernel, target, loss = transport_kernel(*gaussians(3), 64), torch.ones(3), TransportedMassLoss()
+    for density, kernels, targets, message in (
+        (torch.ones(1, 8, 8), [kernel], [target], "density"),
+        (torch.ones(2, 1, 8, 8), [kernel], [target], "samples"),
+        (torch.ones(1, 1, 8, 8), [kernel], [], "samples"),
+        (torch.ones(1, 1, 8, 16), [kernel], [target], r"density\[0\]"),
+        (torch.ones(1, 1, 8, 8), [kernel], [torch.ones(4)], r"targets\[0\]"),
+    ):
+        with pytest.raises(ValueError, match=f"{message}[^\n]*$"):
+            loss(density, kernels, targets)
+    for scales in ([], [torch.ones(3, 2)] * 2):
+        with pytest.raises(ValueError, match="means, scales, rotations"):
+            transport_kernels([torch.ones(3, 2)], scales, [torch.ones(3, 1)], 64)
+    stored = TransportKernel.from_csr(*kernel.csr(), kernel.grid)
+    with pytest.raises(ValueError, match="kernels"):
+        loss(torch.ones(2, 1, 8, 8), [kernel, stored], [target, target])
+
+
+@pytest.mark.parametrize(("backend", "message"), [("cuda", "must be auto"), ("native", "float32 on the CPU")])
+def test_backends_that_cannot_compute_it(backend, message):
+    inputs = torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2), torch.zeros(1, 1)
+    with pytest.raises(ValueError, match=f"backend: .*{message}"):
+        transport_kernel(*inputs, 64, backend=backend)
+
+
+def test_without_a_compiler_pytorch_computes_it(monkeypatch):
+    def missing():
+        raise native.NativeUnavailable("native engine: no C++ compiler found")
+
+    inputs = torch.full((1, 2), 20.0), torch.full((1, 2), 9.0), torch.zeros(1, 1)
+    expected = transport_kernel(*inputs, 64, backend="torch")
+    monkeypatch.setattr(native, "load", missing)
+    transport._engine_works.cache_clear()
+    found = transport_kernel(*inputs, 64)
+    transport._engine_works.cache_clear()
+    assert torch.equal(found.mass, expected.mass)
