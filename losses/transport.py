@@ -111,7 +111,8 @@ class _Transport(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cells: Tensor, annotation: Tensor, starts: Tensor, mass: Tensor, count: int) -> Tensor:
         ctx.save_for_backward(annotation, starts, mass)
-        sent = (cells.T.index_select(1, run_of(starts))[:, None] * mass).sum(0)
+        spread = cells.T.index_select(1, run_of(starts))[:, None]  # [side^2, 1, G]
+        sent = (spread.mul_(mass) if mass.shape[1] == 1 else spread * mass).sum(0)
         return sent.new_zeros(count).index_add(0, annotation.flatten(), sent.flatten())
 
     @staticmethod
@@ -119,7 +120,8 @@ class _Transport(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         annotation, starts, mass = ctx.saved_tensors
         weights = gradient.to(mass.dtype).index_select(0, annotation.flatten()).view_as(annotation)
-        return sum_runs((mass * weights).sum(1), starts).T.to(gradient.dtype), None, None, None, None
+        shares = mass * weights
+        return sum_runs(shares[:, 0] if mass.shape[1] == 1 else shares.sum(1), starts).T.to(gradient.dtype), None, None, None, None
 
 
 class TransportedMassLoss(nn.Module):
