@@ -37,5 +37,5 @@ step "5/6 train (configs/demo.yml)"
     --save-dir "$out/run" --backbone-weights "$features"
 
 step "6/6 evaluate"
-"$python" test.py --save-path "$out/run/best_model.pth" --data-dir "$data" --out "$out"
-"$python" scripts/demo_report.py --raw examples/trees --save-path "$out/run/best_model.pth" --data-dir "$data" --out "$out"
+"$python" test.py --save-path "$out/run/best_model.pth" --data-dir "$data" --out "$out" --figures
+"$python" scripts/demo_report.py --data-dir "$data" --out "$out"

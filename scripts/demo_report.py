@@ -1,4 +1,4 @@
-"""The demo's last step: a results table beside the simplest predictor, and pictures."""
+"""The demo's last step: a results table beside the simplest predictor, and the fitted Gaussians of one image."""
 
 from __future__ import annotations
 
@@ -7,56 +7,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-
-from datasets.annotations import read_ucf
-from datasets.crowd import Crowd
 from datasets.images import load_image
 from GS2D.gaussians import Gaussians2D
-from models import build_model, load_weights, read_checkpoint
-from utils.checkpoint import describe
+from scripts.experiments import guess_counts, read_counts
 from utils.cli import run_script
 from utils.config import make_parser
-from utils.evaluation import Result, density_map, mae_mse, predict
-from utils.figures import save_density_figure, save_gaussians_figure
-from utils.files import atomic_write, gaussians_path, list_images, make_folder, points_path, read_points
-
-
-def mean_density(raw_folder: Path) -> float:
-    """Annotations per pixel, averaged over the raw training images."""
-    densities = []
-    for path in list_images(raw_folder):
-        height, width = load_image(path).shape[:2]
-        densities.append(len(read_ucf(path.with_name(f"{path.stem}_ann.mat"))) / (height * width))
-    return float(np.mean(densities))
+from utils.evaluation import mae_mse
+from utils.figures import save_gaussians_figure
+from utils.files import atomic_write, gaussians_path, list_images, points_path, read_points
 
 
 def main() -> None:
-    """Write results.md and the pictures of the demo."""
-    parser = make_parser("Table and pictures of the demo.")
-    for option in ("--raw", "--data-dir", "--save-path", "--out"):
+    """Write results.md and gaussians.png beside the results.csv of test.py."""
+    parser = make_parser("Table and picture of the demo.")
+    for option in ("--data-dir", "--out"):
         parser.add_argument(option, type=Path, required=True)
     arguments = parser.parse_args()
-    make_folder(arguments.out)
 
     fullest = max(list_images(arguments.data_dir / "train"), key=lambda path: len(read_points(points_path(path))))
     gaussians = Gaussians2D.load(gaussians_path(fullest))
     arrays = (t.numpy() for t in (gaussians.means, gaussians.scales, gaussians.rotations))
     save_gaussians_figure(arguments.out / "gaussians.png", load_image(fullest), *arrays)
 
-    said = describe(read_checkpoint(arguments.save_path))
-    model = build_model(said["model_name"], topk=said["topk"], usenum=said["usenum"]).eval()
-    load_weights(model, arguments.save_path)
-    constant = mean_density(arguments.raw / "Train")
-    samples = Crowd(arguments.data_dir, None, "test", training=False)
-    results, guesses = [], []
-    for path, sample in zip(list_images(arguments.data_dir / "test"), samples):
-        density = density_map(predict(model, sample.image)).numpy()
-        picture = arguments.out / f"density_{path.stem}.png"
-        save_density_figure(picture, path.stem, load_image(path), read_points(points_path(path)), density)
-        results.append(Result(path.name, sample.count, float(density.sum())))
-        guesses.append(Result(path.name, sample.count, constant * density.size))
-
+    results, guesses = read_counts(arguments.out / "results.csv"), guess_counts(arguments.data_dir, "test")
     rows = [("image", "truth", "predicted", "mean density of the training images")]
     rows += [(r.name, f"{r.truth:g}", f"{r.predicted:.1f}", f"{g.predicted:.1f}") for r, g in zip(results, guesses)]
     rows += [
@@ -68,7 +41,7 @@ def main() -> None:
     with atomic_write(arguments.out / "results.md") as partial:
         partial.write_text(table + "\n", encoding="utf-8")
     print(table)
-    print(f"look at {arguments.out}/results.md, gaussians.png and density_*.png")
+    print(f"open {arguments.out}/report.html; look at results.md, gaussians.png and figures/")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,218 @@
+"""From raw data to the rows of GST's published table: prepare, splat, clean, train, evaluate, and print both numbers.
+
+    python scripts/reproduce_tables.py qnrf vgg                               train, then evaluate
+    python scripts/reproduce_tables.py qnrf --checkpoint best_model.pth       evaluate a released checkpoint instead
+
+Without names every data set and both networks. The same command goes on where it was interrupted: each stage skips what is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from models import MODELS
+from scripts.experiments import read_counts, write_table
+from utils.cli import run_script
+from utils.config import make_parser, parse_arguments
+from utils.evaluation import mae_mse
+from utils.files import make_folder
+
+REMARKS = (
+    "Published: GST's row of a later paper's comparison table, which does not name the backbone; both networks stand beside it.",
+    "MSE: root of the mean squared error. Difference: measured minus published; below zero is better than published.",
+    "NWPU-Crowd's test annotations are not public: measured is val, the published number is test's, and the two are not compared. "
+    "The submission file that was written gets its test score at https://www.crowdbenchmark.com.",
+)
+
+
+class Source(NamedTuple):
+    """A data set: how its raw form is called, found and prepared, and what was published."""
+
+    title: str
+    origin: str  # where to get it
+    raw: str  # folders in --data
+    prepared: str
+    script: str
+    parts: tuple[tuple[str, ...], ...]  # what the raw folder holds, one of each
+    measured: str  # split whose annotations are public
+    published: tuple[float, float]  # MAE, MSE on test
+
+
+SOURCES = {
+    "qnrf": Source(
+        "UCF-QNRF",
+        "https://www.crcv.ucf.edu/data/ucf-qnrf/",
+        "UCF-QNRF_ECCV18",
+        "UCF-Train-Val-Test",
+        "preprocess_dataset_ucf.py",
+        (("Train",), ("Test",)),
+        "test",
+        (80.7, 131.1),
+    ),
+    "jhu": Source(
+        "JHU-Crowd++",
+        "http://www.crowd-counting.com",
+        "jhu_crowd_v2.0",
+        "JHU-Train-Val-Test",
+        "preprocess_dataset_jhu.py",
+        tuple((f"{split}/{part}",) for split in ("train", "val", "test") for part in ("images", "gt")),
+        "test",
+        (53.9, 225.4),
+    ),
+    "nwpu": Source(
+        "NWPU-Crowd",
+        "https://www.crowdbenchmark.com/nwpucrowd.html",
+        "NWPU-Crowd",
+        "NWPU-Train-Val-Test",
+        "preprocess_dataset_nwpu.py",
+        (("images", "images_part1"), ("mats", "jsons"), ("train.txt",), ("val.txt",), ("test.txt",)),
+        "val",
+        (74.4, 306.2),
+    ),
+}
+LISTS = ("train.txt", "val.txt")  # of the Bayesian-Crowd-Counting repository, for UCF-QNRF
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options; wrong ones end the script."""
+    parser = make_parser("Reproduce the rows of GST's published table that can be produced here.")
+    add = parser.add_argument
+    names = f"rows: of {', '.join(SOURCES)} and {', '.join(MODELS)}; none of a kind: all of it"
+    add("names", nargs="*", metavar="NAME", help=names)
+    add("--data", type=Path, default=Path("data"), metavar="P", help="folder of the raw and prepared data sets")
+    add("--runs", type=Path, default=Path("runs"), metavar="P", help="folder of training runs and of the table")
+    add("--checkpoint", type=Path, metavar="FILE", help="evaluate this .pth or .tar file instead of training")
+    add("--device", default="auto", help="GPU id, several for training (0,1), or cpu")
+    for stage in ("preprocess", "splat", "train"):
+        add(f"--{stage}-options", default="", metavar='"..."', help=f"further options of the {stage} stage")
+    add("--dry-run", action="store_true", help="print the commands only")
+    arguments = parse_arguments(parser, argv)
+    for name in arguments.names:
+        if name not in SOURCES and name not in MODELS:
+            parser.error(f"{name!r}: neither a data set ({', '.join(SOURCES)}) nor a network ({', '.join(MODELS)})")
+    arguments.datasets = [name for name in SOURCES if name in arguments.names] or list(SOURCES)
+    arguments.models = [name for name in MODELS if name in arguments.names] or list(MODELS)
+    if arguments.checkpoint and len(arguments.datasets) > 1:
+        parser.error(f"--checkpoint {arguments.checkpoint}: name the data set that it is evaluated on")
+    return arguments
+
+
+def missing(arguments: argparse.Namespace) -> list[str]:
+    """One line for each data set that is not where it should be: what to put where."""
+    lines = []
+    for name in arguments.datasets:
+        source = SOURCES[name]
+        raw = arguments.data / source.raw
+        absent = [" or ".join(part) for part in source.parts if not any((raw / choice).exists() for choice in part)]
+        if absent:
+            lines.append(f"{raw}: has no {', '.join(absent)}; unpack {source.title} ({source.origin}) there")
+    if arguments.checkpoint and not arguments.checkpoint.is_file():
+        lines.append(f"--checkpoint {arguments.checkpoint}: no such file")
+    return lines
+
+
+def prepare_commands(name: str, arguments: argparse.Namespace) -> list[list[str]]:
+    """Raw data to what training needs; without fitted Gaussians for a checkpoint, which is evaluated only."""
+    source = SOURCES[name]
+    raw, prepared = arguments.data / source.raw, str(arguments.data / source.prepared)
+    lists = []
+    if name == "qnrf" and all((raw / file).exists() for file in LISTS):
+        lists = ["--train-list", str(raw / LISTS[0]), "--val-list", str(raw / LISTS[1])]
+    paths = ["--input-dataset-path", str(raw), "--output-dataset-path", prepared]
+    commands = [[source.script, *paths, *lists, *shlex.split(arguments.preprocess_options)]]
+    if not arguments.checkpoint:
+        splat = ["2dgs_counting_1gs_gsplat.py", "--root-path", prepared, *shlex.split(arguments.splat_options)]
+        commands += [splat, ["GS2D/process_gaussians.py", "--root-path", prepared]]
+    return commands
+
+
+def model_commands(name: str, model: str | None, folder: Path, arguments: argparse.Namespace) -> Iterator[list[str]]:
+    """Training, if there is no checkpoint, and evaluation, unless its result is newer than the checkpoint.
+
+    ``model`` None: what the checkpoint says.
+    """
+    source = SOURCES[name]
+    data = ["--data-dir", str(arguments.data / source.prepared)]
+    network = ["--model-name", model] if model else []
+    checkpoint = arguments.checkpoint or folder / "best_model.pth"
+    if not arguments.checkpoint:
+        place = ["--dataset", name, *data, "--save-dir", str(folder), "--device", arguments.device]
+        yield ["train_gs.py", *network, *place, *shlex.split(arguments.train_options)]
+    device = arguments.device.partition(",")[0]
+    test = ["test.py", "--save-path", str(checkpoint), *network, *data, "--device", device]
+    counted, submission = folder / source.measured, folder / "submission.txt"
+    evaluations = {counted / "results.csv": ["--split", source.measured, "--out", str(counted)]}
+    if source.measured != "test":
+        evaluations[submission] = ["--split", "test", "--nwpu-submission", str(submission)]
+    for product, options in evaluations.items():
+        # Looked at when its turn has come, since training may just have found a better model. A released file has a date
+        # of its own.
+        again = arguments.checkpoint or arguments.dry_run or not product.exists()
+        if again or product.stat().st_mtime < checkpoint.stat().st_mtime:
+            yield [*test, *options]
+
+
+def execute(command: Sequence[str]) -> None:
+    """Run one of the project's scripts; ``ValueError`` where it fails, after what it said itself."""
+    code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]]).returncode
+    if code:
+        raise ValueError(f"{command[0]} ended with exit code {code}; mend it and run this again, finished work is kept")
+
+
+def report(rows: Sequence[tuple[str, str, Path]], folder: Path) -> str:
+    """Write the table of the rows (data set, network, run's folder), measured or not -> its Markdown."""
+    table = [("data set", "network", "split", "measured MAE / MSE", "published MAE / MSE (test)", "difference")]
+    for name, model, run in rows:
+        source = SOURCES[name]
+        results = run / source.measured / "results.csv"
+        measured, difference = "not measured yet", ""
+        if results.exists():
+            found = mae_mse(read_counts(results))
+            measured = f"{found[0]:.1f} / {found[1]:.1f}"
+            change = (f"{one - other:+.1f}" for one, other in zip(found, source.published))
+            difference = " / ".join(change) if source.measured == "test" else "not comparable"
+        published = f"{source.published[0]} / {source.published[1]}"
+        table.append((source.title, model, source.measured, measured, published, difference))
+    return write_table(folder, "reproduction", table, "\n\n".join(REMARKS))
+
+
+def main() -> int:
+    """Check that the data are there, run what is missing, print the table."""
+    arguments = parse()
+    said = missing(arguments)
+    if said and not arguments.dry_run:
+        print("\n".join(f"error: {line}" for line in said), file=sys.stderr)
+        return 1
+    do = (lambda command: print(shlex.join(["python", *command]))) if arguments.dry_run else execute
+    rows = [(name, model, arguments.runs / f"{name}_{model}") for name in SOURCES for model in MODELS]
+    for name in arguments.datasets:
+        if arguments.checkpoint:
+            models = [model for model in arguments.models if model in arguments.names]
+            model = models[0] if models else None
+            todo = [(name, model, arguments.runs / f"{name}_{arguments.checkpoint.stem}_released")]
+            rows.append((name, f"{model or ''} {arguments.checkpoint}".strip(), todo[0][2]))
+        else:
+            todo = [row for row in rows if row[0] == name and row[1] in arguments.models]
+        for command in prepare_commands(name, arguments):
+            do(command)
+        for _, model, folder in todo:
+            for command in model_commands(name, model, folder, arguments):
+                do(command)
+            if not arguments.dry_run:
+                text = report(rows, make_folder(arguments.runs))
+    if not arguments.dry_run:
+        print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

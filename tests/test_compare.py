@@ -1,0 +1,286 @@
+"""The comparison of losses: what differs between runs, what the tables say, interruption, failures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import ROOT, call, errors
+from training_runs import Tiny, make_data
+
+import train_gs
+from datasets.images import load_image
+from scripts import compare_losses
+from scripts.experiments import Children, ended_with_us, mean_density
+from utils.files import list_images, points_path, read_points
+
+FAST = (
+    "--backbone-weights",
+    "none",
+    "--crop-size",
+    64,
+    "--device",
+    "cpu",
+    "--num-workers",
+    0,
+    "--epochs",
+    1,
+    "--lr",
+    1e-4,
+)
+# Stand-ins that import nothing: a training of one epoch each 20 ms that goes on where it was, and its evaluation.
+SLOW_TRAINING = """
+import json, pathlib, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index("--save-dir") + 1])
+(folder / "pids").open("a").write(f"{__import__('os').getpid()}\\n")
+metrics = folder / "metrics.jsonl"
+done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+for epoch in range(done, 100):
+    time.sleep(0.02)
+    figures = {"epoch": epoch, "val_mae": 1, "val_mse": 1, "seconds": 0.02, "time": {"loss": 0.01}}
+    metrics.open("a").write(json.dumps(figures) + "\\n")
+(folder / "best_model.pth").touch()
+"""
+EVALUATION = """
+import pathlib, sys
+folder = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+folder.mkdir(exist_ok=True)
+(folder / "results.csv").write_text("image,truth,predicted,error\\na,3,5,2\\nb,4,4,0\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = make_data(tmp_path_factory.mktemp("comparison") / "data")
+    shutil.copytree(root / "val", root / "test")
+    image = list_images(root / "train")[-1]
+    for path in (image, points_path(image)):
+        shutil.copy(path, root / "test")
+    return root
+
+
+class Inline(Executor):
+    """Runs what it is given at once: redirected output is one for all threads of a process."""
+
+    def __init__(self, workers):
+        pass
+
+    def submit(self, function, *arguments):
+        future = Future()
+        try:
+            future.set_result(function(*arguments))
+        except ValueError as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """The commands of the runs in this process, with the small network; -> the commands so far."""
+    commands = []
+
+    def run(children, command, log, environment=None):
+        commands.append(command[1:])
+        try:
+            call(Path(command[1]).name, *command[2:])
+        except AssertionError as error:
+            raise ValueError(errors(str(error))[0].partition("error: ")[2]) from None
+
+    monkeypatch.setattr(Children, "run", run)
+    monkeypatch.setattr(compare_losses, "ThreadPoolExecutor", Inline)
+    monkeypatch.setattr(train_gs, "build_model", Tiny)
+    monkeypatch.setattr("models.build_model", Tiny)
+    return commands
+
+
+def compare(data, out, *options, code=0):
+    return call("scripts/compare_losses.py", data, "--out", out, *options, code=code)
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_runs_differ_in_the_loss_only(data, tmp_path, here):
+    compare(data, tmp_path, "--seeds", 1, *FAST)
+    runs, table = read(tmp_path / "runs.csv"), read(tmp_path / "table.csv")
+    assert [run["loss"] for run in runs] == [row["loss"] for row in table[:-1]] == list(compare_losses.CHOICES)
+    options = [yaml.safe_load((tmp_path / f"{run['loss']}_seed4073" / "config.yml").read_text()) for run in runs]
+    common = [{k: v for k, v in o.items() if k not in ("loss", "sigma", "save_dir")} for o in options]
+    assert all(one == common[0] for one in common) and common[0]["seed"] == 4073
+    assert [(o["loss"], o["sigma"]) for o in options[-2:]] == [("mse", 15.0), ("mse", "adaptive")]
+    assert not list(tmp_path.rglob("*.tar")) + list(tmp_path.rglob("*.pth")) + list(tmp_path.rglob("*.partial*"))
+
+
+def test_the_table_holds_what_the_runs_found(data, tmp_path, here):
+    compare(data, tmp_path, "--losses", "bl", "mse", "--seeds", 2, *FAST)
+    runs, table = read(tmp_path / "runs.csv"), read(tmp_path / "table.csv")
+    assert [(run["loss"], run["seed"]) for run in runs] == [(r, s) for r in ("bl", "mse") for s in ("4073", "4074")]
+    for row in table[:-1]:
+        found = [run for run in runs if run["loss"] == row["loss"]]
+        for key in ("mae", "mse"):
+            values = [float(run[key]) for run in found]
+            assert row[key.upper()] == f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+        for run in found:
+            results = read(tmp_path / f"{run['loss']}_seed{run['seed']}" / "test" / "results.csv")
+            differences = [float(one["predicted"]) - float(one["truth"]) for one in results]
+            assert len(differences) == 2 and float(run["mae"]) == pytest.approx(sum(map(abs, differences)) / 2)
+            assert float(run["mse"]) == pytest.approx(math.sqrt(sum(d * d for d in differences) / 2))
+            assert 0 < float(run["loss_seconds"]) < float(run["train_seconds"])
+    text = (tmp_path / "table.md").read_text()
+    assert all(f"| {row['loss']} | {row['seeds']} | {row['MAE']} | {row['MSE']} |" in text for row in table)
+
+
+def test_the_mean_predictor_is_the_mean_density_of_train_and_val(data, tmp_path, here):
+    compare(data, tmp_path, "--losses", "mse", "--seeds", 1, *FAST)
+    known = [*list_images(data / "train"), *list_images(data / "val")]
+    density = statistics.mean(len(read_points(points_path(image))) / (80 * 96) for image in known)
+    assert mean_density(known) == pytest.approx(density)
+    guess = density * 80 * 96
+    truths = [len(read_points(points_path(image))) for image in list_images(data / "test")]
+    assert all(load_image(image).shape[:2] == (80, 96) for image in known)
+    mae, mse = sum(abs(t - guess) for t in truths) / 2, math.sqrt(sum((t - guess) ** 2 for t in truths) / 2)
+    row = read(tmp_path / "table.csv")[-1]
+    assert (row["loss"], row["MAE"], row["MSE"]) == (
+        "mean density of the training images",
+        f"{mae:.1f}",
+        f"{mse:.1f}",
+    )
+
+
+def test_finished_runs_are_kept_and_other_options_refused(data, tmp_path, here):
+    options = ("--losses", "bl", "mse", "--seeds", 1, "--keep-models", *FAST)
+    compare(data, tmp_path, *options)
+    assert len(here) == 4 and len(list(tmp_path.rglob("best_model.pth"))) == 2
+    table = (tmp_path / "table.md").read_text()
+    out, _ = compare(data, tmp_path, *options)
+    assert "2 runs, 2 of them were there" in out and len(here) == 4
+    (tmp_path / "mse_seed4073" / "result.json").unlink()
+    compare(data, tmp_path, *options)
+    assert [Path(command[0]).name for command in here[4:]] == ["train_gs.py", "test.py"]
+    assert read(tmp_path / "table.csv")[1]["MAE"] in table
+    _, err = compare(data, tmp_path, *options, "--weight-decay", 0.5, code=1)
+    assert "weight_decay 1e-05 instead of 0.5; choose another --out" in errors(err)[0] and len(errors(err)) == 1
+    compare(data, tmp_path, "--losses", "bl", "bl", "--seeds", 1, *FAST)
+    assert len(list(tmp_path.rglob("best_model.pth"))) == 2 and len(read(tmp_path / "table.csv")) == 2
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(data, tmp_path, here, monkeypatch):
+    monkeypatch.setitem(compare_losses.CHOICES, "gst", ("--loss", "gst", "--kernels", "h5"))  # there are none
+    _, err = compare(data, tmp_path, "--losses", "gst", "mse", "--seeds", 1, *FAST, code=1)
+    said = errors(err)
+    assert said[0].startswith("error: gst, seed 4073: ") and "build_kernels.py" in said[0]
+    assert said[1:] == ["error: 1 of 2 runs failed; the same command tries them again"]
+    assert [row["loss"] for row in read(tmp_path / "table.csv")] == ["mse", "mean density of the training images"]
+
+
+def test_recipes(data, tmp_path):
+    arguments, passed = compare_losses.parse(
+        [str(data), "--recipes", "--dataset", "sha", "--epochs", "3", "--out", str(tmp_path), "--seeds", "1"]
+    )
+    runs = {run.label: run.effective for run in compare_losses.plan(arguments, passed)}
+    chosen = ("lr", "weight_decay", "batch_size", "crop_size", "warm_up_epochs", "epochs", "loss")
+    assert [runs["gst"][key] for key in chosen] == [5e-6, 1e-5, 1, 256, 0, 3, "gst"]
+    assert [runs["bl+"][key] for key in chosen] == [1e-5, 1e-4, 1, 512, 0, 3, "bl+"]
+    assert [runs["dm-count"][key] for key in chosen] == [1e-5, 1e-4, 10, 256, 0, 3, "dm-count"]
+    assert [runs["gloss"][key] for key in chosen] == [1e-5, 1e-5, 1, 256, 10, 3, "gloss"]
+    _, err = compare(data, tmp_path, "--recipes", "--dataset", "jhu", code=1)
+    assert "configs/dm-count_jhu.yml: no such recipe; leave dm-count out" in errors(err)[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--seed", "3"), "--seed: this script sets it"),
+        (("--loss=bl",), "--loss: this script sets it"),
+        (("--recipes", "--config", "x.yml"), "--config: this script sets it"),
+        (("--nonsense", "3"), "unrecognized arguments: --nonsense"),
+        (("--lr", "0"), "argument --lr: 0 is impossible"),
+        (("--losses", "l2"), "invalid choice: 'l2'"),
+        (("--jobs", "0"), "argument --jobs: 0 is impossible"),
+    ],
+)
+def test_wrong_options(data, tmp_path, options, said):
+    _, err = compare(data, tmp_path / "out", *options, code=2)
+    assert said in errors(err)[0] and not (tmp_path / "out").exists()
+
+
+def test_data_that_cannot_be_compared(data, tmp_path):
+    _, err = compare(tmp_path / "nowhere", tmp_path / "out", code=1)
+    assert f"{tmp_path / 'nowhere' / 'test'}: no such folder" in errors(err)[0]
+    secret = Path(shutil.copytree(data, tmp_path / "secret"))
+    for path in (secret / "test").glob("*.npy"):
+        path.unlink()
+    _, err = compare(secret, tmp_path / "out", code=1)
+    assert "take --split val" in errors(err)[0]
+
+
+def test_children_end_with_their_parent_and_say_why_they_failed(tmp_path):
+    begin, log = time.monotonic(), tmp_path / "log.txt"
+    with ended_with_us() as children, pytest.raises(ValueError, match="bad luck .*log.txt"):
+        children.run([sys.executable, "-c", "print('error: bad luck'); raise SystemExit(1)"], log)
+    with ended_with_us() as children:
+        children.running.add(child := subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+    assert child.wait(10) == -signal.SIGTERM and time.monotonic() - begin < 30
+    with pytest.raises(ValueError, match="stopped"):
+        children.run([sys.executable, "-c", ""], log)
+
+
+def test_an_unfinished_run_goes_on_and_ends_as_if_nothing_had_happened(data, tmp_path, here):
+    options = ("--losses", "mse", "--seeds", 1, *FAST, "--val-start", 1, "--epochs")
+    compare(data, tmp_path / "whole", *options, 2)
+    arguments, passed = compare_losses.parse([str(data), "--out", str(tmp_path / "broken"), *map(str, (*options, 2))])
+    (run,) = compare_losses.plan(arguments, passed)
+    call("train_gs.py", *run.options, "--epochs", 1)
+    assert list(run.folder.glob("0_ckpt.tar"))
+    compare(data, tmp_path / "broken", *options, 2)
+    one, other = (
+        json.loads((tmp_path / name / run.folder.name / "result.json").read_text()) for name in ("whole", "broken")
+    )
+    timeless = [{k: v for k, v in r.items() if not k.endswith("seconds") and k != "options"} for r in (one, other)]
+    assert timeless[0] == timeless[1] and one["epochs"] == 2
+
+
+def test_a_killed_comparison_takes_its_children_along_and_goes_on(data, tmp_path):
+    for name, text in (("train.py", SLOW_TRAINING), ("evaluate.py", EVALUATION)):
+        (tmp_path / name).write_text(text)
+    code = (
+        "from pathlib import Path; from scripts import compare_losses as c; from utils.cli import run_script; "
+        f"c.TRAIN, c.TEST = Path({str(tmp_path / 'train.py')!r}), Path({str(tmp_path / 'evaluate.py')!r}); run_script(c.main)"
+    )
+    out = tmp_path / "out"
+    options = ["--losses", "bl", "mse", "--seeds", 1, "--jobs", 2, "--epochs", 100, "--out", out]
+    command = [sys.executable, "-c", code, *map(str, (data, *options))]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    driver = subprocess.Popen(command, cwd=ROOT, **output)
+    metrics = [out / f"{label}_seed4073" / "metrics.jsonl" for label in ("bl", "mse")]
+    deadline = time.monotonic() + 120
+    while not all(path.exists() for path in metrics):
+        assert driver.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGTERM)
+    driver.communicate(timeout=60)
+    assert driver.returncode == 128 + signal.SIGTERM
+    for path in metrics:
+        (pid,) = map(int, (path.parent / "pids").read_text().split())
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        assert 1 <= len(path.read_text().splitlines()) < 100 and not (path.parent / "result.json").exists()
+    done = subprocess.run(command, cwd=ROOT, timeout=120, **output)
+    assert done.returncode == 0 and "2 runs, 0 of them were there" in done.stdout, done.stdout
+    for row in read(out / "runs.csv"):
+        assert (row["mae"], row["epochs"]) == ("1.0", "100") and float(row["mse"]) == pytest.approx(math.sqrt(2))
+        assert len((out / f"{row['loss']}_seed4073" / "pids").read_text().split()) == 2

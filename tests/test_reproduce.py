@@ -1,0 +1,166 @@
+"""From raw data to the published table: what is missing, the commands, the whole way with stand-in data, the numbers."""
+
+from __future__ import annotations
+
+import csv
+import re
+import subprocess
+
+import pytest
+from commands import ROOT, call, errors
+from training_runs import Tiny
+
+import train_gs
+from scripts import reproduce_tables
+
+SMALL = (
+    *("--device", "cpu", "--preprocess-options", "--min-size 64 --max-size 128 --workers 1"),
+    *("--splat-options", "--num-epochs 5 --workers 1"),
+    *("--train-options", "--epochs 1 --crop-size 64 --backbone-weights none --num-workers 0"),
+)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """Synthetic crowds of six images in the layout of each data set."""
+    data = tmp_path_factory.mktemp("reproduction") / "data"
+    for name, source in reproduce_tables.SOURCES.items():
+        size = ("--height", 64, "--width", 80, "--min-people", 2, "--max-people", 8, "--workers", 1)
+        call("datasets/synthetic.py", "--layout", name, "--out", data / source.raw, "--images", 6, *size)
+    return data
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """The stages in this process, with the small network; -> what each printed."""
+    said = []
+
+    def execute(command):
+        said.append((command, call(command[0], *command[1:])[0]))
+
+    monkeypatch.setattr(reproduce_tables, "execute", execute)
+    monkeypatch.setattr(train_gs, "build_model", Tiny)
+    monkeypatch.setattr("models.build_model", Tiny)
+    return said
+
+
+def reproduce(*options, code=0):
+    return call("scripts/reproduce_tables.py", *options, code=code)
+
+
+def table(runs):
+    with (runs / "reproduction.csv").open(newline="", encoding="utf-8") as file:
+        return {(row["data set"], row["network"]): row for row in csv.DictReader(file)}
+
+
+def test_missing_data_are_named_with_what_to_put_where(tmp_path):
+    _, err = reproduce("--data", tmp_path / "data", "--runs", tmp_path / "runs", code=1)
+    lines = errors(err)
+    assert len(lines) == 3 and not list(tmp_path.iterdir())
+    assert lines[0] == (
+        f"error: {tmp_path / 'data' / 'UCF-QNRF_ECCV18'}: has no Train, Test; unpack UCF-QNRF "
+        "(https://www.crcv.ucf.edu/data/ucf-qnrf/) there"
+    )
+    assert "test/images, test/gt; unpack JHU-Crowd++" in lines[1]
+    assert "images or images_part1, mats or jsons, train.txt" in lines[2]
+    (tmp_path / "data" / "UCF-QNRF_ECCV18" / "Train").mkdir(parents=True)
+    _, err = reproduce("qnrf", "--data", tmp_path / "data", "--checkpoint", tmp_path / "x.pth", code=1)
+    assert "has no Test; unpack" in errors(err)[0] and "x.pth: no such file" in errors(err)[1]
+
+
+def test_wrong_names(tmp_path):
+    assert "'qnfr': neither a data set" in errors(reproduce("qnfr", code=2)[1])[0]
+    assert "name the data set" in errors(reproduce("--checkpoint", tmp_path / "x.pth", code=2)[1])[0]
+
+
+def test_dry_run_prints_the_commands_and_does_nothing(tmp_path):
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    out, _ = reproduce("vgg", "qnrf", "--data", data, "--runs", runs, "--train-options", "--epochs 3", "--dry-run")
+    prepared = data / "UCF-Train-Val-Test"
+    assert out.splitlines() == [
+        f"python preprocess_dataset_ucf.py --input-dataset-path {data / 'UCF-QNRF_ECCV18'} "
+        f"--output-dataset-path {prepared}",
+        f"python 2dgs_counting_1gs_gsplat.py --root-path {prepared}",
+        f"python GS2D/process_gaussians.py --root-path {prepared}",
+        f"python train_gs.py --model-name vgg --dataset qnrf --data-dir {prepared} --save-dir {runs / 'qnrf_vgg'} "
+        "--device auto --epochs 3",
+        f"python test.py --save-path {runs / 'qnrf_vgg' / 'best_model.pth'} --model-name vgg --data-dir {prepared} "
+        f"--device auto --split test --out {runs / 'qnrf_vgg' / 'test'}",
+    ]
+    out, _ = reproduce("--data", data, "--runs", runs, "--dry-run")
+    assert out.count("train_gs.py") == 6 and out.count("--nwpu-submission") == 2
+    out, _ = reproduce("jhu", "--data", data, "--checkpoint", "a.tar", "--dry-run")
+    assert [line.split()[1] for line in out.splitlines()] == ["preprocess_dataset_jhu.py", "test.py"]
+    assert "--save-path a.tar" in out and "--model-name" not in out and not list(tmp_path.iterdir())
+
+
+def test_published_lists_of_qnrf_are_used_where_they_lie(tmp_path):
+    source = tmp_path / "UCF-QNRF_ECCV18"
+    source.mkdir()
+    for name in ("train.txt", "val.txt"):
+        (source / name).touch()
+    out, _ = reproduce("qnrf", "vgg", "--data", tmp_path, "--dry-run")
+    assert f"--train-list {source / 'train.txt'} --val-list {source / 'val.txt'}" in out
+
+
+@pytest.mark.parametrize("name", ["qnrf", "jhu"])
+def test_from_raw_data_to_the_table(name, raw, tmp_path, here):
+    title, published = reproduce_tables.SOURCES[name].title, reproduce_tables.SOURCES[name].published
+    options = (name, "vgg", "--data", raw, "--runs", tmp_path, *SMALL)
+    out, _ = reproduce(*options)
+    scripts = [command[0] for command, _ in here]
+    assert scripts[1:] == ["2dgs_counting_1gs_gsplat.py", "GS2D/process_gaussians.py", "train_gs.py", "test.py"]
+    rows = table(tmp_path)
+    row = rows[title, "vgg"]
+    said = re.search(r"images?: MAE ([\d.]+), MSE ([\d.]+)", here[-1][1])
+    mae, mse = map(float, said.groups())
+    assert row["measured MAE / MSE"] == f"{mae:.1f} / {mse:.1f}" and row["split"] == "test"
+    assert row["difference"] == f"{mae - published[0]:+.1f} / {mse - published[1]:+.1f}"
+    assert rows[title, "vgg_trans"]["measured MAE / MSE"] == "not measured yet" and len(rows) == 6
+    assert "does not name the backbone" in out and f"{published[0]} / {published[1]}" in out
+    here.clear()
+    assert reproduce(*options)[0] == out and len(here) == 4  # the evaluation is newer than the checkpoint
+    for (command, text), done in zip(here, ("nothing to do", "0 to fit", "nothing to do", "nothing to do")):
+        assert done in text, command
+    reproduce(
+        name, "--data", raw, "--runs", tmp_path, *SMALL, "--checkpoint", tmp_path / f"{name}_vgg" / "best_model.pth"
+    )
+    checked = table(tmp_path)[title, str(tmp_path / f"{name}_vgg" / "best_model.pth")]
+    assert checked["measured MAE / MSE"] == row["measured MAE / MSE"] and table(tmp_path)[title, "vgg"] == row
+
+
+def test_nwpu_is_measured_on_val_and_gets_a_submission_for_test(raw, tmp_path, here):
+    out, _ = reproduce("nwpu", "vgg", "--data", raw, "--runs", tmp_path, *SMALL)
+    row = table(tmp_path)["NWPU-Crowd", "vgg"]
+    assert row["split"] == "val" and row["difference"] == "not comparable" and "/" in row["measured MAE / MSE"]
+    prepared = raw / "NWPU-Train-Val-Test" / "test"
+    lines = (tmp_path / "nwpu_vgg" / "submission.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == sorted(path.stem for path in prepared.glob("*.jpg"))
+    assert all(float(line.split()[1]) >= 0 for line in lines)
+    assert "test annotations are not public" in out
+
+
+def test_differences_to_the_published_numbers(tmp_path):
+    for name, split, rows in (("jhu", "test", "a,10,13,3\nb,20,16,-4\n"), ("nwpu", "val", "a,1,2,1\n")):
+        results = tmp_path / f"{name}_vgg_trans" / split / "results.csv"
+        results.parent.mkdir(parents=True)
+        results.write_text(f"image,truth,predicted,error\n{rows}")
+    listed = [(name, model, tmp_path / f"{name}_{model}") for name in ("jhu", "nwpu") for model in ("vgg", "vgg_trans")]
+    text = reproduce_tables.report(listed, tmp_path).splitlines()
+    # (3 + 4) / 2 = 3.5 and sqrt((9 + 16) / 2) = 3.54, beside 53.9 and 225.4
+    assert text[3] == "| JHU-Crowd++ | vgg_trans | test | 3.5 / 3.5 | 53.9 / 225.4 | -50.4 / -221.9 |"
+    assert text[2] == "| JHU-Crowd++ | vgg | test | not measured yet | 53.9 / 225.4 |  |"
+    assert text[5] == "| NWPU-Crowd | vgg_trans | val | 1.0 / 1.0 | 74.4 / 306.2 | not comparable |"
+    assert (tmp_path / "reproduction.md").read_text().splitlines() == text
+
+
+def test_a_stage_that_fails_ends_the_script(tmp_path):
+    with pytest.raises(ValueError, match="preprocess_dataset_ucf.py ended with exit code 2; .* finished work is kept"):
+        reproduce_tables.execute(["preprocess_dataset_ucf.py", "--nonsense"])
+
+
+def test_the_shell_scripts_name_existing_files():
+    for name in ("compare_losses", "reproduce_tables"):
+        script = ROOT / "scripts" / f"{name}.sh"
+        assert subprocess.run(["bash", "-n", script]).returncode == 0
+        assert f"scripts/{name}.py" in script.read_text() and (ROOT / "scripts" / f"{name}.py").exists()
