@@ -5,14 +5,13 @@ python GS2D/build_kernels.py [--config FILE.yml] [--root-path P | --gs-dir P]
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from PIL import Image
 
 from GS2D.kernel_file import StoredKernel, params_hash, read_attributes, save_kernel
 
@@ -29,6 +28,7 @@ def build_kernel(job: KernelJob) -> int | None:
     import torch
 
     from datasets.crowd import load_annotations
+    from datasets.images import image_size
     from losses.transport import transport_kernel
     from utils.files import kernel_path
 
@@ -39,9 +39,7 @@ def build_kernel(job: KernelJob) -> int | None:
     stored = read_attributes(output)
     if stored is not None and all(stored.get(name) == value for name, value in attributes.items()):
         return None
-    with Image.open(job.image) as image:
-        width, height = image.size
-    kernel = transport_kernel(points, scales, rotations, (height, width), **job.parameters)
+    kernel = transport_kernel(points, scales, rotations, image_size(job.image), **job.parameters)
     indptr, indices, data = (array.numpy() for array in kernel.csr())
     save_kernel(output, StoredKernel(indptr, indices, data, kernel.grid, attributes))
     return len(data)
@@ -54,6 +52,7 @@ def main() -> int:
     from utils.config import make_parser, number, parse_arguments
     from utils.files import gaussians_path, kernel_path, list_images, make_folder, remove_stale_partials
     from utils.kernel_options import add_kernel_options, check_kernel_options, kernel_options
+    from utils.lock import hold
 
     parser = make_parser("Compute the transport kernels of whole images, once, into kernels/*.h5.")
     parser.add_argument("--root-path", type=Path, help="prepared data set (default: the configuration's root_path)")
@@ -74,7 +73,10 @@ def main() -> int:
         raise FileNotFoundError(
             f"{folder}: holds no *_gs_params.h5 of an image beside it; run 2dgs_counting_1gs_gsplat.py first"
         )
-    outcomes = list(for_each(build_kernel, jobs, arguments.workers, "kernels", threads=True))
+    with contextlib.ExitStack() as locks:
+        for folder in {kernel_path(job.image).parent: None for job in jobs}:
+            locks.enter_context(hold(folder))
+        outcomes = list(for_each(build_kernel, jobs, arguments.workers, "kernels", threads=True))
     built = [outcome.result for outcome in outcomes if outcome.result is not None]
     failed = sum(outcome.error is not None for outcome in outcomes)
     print(

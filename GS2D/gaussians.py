@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from GS2D.h5file import add_array, check_size, write_h5
+from GS2D.h5file import add_array, check_size, read_h5, write_h5
 
 COLUMNS = 8  # x, y, s1, s2, theta, r, g, b
 _REMEDY = "fit the image with 2dgs_counting_1gs_gsplat.py"
@@ -89,19 +89,18 @@ def read_file(path: Path | str) -> tuple[Gaussians2D, Gaussians2D | None, dict]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of fitted Gaussians; {_REMEDY}")
-    try:
-        with h5py.File(path, "r") as file:
-            gaussians = Gaussians2D.from_params(_read_params(file, "params", path))
-            fitted = Gaussians2D.from_params(_read_params(file, "fitted", path)) if "fitted" in file else None
-            return gaussians, fitted, dict(file["params"].attrs)
-    except OSError as error:
-        raise ValueError(f"{path}: not a readable h5 file ({error}); delete it and {_REMEDY}") from None
+    with read_h5(path, "h5 file", _REMEDY) as file:
+        gaussians = Gaussians2D.from_params(_read_params(file, "params", path))
+        fitted = Gaussians2D.from_params(_read_params(file, "fitted", path)) if "fitted" in file else None
+        return gaussians, fitted, dict(file["params"].attrs)
 
 
 def _read_params(file: h5py.File, name: str, path: Path) -> np.ndarray:
     dataset = file.get(name)
     if not isinstance(dataset, h5py.Dataset):
-        raise ValueError(f"{path}: has no dataset '{name}' (found: {', '.join(file) or 'nothing'}); {_REMEDY}")
+        raise ValueError(
+            f"{path}: has no dataset '{name}' (found: {', '.join(map(repr, list(file)[:5])) or 'nothing'}); {_REMEDY}"
+        )
     if dataset.size == 0:
         return np.zeros((0, COLUMNS), np.float32)
     if dataset.ndim != 2 or dataset.shape[1] != COLUMNS or dataset.dtype.kind not in "fiu":

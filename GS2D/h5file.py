@@ -1,8 +1,10 @@
-"""Writing h5 files so that a reader sees the old file or the whole new one."""
+"""Writing h5 files so that a reader sees the old file or the whole new one, and reading those that others wrote."""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -19,16 +21,38 @@ def write_h5(path: Path) -> Iterator[h5py.File]:
     Raises ``OSError`` with one line that names ``path``, whatever the library says.
     """
     partial = path.with_name(f".{path.stem}.{socket.gethostname()}.{os.getpid()}.partial{path.suffix}")
+    # Made in memory: on a full disk the library fails again when it closes its file, and prints tracebacks about that.
+    contents = io.BytesIO()
+    with h5py.File(contents, "w") as file:
+        yield file
     try:
-        with h5py.File(partial, "w") as file:
-            yield file
+        with partial.open("wb") as written:
+            written.write(contents.getbuffer())
+            written.flush()
+            os.fsync(written.fileno())
         os.replace(partial, path)
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-        raise OSError(f"{path}: cannot write this file ({reason}); check permissions and the space left") from None
+        reason = f"cannot write this file ({error.strerror or error}); check permissions and the space left"
+        raise OSError(f"{path}: {reason}") from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def read_h5(path: Path, what: str, remedy: str) -> Iterator[h5py.File]:
+    """Yield an open h5 file; what the block or the library says of its contents becomes a ``ValueError`` that names it."""
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except MemoryError:
+        raise
+    # The library answers damaged files with OSError, RuntimeError, KeyError, TypeError, ValueError and others.
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(f"{path}: "):
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a readable {what} ({reason}); delete it and {remedy}") from None
 
 
 def add_array(file: h5py.File, name: str, array: np.ndarray) -> h5py.Dataset:
@@ -38,8 +62,14 @@ def add_array(file: h5py.File, name: str, array: np.ndarray) -> h5py.Dataset:
 
 
 def check_size(dataset: h5py.Dataset, path: Path, remedy: str) -> None:
-    """``ValueError`` where a dataset claims far more than its file can hold, before anything is allocated for it."""
-    claimed = dataset.size * dataset.dtype.itemsize
+    """``ValueError`` where a dataset claims far more than its file can hold, before anything is allocated for it.
+
+    Chunks count as well, since one is decompressed as a whole. Data in other files is refused: a path in a file that somebody
+    sent is no reason to read what lies there.
+    """
+    if dataset.external or dataset.is_virtual or dataset.file.filename != str(path):
+        raise ValueError(f"{path}: '{dataset.name[1:]}' lies in another file; {remedy}")
+    claimed = max(dataset.size, math.prod(dataset.chunks or ())) * dataset.dtype.itemsize
     if claimed > 2000 * path.stat().st_size:  # gzip shrinks at most about 1000 times
         raise ValueError(
             f"{path}: '{dataset.name[1:]}' claims {claimed:,} bytes, more than the file can hold; {remedy}"

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from GS2D.h5file import add_array, check_size, write_h5
+from GS2D.h5file import add_array, check_size, read_h5, write_h5
 
-_REMEDY = "delete it and run python GS2D/build_kernels.py"
+_REMEDY = "run python GS2D/build_kernels.py"
+_ARRAYS = {"indptr": "iu", "indices": "iu", "data": "f", "shape": "iu"}  # name -> kinds of numbers
 
 
 class StoredKernel(NamedTuple):
@@ -51,11 +52,11 @@ def save_kernel(path: Path, kernel: StoredKernel) -> None:
 def read_attributes(path: Path) -> dict[str, Any] | None:
     """The attributes of a kernel file, or None where it is missing or unreadable (and must be built)."""
     try:
-        with h5py.File(path, "r") as file:
+        with read_h5(path, "kernel", _REMEDY) as file:
             return {
                 name: value.tolist() if isinstance(value, np.generic) else value for name, value in file.attrs.items()
             }
-    except OSError:
+    except ValueError:
         return None
 
 
@@ -63,23 +64,46 @@ def load_kernel(path: Path) -> StoredKernel:
     """Read a kernel. Raises ``FileNotFoundError`` or ``ValueError``, naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such kernel; run python GS2D/build_kernels.py")
+    with read_h5(path, "kernel", _REMEDY) as file:
+        missing = [name for name in _ARRAYS if name not in file]
+        if missing or "grid" not in file.attrs:
+            raise ValueError(f"{path}: has no {', '.join(missing) or 'grid'}; delete it and {_REMEDY}")
+        arrays = [_read_array(file, name, path) for name in _ARRAYS]
+        attributes = dict(file.attrs)
+    *arrays, shape = arrays
     try:
-        with h5py.File(path, "r") as file:
-            missing = [name for name in ("indptr", "indices", "data", "shape") if name not in file]
-            if missing or "grid" not in file.attrs:
-                raise ValueError(f"{path}: has no {', '.join(missing) or 'grid'}; {_REMEDY}")
-            for name in ("indptr", "indices", "data", "shape"):
-                check_size(file[name], path, _REMEDY)
-            indptr, indices, data = file["indptr"][()], file["indices"][()], file["data"][()]
-            attributes, (rows, cells) = dict(file.attrs), file["shape"][()].tolist()
-    except (OSError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: not a readable kernel ({error}); {_REMEDY}") from None
-    grid = tuple(int(side) for side in attributes.pop("grid"))
-    if len(indptr) != rows + 1 or grid[0] * grid[1] != cells:
-        raise ValueError(
-            f"{path}: {len(indptr)} row starts and {grid} cells do not fit shape {rows} x {cells}; {_REMEDY}"
-        )
-    return StoredKernel(indptr, indices, data, grid, attributes)
+        grid = tuple(int(side) for side in attributes.pop("grid"))
+        kernel = StoredKernel(*arrays, grid, attributes)
+        problem = _damage(kernel, shape.tolist())
+    except (TypeError, ValueError, OverflowError):
+        problem = "its grid is no pair of whole numbers"
+    if problem:
+        raise ValueError(f"{path}: {problem}; delete it and {_REMEDY}")
+    return kernel
+
+
+def _read_array(file: h5py.File, name: str, path: Path) -> np.ndarray:
+    array = file[name]
+    if not isinstance(array, h5py.Dataset) or array.ndim != 1 or array.dtype.kind not in _ARRAYS[name]:
+        kind = "floats" if name == "data" else "whole numbers"
+        raise ValueError(f"{path}: '{name}' is no row of {kind}; delete it and {_REMEDY}")
+    check_size(array, path, f"delete it and {_REMEDY}")
+    return array[()]
+
+
+def _damage(kernel: StoredKernel, shape: list[int]) -> str | None:
+    """Why the arrays are no matrix of ``shape`` in compressed sparse rows over the grid, if they are none."""
+    indptr, indices, data, (height, width), _ = kernel
+    cells = height * width
+    if [len(indptr) - 1, cells] != shape or min(height, width) < 1:
+        return f"{len(indptr)} row starts and {kernel.grid} cells do not fit shape {' x '.join(map(str, shape))}"
+    if not len(indices) == len(data) == indptr[-1] or indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
+        return "its row starts do not fit its values"
+    if len(indices) and not 0 <= indices.min() <= indices.max() < cells:
+        return f"cells outside its grid of {height} x {width}"
+    if not np.isfinite(data).all():
+        return "holds NaN or infinite values"
+    return None
 
 
 def restrict(

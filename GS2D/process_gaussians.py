@@ -7,6 +7,7 @@ A second run changes nothing. What was fitted stays in the same file, as dataset
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def main() -> int:
     from utils.cli import for_each, report_failures
     from utils.config import make_parser, number, parse_arguments
     from utils.files import remove_stale_partials
+    from utils.lock import hold
 
     parser = make_parser("Clean distorted Gaussians in gs_params/*.h5; the fitted ones stay in the files as 'fitted'.")
     parser.add_argument("--root-path", type=Path, help="prepared data set (default: the configuration's root_path)")
@@ -70,7 +72,10 @@ def main() -> int:
         files += sorted(folder.glob("[!.]*_gs_params.h5"))
     if not files:
         raise FileNotFoundError(f"{folder}: holds no *_gs_params.h5; run 2dgs_counting_1gs_gsplat.py first")
-    outcomes = list(for_each(lambda path: clean_file(path, arguments.max_ratio), files, 1, "clean"))
+    with contextlib.ExitStack() as locks:
+        for folder in {path.parent: None for path in files}:
+            locks.enter_context(hold(folder))
+        outcomes = list(for_each(lambda path: clean_file(path, arguments.max_ratio), files, 1, "clean"))
     for path, result, _ in outcomes:
         if result and result[2]:
             print(

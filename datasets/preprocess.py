@@ -19,6 +19,7 @@ from datasets.images import load_image, save_jpeg
 from utils.cli import Outcome, default_workers, for_each, report_failures
 from utils.config import make_parser, number, parse_arguments
 from utils.files import IMAGE_SUFFIXES, atomic_write, gaussians_path, make_folder, points_path, remove_stale_partials
+from utils.lock import hold
 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 LONE_POINT_DISTANCE = 128.0
@@ -194,6 +195,9 @@ def parse_preprocess_arguments(parser: argparse.ArgumentParser) -> tuple[argpars
     root = arguments.output_dataset_path.resolve()
     if root.is_relative_to(source):
         raise ValueError(f"{root}: lies in the input folder {source}; choose an output path outside of it")
+    if root.is_dir():
+        with hold(root):  # a second run must not get as far as another split.json; ``prepare`` holds it for good
+            pass
     return arguments, Settings(*(getattr(arguments, name) for name in Settings._fields))
 
 
@@ -211,8 +215,15 @@ def prepare(
     records from what each image was made (settings, size and time of the raw files or a hash of the points): an image is
     done if that has not changed and its files are there. The record grows with each finished image, so that an
     interrupted run goes on where it stopped. ``dataset`` is one of the published ones, with whose numbers and crop the
-    report compares, or None; then the crop is ``crop_size``.
+    report compares, or None; then the crop is ``crop_size``. Raises ``OSError`` where another run works in ``root``.
     """
+    with hold(make_folder(root)):
+        return _prepare(root, jobs, problems, workers, dataset, crop_size)
+
+
+def _prepare(
+    root: Path, jobs: Sequence[Job], problems: Sequence[str], workers: int, dataset: str | None, crop_size: int
+) -> int:
     started = time.perf_counter()
     planned = {str(job.output.relative_to(root)): job for job in jobs}
     made_from = {name: _made_from(job) for name, job in planned.items()}
@@ -296,7 +307,6 @@ def _read_record(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write_record(root: Path, record: Mapping[str, Mapping[str, Any]]) -> None:
-    remove_stale_partials(root)
     with atomic_write(root / _RECORD) as partial:
         partial.write_text("".join(json.dumps(entry) + "\n" for entry in record.values()), encoding="utf-8")
 

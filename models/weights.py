@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,17 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on file formats; whatever matters ends in an exception
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    _check_claim(path, sum(entry.file_size for entry in archive.infolist()))
             content = torch.load(path, weights_only=True, map_location="cpu")
-    except OSError as error:
-        raise OSError(f"{path}: cannot be read ({error.strerror or error}), check its permissions") from None
+            for tensor in _tensors(content):
+                _check_claim(path, tensor.untyped_storage().nbytes())
     except Exception as error:  # a damaged file makes the unpickler fail with anything, KeyError included
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # this one: a seek beyond the end of a cut file
+            raise OSError(f"{path}: cannot be read ({error.strerror or error}), check its permissions") from None
+        if str(error).startswith(f"{path}: "):
+            raise
         if "GLOBAL" in str(error) or "TorchScript" in str(error):
             raise ValueError(
                 f"{path}: contains more than tensors and is refused, since loading it could run foreign "
@@ -51,6 +61,26 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return {**checkpoint, "model_state_dict": state}
+
+
+def _check_claim(path: Path, claimed: int) -> None:
+    """Torch stores without compression: what unpacks to more than the file was made to fill the memory."""
+    if claimed > path.stat().st_size:
+        raise ValueError(
+            f"{path}: claims {claimed:,} bytes, more than the file holds, and is refused: fetch or save it again"
+        )
+
+
+def _tensors(content: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in nested containers, each container once, however often and deep it is referred to."""
+    seen, waiting = set(), [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (dict, list, tuple, set)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:

@@ -76,8 +76,11 @@ def find_start(resume: str, folder: Path, arguments: dict[str, Any], free: Seque
     if not found:
         return None
     config = folder / "config.yml"
-    before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else {}
-    if not isinstance(before, dict):
+    try:
+        before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else {}
+    except (ValueError, RecursionError, yaml.YAMLError):
+        before = None
+    if not isinstance(before, dict) or any(isinstance(value, (dict, list)) for value in before.values()):
         raise ValueError(f"{config}: not the options of a run; delete this file, or choose another --save-dir")
     for key, value in before.items():
         if key in arguments and key not in free and value != arguments[key]:

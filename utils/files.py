@@ -11,6 +11,7 @@ Layout of a prepared data set (every path is derived from the stem of the image)
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import time
@@ -66,11 +67,14 @@ def read_points(path: Path) -> np.ndarray:
     ``ValueError``, naming the file, for one that is missing, unreadable, of another shape or not finite.
     """
     try:
+        _check_npy_size(path)
         points = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such annotation file; run preprocess_dataset_*.py again") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a readable npy file ({error}); run preprocess_dataset_*.py again") from None
+    # NumPy answers damaged headers with ValueError, TypeError, errors of the tokenizer and others.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a readable npy file ({reason}); run preprocess_dataset_*.py again") from None
     if not isinstance(points, np.ndarray) or points.dtype.kind not in "fiu":
         raise ValueError(f"{path}: holds no array of numbers; run preprocess_dataset_*.py again")
     if points.size == 0 and points.ndim <= 2:
@@ -83,6 +87,17 @@ def read_points(path: Path) -> np.ndarray:
     if bad.size:
         raise ValueError(f"{path}: row {bad[0]} is {points[bad[0]].tolist()}; points must be finite numbers")
     return points
+
+
+def _check_npy_size(path: Path) -> None:
+    """``ValueError`` where the header of an npy file claims more than the file holds; NumPy allocates what it claims."""
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        claimed, held = math.prod(shape) * dtype.itemsize, path.stat().st_size - file.tell()
+    if claimed > held and not dtype.hasobject:
+        raise ValueError(f"it claims {claimed:,} bytes and holds {held:,}")
 
 
 @contextlib.contextmanager
@@ -109,12 +124,13 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 
 
 def remove_stale_partials(folder: Path) -> None:
-    """Delete what killed processes left behind in ``folder``: partial files of dead processes of this host, or a day old."""
+    """Delete what killed processes left behind in ``folder``: partial files of dead processes of this host, or a day away."""
     for partial in folder.glob(".*.partial*"):
         host, _, pid = partial.name.partition(".partial")[0].rpartition(".")
         with contextlib.suppress(FileNotFoundError):
             dead = host.endswith(f".{socket.gethostname()}") and pid.isdigit() and not _alive(int(pid))
-            if dead or time.time() - partial.stat().st_mtime > _STALE_AFTER_SECONDS:
+            # Far in the future, as after a change of the clock, is as good as old: nobody writes a file for that long.
+            if dead or abs(time.time() - partial.stat().st_mtime) > _STALE_AFTER_SECONDS:
                 partial.unlink()
 
 

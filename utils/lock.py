@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from utils.files import remove_stale_partials
+
 LOCK = ".run.lock"
 _PATIENCE = 1.0  # seconds; ``holder`` takes the lock for a moment, and so does a run that is just ending
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -24,7 +26,7 @@ _held: set[int] = set()
 
 @contextlib.contextmanager
 def hold(folder: Path | str) -> Iterator[None]:
-    """Keep other runs out of ``folder``, which must exist, while the block runs.
+    """Keep other runs out of ``folder``, which must exist, while the block runs; remove what killed ones left there.
 
     Raises ``OSError`` with one line that says who holds it. Where the file system knows no locks this warns and goes on; where
     nothing can be written there is nothing to protect, and the first file of the run says so.
@@ -46,6 +48,7 @@ def hold(folder: Path | str) -> Iterator[None]:
             return
     _held.add(descriptor)
     try:
+        remove_stale_partials(Path(folder))
         yield
     finally:
         if descriptor in _held:  # not in a forked child

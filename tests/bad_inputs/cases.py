@@ -1,0 +1,361 @@
+"""Bad inputs of all kinds: how each is made and the command that meets it. ``messages.yml`` holds what it must say."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import scipy.io
+import torch
+from PIL import Image
+from raw_data import make_jhu, make_nwpu, make_raw, save_noise, write
+from training_runs import Tiny, make_data
+
+from utils.files import gaussians_path, kernel_path, points_path
+
+
+class Work:
+    """A folder with raw and prepared data; names of the files that are spoiled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.raw, self.data, self.mine = (folder, folder / "raw", folder / "data", folder / "mine")
+        self.raw_image = self.raw / "Train" / "img_0001.jpg"
+        self.mat = self.raw / "Train" / "img_0001_ann.mat"
+        self.image = self.data / "train" / "IMG_0000.jpg"
+        self.npy, self.gs, self.kernel = points_path(self.image), gaussians_path(self.image), kernel_path(self.image)
+        self.weights, self.config = folder / "best_model.pth", folder / "config.yml"
+
+
+class Case(NamedTuple):
+    name: str
+    command: str
+    spoil: Callable[[Work], object]
+
+
+def make_work(folder: Path) -> None:
+    """What all cases begin with."""
+    work = Work(folder)
+    make_raw(work.raw, train=3, test=1)
+    make_data(work.data)
+    for name in "abc":
+        save_noise(work.mine / f"{name}.jpg")
+    torch.save(Tiny().state_dict(), work.weights)
+
+
+PREPARE = (
+    "preprocess_dataset_ucf.py --input-dataset-path {d}/raw --output-dataset-path {d}/out --min-size 32 --workers 1"
+)
+JHU = "preprocess_dataset_jhu.py --input-dataset-path {d}/jhu --output-dataset-path {d}/out --min-size 32 --workers 1"
+NWPU = (
+    "preprocess_dataset_nwpu.py --input-dataset-path {d}/nwpu --output-dataset-path {d}/out --min-size 32 --workers 1"
+)
+MINE = "preprocess_dataset_points.py --input-dataset-path {d}/mine --output-dataset-path {d}/out --workers 1 --unannotated empty --format "
+SPLAT = "2dgs_counting_1gs_gsplat.py --root-path {d}/data --num-epochs 5 --workers 1"
+CLEAN = "GS2D/process_gaussians.py --root-path {d}/data"
+KERNELS = "GS2D/build_kernels.py --root-path {d}/data --workers 1"
+TRAIN = (
+    "train_gs.py --data-dir {d}/data --device cpu --backbone-weights none --crop-size 64 --num-workers 0 --epochs 1 "
+    "--save-dir {d}/run"
+)
+STORED = TRAIN + " --kernels h5"
+TEST = "test.py --data-dir {d}/data --split val --device cpu --save-path {d}/best_model.pth"
+
+
+def png(width: int, height: int) -> bytes:
+    """The beginning of a PNG of that size."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">II", zlib.crc32(head), 9) + b"IDAT"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def text(path: Path) -> None:
+    write(path, "<html>404 Not Found</html>\n")
+
+
+def mat(work: Work, **contents) -> None:
+    scipy.io.savemat(work.mat, contents)
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """A PNG under the name of ``path``, whatever that says."""
+    Image.fromarray(pixels).save(path, "PNG")
+
+
+def npy_header(shape: str) -> bytes:
+    head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head.encode()
+
+
+def params(work: Work, array=None, **options) -> None:
+    with h5py.File(work.gs, "w") as file:
+        if array is not None or options:
+            file.create_dataset("params", data=array, **options)
+
+
+def gaussian_rows(work: Work) -> np.ndarray:
+    with h5py.File(work.gs) as file:
+        return file["params"][()]
+
+
+def changed(array: np.ndarray, row: int, column: int, value: float) -> np.ndarray:
+    array = array.copy()
+    array[row, column] = value
+    return array
+
+
+def kernels(work: Work, change: Callable[[h5py.File], object]) -> None:
+    from commands import call
+
+    call(*KERNELS.format(d=work.folder).split())
+    with h5py.File(work.kernel, "r+") as file:
+        change(file)
+
+
+def kernel_array(name: str, index, value) -> Callable[[Work], None]:
+    def change(file: h5py.File) -> None:
+        values = file[name][()]
+        values[index] = value
+        del file[name]
+        file[name] = values
+
+    return lambda work: kernels(work, change)
+
+
+def config(contents: str) -> Callable[[Work], object]:
+    return lambda work: work.config.write_text(contents)
+
+
+def mine(name: str, contents) -> Callable[[Work], object]:
+    return lambda work: write(work.mine / name, contents)
+
+
+def save(content) -> Callable[[Work], object]:
+    return lambda work: torch.save(content, work.weights)
+
+
+def bomb(work: Work) -> None:
+    """Two hundred megabytes of zeros in a checkpoint of a few hundred kilobytes."""
+    plain = io.BytesIO()
+    torch.save({"a": torch.zeros(50_000_000)}, plain)
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(work.weights, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out,
+    ):
+        for name in source.namelist():
+            out.writestr(name, source.read(name))
+
+
+class Foreign:
+    """Unpickling this would run a command."""
+
+    def __reduce__(self):
+        import os
+
+        return os.system, ("echo executed",)
+
+
+def link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def nothing(work: Work) -> None:
+    """The command line alone is wrong."""
+
+
+IMAGES = [
+    Case("an empty image", PREPARE, lambda w: w.raw_image.write_bytes(b"")),
+    Case("an image cut off", PREPARE, lambda w: cut(w.raw_image)),
+    Case("a web page under an image's name", PREPARE, lambda w: text(w.raw_image)),
+    Case("16 bits a channel", PREPARE, lambda w: save_png(w.raw_image, np.zeros((40, 40), np.uint16))),
+    Case("900 megapixels", PREPARE, lambda w: w.raw_image.write_bytes(png(30000, 30000))),
+    Case("more pixels than its bytes can hold", PREPARE, lambda w: w.raw_image.write_bytes(png(5000, 5000))),
+    Case("PostScript under an image's name", PREPARE, lambda w: w.raw_image.write_text("%!PS-Adobe-3.0 EPSF-3.0\n")),
+    Case("a dangling link", PREPARE, lambda w: link(w.raw_image)),
+    Case("too long for a JPEG", PREPARE, lambda w: save_png(w.raw_image, np.zeros((1, 4000, 3), np.uint8))),
+    Case(
+        "two images of one name",
+        PREPARE,
+        lambda w: save_png(w.raw_image.with_suffix(".png"), np.zeros((9, 9, 3), np.uint8)),
+    ),
+    Case("an image without annotation", PREPARE, lambda w: w.mat.unlink()),
+    Case("a prepared image cut off", TRAIN, lambda w: cut(w.image)),
+    Case("a prepared image that is empty, to fit", SPLAT, lambda w: (w.gs.unlink(), w.image.write_bytes(b""))),
+    Case("a prepared image cut off, to build a kernel for", KERNELS, lambda w: w.image.write_bytes(png(20000, 10000))),
+    Case("an image smaller than the crop", TRAIN + " --crop-size 128", nothing),
+    Case("a folder without images", TRAIN, lambda w: [path.unlink() for path in (w.data / "val").glob("*.jpg")]),
+]
+ANNOTATIONS = [
+    Case("mat: another key", PREPARE, lambda w: mat(w, points=np.zeros((2, 2)))),
+    Case("mat: text", PREPARE, lambda w: text(w.mat)),
+    Case("mat: empty", PREPARE, lambda w: w.mat.write_bytes(b"")),
+    Case("mat: cut off", PREPARE, lambda w: cut(w.mat)),
+    Case("mat: version 7.3", PREPARE, lambda w: w.mat.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(200))),
+    Case("mat: not finite", PREPARE, lambda w: mat(w, annPoints=np.array([[1, 2], [np.nan, 3]]))),
+    Case("mat: three columns", PREPARE, lambda w: mat(w, annPoints=np.zeros((4, 3)))),
+    Case("mat: words", PREPARE, lambda w: mat(w, annPoints="none")),
+    Case("mat: of no image", PREPARE, lambda w: w.raw_image.unlink()),
+    Case("jhu: five values", JHU, lambda w: write(make_jhu(w.folder / "jhu") / "train/gt/0002.txt", "1 2 3 4 5\n")),
+    Case("jhu: a word", JHU, lambda w: write(make_jhu(w.folder / "jhu") / "train/gt/0002.txt", "1 two 3 4 5 6\n")),
+    Case(
+        "jhu: a negative size", JHU, lambda w: write(make_jhu(w.folder / "jhu") / "train/gt/0002.txt", "1 2 3 -4 5 6\n")
+    ),
+    Case(
+        "nwpu: an unknown image in a list",
+        NWPU,
+        lambda w: write(make_nwpu(w.folder / "nwpu") / "val.txt", "0099 0 1\n"),
+    ),
+    Case("nwpu: an image in two lists", NWPU, lambda w: write(make_nwpu(w.folder / "nwpu") / "val.txt", "0001 0 1\n")),
+    Case("csv: a word", MINE + "csv", mine("a.csv", "x,y\n1,two\n")),
+    Case("csv: a decimal comma", MINE + "csv", mine("a.csv", "x;y\n1,5;2\n")),
+    Case("csv: no columns x and y", MINE + "csv", mine("a.csv", "left,top\n1,2\n")),
+    Case("csv: a cell too many", MINE + "csv", mine("a.csv", "x,y\n1,2,3\n")),
+    Case("csv: not UTF-8", MINE + "csv", mine("a.csv", b"x,y\n\xff\xfe,2\n")),
+    Case("json: not valid", MINE + "json", mine("a.json", "[[1, 2],]")),
+    Case("json: nested too deeply", MINE + "json", mine("a.json", "[" * 100_000)),
+    Case("json: a key twice", MINE + "json", mine("a.json", '{"points": [], "points": []}')),
+    Case("json: infinite", MINE + "json", mine("a.json", "[[1, 1e999]]")),
+    Case("json: three numbers", MINE + "json", mine("a.json", "[[1, 2, 3]]")),
+    Case("coco: no list of images", MINE + "coco", mine("a.json", {"annotations": []})),
+    Case("yolo: four numbers", MINE + "yolo", mine("a.txt", "0 0.5 0.5 0.1\n")),
+    Case(
+        "labelme: an unknown shape",
+        MINE + "labelme",
+        mine("a.json", {"shapes": [{"shape_type": "line", "points": [[1, 2]], "label": "a"}]}),
+    ),
+    Case(
+        "via: an unknown shape",
+        MINE + "via",
+        mine("a.json", {"a": {"filename": "a.jpg", "regions": [{"shape_attributes": {"name": "polyline"}}]}}),
+    ),
+    Case("no annotation at all", MINE + "csv", nothing),
+]
+CONFIGURATION = [
+    Case("yml: missing", TRAIN + " --config {d}/none.yml", nothing),
+    Case("yml: not valid", TRAIN + " --config {d}/config.yml", config("lr: [1\n")),
+    Case("yml: a list", TRAIN + " --config {d}/config.yml", config("- lr\n")),
+    Case("yml: an unknown key", TRAIN + " --config {d}/config.yml", config("learning_rat: 1\nlr_schedul: constant\n")),
+    Case("yml: a word for a number", TRAIN + " --config {d}/config.yml", config("lr: fast\n")),
+    Case("yml: true for a number", TRAIN + " --config {d}/config.yml", config("batch_size: true\n")),
+    Case("yml: a list for one value", TRAIN + " --config {d}/config.yml", config("lr: [1, 2]\n")),
+    Case("yml: no value", TRAIN + " --config {d}/config.yml", config("lr:\n")),
+    Case("yml: a number for a switch", TRAIN + " --config {d}/config.yml", config("compile: 1\n")),
+    Case("yml: an impossible value", TRAIN + " --config {d}/config.yml", config("epochs: 0\n")),
+    Case("yml: not one of the choices", TRAIN + " --config {d}/config.yml", config("loss: l2\n")),
+    Case("yml: an unknown key of the fit", SPLAT + " --config {d}/config.yml", config("num_epoch: 3\n")),
+]
+H5 = [
+    Case("gs_params: text", TRAIN, lambda w: text(w.gs)),
+    Case("gs_params: cut off", TRAIN, lambda w: cut(w.gs)),
+    Case("gs_params: missing", TRAIN, lambda w: w.gs.unlink()),
+    Case("gs_params: without params", TRAIN, params),
+    Case("gs_params: seven columns", TRAIN, lambda w: params(w, np.ones((6, 7), np.float32))),
+    Case("gs_params: words", TRAIN, lambda w: params(w, np.full((6, 8), b"one"))),
+    Case(
+        "gs_params: 40 gigabytes",
+        TRAIN,
+        lambda w: params(w, shape=(1_250_000_000, 8), dtype="f4", chunks=(1000, 8), compression="gzip"),
+    ),
+    Case("gs_params: of other points", TRAIN, lambda w: params(w, gaussian_rows(w)[1:])),
+    Case("gs_params: a negative scale", TRAIN, lambda w: params(w, changed(gaussian_rows(w), 1, 2, -3.0))),
+    Case("gs_params: an infinite scale", KERNELS, lambda w: params(w, changed(gaussian_rows(w), 1, 3, np.inf))),
+    Case("gs_params: moved", SPLAT, lambda w: params(w, gaussian_rows(w) + np.float32([9, 9, 0, 0, 0, 0, 0, 0]))),
+    Case("gs_params: text, to clean", CLEAN, lambda w: text(w.gs)),
+    Case("kernel: missing", STORED, nothing),
+    Case("kernel: text", STORED, lambda w: (kernels(w, lambda file: None), text(w.kernel))),
+    Case("kernel: without data", STORED, lambda w: kernels(w, lambda file: file.__delitem__("data"))),
+    Case("kernel: row starts that fall", STORED, kernel_array("indptr", 1, 10**6)),
+    Case("kernel: a cell outside", STORED, kernel_array("indices", 0, 10**6)),
+    Case("kernel: not finite", STORED, kernel_array("data", 0, np.nan)),
+    Case("kernel: another shape", STORED, kernel_array("shape", 1, 7)),
+    Case("kernel: a grid of words", STORED, lambda w: kernels(w, lambda file: file.attrs.__setitem__("grid", "ab"))),
+    Case(
+        "kernel: of other Gaussians",
+        STORED,
+        lambda w: kernels(w, lambda file: file.attrs.__setitem__("params_hash", "0")),
+    ),
+    Case("kernel: of other parameters", STORED + " --cut-off 2", lambda w: kernels(w, lambda file: None)),
+]
+NPY = [
+    Case("npy: missing", TRAIN, lambda w: w.npy.unlink()),
+    Case("npy: text", TRAIN, lambda w: text(w.npy)),
+    Case("npy: empty", TRAIN, lambda w: w.npy.write_bytes(b"")),
+    Case("npy: cut off", TRAIN, lambda w: cut(w.npy)),
+    Case("npy: pickled objects", TRAIN, lambda w: np.save(w.npy, np.array([Foreign()], object))),
+    Case("npy: four columns", TRAIN, lambda w: np.save(w.npy, np.zeros((6, 4)))),
+    Case("npy: one dimension", TRAIN, lambda w: np.save(w.npy, np.zeros(6))),
+    Case("npy: not finite", TRAIN, lambda w: np.save(w.npy, np.array([[1, 2, 3], [4, np.inf, 6]]))),
+    Case("npy: words", TRAIN, lambda w: np.save(w.npy, np.array([["a", "b"]]))),
+    Case("npy: 40 gigabytes", TRAIN, lambda w: w.npy.write_bytes(npy_header("(10000000000, 1)"))),
+    Case("npy: several arrays", TRAIN, lambda w: np.savez(w.npy.open("wb"), a=np.zeros((1, 2)))),
+]
+CHECKPOINTS = [
+    Case("checkpoint: missing", TEST, lambda w: w.weights.unlink()),
+    Case("checkpoint: text", TEST, lambda w: text(w.weights)),
+    Case("checkpoint: empty", TEST, lambda w: w.weights.write_bytes(b"")),
+    Case("checkpoint: cut off", TEST, lambda w: cut(w.weights)),
+    Case("checkpoint: foreign code", TEST, save({"a": Foreign()})),
+    Case("checkpoint: a whole network", TEST, save(torch.nn.Linear(2, 2))),
+    Case("checkpoint: numbers", TEST, save({"a": 3})),
+    Case("checkpoint: of another network", TEST, save({"fc.weight": torch.zeros(2, 2)})),
+    Case("checkpoint: another shape", TEST, save({**Tiny().state_dict(), "layers.0.bias": torch.zeros(9)})),
+    Case("checkpoint: 200 megabytes of zeros, packed", TEST, bomb),
+    Case(
+        "checkpoint: an impossible topk",
+        TEST,
+        save({"model_state_dict": Tiny().state_dict(), "arguments": {"topk": "x"}}),
+    ),
+    Case(
+        "checkpoint: another training state",
+        TRAIN + " --resume {d}/best_model.pth",
+        save({"model_state_dict": Tiny().state_dict(), "optimizer_state_dict": {"state": 3}, "epoch": 1}),
+    ),
+    Case(
+        "checkpoint: no epoch",
+        TRAIN + " --resume {d}/best_model.pth",
+        save(
+            {
+                "model_state_dict": Tiny().state_dict(),
+                "optimizer_state_dict": torch.optim.Adam(Tiny().parameters()).state_dict(),
+            }
+        ),
+    ),
+]
+COMMAND_LINE = [
+    Case("no option that is needed", "train_gs.py", nothing),
+    Case("an unknown option", TRAIN + " --bach-size 3", nothing),
+    Case("an abbreviated option", TRAIN + " --batch 3", nothing),
+    Case("a word for a number", TRAIN + " --lr fast", nothing),
+    Case("a fraction for a whole number", TRAIN + " --batch-size 1.5", nothing),
+    Case("no epochs", TRAIN + " --epochs 0", nothing),
+    Case("not a number", TRAIN + " --lr nan", nothing),
+    Case("a crop that does not fit the stride", TRAIN + " --crop-size 100", nothing),
+    Case("an unknown device", TRAIN + " --device tpu", nothing),
+    Case("a GPU that is not there", TRAIN + " --device 99", nothing),
+    Case("an unknown network", TRAIN + " --model-name resnet", nothing),
+    Case("kernels for a loss without", TRAIN + " --kernels h5 --loss bl", nothing),
+    Case("scales that contradict", KERNELS + " --post-max 5", nothing),
+    Case("half precision without a GPU", TRAIN + " --precision 16-mixed", nothing),
+    Case("a share of too few", SPLAT + " --shard 5/4", nothing),
+    Case("no such prepared folder", SPLAT + " --root-path {d}/none", nothing),
+    Case("nothing fitted to clean", CLEAN + " --gs-dir {d}/none", nothing),
+    Case("sizes the wrong way round", PREPARE + " --max-size 16", nothing),
+    Case("the output in the input", PREPARE + " --output-dataset-path {d}/raw/out", nothing),
+    Case("no such raw folder", PREPARE + " --input-dataset-path {d}/none", nothing),
+    Case("a file for a folder", PREPARE + " --output-dataset-path {d}/config.yml", config("")),
+    Case("no such list", PREPARE + " --train-list {d}/none.txt", nothing),
+    Case("an unknown format", MINE + "voc", nothing),
+    Case("a checkpoint that is not there, to go on from", TRAIN + " --resume {d}/none.tar", nothing),
+    Case("no data set to look at", "utils/status.py --data-dir {d}/none", nothing),
+]
+CASES = IMAGES + ANNOTATIONS + CONFIGURATION + H5 + NPY + CHECKPOINTS + COMMAND_LINE

@@ -1,0 +1,264 @@
+"""Kills each stage at random moments, runs it again and compares with a run that nobody interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from raw_data import make_raw
+from training_runs import make_data
+
+from datasets.images import load_image
+from GS2D.gaussians import Gaussians2D, read_file
+from GS2D.kernel_file import load_kernel
+from models import read_checkpoint
+from utils.files import gaussians_path, list_images, read_points
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMES = ("seconds", "images_per_second", "time")
+
+
+class Stage(NamedTuple):
+    """A command over a folder ``work`` that begins as a copy of ``inputs``."""
+
+    name: str
+    inputs: Path
+    script: str
+    arguments: Callable[[Path], list[str]]
+
+
+class Row(NamedTuple):
+    """What became of the kills of one stage."""
+
+    stage: str
+    seconds: float  # an uninterrupted run takes
+    kills: int
+    survived: int  # nothing broken after the kill; the same command then ended well and left no temporary file
+    equal: int  # of those, with the files of the uninterrupted run
+    problems: tuple[str, ...]
+
+
+class Server:
+    """The process of ``server.py``."""
+
+    def __enter__(self) -> Server:
+        command = [sys.executable, str(Path(__file__).with_name("server.py"))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+        assert self.process.stdout.readline() == "ready\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stdin.close()
+        self.process.wait(60)
+
+    @contextlib.contextmanager
+    def start(self, *commands: tuple[str, list[str]], log: Path) -> Iterator[list[int]]:
+        """Yield the ids of scripts that run at the same time; then wait for their end, and keep exit codes and logs."""
+        logs = [log.with_name(f"{log.name}{i}") for i in range(len(commands))]
+        requests = [
+            {"script": script, "arguments": [str(argument) for argument in arguments], "log": str(path)}
+            for (script, arguments), path in zip(commands, logs, strict=True)
+        ]
+        self.process.stdin.write(json.dumps(requests) + "\n")
+        self.process.stdin.flush()
+        yield [int(word) for word in self.process.stdout.readline().split()]
+        self.codes = [int(word) for word in self.process.stdout.readline().split()]
+        self.logs = [path.read_text(errors="replace") for path in logs]
+
+    def run(self, script: str, arguments: list[str], log: Path) -> tuple[int, str]:
+        """Run a script to its end -> exit code, its output."""
+        with self.start((script, arguments), log=log):
+            pass
+        return self.codes[0], self.logs[0]
+
+    def kill(self, script: str, arguments: list[str], log: Path, moment: float) -> bool:
+        """Kill a script and all its workers ``moment`` seconds after its start -> whether it still ran."""
+        with self.start((script, arguments), log=log) as processes:
+            time.sleep(moment)
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.killpg(processes[0], signal.SIGKILL)
+        return self.codes[0] == -signal.SIGKILL
+
+
+def make_stages(server: Server, root: Path, images: int = 6, epochs: int = 4) -> dict[str, Stage]:
+    """The stages by name, each with the inputs that the stages before it made."""
+    root.mkdir(parents=True, exist_ok=True)
+    log = root / "log"
+
+    def done(stage: Stage) -> Stage:
+        code, output = server.run(stage.script, stage.arguments(stage.inputs), log)
+        assert code == 0, output
+        return stage
+
+    def copy(source: Path, name: str) -> Path:
+        return Path(shutil.copytree(source, root / name))
+
+    def prepare(work: Path, workers: int = 1) -> list[str]:
+        paths = ["--input-dataset-path", str(work / "raw"), "--output-dataset-path", str(work / "data")]
+        return [*paths, "--min-size", "64", "--max-size", "256", "--workers", str(workers)]
+
+    def on_data(*options: str) -> Callable[[Path], list[str]]:
+        return lambda work: ["--root-path", str(work / "data"), *options]
+
+    stages = {}
+    make_raw(root / "preprocess" / "raw", train=images, test=2, size=(96, 128))
+    for name, workers in (("preprocess", 1), ("preprocess, 2 workers", 2)):
+        arguments = lambda work, n=workers: prepare(work, n)  # noqa: E731
+        stages[name] = Stage(name, root / "preprocess", "preprocess_dataset_ucf.py", arguments)
+    prepared = copy(root / "preprocess", "splat")
+    done(Stage("", prepared, "preprocess_dataset_ucf.py", prepare))
+    splat = on_data("--num-epochs", "1500", "--workers", "2")
+    stages["splat"] = Stage("splat", prepared, "2dgs_counting_1gs_gsplat.py", splat)
+    fitted = copy(prepared, "clean")
+    done(stages["splat"]._replace(inputs=fitted))
+    for image in list_images(fitted / "data" / "train"):
+        gaussians, _, attributes = read_file(gaussians_path(image))
+        gaussians.scales[:, 0] = 2 * gaussians.scales[:, 1]
+        gaussians.save(gaussians_path(image), attributes=attributes)
+    stages["clean"] = Stage("clean", fitted, "GS2D/process_gaussians.py", on_data())
+    cleaned = copy(fitted, "kernels")
+    done(stages["clean"]._replace(inputs=cleaned))
+    stages["kernels"] = Stage("kernels", cleaned, "GS2D/build_kernels.py", on_data("--workers", "2"))
+
+    def train(work: Path) -> list[str]:
+        options = {"epochs": epochs, "val-start": 1, "val-every": 1, "crop-size": 64, "num-workers": 0, "lr": 1e-3}
+        pairs = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        paths = ["--data-dir", str(work / "data"), "--save-dir", str(work / "run")]
+        return [*paths, *pairs, "--device", "cpu", "--backbone-weights", "none"]
+
+    make_data(root / "train" / "data")
+    stages["train"] = Stage("train", root / "train", "train_gs.py", train)
+    trained = copy(root / "train", "test")
+    done(stages["train"]._replace(inputs=trained))
+
+    def evaluate(work: Path) -> list[str]:
+        paths = ["--save-path", str(work / "run" / "best_model.pth"), "--data-dir", str(work / "data")]
+        return [*paths, "--split", "val", "--device", "cpu", "--out", str(work / "out")]
+
+    stages["test"] = Stage("test", trained, "test.py", evaluate)
+    return stages
+
+
+def kill_stage(server: Server, stage: Stage, folder: Path, kills: int, seed: int) -> Row:
+    """Kill a stage ``kills`` times, the moments spread evenly over the time that it was seen to take."""
+    work, log = folder / "work", folder / "log"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def begin() -> list[str]:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(stage.inputs, work)
+        return stage.arguments(work)
+
+    arguments = begin()
+    before = time.perf_counter()
+    code, output = server.run(stage.script, arguments, log)
+    seconds = time.perf_counter() - before
+    assert code == 0, output
+    expected = contents(work)
+    random, problems, survived, equal = np.random.default_rng(seed), [], 0, 0
+    for k in range(kills):
+        part, running = (k + random.random()) / kills, False
+        while not running:
+            arguments = begin()
+            running = server.kill(stage.script, arguments, log, part * seconds)
+            part *= 0.9  # it had ended before: this time it was faster
+        wrong = broken(work)
+        code, output = server.run(stage.script, arguments, log)
+        if code:
+            wrong.append(f"exit code {code}: {output[-500:]}")
+        wrong += broken(work) + [f"{path} is left" for path in temporary(work)]
+        different = differences(expected, contents(work))
+        survived, equal = survived + (not wrong), equal + (not wrong and not different)
+        problems += [f"{stage.name}, kill {k}: {problem}" for problem in (*wrong, *different)]
+    return Row(stage.name, seconds, kills, survived, equal, tuple(problems))
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every file below ``folder``: its bytes, or, of files that hold times, all else. TensorBoard's are logs of runs."""
+    return {
+        str(path.relative_to(folder)): _without_times(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "tensorboard" not in path.parts
+    }
+
+
+def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    names = sorted(expected.keys() | found.keys())
+    return [f"{name} differs" for name in names if expected.get(name) != found.get(name)]
+
+
+def temporary(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob(".*") if path.is_file()]
+
+
+def broken(folder: Path) -> list[str]:
+    """A line for each file under a final name that its reader refuses."""
+    problems = []
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            try:
+                _load(path)
+            except Exception as error:
+                problems.append(f"{path} does not load: {error}")
+    return problems
+
+
+def _load(path: Path) -> None:
+    readers = {".jpg": load_image, ".npy": read_points, ".pth": read_checkpoint, ".tar": read_checkpoint}
+    readers |= {".yml": lambda p: yaml.safe_load(p.read_text()), ".json": lambda p: json.loads(p.read_text())}
+    if path.suffix == ".h5":
+        (load_kernel if path.parent.name == "kernels" else Gaussians2D.load)(path)
+    elif path.suffix == ".jsonl":  # grows line by line: the last one may be cut off, and its readers know
+        for line in path.read_text().splitlines()[:-1]:
+            json.loads(line)
+    elif path.suffix == ".csv":
+        assert len({len(row) for row in csv.reader(io.StringIO(path.read_text()))}) == 1
+    elif path.suffix == ".html":
+        assert path.read_text().rstrip().endswith("</html>")
+    elif path.suffix in readers:
+        readers[path.suffix](path)
+
+
+def _without_times(path: Path) -> Any:
+    if path.suffix == ".tar":
+        # Of a run that went on, the names in a checkpoint are other objects than those of the program: pickle then writes
+        # another stream for the same content.
+        return _plain(torch.load(path, weights_only=True))
+    if path.name == "metrics.jsonl":
+        return [_drop_times(json.loads(line)) for line in path.read_text().splitlines()]
+    if path.name == "summary.json":
+        return _drop_times(json.loads(path.read_text()))
+    if path.name == "results.csv":
+        return [_drop_times(row) for row in csv.DictReader(io.StringIO(path.read_text()))]
+    if path.suffix == ".html":  # shows the times of its summary
+        return None
+    return path.read_bytes()
+
+
+def _drop_times(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in TIMES}
+
+
+def _plain(value: Any) -> Any:
+    """Nested values in which tensors are their bytes."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

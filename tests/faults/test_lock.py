@@ -1,0 +1,100 @@
+"""``utils.lock``: who is in a folder, and that nobody is once they are gone."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from commands import ROOT
+
+from utils import lock
+from utils.lock import LOCK, hold, holder
+
+HOLD = "import sys, time; from utils.lock import hold\nwith hold(sys.argv[1]):\n    print('held', flush=True)\n"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(lock, "_PATIENCE", 0.1)
+
+
+def start(folder, code):
+    """A process that holds ``folder`` and then runs ``code``."""
+    command = [sys.executable, "-c", HOLD + code, str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_second_is_told_who_is_there_and_nothing_stays(tmp_path):
+    assert holder(tmp_path) is None
+    with hold(tmp_path):
+        assert f"process {os.getpid()} on " in holder(tmp_path)
+        with pytest.raises(OSError, match=rf"{tmp_path}: in use by process {os.getpid()} on .*; wait until") as caught:
+            with hold(tmp_path):
+                pass
+        assert "\n" not in str(caught.value)
+    assert holder(tmp_path) is None and not list(tmp_path.iterdir())
+    with pytest.raises(KeyError), hold(tmp_path):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_holder_leaves_no_lock_behind(tmp_path):
+    process = start(tmp_path, "    time.sleep(60)")
+    assert f"process {process.pid} " in holder(tmp_path)
+    process.kill()
+    process.wait()
+    assert (tmp_path / LOCK).exists() and holder(tmp_path) is None
+    partial = tmp_path / f".a.{os.uname().nodename}.{process.pid}.partial.jpg"
+    partial.touch()
+    for moment in (0, 4e9):  # no clock plays a part
+        os.utime(tmp_path / LOCK, (moment, moment)) if (tmp_path / LOCK).exists() else None
+        with hold(tmp_path):
+            assert not partial.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_forked_worker_does_not_outlive_its_run_with_the_lock(tmp_path):
+    code = "    import os\n    child = os.fork()\n    print(child, flush=True)\n    time.sleep(60)"
+    process = start(tmp_path, code)
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    try:
+        with hold(tmp_path):
+            os.kill(child, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+    assert holder(tmp_path) is None
+
+
+def test_waiting_for_one_that_is_about_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_PATIENCE", 20)
+    process = start(tmp_path, "    time.sleep(0.5)")
+    before = time.monotonic()
+    with hold(tmp_path):
+        assert time.monotonic() - before < 19
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EROFS])
+def test_where_there_are_no_locks_the_run_goes_on(tmp_path, monkeypatch, capsys, number):
+    def refuse(path):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock, "_take", refuse)
+    with hold(tmp_path):
+        pass
+    assert ("start one run at a time" in capsys.readouterr().err) == (number == errno.ENOLCK)
+
+
+def test_a_lock_on_a_removed_file_keeps_nobody_out(tmp_path, monkeypatch):
+    inodes = iter([None])
+    monkeypatch.setattr(lock, "_inode", lambda path: next(inodes, path.stat().st_ino))
+    with hold(tmp_path):
+        assert holder(tmp_path)
+    assert next(inodes, "used") == "used"

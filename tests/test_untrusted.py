@@ -1,0 +1,307 @@
+"""Files that somebody sent: nothing in them is executed, and small ones do not ask for much memory."""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import pickle
+import re
+import resource
+import struct
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from commands import ROOT, call, errors
+from PIL import Image
+from training_runs import Tiny
+
+from datasets.annotations import read_sh, read_ucf
+from datasets.images import image_size, load_image
+from datasets.raw_text import read_json
+from GS2D.gaussians import Gaussians2D, read_file
+from GS2D.kernel_file import StoredKernel, load_kernel, save_kernel
+from models import read_checkpoint
+from utils.checkpoint import describe
+from utils.files import read_points
+
+ADDRESSES = 2 << 30  # bytes that a reader may ask for
+TOUCHED = 600  # megabytes that it may use
+HUGE = 10**10
+
+
+def refusal(read, path):
+    """The message with which ``read`` refuses a small file, quickly and within bounds, in a process of its own."""
+    assert path.stat().st_size < 1 << 20
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESSES,) * 2)
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+            before = peak()
+            try:
+                answer = f"read {read(path)!r:.100}"
+            except (OSError, ValueError) as error:
+                answer = f"refused {error}"
+            os.write(send, f"{peak() - before:.0f} {answer}".encode())
+        except BaseException as error:
+            os.write(send, f"0 raised {error!r}".encode())
+        finally:
+            os._exit(0)
+    os.close(send)
+    begin = time.perf_counter()
+    with os.fdopen(receive) as pipe:
+        megabytes, outcome, message = pipe.read().split(" ", 2)
+    os.waitpid(child, 0)
+    assert outcome == "refused" and int(megabytes) < TOUCHED, (megabytes, outcome, message)
+    assert str(path) in message and "\n" not in message and time.perf_counter() - begin < 20
+    return message
+
+
+def peak():
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 1024
+
+
+def png(width, height, depth=8, color=2, data=b""):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + data + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def jpeg(width, height):
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("contents", "reason"),
+    [
+        (png(60_000, 60_000), "60000 x 60000 pixels, more than 300,000,000"),
+        (png(2**31 - 1, 2**31 - 1), "pixels, more than 300,000,000"),
+        (png(17_000, 17_000), "17000 x 17000 pixels, more than its bytes can hold"),
+        (png(17_000, 17_000, 1, 0), "17000 x 17000 pixels, more than its bytes can hold"),
+        (jpeg(17_000, 17_000), "17000 x 17000 pixels, more than its bytes can hold"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot identify image file"),
+    ],
+    ids=["3600 megapixels", "exapixels", "png", "png of bits", "jpeg", "a program in PostScript"],
+)
+def test_images(tmp_path, contents, reason):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(contents)
+    assert reason in refusal(load_image, path) and reason in refusal(image_size, path)
+
+
+def test_an_image_whose_text_unpacks_to_megabytes(tmp_path):
+    packed = b"Comment\0\0" + zlib.compress(bytes(1 << 27))
+    text = struct.pack(">I", len(packed)) + b"zTXt" + packed + struct.pack(">I", zlib.crc32(b"zTXt" + packed))
+    (tmp_path / "a.png").write_bytes(png(8, 8, data=text))
+    assert refusal(load_image, tmp_path / "a.png")
+
+
+def npy(shape, version=1, length=None):
+    head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    size = struct.pack("<H" if version == 1 else "<I", len(head) if length is None else length)
+    return b"\x93NUMPY" + bytes([version, 0]) + size + head.encode() + bytes(40)
+
+
+@pytest.mark.parametrize(
+    "contents", [npy((HUGE, 2)), npy((2**40, 2**40)), npy((HUGE, 2), 2), npy((1, 2), 2, 2**32 - 1), npy("(" * 90)]
+)
+def test_npy(tmp_path, contents):
+    (tmp_path / "a.npy").write_bytes(contents)
+    assert "not a readable npy file" in refusal(read_points, tmp_path / "a.npy")
+
+
+def h5(path, name="params", **options):
+    with h5py.File(path, "a") as file:
+        if name in file:
+            del file[name]
+        file.create_dataset(name, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shape": (HUGE, 8), "dtype": "f4", "chunks": (1000, 8), "compression": "gzip"},
+        {"shape": (HUGE, 8), "dtype": "f4"},
+        {"shape": (2, 8), "dtype": "f4", "chunks": (2**26, 8), "maxshape": (None, 8), "compression": "gzip"},
+    ],
+    ids=["chunks", "contiguous", "one chunk"],
+)
+def test_gaussians(tmp_path, options):
+    path = tmp_path / "a_gs_params.h5"
+    h5(path, **options)
+    assert "more than the file can hold" in refusal(read_file, path)
+    Gaussians2D.from_params(np.ones((2, 8))).save(path)
+    h5(path, "fitted", **options)
+    assert "'fitted' claims" in refusal(read_file, path)
+
+
+def test_data_of_other_files_are_not_read(tmp_path):
+    """A path in a file that somebody sent: a link, storage outside, a virtual data set."""
+    secret = tmp_path / "secret.h5"
+    h5(secret, data=np.ones((2, 8), np.float32))
+    path = tmp_path / "a_gs_params.h5"
+    with h5py.File(path, "w") as file:
+        file["params"] = h5py.ExternalLink(str(secret), "params")
+    assert "lies in another file" in refusal(Gaussians2D.load, path)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("params", (2, 8), "f4", external=[(str(secret), 0, 64)])
+    assert "lies in another file" in refusal(Gaussians2D.load, path)
+    layout = h5py.VirtualLayout((2, 8), "f4")
+    layout[:] = h5py.VirtualSource(str(secret), "params", (2, 8))
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("params", layout)
+    assert "lies in another file" in refusal(Gaussians2D.load, path)
+
+
+@pytest.mark.parametrize("name", ["indptr", "indices", "data", "shape"])
+def test_kernels(tmp_path, name):
+    path = tmp_path / "a_kernel.h5"
+    arrays = np.array([0, 1]), np.array([0]), np.ones(1, np.float32)
+    save_kernel(path, StoredKernel(*arrays, (1, 1), {}))
+    assert load_kernel(path).grid == (1, 1)
+    kind = "f4" if name == "data" else "i8"
+    h5(path, name, shape=(HUGE,), dtype=kind, chunks=(1000,), compression="gzip")
+    assert f"'{name}' claims" in refusal(load_kernel, path)
+
+
+def test_a_kernel_of_a_huge_shape(tmp_path):
+    path = tmp_path / "a_kernel.h5"
+    arrays = np.array([0, 1]), np.array([0]), np.ones(1, np.float32)
+    save_kernel(path, StoredKernel(*arrays, (1, 1), {}))
+    h5(path, "shape", data=np.array([HUGE, HUGE]))
+    assert "do not fit shape" in refusal(load_kernel, path)
+    with h5py.File(path, "a") as file:
+        file.attrs["grid"] = (HUGE, HUGE)
+    assert "do not fit shape" in refusal(load_kernel, path)
+
+
+def test_mat(tmp_path):
+    path = tmp_path / "a.mat"
+    scipy.io.savemat(path, {"annPoints": np.ones((3, 2))})
+    data = path.read_bytes()
+    path.write_bytes(data.replace(struct.pack("<ii", 3, 2), struct.pack("<ii", 2**30, 2**30), 1))
+    assert "in an array with dimensions" in refusal(read_ucf, path)
+    packed = zlib.compress(bytes(300 << 20))
+    path.write_bytes(data[:128] + struct.pack("<II", 15, len(packed)) + packed)
+    assert "cut off or too large" in refusal(read_ucf, path)
+    cells = np.empty((1, 1), object)
+    cells[0, 0] = np.ones((3, 2))
+    scipy.io.savemat(path, {"image_info": cells})
+    data = path.read_bytes()
+    path.write_bytes(data.replace(struct.pack("<ii", 1, 1), struct.pack("<ii", 2**31 - 1, 2**31 - 1), 1))
+    assert "not a readable .mat file" in refusal(read_sh, path)
+
+
+def test_json_nested_without_end(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 500_000)
+    assert "nested too deeply" in refusal(read_json, tmp_path / "a.json")
+
+
+class Foreign:
+    """Unpickling this would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path):
+    executed = tmp_path / "executed"
+    content = Foreign(executed)
+    pickle.loads(pickle.dumps(content))
+    assert executed.is_dir()  # it works where nobody takes care
+    executed.rmdir()
+    torch.save({"model_state_dict": {"a": content}}, tmp_path / "a.tar")
+    torch.save({"a": content}, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "c.pth").write_bytes(pickle.dumps(content))
+    for name in ("a.tar", "b.pth", "c.pth"):
+        refusal(read_checkpoint, tmp_path / name)
+    np.save(tmp_path / "a.npy", np.array([content], object))
+    assert "allow_pickle=False" in refusal(read_points, tmp_path / "a.npy")
+    (tmp_path / "a.yml").write_text(f"lr: !!python/object/apply:os.mkdir ['{executed}']\n")
+    _, err = call("train_gs.py", "--data-dir", "x", "--config", tmp_path / "a.yml", code=2)
+    assert len(errors(err)) == 1 and "not valid YAML" in err and not executed.exists()
+
+
+def test_a_packed_checkpoint(tmp_path):
+    plain = io.BytesIO()
+    torch.save({"a": torch.zeros(25_000_000)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in source.namelist():
+            packed.writestr(name, source.read(name))
+    assert "claims 100,000," in refusal(read_checkpoint, tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("storage", [True, False], ids=["storage", "view"])
+def test_a_checkpoint_of_the_old_form_that_claims_gigabytes(tmp_path, storage):
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.zeros(4)}, path, _use_new_zipfile_serialization=False)
+    data, four = path.read_bytes(), b"J" + struct.pack("<i", 2 * 10**9)
+    claim = (b"X\x03\x00\x00\x00cpuq\x06K\x04", b"X\x03\x00\x00\x00cpuq\x06" + four)
+    claim = claim if storage else (b"K\x00K\x04\x85", b"K\x00" + four + b"\x85")
+    assert claim[0] in data
+    path.write_bytes(data.replace(*claim, 1))
+    assert refusal(read_checkpoint, path)
+
+
+def test_what_a_checkpoint_says_of_itself_builds_no_huge_network():
+    state = Tiny().state_dict()
+    said = describe({"model_state_dict": state, "arguments": {"model_name": "vgg_trans", "usenum": HUGE, "topk": 0.2}})
+    assert said["model_name"] == "vgg" and said["topk"] == 0.2
+    state["encoder.near_embeddings.weight"] = torch.zeros(7, 512)
+    said = describe({"model_state_dict": state, "arguments": {"usenum": HUGE}})
+    assert said["model_name"] == "vgg_trans" and said["usenum"] == 7
+    assert describe({"model_state_dict": state, "arguments": 5})["usenum"] == 7
+    with pytest.raises(ValueError, match="topk"):
+        describe({"model_state_dict": state, "arguments": {"topk": 10**400}})
+
+
+FORBIDDEN = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load"}
+REQUIRED = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+
+
+def dangerous(tree):
+    """Calls that execute what they are given, a shell, and loading without the keyword that forbids pickled objects."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            keywords = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
+            if name in FORBIDDEN or keywords.get("shell"):
+                yield node.lineno, name
+            if name in REQUIRED and keywords.get(REQUIRED[name][0]) is not REQUIRED[name][1]:
+                yield node.lineno, name
+
+
+def test_no_shell_no_eval_no_pickle():
+    code = "eval('1'); subprocess.run('ls', shell=True); torch.load(p); np.load(p, allow_pickle=True); yaml.load(t)"
+    assert len(list(dangerous(ast.parse(code)))) == 5
+    assert not list(
+        dangerous(ast.parse("torch.load(p, weights_only=True); np.load(p, allow_pickle=False); model.eval()"))
+    )
+    packages = [
+        path
+        for name in ("GS2D", "datasets", "losses", "models", "utils", "scripts")
+        for path in (ROOT / name).rglob("*.py")
+    ]
+    assert len(packages) > 40
+    for path in [*ROOT.glob("*.py"), *packages]:
+        found = list(dangerous(ast.parse(path.read_text(encoding="utf-8"))))
+        assert not found, f"{path}: {found}"
