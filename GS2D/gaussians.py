@@ -98,9 +98,8 @@ def read_file(path: Path | str) -> tuple[Gaussians2D, Gaussians2D | None, dict]:
 def _read_params(file: h5py.File, name: str, path: Path) -> np.ndarray:
     dataset = file.get(name)
     if not isinstance(dataset, h5py.Dataset):
-        raise ValueError(
-            f"{path}: has no dataset '{name}' (found: {', '.join(map(repr, list(file)[:5])) or 'nothing'}); {_REMEDY}"
-        )
+        found = ", ".join(key if key.isprintable() else repr(key) for key in list(file)[:5]) or "nothing"
+        raise ValueError(f"{path}: has no dataset '{name}' (found: {found}); {_REMEDY}")
     if dataset.size == 0:
         return np.zeros((0, COLUMNS), np.float32)
     if dataset.ndim != 2 or dataset.shape[1] != COLUMNS or dataset.dtype.kind not in "fiu":

@@ -90,7 +90,7 @@ def for_each(
                 advance(outcome)
                 yield outcome
             return
-        workers = min(workers, len(items))
+        workers, others = min(workers, len(items)), set(multiprocessing.active_children())
         if threads:
             pool: concurrent.futures.Executor = concurrent.futures.ThreadPoolExecutor(workers)
         else:
@@ -103,10 +103,16 @@ def for_each(
                 future.add_done_callback(lambda done: done.cancelled() or done.exception() or advance(done.result()))
             for future in futures:
                 yield future.result()
-        except concurrent.futures.process.BrokenProcessPool:
+        # The last two come from starting a worker, also while another one dies; those of the items are outcomes.
+        except (concurrent.futures.process.BrokenProcessPool, OSError, ValueError):
+            if threads or os.environ.get("GST_TRACEBACK"):
+                raise
+            # The pool stops the workers that it knows, and would wait for ever for one that was just being started.
+            for child in set(multiprocessing.active_children()) - others:
+                child.kill()
             raise OSError(
-                f"{description}: a worker process was killed (out of memory?); finished files are kept, run the same "
-                f"command again with fewer --workers than {workers}"
+                f"{description}: a worker process was killed or could not be started (out of memory?); finished files are "
+                f"kept, run the same command again with fewer --workers than {workers}"
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -43,7 +43,7 @@ def memory_errors(remedy: str) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         text = str(error)
-        if "DataLoader worker" in text and "killed" in text:
+        if "DataLoader worker" in text and ("killed" in text or "exited unexpectedly" in text):
             raise ValueError(f"a process that loads images was killed (out of memory?); {remedy}") from None
         if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
             raise ValueError(f"out of memory; {remedy}") from None

@@ -141,7 +141,10 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         pass
-    return True
+    try:  # one that was killed is there until its parent asks for it, and in many containers nobody ever does
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return not Path("/proc/self").exists()  # gone meanwhile, or a system without /proc
 
 
 def make_folder(path: Path | str) -> Path:

@@ -71,6 +71,8 @@ class Server:
     def start(self, *commands: tuple[str, list[str]], log: Path) -> Iterator[list[int]]:
         """Yield the ids of scripts that run at the same time; then wait for their end, and keep exit codes and logs."""
         logs = [log.with_name(f"{log.name}{i}") for i in range(len(commands))]
+        for path in logs:
+            path.unlink(missing_ok=True)
         requests = [
             {"script": script, "arguments": [str(argument) for argument in arguments], "log": str(path)}
             for (script, arguments), path in zip(commands, logs, strict=True)
@@ -79,7 +81,7 @@ class Server:
         self.process.stdin.flush()
         yield [int(word) for word in self.process.stdout.readline().split()]
         self.codes = [int(word) for word in self.process.stdout.readline().split()]
-        self.logs = [path.read_text(errors="replace") for path in logs]
+        self.logs = [path.read_text(errors="replace") if path.exists() else "" for path in logs]
 
     def run(self, script: str, arguments: list[str], log: Path) -> tuple[int, str]:
         """Run a script to its end -> exit code, its output."""

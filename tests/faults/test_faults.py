@@ -228,10 +228,7 @@ def kill_a_worker(process, name=b""):
     raise AssertionError("no worker was started")
 
 
-UNKNOWN = pytest.mark.xfail(strict=True, reason="memory_errors does not know 'DataLoader worker exited unexpectedly'")
-
-
-@pytest.mark.parametrize("name", ["preprocess, 2 workers", pytest.param("train", marks=UNKNOWN)])
+@pytest.mark.parametrize("name", ["preprocess, 2 workers", "train"])
 def test_a_worker_that_the_kernel_kills(name, server, work, tmp_path):
     folder, script, arguments = work(name)
     if name == "train":

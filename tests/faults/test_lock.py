@@ -1,5 +1,6 @@
 """``utils.lock``: who is in a folder, and that nobody is once they are gone."""
 
+import ctypes
 import errno
 import os
 import signal
@@ -11,8 +12,10 @@ import pytest
 from commands import ROOT
 
 from utils import lock
+from utils.files import remove_stale_partials
 from utils.lock import LOCK, hold, holder
 
+_ADOPT_ORPHANS = 36  # PR_SET_CHILD_SUBREAPER
 HOLD = "import sys, time; from utils.lock import hold\nwith hold(sys.argv[1]):\n    print('held', flush=True)\n"
 
 
@@ -59,7 +62,8 @@ def test_a_killed_holder_leaves_no_lock_behind(tmp_path):
 
 
 def test_a_forked_worker_does_not_outlive_its_run_with_the_lock(tmp_path):
-    code = "    import os\n    child = os.fork()\n    print(child, flush=True)\n    time.sleep(60)"
+    assert ctypes.CDLL(None).prctl(_ADOPT_ORPHANS, 1) == 0  # some containers kill what loses its parent
+    code = "    import os\n    child = os.fork()\n    print(child, flush=True) if child else None\n    time.sleep(60)"
     process = start(tmp_path, code)
     child = int(process.stdout.readline())
     process.kill()
@@ -69,6 +73,8 @@ def test_a_forked_worker_does_not_outlive_its_run_with_the_lock(tmp_path):
             os.kill(child, 0)
     finally:
         os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        ctypes.CDLL(None).prctl(_ADOPT_ORPHANS, 0)
     assert holder(tmp_path) is None
 
 
@@ -98,3 +104,17 @@ def test_a_lock_on_a_removed_file_keeps_nobody_out(tmp_path, monkeypatch):
     with hold(tmp_path):
         assert holder(tmp_path)
     assert next(inodes, "used") == "used"
+
+
+def test_partial_files_of_a_zombie_go(tmp_path):
+    """A killed process that nobody has waited for has an id, but writes no more."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    partial = tmp_path / f".a.{os.uname().nodename}.{process.pid}.partial.jpg"
+    partial.touch()
+    remove_stale_partials(tmp_path)
+    assert partial.exists()
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    remove_stale_partials(tmp_path)
+    assert not partial.exists()
+    process.wait()
