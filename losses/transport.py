@@ -121,7 +121,8 @@ class _Transport(torch.autograd.Function):
         annotation, starts, mass = ctx.saved_tensors
         weights = gradient.to(mass.dtype).index_select(0, annotation.flatten()).view_as(annotation)
         shares = mass * weights
-        return sum_runs(shares[:, 0] if mass.shape[1] == 1 else shares.sum(1), starts).T.to(gradient.dtype), None, None, None, None
+        shares = shares[:, 0] if mass.shape[1] == 1 else shares.sum(1)
+        return sum_runs(shares, starts).T.to(gradient.dtype), None, None, None, None
 
 
 class TransportedMassLoss(nn.Module):
