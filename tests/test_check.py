@@ -91,7 +91,7 @@ def test_nothing_but_the_report_is_written(root):
     assert set(after) - set(before) == {root / "dataset_report.json"} and before.items() <= after.items()
 
 
-def one_error(root, *parts):
+def assert_one_error(root, *parts):
     _, _, lines = check(root, code=1)
     assert len(lines) == 1 and all(part in lines[0] for part in parts), lines
     return lines[0]
@@ -100,16 +100,16 @@ def one_error(root, *parts):
 def test_a_cut_off_image(root):
     path = root / "train" / "a.jpg"
     path.write_bytes(path.read_bytes()[:-500])
-    one_error(root, "train/a.jpg: cannot read this image", "get the file again")
+    assert_one_error(root, "train/a.jpg: cannot read this image", "get the file again")
     assert list(json.loads((root / "dataset_report.json").read_text())["findings"]["jpeg_problems"]) == ["train/a.jpg"]
 
 
 def test_no_image_and_a_dangling_link(root):
     (root / "val" / "c.jpg").write_text("no image")
-    one_error(root, "val/c.jpg: cannot read this image")
+    assert_one_error(root, "val/c.jpg: cannot read this image")
     (root / "val" / "c.jpg").unlink()
     (root / "val" / "c.jpg").symlink_to("nowhere.jpg")
-    one_error(root, "val/c.jpg: No such file")
+    assert_one_error(root, "val/c.jpg: No such file")
 
 
 def test_grey_is_told_by_the_pixels(root):
@@ -129,11 +129,11 @@ def test_another_size_and_number_than_recorded(root):
 
 def test_annotations(root):
     np.save(root / "val" / "c.npy", np.array([[5, np.inf]], np.float32))
-    one_error(root, "val/c.npy", "points must be finite")
+    assert_one_error(root, "val/c.npy", "points must be finite")
     (root / "val" / "c.npy").write_bytes(b"\x93NUMPY")
-    one_error(root, "val/c.npy: not a readable npy file")
+    assert_one_error(root, "val/c.npy: not a readable npy file")
     (root / "val" / "c.npy").unlink()
-    one_error(root, "val/c.npy: no such annotation file")
+    assert_one_error(root, "val/c.npy: no such annotation file")
 
 
 def test_images_smaller_than_the_crop(root):
@@ -168,24 +168,24 @@ def test_gaussians(root, columns, message):
     image = root / "train" / "b.jpg"
     kernel_path(image).unlink()
     fit(image, **columns)
-    line = one_error(root, "b_gs_params.h5", message, "2dgs_counting_1gs_gsplat.py")
+    line = assert_one_error(root, "b_gs_params.h5", message, "2dgs_counting_1gs_gsplat.py")
     assert "delete" in line
 
 
 def test_another_number_of_gaussians(root):
     np.save(root / "train" / "b.npy", POINTS[:2])
-    one_error(root, "b_gs_params.h5: 3 Gaussians, but", "b.npy has 2 points", "delete")
+    assert_one_error(root, "b_gs_params.h5: 3 Gaussians, but", "b.npy has 2 points", "delete")
 
 
 def test_unreadable_gaussians(root):
     path = gaussians_path(root / "train" / "b.jpg")
     path.write_bytes(path.read_bytes()[:200])
-    one_error(root, "b_gs_params.h5: not a readable h5 file")
+    assert_one_error(root, "b_gs_params.h5: not a readable h5 file")
     with h5py.File(path, "w") as file:
         file["other"] = 1
-    one_error(root, "b_gs_params.h5: has no dataset 'params'")
+    assert_one_error(root, "b_gs_params.h5: has no dataset 'params'")
     path.unlink()
-    one_error(root, "b_gs_params.h5: no such file of fitted Gaussians")
+    assert_one_error(root, "b_gs_params.h5: no such file of fitted Gaussians")
 
 
 def test_nan_scales_are_a_warning_since_training_replaces_them(root):
@@ -198,7 +198,7 @@ def test_nan_scales_are_a_warning_since_training_replaces_them(root):
 
 def test_a_stale_kernel(root):
     fit(root / "train" / "b.jpg", scales=np.full((3, 2), 4.0))
-    one_error(root, "b_kernel.h5: was built from other Gaussians", "GS2D/build_kernels.py")
+    assert_one_error(root, "b_kernel.h5: was built from other Gaussians", "GS2D/build_kernels.py")
 
 
 @pytest.mark.parametrize(
@@ -215,13 +215,13 @@ def test_a_stale_kernel(root):
 )
 def test_a_kernel_that_is_no_transport_plan(root, changes, message):
     build(root / "train" / "b.jpg", **changes)
-    one_error(root, "b_kernel.h5: ", message, "delete it and run python GS2D/build_kernels.py")
+    assert_one_error(root, "b_kernel.h5: ", message, "delete it and run python GS2D/build_kernels.py")
 
 
 def test_an_unreadable_kernel(root):
     path = kernel_path(root / "train" / "b.jpg")
     path.write_bytes(path.read_bytes()[:300])
-    one_error(root, "b_kernel.h5: not a readable kernel")
+    assert_one_error(root, "b_kernel.h5: not a readable kernel")
 
 
 def test_stages_that_are_half_done_and_files_of_no_image(root):
