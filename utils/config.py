@@ -100,7 +100,7 @@ def _read(parser: argparse.ArgumentParser, config: Path) -> dict[str, Any]:
         values = yaml.safe_load(config.read_text(encoding="utf-8-sig"))
     except OSError as error:
         parser.error(f"--config {config}: {error.strerror}; give the path of a YAML file")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         parser.error(f"--config {config}: not valid YAML ({' '.join(str(error).split())})")
     if not isinstance(values, dict) and values is not None:
         parser.error(f"--config {config}: must hold 'key: value' lines, found {type(values).__name__}")
