@@ -16,6 +16,7 @@ import numpy as np
 
 from datasets.annotations import prepared_stem
 from datasets.images import load_image, save_jpeg
+from datasets.record import RECORD, read_record
 from utils.cli import Outcome, default_workers, for_each, report_failures
 from utils.config import make_parser, number, parse_arguments
 from utils.files import IMAGE_SUFFIXES, atomic_write, gaussians_path, make_folder, points_path, remove_stale_partials
@@ -24,7 +25,6 @@ from utils.lock import hold
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 LONE_POINT_DISTANCE = 128.0
 _JPEG_MAX_SIDE = 65500
-_RECORD = "preprocess.jsonl"
 
 
 class Settings(NamedTuple):
@@ -294,30 +294,25 @@ def _read_record(root: Path) -> dict[str, dict[str, Any]]:
     """The entries of the record by image; a line that a kill cut off, or of an older form, counts as not written."""
     kinds: dict[str, Any] = {"image": str, "source": str, "points": (int, type(None)), "dropped": int}
     kinds |= {"height": int, "width": int, "grey": bool, "made_from": dict}
-    record = {}
-    if (root / _RECORD).exists():
-        for line in (root / _RECORD).read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-                if all(isinstance(entry[key], kind) for key, kind in kinds.items()):
-                    record[entry["image"]] = {key: entry[key] for key in kinds}
-            except (ValueError, KeyError, TypeError):
-                continue
-    return record
+    return {
+        name: {key: entry[key] for key in kinds}
+        for name, entry in read_record(root).items()
+        if all(key in entry and isinstance(entry[key], kind) for key, kind in kinds.items())
+    }
 
 
 def _write_record(root: Path, record: Mapping[str, Mapping[str, Any]]) -> None:
-    with atomic_write(root / _RECORD) as partial:
+    with atomic_write(root / RECORD) as partial:
         partial.write_text("".join(json.dumps(entry) + "\n" for entry in record.values()), encoding="utf-8")
 
 
 def _append_record(root: Path, entry: Mapping[str, Any]) -> None:
     try:
-        with (root / _RECORD).open("a", encoding="utf-8") as file:
+        with (root / RECORD).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
     except OSError as error:
         reason = f"cannot write this file ({error.strerror}); check its permissions and the space left"
-        raise OSError(f"{root / _RECORD}: {reason}") from None
+        raise OSError(f"{root / RECORD}: {reason}") from None
 
 
 def _remove_moved(root: Path, planned: Mapping[str, Job], record: dict[str, dict[str, Any]]) -> bool:

@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image
 from scipy.spatial import cKDTree
 
+from datasets.record import read_record
 from utils.cli import one_line
 from utils.files import atomic_write, list_images, points_path, read_points
 
 SPLITS = ("train", "val", "test")
-REPORT, RECORD = "dataset_report.json", "preprocess.jsonl"
+REPORT = "dataset_report.json"
 CROP_SIZES = {"qnrf": 512, "jhu": 512, "nwpu": 384, "sha": 256, "shb": 512}
 CLOSE = 0.5  # pixels
 _PRINTED = 40
@@ -60,20 +61,6 @@ class ImageFacts(NamedTuple):
     @property
     def split(self) -> str:
         return self.name.split("/")[0]
-
-
-def read_record(root: Path) -> dict[str, dict[str, Any]]:
-    """The entries of ``root/preprocess.jsonl`` by image; lines that cannot be read are left out, a later one wins."""
-    record: dict[str, dict[str, Any]] = {}
-    path = root / RECORD
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("image"), str):
-            record[entry["image"]] = entry
-    return record
 
 
 def find_images(root: Path) -> list[Path]:

@@ -16,7 +16,8 @@ import numpy as np
 import yaml
 
 from datasets.crowd import load_annotations
-from datasets.report import SPLITS, find_images, read_record
+from datasets.record import read_record
+from datasets.report import SPLITS, find_images
 from GS2D.gaussians import read_file
 from GS2D.kernel_file import params_hash, read_attributes
 from utils.checkpoint import checkpoints

@@ -11,14 +11,13 @@ import pytest
 import yaml
 from PIL import Image
 
+from datasets.record import RECORD, read_record
 from datasets.report import (
     CROP_SIZES,
     PUBLISHED,
-    RECORD,
     crowding,
     find_images,
     look_at,
-    read_record,
     summarise,
     write_report,
 )
