@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from losses.inputs import Annotations, check_density
-from losses.transport import TransportedMassLoss, TransportKernel, transport_kernels
+from losses.kernel import TransportKernel
+from losses.transport import TransportedMassLoss, transport_kernels
 
 
 def gst_loss(density: Tensor, sample: Annotations, *, stride: int = 8, **kernel: float) -> Tensor:
