@@ -18,6 +18,7 @@ import numpy as np
 
 from datasets.images import load_image
 from datasets.preprocess import is_grey
+from datasets.record import read_record
 from datasets.report import (
     CROP_SIZES,
     PUBLISHED,
@@ -26,10 +27,10 @@ from datasets.report import (
     find_images,
     look_at,
     print_report,
-    read_record,
     save_report,
     summarise,
 )
+from GS2D.kernel_file import StoredKernel, load_kernel, params_hash
 from utils.cli import EXIT_FAILED, default_workers, for_each, one_line, run_script
 from utils.config import make_parser, number, parse_arguments
 from utils.files import gaussians_path, kernel_path, points_path
@@ -88,7 +89,6 @@ def _check_fit(image: Path, facts: ImageFacts, has_kernel: bool) -> tuple[list[s
     # Imported here, since they bring torch along: a data set that is not fitted yet is checked without.
     from datasets.crowd import load_annotations
     from GS2D.gaussians import Gaussians2D
-    from GS2D.kernel_file import load_kernel, params_hash
 
     path = gaussians_path(image)
     remedy = f"delete it and run python 2dgs_counting_1gs_gsplat.py --root-path {image.parents[1]}"
@@ -126,25 +126,20 @@ def _check_fit(image: Path, facts: ImageFacts, has_kernel: bool) -> tuple[list[s
         if kernel.attributes.get("params_hash") != params_hash(points, scales, rotations):
             errors.append(f"{path}: was built from other Gaussians; {remedy}")
         else:
-            errors += [f"{path}: {reason}; {remedy}" for reason in _kernel_damage(kernel, len(points))]
+            reason = _kernel_damage(kernel, len(points))
+            errors += [f"{path}: {reason}; {remedy}"] if reason else []
     return errors, warnings
 
 
-def _kernel_damage(kernel, points: int) -> Iterator[str]:
-    """Why a stored kernel is no transport plan of ``points`` annotations, if it is none."""
-    indptr, indices, data, (rows, columns), _ = kernel
-    if len(indptr) != points + 2:
-        yield f"{len(indptr) - 1} rows instead of {points + 1}"
-    elif indptr[0] != 0 or indptr[-1] != len(indices) or (np.diff(indptr) < 0).any() or len(data) != len(indices):
-        yield "its row starts do not fit its values"
-    elif len(indices) and not 0 <= indices.min() <= indices.max() < rows * columns:
-        yield f"cells outside its grid of {rows} x {columns}"
-    elif not np.isfinite(data).all():
-        yield "holds NaN or infinite values"
-    else:
-        sums = np.bincount(indices, data, minlength=rows * columns)
-        if (np.abs(sums - 1) > _COLUMN_SUM).any():
-            yield f"the shares of a cell add up to {sums[np.abs(sums - 1).argmax()]:.3f} instead of 1"
+def _kernel_damage(kernel: StoredKernel, points: int) -> str | None:
+    """Why a stored kernel, which ``load_kernel`` found whole, is no transport plan of ``points`` annotations, if it is none."""
+    if len(kernel.indptr) != points + 2:
+        return f"{len(kernel.indptr) - 1} rows instead of {points + 1}"
+    sums = np.bincount(kernel.indices, kernel.data, minlength=math.prod(kernel.grid))
+    worst = np.abs(sums - 1).argmax()
+    if abs(sums[worst] - 1) > _COLUMN_SUM:
+        return f"the shares of a cell add up to {sums[worst]:.3f} instead of 1"
+    return None
 
 
 def _incomplete(root: Path, findings: Sequence[Finding]) -> Iterator[str]:

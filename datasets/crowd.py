@@ -104,7 +104,6 @@ class Crowd(Dataset):
             _require([points_path(image) for image in self.images], "run preprocess_dataset_*.py again")
         if self.use_gaussians:
             _require([gaussians_path(image) for image in self.images], f"run {_fit_command(self.root / split)}")
-
         if self.kernel_parameters:
             _require([kernel_path(image) for image in self.images], f"run {_kernel_command(self.root / split)}")
 
@@ -187,14 +186,10 @@ def _current_kernel(image: Path, parameters: Mapping[str, float], current_hash: 
     stored = load_kernel(path)
     for name, value in {**parameters, "params_hash": current_hash}.items():
         if stored.attributes.get(name) != value:
-            what = (
-                "other Gaussians"
-                if name == "params_hash"
-                else f"{name} {stored.attributes.get(name)} instead of {value}"
-            )
-            raise ValueError(
-                f"{path}: was built from {what}; run {_kernel_command(image.parent)} with the same options"
-            )
+            other = f"{name} {stored.attributes.get(name)} instead of {value}"
+            what = "other Gaussians" if name == "params_hash" else other
+            remedy = f"run {_kernel_command(image.parent)} with the same options"
+            raise ValueError(f"{path}: was built from {what}; {remedy}")
     return stored
 
 

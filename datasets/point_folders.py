@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath, PureWindowsPath
 
 import numpy as np
-from PIL import Image
 
+from datasets.images import image_size
 from datasets.point_formats import (
     Annotated,
     read_coco,
@@ -140,7 +140,8 @@ def _read_single(
 
 def _read_one(format: str, path: Path, image: Path) -> Annotated:
     if format == "yolo":
-        return read_yolo(path, *_image_size(image))
+        height, width = image_size(image)
+        return read_yolo(path, width, height)
     if format == "labelme":
         return read_labelme(path)[""]
     return (read_csv if format == "csv" else read_points_json)(path, named=False)[""]
@@ -211,7 +212,7 @@ def _image_named(name: str, path: Path, root: Path, by_stem: Mapping[str, list[P
 def _checked(value: Annotated, path: Path, image: Path) -> Annotated:
     """``value``, if it was made for an image of this size; tools that turn a photograph upright measure in another grid."""
     if value.image_size is not None:
-        width, height = _image_size(image)
+        height, width = image_size(image)
         if value.image_size != (width, height):
             told = " x ".join(f"{length:g}" for length in value.image_size)
             reason = f"{path}: made for an image of {told} pixels, but {image} is stored as {width} x {height}"
@@ -229,16 +230,6 @@ def _report_labels(annotated: Mapping[Path, Annotated | None], categories: Seque
         print(f"labels found: {there}; counted: {', '.join(map(repr, categories))}")
     elif len(labels) > 1:
         print(f"labels found: {there}; all are counted, --category chooses")
-
-
-def _image_size(image: Path) -> tuple[int, int]:
-    """Width and height as stored, without decoding the pixels."""
-    try:
-        with Image.open(image) as opened:
-            return opened.size
-    # Pillow answers damaged files with OSError, ValueError, SyntaxError, struct.error and others.
-    except Exception as error:
-        raise ValueError(f"{image}: cannot read this image ({error}); get the file again") from None
 
 
 def _walk(root: Path) -> list[Path]:

@@ -103,12 +103,14 @@ def _gaussians(image: Path) -> tuple[tuple[str, str], bool, str | None]:
     path = gaussians_path(image)
     if not path.exists():
         return ("missing", ""), False, None
+    state = "failed"
     try:
         gaussians = read_file(path)[0]
+        if len(gaussians) != len(read_points(points_path(image))):
+            state = "stale"
         points, _, scales, rotations = load_annotations(image)
     except (OSError, ValueError) as error:
-        other = " Gaussians, but " in str(error)
-        return ("stale" if other else "failed", one_line(error)), False, None
+        return (state, one_line(error)), False, None
     means, axes = gaussians.means.numpy(), gaussians.scales.numpy()
     if len(means) and np.abs(means - points).max() > _MOVED:
         return ("stale", f"{path}: its means are not the points of {points_path(image)}"), False, None
@@ -162,12 +164,8 @@ def _validations(folder: Path) -> list[dict[str, float]]:
         try:
             entry = json.loads(line)
             found.append({"epoch": int(entry["epoch"]), "mae": float(entry["val_mae"]), "mse": float(entry["val_mse"])})
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            OverflowError,
-        ):  # an epoch without validation, or a line that a kill cut off
+        # An epoch without validation, or a line that a kill cut off.
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return found
 

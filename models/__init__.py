@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from .backbone import load_backbone
-from .vgg import VGG, Prediction
-from .vgg_trans import VGGTrans, attention_variance
-from .weights import load_weights, read_checkpoint
+from models.backbone import load_backbone
+from models.vgg import VGG, Prediction
+from models.vgg_trans import VGGTrans, attention_variance
+from models.weights import load_weights, read_checkpoint
 
 MODELS = {network.name: network for network in (VGG, VGGTrans)}
 

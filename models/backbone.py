@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .vgg import VGG19_BLOCKS
-from .weights import read_state_dict
+from models.vgg import VGG19_BLOCKS
+from models.weights import read_state_dict
 
 Convolutions = list[tuple[torch.Tensor, torch.Tensor]]  # weight [out, in, 3, 3] and bias [out], in network order
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .vgg import DENSITY_STRIDE, Prediction, check_images, regression_head, vgg19_features
+from models.vgg import DENSITY_STRIDE, Prediction, check_images, regression_head, vgg19_features
 
 CHANNELS = 512
 HEADS = 8

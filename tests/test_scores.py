@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from utils.evaluation import Result, mae_mse
-from utils.scores import bootstrap, compare, mae, mse, summarise
+from utils.scores import bootstrap, mae, mse, paired_difference, summarise
 
 NAN = math.nan
 BY_HAND = [
@@ -93,29 +93,16 @@ def test_predictions_that_are_no_numbers_are_named():
 
 
 def test_pairs_are_compared_not_groups():
-    first = random_results(200)
-    second = [r._replace(predicted=r.truth + (r.predicted - r.truth) * 1.1) for r in first]
-    result = compare(first, second[::-1])
-    difference = result["difference"]
-    assert difference["value"] == pytest.approx(summarise(first)["mae"]["value"] * -0.1)
-    assert difference["low"] < difference["value"] < difference["high"] < 0  # though the two intervals overlap
-    assert summarise(first)["mae"]["high"] > summarise(second)["mae"]["low"]
-    assert compare(first, first)["difference"] == {"value": 0, "low": 0, "high": 0}
-    assert compare(second, first)["difference"]["value"] == -difference["value"]
-
-
-def test_only_common_scored_images_are_compared():
-    first = [Result("a", 5, 6), Result("b", 5, 7), Result("c", NAN, 7)]
-    second = [Result("b", 5, 5), Result("c", 4, 7), Result("d", 4, 7), Result("e", 4, 7)]
-    assert compare(first, second) == {
-        "images": 1,
-        "only_first": 1,
-        "only_second": 3,
-        "difference": {"value": 2, "low": 2, "high": 2},
-    }
-    with pytest.raises(ValueError, match="no scored image is in both"):
-        compare(first[:1], second)
-    with pytest.raises(ValueError, match="b: truth 5 and 6"):
-        compare(first, [Result("b", 6, 5)])
-    with pytest.raises(ValueError, match="b: occurs more than once in the second results"):
-        compare(first, [second[0]] * 2)
+    results = random_results(200)
+    first = np.array([result.predicted - result.truth for result in results])
+    pairs = np.stack([first, 1.1 * first], axis=1)
+    found = paired_difference(pairs)
+    assert found["images"] == 200
+    for name, measure in (("mae", mae), ("mse", mse)):
+        difference = found[name]
+        assert difference["value"] == pytest.approx(0.1 * measure(first))
+        assert 0 < difference["low"] < difference["value"] < difference["high"]  # though the two intervals overlap
+        assert bootstrap(first, measure)[1] > bootstrap(1.1 * first, measure)[0]
+        assert paired_difference(pairs[:, ::-1])[name]["value"] == -difference["value"]
+        assert paired_difference(pairs[:, [0, 0]])[name] == {"value": 0, "low": 0, "high": 0}
+    assert paired_difference(pairs, seed=3) == paired_difference(pairs, seed=3) != found

@@ -74,8 +74,7 @@ def for_each(
 
     ``workers`` processes (``threads=True``: threads, for functions that release the interpreter's lock); with one worker
     everything runs here. An ``OSError``, ``ValueError`` or ``MemoryError`` concerns its item only and becomes an outcome's
-    ``error``.
-    ``status`` turns a result into what the bar shows of it.
+    ``error``. ``status`` turns a result into what the bar shows of it.
     """
 
     def advance(outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""What ``--device`` means, for Lightning Fabric and for one device."""
+"""What ``--device`` means for Lightning Fabric, and what is said where its memory runs out."""
 
 from __future__ import annotations
 
@@ -28,12 +28,6 @@ def fabric_devices(device: str) -> dict[str, object]:
     if missing:
         raise ValueError(f"--device {device}: this machine has {available} GPUs, no GPU {missing[0]}; try --device cpu")
     return {"accelerator": "cuda", "devices": ids}
-
-
-def single_device(device: str) -> torch.device:
-    """The first device that ``--device`` names."""
-    chosen = fabric_devices(device)
-    return torch.device("cpu") if chosen["accelerator"] == "cpu" else torch.device("cuda", chosen["devices"][0])
 
 
 @contextlib.contextmanager

@@ -28,12 +28,12 @@ from PIL import Image
 
 from utils.cli import run_script
 from utils.files import atomic_write
+from utils.scores import paired_difference
 
 COLUMNS = ("image", "truth", "predicted", "error", "relative_error", "seconds", "width", "height")
 PHOTO_SIDE, LEAST_PHOTO_SIDE = 640, 240  # pixels
 PHOTO_QUALITY = 70
 PHOTOGRAPHS_BYTES = 80_000_000  # all of a page: what a browser opens in a few seconds, and a phone at all
-RESAMPLES = 2000
 FIELDS = {
     "image": str,
     "photo": str,
@@ -333,28 +333,10 @@ def _common_images(results: Sequence[Results]) -> tuple[list[str], list[str]]:
 
 
 def _paired_difference(names: Sequence[str], first: Results, other: Results) -> dict[str, Any]:
-    """How much larger the other's errors are: differences of MAE and root MSE over the annotated images.
-
-    The intervals hold 95 % of ``RESAMPLES`` bootstrap resamples of the images; both models see the same resample, so what
-    makes an image hard for both cancels out.
-    """
+    """How much larger the other's errors are, over the annotated images."""
     scored = [(first.rows[name], other.rows[name]) for name in names if first.rows[name].truth is not None]
-    if not scored:
-        return {"images": 0}
-    errors = np.abs([[row.predicted - row.truth for row in pair] for pair in scored])  # [images, 2]
-    random = np.random.default_rng(0)
-
-    def differences(chosen: np.ndarray) -> tuple[float, float]:
-        mae = chosen.mean(0)
-        root = np.sqrt((chosen**2).mean(0))
-        return mae[1] - mae[0], root[1] - root[0]
-
-    resampled = [differences(errors[random.integers(len(errors), size=len(errors))]) for _ in range(RESAMPLES)]
-    low, high = np.percentile(resampled, (2.5, 97.5), axis=0)
-    columns = zip(("mae", "mse"), differences(errors), low, high, strict=True)
-    return {"images": len(errors)} | {
-        name: {"value": float(value), "low": float(least), "high": float(most)} for name, value, least, most in columns
-    }
+    errors = np.array([[row.predicted - row.truth for row in pair] for pair in scored])  # [images, 2]
+    return paired_difference(errors) if scored else {"images": 0}
 
 
 def main() -> None:

@@ -27,9 +27,10 @@ def mse(errors: np.ndarray) -> np.ndarray:
 def bootstrap(
     values: np.ndarray, statistic: Callable, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """95 % interval of ``statistic`` (over the last axis) of ``values`` [n >= 1], between percentiles of its resamples.
+    """95 % interval of ``statistic`` of ``values`` [n >= 1] or [n, k], between percentiles of its resamples.
 
-    Images are drawn with replacement, n at a time (Efron and Tibshirani 1993, section 13.3); the same seed gives the same interval.
+    ``statistic`` takes [resamples, n] or [resamples, n, k] -> [resamples]. Images are drawn with replacement, n at a time (Efron
+    and Tibshirani 1993, section 13.3); the same seed gives the same interval.
     """
     generator = np.random.default_rng(seed)
     rows = max(1, 2**22 // len(values))  # a block of indices stays below 32 MiB
@@ -70,30 +71,17 @@ def summarise(results: Sequence[Result], seed: int = 0) -> dict:
     }
 
 
-def compare(first: Sequence[Result], second: Sequence[Result], seed: int = 0) -> dict:
-    """Paired comparison of two models on the images that both scored, found by name.
+def paired_difference(errors: np.ndarray, seed: int = 0) -> dict:
+    """How much larger the errors of a second model are than those of a first on the same images, [n >= 1, 2].
 
-    Returns ``images`` (in both), ``only_first``, ``only_second`` (left out) and ``difference``: the MAE of the first minus that
-    of the second (negative: the first is better), ``value``, ``low``, ``high``. The images are resampled, not the two errors
-    apart: what makes an image hard for both cancels. Raises ``ValueError`` for a name that occurs twice, for a
-    truth that differs between the two and where no image is in both.
+    Returns ``images`` and the differences, second minus first, of ``mae`` and ``mse``, each ``value``, ``low``, ``high``. Both
+    models see the same resample of the images: what makes an image hard for both cancels.
     """
-    by_name = [_by_name(first, "first"), _by_name(second, "second")]
-    names = [name for name in by_name[0] if name in by_name[1]]
-    if not names:
-        raise ValueError("results: no scored image is in both; compare two evaluations of the same images")
-    pairs = [(by_name[0][name], by_name[1][name]) for name in names]
-    for a, b in pairs:
-        if a.truth != b.truth:
-            raise ValueError(f"{a.name}: truth {a.truth:g} and {b.truth:g}; compare two evaluations of the same images")
-    errors = np.array([[result.predicted - result.truth for result in pair] for pair in pairs], np.float64)
-    difference = np.abs(errors[:, 0]) - np.abs(errors[:, 1])
-    return {
-        "images": len(names),
-        "only_first": len(by_name[0]) - len(names),
-        "only_second": len(by_name[1]) - len(names),
-        "difference": _interval(difference, lambda values: values.mean(axis=-1), seed),
+    differences = {
+        name: _interval(errors, lambda drawn: measure(drawn[..., 1]) - measure(drawn[..., 0]), seed)
+        for name, measure in (("mae", mae), ("mse", mse))
     }
+    return {"images": len(errors), **differences}
 
 
 def _interval(values: np.ndarray, statistic: Callable, seed: int) -> dict:
@@ -111,13 +99,3 @@ def _scored(results: Sequence[Result]) -> list[Result]:
         if np.isinf(truth) or truth < 0:
             raise ValueError(f"{name}: truth {truth}, must be a count >= 0, or NaN where nobody annotated the image")
     return [result for result in results if not np.isnan(result.truth)]
-
-
-def _by_name(results: Sequence[Result], which: str) -> dict[str, Result]:
-    scored = _scored(results)
-    found = {result.name: result for result in scored}
-    if len(found) < len(scored):
-        names = [result.name for result in scored]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice}: occurs more than once in the {which} results; names must be unique")
-    return found

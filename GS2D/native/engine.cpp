@@ -1,6 +1,5 @@
 // The fit of GS2D/fitting.py as one loop on one core (losses, gradients by the parameters, Adam), and the functions
-// that Python calls. The drawing is in
-// scene.hpp, the transport kernel in transport.hpp.
+// that Python calls. The drawing is in scene.hpp, the transport kernel in transport.hpp.
 
 #include <new>
 #include <stdexcept>
