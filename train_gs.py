@@ -26,7 +26,7 @@ from datasets.images import load_image
 from datasets.sampler import EpochSampler
 from losses import LOSSES, NEEDS_GAUSSIANS, build_loss
 from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
-from utils.checkpoint import find_start, save_checkpoint, save_weights, set_aside
+from utils.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
 from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
 from utils.device import fabric_devices, memory_errors
@@ -245,6 +245,8 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay)
     first_epoch, best = restore(resume, fabric, network, optimizer, average) if resume else (0, math.inf)
     if first_epoch >= arguments.epochs:
+        if arguments.resume == "auto" and fabric.is_global_zero:
+            prune_checkpoints(folder, arguments.max_model_num)  # one too many where a kill came between two files
         say(fabric, f"{resume}: {first_epoch} epochs are done, of {arguments.epochs}; nothing to do")
         return
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
@@ -263,7 +265,7 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
     loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
     log = None
     if fabric.is_global_zero:
-        remove_stale_partials(folder)
+        remove_stale_partials(folder / "trouble")
         save_arguments(arguments, folder / "config.yml")
         log = RunLog(folder, first_epoch)
         print("options: " + ", ".join(f"{key} {value}" for key, value in options.items()))

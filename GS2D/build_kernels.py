@@ -50,7 +50,7 @@ def main() -> int:
     from GS2D.fit_dataset import DEFAULT_CONFIG, UNUSED_KEYS, fit_options, gaussian_folders
     from utils.cli import default_workers, for_each, report_failures
     from utils.config import make_parser, number, parse_arguments
-    from utils.files import gaussians_path, kernel_path, list_images, make_folder, remove_stale_partials
+    from utils.files import gaussians_path, kernel_path, list_images, make_folder
     from utils.kernel_options import add_kernel_options, check_kernel_options, kernel_options
     from utils.lock import hold
 
@@ -67,7 +67,7 @@ def main() -> int:
     for folder in gaussian_folders(arguments.root_path, arguments.gs_dir):
         images = [image for image in list_images(folder.parent) if gaussians_path(image).exists()]
         if images:
-            remove_stale_partials(make_folder(kernel_path(images[0]).parent))
+            make_folder(kernel_path(images[0]).parent)
         jobs += [KernelJob(image, kernel_options(arguments)) for image in images]
     if not jobs:
         raise FileNotFoundError(

@@ -56,7 +56,6 @@ def main() -> int:
     from GS2D.fit_dataset import DEFAULT_CONFIG, UNUSED_KEYS, fit_options, gaussian_folders
     from utils.cli import for_each, report_failures
     from utils.config import make_parser, number, parse_arguments
-    from utils.files import remove_stale_partials
     from utils.lock import hold
 
     parser = make_parser("Clean distorted Gaussians in gs_params/*.h5; the fitted ones stay in the files as 'fitted'.")
@@ -68,7 +67,6 @@ def main() -> int:
     )
     files = []
     for folder in gaussian_folders(arguments.root_path, arguments.gs_dir):
-        remove_stale_partials(folder)
         files += sorted(folder.glob("[!.]*_gs_params.h5"))
     if not files:
         raise FileNotFoundError(f"{folder}: holds no *_gs_params.h5; run 2dgs_counting_1gs_gsplat.py first")

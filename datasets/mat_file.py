@@ -23,7 +23,7 @@ _NUMERIC = range(6, 16)  # double, single, int8 to uint64
 _OTHER = {3: "an object", 4: "text", 5: "a sparse matrix"}
 _COMPLEX_FLAG = 0x800
 _MAX_DEPTH = 8
-_MAX_BYTES = 1 << 28  # of one decompressed variable; the largest crowd needs a thousandth
+_MAX_BYTES = 1 << 25  # of one decompressed variable; the largest crowd needs a hundredth
 
 
 class MatObject(str):

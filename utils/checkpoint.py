@@ -44,9 +44,14 @@ def save_checkpoint(folder: Path, epoch: int, keep: int, **state: Any) -> Path:
     """Write ``<epoch>_ckpt.tar`` and remove all but the newest ``keep`` of that name."""
     path = folder / f"{epoch}_ckpt.tar"
     _save({"epoch": epoch, **state}, path)
+    prune_checkpoints(folder, keep)
+    return path
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest ``keep``."""
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
-    return path
 
 
 def set_aside(folder: Path, epoch: int, step: int, batch: dict[str, Any], **state: Any) -> Path:

@@ -97,7 +97,13 @@ def save_arguments(arguments: argparse.Namespace, path: Path) -> None:
 
 def _read(parser: argparse.ArgumentParser, config: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8-sig"))
+        text = config.read_text(encoding="utf-8-sig")
+        # A few lines of aliases can stand for more values than any memory holds.
+        alias = next((event for event in yaml.parse(text, yaml.SafeLoader) if isinstance(event, yaml.AliasEvent)), None)
+        if alias:
+            where = f"line {alias.start_mark.line + 1}: *{alias.anchor}"
+            parser.error(f"--config {config}: {where} stands for a value elsewhere; write the value itself")
+        values = yaml.safe_load(text)
     except OSError as error:
         parser.error(f"--config {config}: {error.strerror}; give the path of a YAML file")
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -44,6 +44,8 @@ def hold(folder: Path | str) -> Iterator[None]:
         except OSError as error:
             if error.errno in _UNSUPPORTED:
                 print(f"warning: {folder}: no locks on this file system; start one run at a time", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                remove_stale_partials(Path(folder))
             yield
             return
     _held.add(descriptor)

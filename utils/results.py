@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 
 from utils.evaluation import CELL, Result
 from utils.figures import save_density_figure
-from utils.files import atomic_write, make_folder
+from utils.files import atomic_write, make_folder, remove_stale_partials
 from utils.localisation import localisation_scores
 from utils.report import COLUMNS, report_line
 from utils.scores import summarise
@@ -69,6 +71,9 @@ class ResultsFolder:
         self.rows: list[tuple] = []
 
     def __enter__(self) -> ResultsFolder:
+        for name in ("densities", "figures"):
+            for parent, _, _ in os.walk(self.folder / name):
+                remove_stale_partials(Path(parent))
         self.stack = contextlib.ExitStack()
         partial = self.stack.enter_context(atomic_write(self.folder / "report_data.jsonl"))
         self.lines = self.stack.enter_context(partial.open("w", encoding="utf-8"))
@@ -108,9 +113,11 @@ class ResultsFolder:
                 if self.density == "npy":
                     np.save(partial, counted.density.astype(np.float32))
                 else:
-                    with h5py.File(partial, "w", track_order=False) as file:
-                        values = counted.density.astype(np.float32)
+                    # Made in memory: on a full disk the library fails again when it closes its file.
+                    contents, values = io.BytesIO(), counted.density.astype(np.float32)
+                    with h5py.File(contents, "w") as file:
                         file.create_dataset("density", data=values, compression="gzip", track_times=False)
+                    partial.write_bytes(contents.getbuffer())
         if self.figures:
             for suffix in (".png", ".pdf"):
                 path = self.folder / "figures" / f"{name}{suffix}"

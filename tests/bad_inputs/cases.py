@@ -243,6 +243,7 @@ ANNOTATIONS = [
 CONFIGURATION = [
     Case("yml: missing", TRAIN + " --config {d}/none.yml", nothing),
     Case("yml: not valid", TRAIN + " --config {d}/config.yml", config("lr: [1\n")),
+    Case("yml: an alias", TRAIN + " --config {d}/config.yml", config("epochs: &n 3\nval_start: *n\n")),
     Case("yml: a list", TRAIN + " --config {d}/config.yml", config("- lr\n")),
     Case("yml: an unknown key", TRAIN + " --config {d}/config.yml", config("learning_rat: 1\nlr_schedul: constant\n")),
     Case("yml: a word for a number", TRAIN + " --config {d}/config.yml", config("lr: fast\n")),
