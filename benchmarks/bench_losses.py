@@ -7,7 +7,7 @@ memory; then ratios of times to GST's and to one forward and backward pass of VG
 DM-Count's plan as published; the loss itself exploits that its kernel is a product of one along x and one along y.
 
 Points are uniform in the crop, fitted scales log-normal around 5.5 px. Each round runs everything once, so that the ratios
-compare like with like on a busy machine. Memory: tensors alive at once beyond the inputs. Prints a Markdown table.
+compare like with like on a busy machine. Memory: tensors and arrays alive at once beyond the inputs. Prints a Markdown table.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from GS2D import native
 from losses.kernel_inputs import Array
 from losses.tiles import from_tiles, run_of, sum_runs, to_tiles
 
@@ -91,11 +92,17 @@ class TransportKernel:
 
 
 class Transport(torch.autograd.Function):
-    """What the annotations receive of cells [tiles, side^2]: [N]. The backward pass sums runs of groups, in order."""
+    """What the annotations receive of cells [tiles, side^2]: [N]. The backward pass sums runs of groups, in order.
+
+    In float32 on a CPU the native engine computes it, where there is one.
+    """
 
     @staticmethod
     def forward(ctx, cells: Tensor, annotation: Tensor, starts: Tensor, mass: Tensor, count: int) -> Tensor:
         ctx.save_for_backward(annotation, starts, mass)
+        if _takes_native(cells, mass):
+            arrays = (tensor.numpy() for tensor in (cells.detach(), annotation, starts, mass))
+            return torch.from_numpy(native.send(*arrays, count))
         spread = cells.T.index_select(1, run_of(starts))[:, None]  # [side^2, 1, G]
         sent = (spread.mul_(mass) if mass.shape[1] == 1 else spread * mass).sum(0)
         return sent.new_zeros(count).index_add(0, annotation.flatten(), sent.flatten())
@@ -104,7 +111,14 @@ class Transport(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         annotation, starts, mass = ctx.saved_tensors
+        if _takes_native(gradient, mass):
+            arrays = (tensor.numpy() for tensor in (gradient, annotation, starts, mass))
+            return torch.from_numpy(native.send_back(*arrays)), None, None, None, None
         weights = gradient.to(mass.dtype).index_select(0, annotation.flatten()).view_as(annotation)
         shares = mass * weights
         shares = shares[:, 0] if mass.shape[1] == 1 else shares.sum(1)
         return sum_runs(shares, starts).T.to(gradient.dtype), None, None, None, None
+
+
+def _takes_native(*values: Tensor) -> bool:
+    return all(value.device.type == "cpu" and value.dtype == torch.float32 for value in values) and native.works()

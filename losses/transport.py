@@ -6,7 +6,6 @@ Column m of the kernel K is the distribution over the N annotations and the back
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from itertools import accumulate
@@ -189,16 +188,8 @@ def _takes_native(backend: str, samples: Sequence[Tensor]) -> bool:
     if backend == "native" and not fits:
         raise ValueError("backend: native computes in float32 on the CPU; take torch for these inputs")
     if backend == "auto" and fits:
-        return _engine_works()
+        return native.works()
     return backend == "native"
-
-
-@functools.cache
-def _engine_works() -> bool:
-    try:
-        return native.load() is not None
-    except native.NativeUnavailable:
-        return False
 
 
 def _native_kernel(

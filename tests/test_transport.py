@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from losses import transport
+from GS2D import native
 from losses.transport import (
     TransportedMassLoss,
     TransportKernel,
@@ -26,7 +26,7 @@ CASES = sorted({key.split("/")[0] for key in GOLDEN})
 def backend(request):
     """What "auto" means: the engine where inputs allow it, or PyTorch always."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transport, "_engine_works", lambda: request.param == "native")
+        patch.setattr(native, "works", lambda: request.param == "native")
         yield request.param
 
 

@@ -23,7 +23,10 @@ __all__ = [
     "loss_and_gradients",
     "render",
     "render_backward",
+    "send",
+    "send_back",
     "transport",
+    "works",
 ]
 
 MAX_SIDE = 1 << 20  # pixels; coordinates beyond lose the half pixel in float32
@@ -48,7 +51,18 @@ def load() -> ctypes.CDLL:
     ]
     library.gst_transport_count.argtypes = [integer, pointer, integer, integer, real, pointer]
     library.gst_transport_fill.argtypes = [integer, pointer, integer, integer, real, real, *[pointer] * 4]
+    for function in (library.gst_transport_send, library.gst_transport_send_back):
+        function.argtypes = [*[ctypes.c_int64] * 4, *[pointer] * 5]
     return library
+
+
+@functools.cache
+def works() -> bool:
+    """Whether the engine can be had on this machine; the first call may build it."""
+    try:
+        return load() is not None
+    except NativeUnavailable:
+        return False
 
 
 def render(means, conics, colors, opacities, width: int, height: int) -> np.ndarray:
@@ -182,6 +196,39 @@ def transport(
     background = np.empty((rows * columns, 16), np.float32)
     _call(load().gst_transport_fill, *grid, log_odds, starts, annotation, mass, background)
     return starts, annotation, mass, background
+
+
+def send(cells: np.ndarray, annotation: np.ndarray, starts: np.ndarray, mass: np.ndarray, count: int) -> np.ndarray:
+    """What ``count`` annotations receive of cells [tiles, lanes] by a ``losses.kernel.TransportKernel``: float32 [count].
+
+    annotation int64 [W, G], starts int64 [tiles + 1], mass float32 [lanes, W, G]. Raises ``ValueError`` for arrays that do
+    not fit together.
+    """
+    blocks = _blocks(annotation, starts, mass, count)
+    cells, received = _floats("cells", cells, len(starts) - 1, len(mass), finite=False), np.zeros(count)
+    _call(load().gst_transport_send, *blocks, cells, received)
+    return received.astype(np.float32)
+
+
+def send_back(gradient: np.ndarray, annotation: np.ndarray, starts: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """The gradient by the cells, float32 [tiles, lanes], of a function of what ``send`` returns, given its gradient [N]."""
+    blocks = _blocks(annotation, starts, mass, len(gradient))
+    gradient, cells = _floats("gradient", gradient, len(gradient), finite=False), np.empty(blocks[:2], np.float32)
+    _call(load().gst_transport_send_back, *blocks, gradient, cells)
+    return cells
+
+
+def _blocks(annotation: np.ndarray, starts: np.ndarray, mass: np.ndarray, count: int) -> tuple:
+    """The arguments of a kernel, checked, since the engine reads and writes where they point."""
+    annotation, starts = (np.ascontiguousarray(array, np.int64) for array in (annotation, starts))
+    mass = np.ascontiguousarray(mass, np.float32)
+    lanes, width, groups = mass.shape
+    if annotation.shape != (width, groups) or starts[0] != 0 or starts[-1] != groups or (np.diff(starts) < 0).any():
+        shapes = f"{list(annotation.shape)}, {list(starts.shape)} and {list(mass.shape)}"
+        raise ValueError(f"annotation, starts, mass: shapes {shapes} or their values do not fit together")
+    if groups and not 0 <= annotation.min() <= annotation.max() < count:
+        raise ValueError(f"annotation: {annotation.min()} to {annotation.max()}, expected 0 to {count - 1}")
+    return len(starts) - 1, lanes, width, groups, annotation, starts, mass
 
 
 def _call(function, *arguments) -> None:

@@ -284,4 +284,19 @@ int gst_transport_fill(int n, const float* table, int rows, int columns, float s
     });
 }
 
+// Shapes as in transport::Blocks; received [annotations] starts from zeros.
+int gst_transport_send(int64_t tiles, int64_t lanes, int64_t width, int64_t groups, const int64_t* annotation,
+                       const int64_t* starts, const float* mass, const float* cells, double* received) {
+    return guarded([&] {
+        transport::send({tiles, lanes, width, groups, annotation, starts, mass}, cells, received);
+    });
+}
+
+int gst_transport_send_back(int64_t tiles, int64_t lanes, int64_t width, int64_t groups, const int64_t* annotation,
+                            const int64_t* starts, const float* mass, const float* gradient, float* cells) {
+    return guarded([&] {
+        transport::send_back({tiles, lanes, width, groups, annotation, starts, mass}, gradient, cells);
+    });
+}
+
 }  // extern "C"

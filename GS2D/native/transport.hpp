@@ -1,5 +1,5 @@
 // The transport kernel of losses/transport.py on one core: which tiles of 4 x 4 cells each Gaussian reaches, and the
-// softmax over the Gaussians of every cell.
+// softmax over the Gaussians of every cell; and the product of that kernel with a density.
 
 #pragma once
 
@@ -137,6 +137,58 @@ inline void fill(const Grid& grid, int n, const Gaussian* gaussians, float log_o
         }
         for (int64_t e = 0; e < size; e++)
             for (int i = 0; i < CELLS; i++) mass[i * entries + begin + e] = block[e * CELLS + i] * share[i];
+    }
+}
+
+// A kernel as Python keeps it: tile t has the groups starts[t] to starts[t + 1] of `width` annotations each, whose shares of
+// the tile's lanes are mass [lanes, width, groups].
+struct Blocks {
+    int64_t tiles, lanes, width, groups;
+    const int64_t *annotation, *starts;  // [width, groups], [tiles + 1]
+    const float* mass;
+
+    const float* shares(int64_t lane, int64_t place) const { return mass + (lane * width + place) * groups; }
+};
+
+// received [annotations] += K's rows of the annotations times cells [tiles, lanes].
+inline void send(const Blocks& k, const float* cells, double* received) {
+    std::vector<float> sent;
+    for (int64_t t = 0; t < k.tiles; t++) {
+        const int64_t begin = k.starts[t], size = k.starts[t + 1] - begin;
+        for (int64_t place = 0; place < k.width; place++) {
+            sent.assign(size, 0.0f);
+            for (int64_t lane = 0; lane < k.lanes; lane++) {
+                const float cell = cells[t * k.lanes + lane], *share = k.shares(lane, place) + begin;
+                for (int64_t e = 0; e < size; e++) sent[e] += cell * share[e];
+            }
+            const int64_t* annotation = k.annotation + place * k.groups + begin;
+            for (int64_t e = 0; e < size; e++) received[annotation[e]] += sent[e];
+        }
+    }
+}
+
+// cells [tiles, lanes] = the transposed of these rows times gradient [annotations].
+inline void send_back(const Blocks& k, const float* gradient, float* cells) {
+    constexpr int64_t SUMS = 8;  // side by side, so that they fill a vector
+    std::vector<float> weights;
+    std::fill(cells, cells + k.tiles * k.lanes, 0.0f);
+    for (int64_t t = 0; t < k.tiles; t++) {
+        const int64_t begin = k.starts[t], size = k.starts[t + 1] - begin;
+        weights.resize(size);
+        for (int64_t place = 0; place < k.width; place++) {
+            const int64_t* annotation = k.annotation + place * k.groups + begin;
+            for (int64_t e = 0; e < size; e++) weights[e] = gradient[annotation[e]];
+            for (int64_t lane = 0; lane < k.lanes; lane++) {
+                const float* share = k.shares(lane, place) + begin;
+                float sums[SUMS] = {}, total = 0;
+                int64_t e = 0;
+                for (; e + SUMS <= size; e += SUMS)
+                    for (int64_t i = 0; i < SUMS; i++) sums[i] += share[e + i] * weights[e + i];
+                for (; e < size; e++) total += share[e] * weights[e];
+                for (float sum : sums) total += sum;
+                cells[t * k.lanes + lane] += total;
+            }
+        }
     }
 }
 
