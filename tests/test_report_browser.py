@@ -39,7 +39,8 @@ def pages(tmp_path_factory):
     write_results(root / "none", [], [], failed=[["a.jpg", "unreadable"]])
     many = list(range(1, 201))
     write_results(root / "many", many, [value + 0.01 * value for value in many])
-    for name in ("vgg", "video", "many", "none"):
+    write_results(root / "near", [62, 77, 70, 70], [62.6, 58.9, 64.7, 51.9])
+    for name in ("vgg", "video", "many", "none", "near"):
         write_report([root / name], root / f"{name}.html")
     write_report([first, second], root / "two.html")
     write_report([first, second, third], root / "three.html")
@@ -105,6 +106,15 @@ def open_first(browser):
     wait(browser, "return document.getElementById('photo').naturalWidth > 0")
     wait(browser, "return document.getElementById('head-number').textContent !== ''")
     wait(browser, "return document.getElementById('opacity-value').textContent !== ''")
+
+
+@pytest.mark.parametrize("page", ["near", "vgg", "many"])
+def test_every_axis_has_numbers(browser, pages, page):
+    show(browser, pages / f"{page}.html")
+    for axis in ("xaxislayer-above", "yaxislayer-above"):
+        script = f"return [...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('.{axis} text').length)"
+        labels = wait(browser, f"const found = (() => {{ {script} }})(); return found.every(n => n > 1) && found")
+        assert len(labels) == 2 and max(labels) < 12
 
 
 def test_the_totals_are_those_of_the_summary(browser, pages):

@@ -24,8 +24,19 @@ function axis(title, options = {}) {
     automargin: true,
     tickformat: ",",
     ...options,
-    ...(log ? {dtick: options.range[1] - options.range[0] > 1.6 ? 1 : "D2", tickformat: ",~r", zeroline: false} : {}),
+    ...(log ? {...ticks(options.range), tickformat: ",~r", zeroline: false} : {}),
   };
+}
+
+// Decades, 1, 2 and 5 of each, or, where a range holds few of these, about five even steps.
+function ticks([low, high]) {
+  if (high - low > 0.9) return {dtick: high - low > 1.6 ? 1 : "D2"};
+  const [first, last] = [10 ** low, 10 ** high];
+  const magnitude = 10 ** Math.floor(Math.log10((last - first) / 5));
+  const step = magnitude * [1, 2, 5, 10].find(factor => factor * magnitude >= (last - first) / 5);
+  const tickvals = [];
+  for (let i = Math.ceil(first / step); i * step <= last; i++) tickvals.push(i * step);
+  return {tickmode: "array", tickvals};
 }
 
 function logRange(values) {
