@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +21,7 @@ from tqdm import tqdm
 from datasets.crowd import SPLITS, Crowd
 from datasets.images import load_image
 from datasets.transforms import normalise
-from models import MODELS, build_model, load_weights, read_checkpoint
-from utils.checkpoint import describe
+from models import MODELS, load_model, weights_file
 from utils.cli import EXIT_FAILED, one_line, progress_options, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
 from utils.device import fabric_devices, memory_errors
@@ -89,22 +87,13 @@ def split_images(data: Crowd) -> Iterator[tuple[str, np.ndarray | str, np.ndarra
             yield path.stem, f"{path}: its image is missing; add it, or remove the annotation", None
 
 
-def load_network(arguments: argparse.Namespace) -> tuple[torch.nn.Module, Path, dict[str, Any]]:
-    """The network of the checkpoint, in evaluation mode; the file; what it says of itself."""
-    path = arguments.save_path / "best_model.pth" if arguments.save_path.is_dir() else arguments.save_path
-    said = describe(read_checkpoint(path))
-    said |= {"model_name": arguments.model_name or said["model_name"], "topk": arguments.topk or said.get("topk", 0.3)}
-    model = build_model(said["model_name"], topk=said["topk"], usenum=said.get("usenum", 18))
-    load_weights(model, path)
-    return model.eval(), path, said
-
-
 def evaluate(arguments: argparse.Namespace) -> int:
     """Load, count, report."""
     devices = fabric_devices(arguments.device)
     if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
         raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
-    model, weights, said = load_network(arguments)
+    weights = weights_file(arguments.save_path)
+    model, said = load_model(weights, arguments.model_name, arguments.topk)
     if arguments.images:
         sources = find_sources(arguments.images)[0]
         total = None if any(source.is_video for source in sources) else len(sources)

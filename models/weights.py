@@ -14,6 +14,12 @@ import torch
 from torch import nn
 
 
+def weights_file(path: str | os.PathLike) -> Path:
+    """The file of a checkpoint: the path itself, or the best model in the folder of a run."""
+    path = Path(path)
+    return path / "best_model.pth" if path.is_dir() else path
+
+
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Contents of a checkpoint (.tar), or of a bare state_dict (.pth) as {"model_state_dict": ...}, on the CPU.
 
