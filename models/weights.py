@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import warnings
 import zipfile
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from utils.checkpoint import DESCRIPTION
 
 
 def weights_file(path: str | os.PathLike) -> Path:
@@ -23,7 +26,7 @@ def weights_file(path: str | os.PathLike) -> Path:
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Contents of a checkpoint (.tar), or of a bare state_dict (.pth) as {"model_state_dict": ...}, on the CPU.
 
-    The prefix "module." that DataParallel puts before every name is taken off. Only tensors and plain containers are
+    So are those of a .safetensors file of `models.export`, with the description that it carries as "arguments". The prefix "module." that DataParallel puts before every name is taken off. Only tensors and plain containers are
     unpickled. Raises OSError (missing or unreadable file) or ValueError (damaged, refused or not a state_dict).
     """
     path = Path(path)
@@ -35,7 +38,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             if zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
                     _check_claim(path, sum(entry.file_size for entry in archive.infolist()))
-            content = torch.load(path, weights_only=True, map_location="cpu")
+            if path.suffix == ".safetensors":
+                content = _read_safetensors(path)
+            else:
+                content = torch.load(path, weights_only=True, map_location="cpu")
             for tensor in _tensors(content):
                 _check_claim(path, tensor.untyped_storage().nbytes())
     except Exception as error:  # a damaged file makes the unpickler fail with anything, KeyError included
@@ -67,6 +73,16 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return {**checkpoint, "model_state_dict": state}
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors import safe_open
+    except ImportError:
+        raise ValueError(f"{path}: needs the package safetensors: pip install -r requirements-export.txt") from None
+    with safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}
+        return {"model_state_dict": state, "arguments": json.loads((file.metadata() or {}).get(DESCRIPTION, "{}"))}
 
 
 def _check_claim(path: Path, claimed: int) -> None:
