@@ -312,7 +312,8 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             metrics["val_mae"], metrics["val_mse"] = validate(fabric, evaluated, val, arguments)
             score = 2 * metrics["val_mse"] + metrics["val_mae"]
             if score < best and fabric.is_global_zero:
-                save_weights(folder / "best_model.pth", evaluated.state_dict(), {**description, "epoch": epoch})
+                for name in ("best_model.pth", *([f"best_model_{epoch}.pth"] if arguments.save_all else [])):
+                    save_weights(folder / name, evaluated.state_dict(), {**description, "epoch": epoch})
             best = min(best, score)
             if log:
                 tqdm.write("epoch {epoch}: loss {loss:.3f}, val MAE {val_mae:.3f}, MSE {val_mse:.3f}".format(**metrics))

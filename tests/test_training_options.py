@@ -80,6 +80,8 @@ ELSEWHERE = {
     "--downsample-ratio",
     "--config",
 }
+# Names of the released script: tests/test_released_options.py.
+RELEASED = {"--max-epoch", "--val-epoch", "--save-all", "--use-background", "--is-gray", "--gs-path"}
 
 
 def test_no_option_is_forgotten_and_the_help_fits_two_screens(monkeypatch, capsys):
@@ -91,7 +93,7 @@ def test_no_option_is_forgotten_and_the_help_fits_two_screens(monkeypatch, capsy
     assert len(lines) <= 100 and max(map(len, lines)) <= 100
     options = {word.rstrip(",") for line in lines for word in line.split() if word.startswith("--")}
     options = {option for option in options if not option.startswith("--no-")} - {"--help"}
-    assert options == set(LEARNING) | ELSEWHERE
+    assert options == set(LEARNING) | ELSEWHERE | RELEASED
     assert all("default" in line for line in " ".join(text.split()).split(" --")[2:] if "(default" in line)
 
 

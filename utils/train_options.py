@@ -8,6 +8,7 @@ from pathlib import Path
 
 from utils.config import make_parser, number, parse_arguments
 from utils.kernel_options import STRIDE, add_kernel_options, check_kernel_options
+from utils.released_options import add_released_options, apply_released_options
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs"
 # Options that do not change what a step computes: a run may go on with other values.
@@ -17,6 +18,7 @@ FREE_OPTIONS = (
     "epochs",
     "num_workers",
     "resume",
+    "save_all",
     "save_dir",
     "backbone_weights",
     "window",
@@ -65,7 +67,7 @@ def parse_train_options(
     add("--accumulate", type=number(int, 1), default=1, metavar="N", help="batches averaged for one step")
     add("--grad-clip", type=number(float, 0), default=0.0, metavar="X", help="largest gradient norm (0: any)")
     add("--ema", type=number(float, 0, 0.999999), default=0.0, metavar="X", help="decay of averaged weights (0: off)")
-    add("--epochs", type=number(int, 1), default=1200, metavar="N", help="passes over the training images")
+    add("--epochs", "--max-epoch", type=number(int, 1), default=1200, metavar="N", help="passes over the training images")
     add("--seed", type=number(int, 0, 2**32 - 1), default=4073, metavar="N", help="of weights, order, crops, dropout")
 
     add = parser.add_argument_group("loss").add_argument
@@ -76,7 +78,7 @@ def parse_train_options(
 
     add = parser.add_argument_group("validation and files").add_argument
     add("--val-start", type=number(int, 0), default=600, metavar="N", help="first epoch that is validated")
-    add("--val-every", type=number(int, 1), default=5, metavar="N", help="epochs between validations")
+    add("--val-every", "--val-epoch", type=number(int, 1), default=5, metavar="N", help="epochs between validations")
     add("--window", type=number(int, 16), default=512, metavar="N", help="side of evaluation windows, pixels")
     add("--save-dir", type=Path, metavar="P", help="folder of the run (default: runs/<dataset>_<model-name>[_<loss>])")
     add("--resume", default="auto", metavar="R", help="newest checkpoint there (auto), a .tar or .pth file, or none")
@@ -90,7 +92,10 @@ def parse_train_options(
     add("--compile", action=switch, default=False, help="compile the network with torch.compile")
     add("--deterministic", action=switch, default=False, help="only deterministic algorithms, on GPUs too")
 
+    add_released_options(parser.add_argument_group("of the released script, besides").add_argument)
+
     arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS))
+    apply_released_options(parser, arguments)
     if arguments.crop_size % 16:
         parser.error(f"--crop-size {arguments.crop_size}: must be a multiple of 16, the networks' coarsest stride")
     if arguments.kernels == "h5" and arguments.loss != "gst":
