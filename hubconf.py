@@ -33,11 +33,11 @@ import torch
 from PIL import Image
 
 from datasets.images import load_image
-from datasets.transforms import normalise
 from models import load_model
 from utils.device import fabric_devices
 from utils.evaluation import WINDOW, WINDOWS_AT_ONCE, Window, density_map, predict
 from utils.localisation import MASS_THRESHOLD, locate_windows
+from utils.pixels import normalise, to_planes
 
 dependencies = ["cv2", "h5py", "numpy", "PIL", "scipy", "torch", "yaml"]
 
@@ -106,7 +106,7 @@ class Counter:
         return locate_windows(self._windows(image), threshold)
 
     def _windows(self, image) -> Sequence[Window]:
-        parts = predict(self.model, normalise(_pixels(image)).to(self.device), **self.options)
+        parts = predict(self.model, normalise(to_planes(_pixels(image)).to(self.device)), **self.options)
         return [part._replace(density=part.density.cpu()) for part in parts]
 
 

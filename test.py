@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from datasets.crowd import SPLITS, Crowd
 from datasets.images import load_image
-from datasets.transforms import normalise
 from models import MODELS, load_model, weights_file
 from utils.cli import EXIT_FAILED, one_line, progress_options, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
@@ -29,6 +28,7 @@ from utils.evaluation import Result, count, density_map, predict
 from utils.files import make_folder, points_path, read_points
 from utils.localisation import locate_windows
 from utils.lock import hold
+from utils.pixels import normalise, to_planes
 from utils.report import write_report
 from utils.results import Counted, ResultsFolder, file_hash, read_ahead, save_submission, save_summary, summary
 from utils.sources import find_sources, open_images
@@ -118,7 +118,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             try:
                 if isinstance(image, str):
                     raise ValueError(image)
-                pixels = fabric.to_device(normalise(image))
+                pixels = normalise(fabric.to_device(to_planes(image)))
                 with fabric.autocast():
                     parts = predict(model, pixels, **windows)
                 if arguments.precision != "32" and len(changes) < COMPARED:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from GS2D.kernel_file import StoredKernel, params_hash, read_attributes, save_kernel
+from GS2D.kernel import StoredKernel, cell_grid, params_hash, read_attributes, save_kernel, transport_kernel
 
 
 class KernelJob(NamedTuple):
-    """One image whose kernel is built from its Gaussians with the parameters of ``losses.transport.transport_kernel``."""
+    """One image whose kernel is built from its Gaussians with the parameters of ``GS2D.kernel.transport_kernel``."""
 
     image: Path
     parameters: dict[str, Any]
@@ -29,7 +29,6 @@ def build_kernel(job: KernelJob) -> int | None:
 
     from datasets.crowd import load_annotations
     from datasets.images import image_size
-    from losses.transport import transport_kernel
     from utils.files import kernel_path
 
     torch.set_num_threads(1)  # one image is one core's work, and sums do not depend on the number of threads
@@ -39,10 +38,10 @@ def build_kernel(job: KernelJob) -> int | None:
     stored = read_attributes(output)
     if stored is not None and all(stored.get(name) == value for name, value in attributes.items()):
         return None
-    kernel = transport_kernel(points, scales, rotations, image_size(job.image), **job.parameters)
-    indptr, indices, data = (array.numpy() for array in kernel.csr())
-    save_kernel(output, StoredKernel(indptr, indices, data, kernel.grid, attributes))
-    return len(data)
+    size = image_size(job.image)
+    kernel = transport_kernel(points, scales, rotations, size, **job.parameters)
+    save_kernel(output, StoredKernel(kernel, cell_grid(size, job.parameters["stride"]), attributes))
+    return len(kernel.values())
 
 
 def main() -> int:

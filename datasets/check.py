@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from datasets.images import load_image
 from datasets.preprocess import is_grey
@@ -30,13 +31,12 @@ from datasets.report import (
     save_report,
     summarise,
 )
-from GS2D.kernel_file import StoredKernel, load_kernel, params_hash
+from GS2D.kernel import load_kernel, params_hash
 from utils.cli import EXIT_FAILED, default_workers, for_each, one_line, run_script
 from utils.config import make_parser, number, parse_arguments
 from utils.files import gaussians_path, kernel_path, points_path
 
 _MIN_SCALE = 1 - 1e-4  # the fit adds 1 to what is never negative; a little for rounding
-_SAME_POINT = 1.0  # pixels
 _COLUMN_SUM = 1e-3  # shares below 1e-7 are not stored
 
 
@@ -102,8 +102,6 @@ def _check_fit(image: Path, facts: ImageFacts, has_kernel: bool) -> tuple[list[s
     lost = np.isnan(params[:, 2:4]).any(axis=1)
     if not np.isfinite(np.delete(params, (2, 3), axis=1)).all():
         errors.append(f"{path}: holds NaN or infinite values; {remedy}")
-    elif len(points) and (gap := float(np.abs(params[:, :2] - points).max())) > _SAME_POINT:
-        errors.append(f"{path}: centres lie up to {gap:.1f} pixels from the points of {points_path(image)}; {remedy}")
     if lost.any():
         warnings.append(
             f"{path}: {lost.sum()} of {len(lost)} scales are NaN; training takes a sixth of the neighbour distance instead"
@@ -126,16 +124,16 @@ def _check_fit(image: Path, facts: ImageFacts, has_kernel: bool) -> tuple[list[s
         if kernel.attributes.get("params_hash") != params_hash(points, scales, rotations):
             errors.append(f"{path}: was built from other Gaussians; {remedy}")
         else:
-            reason = _kernel_damage(kernel, len(points))
+            reason = _kernel_damage(kernel.kernel, len(points))
             errors += [f"{path}: {reason}; {remedy}"] if reason else []
     return errors, warnings
 
 
-def _kernel_damage(kernel: StoredKernel, points: int) -> str | None:
+def _kernel_damage(kernel: Tensor, points: int) -> str | None:
     """Why a stored kernel, which ``load_kernel`` found whole, is no transport plan of ``points`` annotations, if it is none."""
-    if len(kernel.indptr) != points + 2:
-        return f"{len(kernel.indptr) - 1} rows instead of {points + 1}"
-    sums = np.bincount(kernel.indices, kernel.data, minlength=math.prod(kernel.grid))
+    if kernel.shape[0] != points + 1:
+        return f"{kernel.shape[0]} rows instead of {points + 1}"
+    sums = np.bincount(kernel.col_indices().numpy(), kernel.values().numpy(), minlength=kernel.shape[1])
     worst = np.abs(sums - 1).argmax()
     if abs(sums[worst] - 1) > _COLUMN_SUM:
         return f"the shares of a cell add up to {sums[worst]:.3f} instead of 1"

@@ -19,7 +19,7 @@ from datasets.crowd import load_annotations
 from datasets.record import read_record
 from datasets.report import SPLITS, find_images
 from GS2D.gaussians import read_file
-from GS2D.kernel_file import params_hash, read_attributes
+from GS2D.kernel import params_hash, read_attributes
 from utils.checkpoint import checkpoints
 from utils.cli import one_line
 from utils.files import gaussians_path, kernel_path, points_path, read_points

@@ -16,12 +16,12 @@ from golden_weights import fill
 from PIL import Image
 
 from datasets.images import load_image
-from datasets.transforms import normalise
 from models import build_model, load_model
 from models.export import compare, run_network, traceable_in_degree_index
 from models.vgg_trans import in_degree_index
 from utils.checkpoint import save_weights
 from utils.evaluation import count
+from utils.pixels import normalise, to_planes
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "safetensors"))
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="pip install -r requirements-export.txt")
@@ -79,7 +79,7 @@ def test_the_example_counts_as_the_evaluation_does(folder, tmp_path, model):
     command = [sys.executable, ROOT / "examples" / "onnx_count.py", path, tmp_path / "photo.png"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert not done.returncode, done.stderr
-    expected = count(load_model(folder / f"{model}.pth")[0], normalise(load_image(tmp_path / "photo.png")))
+    expected = count(load_model(folder / f"{model}.pth")[0], normalise(to_planes(load_image(tmp_path / "photo.png"))))
     name, _, number = done.stdout.strip().rpartition(": ")
     assert name.endswith("photo.png") and float(number) == pytest.approx(expected, rel=1e-4)
 

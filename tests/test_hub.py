@@ -19,11 +19,11 @@ from PIL import Image
 
 import hubconf
 from datasets.images import load_image
-from datasets.transforms import normalise
 from models import build_model
 from utils.checkpoint import save_weights
 from utils.evaluation import count, density_map, predict
 from utils.localisation import locate_windows
+from utils.pixels import normalise, to_planes
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_docstrings_tell_the_truth(folder, monkeypatch):
 
 def test_it_counts_as_the_evaluation_does(folder, counter):
     image = load_image(folder / "photo.jpg")
-    pixels = normalise(image)
+    pixels = normalise(to_planes(image))
     assert counter.count(folder / "photo.jpg") == count(counter.model, pixels, 64)
     parts = predict(counter.model, pixels, 64)
     assert np.array_equal(counter.density(image), density_map(parts).numpy())

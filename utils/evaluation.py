@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.pixels import normalise
+
 WINDOW = 512  # pixels; the published protocol
 CELL = 8  # pixels; the density's stride
 COARSEST = 16  # pixels; the features' stride: of a longer side the networks leave out what remains beyond its multiples
@@ -189,12 +191,12 @@ def evaluate(
     overlap: int = 0,
     flip: bool = False,
 ) -> list[Result]:
-    """Count every sample (``image``, ``count``, ``name``) in evaluation mode; the model's mode is restored."""
+    """Count every sample (``image`` uint8 or normalised, ``count``, ``name``) in evaluation mode; the model's mode is restored."""
     training = model.training
     model.eval()
     try:
         return [
-            Result(s.name, float(s.count), count(model, s.image.to(device), window, overlap, flip)) for s in samples
+            Result(s.name, float(s.count), count(model, normalise(s.image.to(device)), window, overlap, flip)) for s in samples
         ]
     finally:
         model.train(training)

@@ -88,6 +88,7 @@ def parse_train_options(
     add("--device", default="auto", metavar="D", help="GPU id, several (0,1), cpu; auto: the first GPU if any")
     add("--num-nodes", type=number(int, 1), default=1, metavar="N", help="machines that train together")
     add("--precision", choices=("32", "16-mixed", "bf16-mixed"), default="32", help="of the network; losses: float32")
+    add("--tf32", action=switch, default=True, help="float32 products on GPUs with 10 bits of mantissa")
     add("--channels-last", action=switch, default=False, help="memory layout of images and weights")
     add("--compile", action=switch, default=False, help="compile the network with torch.compile")
     add("--deterministic", action=switch, default=False, help="only deterministic algorithms, on GPUs too")
