@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning_fabric import Fabric, seed_everything
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Subset
@@ -30,7 +29,7 @@ from models import MODELS, attention_variance, build_model, load_backbone, load_
 from utils.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
 from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
-from utils.device import fabric_devices, memory_errors
+from utils.device import memory_errors, start_fabric
 from utils.evaluation import density_map, evaluate, predict
 from utils.files import make_folder, remove_stale_partials
 from utils.guard import EpochSums, Guard, gradient_norm, guarded_average
@@ -100,7 +99,7 @@ def train_epoch(
     if scaler is None:
         optimizer.optimizer.found_inf = guard.broken
     torch.backends.cudnn.benchmark = not arguments.deterministic  # all crops are of one size
-    sums, watch, shown = EpochSums(fabric.device), Stopwatch(fabric.device), time.monotonic()
+    sums, watch, shown = EpochSums(), Stopwatch(fabric.device), time.monotonic()
     for index, batch in enumerate(loader):
         group = min(arguments.accumulate, len(loader) - index // arguments.accumulate * arguments.accumulate)
         is_last = index % arguments.accumulate == group - 1
@@ -116,7 +115,7 @@ def train_epoch(
                 loss = loss + ATTENTION_WEIGHT * attention_variance(attention).sum()
             gated = guard.gate(loss, index)
             watch.lap("loss")
-            fabric.backward(gated / group)
+            fabric.backward(gated / group if group > 1 else gated)
         if is_last:
             done = (epoch + index / len(loader)) / arguments.epochs
             optimizer.param_groups[0]["lr"] = arguments.lr * rate_factor(
@@ -133,26 +132,26 @@ def train_epoch(
                 average.update_parameters(model.module)
             sums.add_norm(norm)
         watch.lap("backward")
-        sums.add(loss, density.detach().float().sum((1, 2, 3)), batch.targets.sum(1))
-        sums.skipped += len(batch.skipped)
+        sums.add(loss, density.detach().float().sum((1, 2, 3)), batch.truths, len(batch.skipped))
         for reason in batch.skipped:
             tqdm.write(f"skipped: {reason}", file=sys.stderr)
         if time.monotonic() - shown > SHOW_SECONDS:
-            progress.set_postfix(sums.means(), refresh=False)
+            progress.set_postfix(sums.read(), refresh=False)
             shown = time.monotonic()
         progress.update(len(images) * fabric.world_size)
         if (index + 1) % CHECK_EVERY == 0 or index == len(loader) - 1:
-            stop_if_broken(fabric, guard, arguments.accumulate)
+            stop_if_broken(fabric, guard, arguments.accumulate, index + 1 if index + 1 < len(loader) else 0)
         watch.lap("other")
-    progress.set_postfix(sums.means(), refresh=False)
-    loss, absolute, squared, norms, batches, images, steps, skipped = fabric.all_reduce(sums.all(), reduce_op="sum").tolist()
+    progress.set_postfix(sums.read(), refresh=False)
+    totals = torch.tensor(sums.all(), dtype=torch.float64, device=fabric.device)
+    loss, absolute, squared, norms, batches, images, steps, skipped = fabric.all_reduce(totals, reduce_op="sum").tolist()
     times = watch.seconds()
     return {
         "loss": loss / batches,
         "mae": absolute / images,
         "mse": math.sqrt(squared / images),
         "lr": optimizer.param_groups[0]["lr"],
-        "gradient_norm": norms / steps,
+        "gradient_norm": norms / max(steps, 1),  # float16's scaler may have skipped all
         "skipped": int(skipped),
         "seconds": sum(times.values()),
         "images_per_second": images / sum(times.values()),
@@ -160,11 +159,13 @@ def train_epoch(
     }
 
 
-def stop_if_broken(fabric: Fabric, guard: Guard, accumulate: int) -> None:
-    """Raise ``NonFinite`` on every process if one has met a loss or gradient that is not finite."""
-    if not fabric.all_reduce(guard.broken.clone(), reduce_op="max").item():
+def stop_if_broken(fabric: Fabric, guard: Guard, accumulate: int, following: int) -> None:
+    """Raise ``NonFinite`` on every process if one has met a loss or gradient that is not finite; ``following``: next batch."""
+    found = guard.found(following)
+    anywhere = fabric.all_reduce(torch.tensor(float(found is not None), device=fabric.device), reduce_op="max")
+    if not anywhere:
         return
-    what, index = guard.found() or ("gradient of another process", -1)
+    what, index = found or ("gradient of another process", -1)
     first = index if what == "loss" else index // accumulate * accumulate
     raise NonFinite(what, range(first, index + 1))
 
@@ -232,25 +233,6 @@ def restore(
     return first_epoch, best
 
 
-def set_up(arguments: argparse.Namespace) -> Fabric:
-    """Devices, precision, processes, seed."""
-    devices = fabric_devices(arguments.device)
-    if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
-        raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
-    if arguments.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order
-        torch.use_deterministic_algorithms(True)
-    try:
-        fabric = Fabric(**devices, num_nodes=arguments.num_nodes, precision=arguments.precision)
-    except RuntimeError as error:  # how the job was started: SLURM's tasks are not given by node, for one
-        raise ValueError(str(error)) from None
-    torch.set_float32_matmul_precision("high" if arguments.tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = arguments.tf32
-    fabric.launch()
-    seed_everything(arguments.seed, verbose=False)
-    return fabric
-
-
 class Run(NamedTuple):
     """What a training run is made of."""
 
@@ -287,7 +269,7 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
     if resume is None:
         load_backbone(network, arguments.backbone_weights)
     network = fabric.to_device(network.to(memory_format=torch.channels_last) if arguments.channels_last else network)
-    guard = Guard(fabric.device)
+    guard = Guard(fabric.device, max(CHECK_EVERY, 1))
     average = AveragedModel(network, multi_avg_fn=guarded_average(arguments.ema, guard)) if arguments.ema else None
     # One pass over weights and moments, on a CPU several times as fast; it also takes the guard's flag.
     settings = {"lr": arguments.lr, "weight_decay": arguments.weight_decay, "fused": True, "foreach": None}
@@ -400,7 +382,7 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Train as the command line says."""
     arguments = parse_train_options(tuple(MODELS), tuple(LOSSES))
-    fabric = set_up(arguments)
+    fabric = start_fabric(arguments)
     size = f"--batch-size {arguments.batch_size} and --crop-size {arguments.crop_size}"
     remedy = f"lower one of {size} (--accumulate makes up for it), --num-workers, or take --precision bf16-mixed"
     folder = make_folder(arguments.save_dir)

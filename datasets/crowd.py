@@ -57,6 +57,7 @@ class Batch(NamedTuple):
     kernel: BlockKernel | None  # of all crops
     received: Tensor | None  # float32 [R]: the target of each row of that kernel, 0 for the background
     sizes: list[int]  # as counts
+    truths: list[float]  # sums of the targets
     indices: list[int]  # of the images in the data set
     names: list[str]
     skipped: list[str]
@@ -80,6 +81,7 @@ def collate(samples: Sequence[TrainSample]) -> Batch:
         kernel,
         received,
         sizes,
+        targets.sum(dim=1).tolist(),
         [sample.index for sample in samples],
         [sample.name for sample in samples],
         [reason for sample in samples for reason in sample.skipped],

@@ -104,12 +104,12 @@ def separable_dual(
     """
     along_x = (dx2 / -regularisation).exp() * present[..., None]  # [B, n, w]
     along_y = (dy2 / -regularisation).exp()  # [B, n, h]
-    turned, tiny = along_y.transpose(1, 2), mass.new_full((), TINY)
+    turned, lines, tiny = along_y.transpose(1, 2), along_x.flatten(0, 1)[..., None], mass.new_full((), TINY)
     return regularisation * _sinkhorn(
         mass,
         1 / number.clamp(min=1)[:, None].expand(present.shape),
         lambda u: torch.baddbmm(tiny, turned, u[..., None] * along_x),
-        lambda v: (torch.bmm(along_y, v) * along_x).sum(dim=2).add_(tiny),
+        lambda v: torch.baddbmm(tiny, torch.bmm(along_y, v).flatten(0, 1)[:, None], lines).view(present.shape),
         iterations,
         tolerance,
     )

@@ -1,12 +1,14 @@
-"""What ``--device`` means for Lightning Fabric, and what is said where its memory runs out."""
+"""What ``--device`` means for Lightning Fabric, how a run starts, and what is said where its memory runs out."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 from collections.abc import Iterator
 
 import torch
+from lightning_fabric import Fabric, seed_everything
 
 
 def fabric_devices(device: str) -> dict[str, object]:
@@ -28,6 +30,28 @@ def fabric_devices(device: str) -> dict[str, object]:
     if missing:
         raise ValueError(f"--device {device}: this machine has {available} GPUs, no GPU {missing[0]}; try --device cpu")
     return {"accelerator": "cuda", "devices": ids}
+
+
+def start_fabric(arguments: argparse.Namespace) -> Fabric:
+    """The processes of a training run, their devices, precision and seed, as its options say.
+
+    Raises ``ValueError`` for what this machine or the way the job was started does not allow.
+    """
+    devices = fabric_devices(arguments.device)
+    if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
+        raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
+    if arguments.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order
+        torch.use_deterministic_algorithms(True)
+    try:
+        fabric = Fabric(**devices, num_nodes=arguments.num_nodes, precision=arguments.precision)
+    except RuntimeError as error:  # how the job was started: SLURM's tasks are not given by node, for one
+        raise ValueError(str(error)) from None
+    torch.set_float32_matmul_precision("high" if arguments.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = arguments.tf32
+    fabric.launch()
+    seed_everything(arguments.seed, verbose=False)
+    return fabric
 
 
 @contextlib.contextmanager

@@ -1,8 +1,12 @@
-"""Figures of training steps that stay on the device until somebody looks: the host never waits for them in a step."""
+"""What a training step leaves on the device until somebody looks: the host never waits for the device in a step.
+
+The operations are counted: a step at the published batch of one crop is as fast as its launches.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,39 +15,49 @@ from torch import Tensor, nn
 class Guard:
     """Keeps what is not finite away from the weights, and remembers the batch it came from.
 
-    ``broken`` is 1 from the first loss or gradient on that is not finite. Fused Adam takes it as ``found_inf`` and then leaves
-    weights, moments and its step as they are; a loss that passed ``gate`` has only NaN gradients then, which the scaler of
-    float16 keeps away too, and which the mean over processes spreads to all of them. So the state stays the one before that
-    batch until the flag is read, which may be many steps later.
+    ``whole`` is 1 until the first loss or gradient that is not finite makes it NaN, and then stays so: 0 times such a number
+    is NaN. ``broken`` is 0 and then 1; fused Adam takes it as ``found_inf``, leaving weights, moments and its step as they are.
+    A loss that passed ``gate`` has only NaN gradients from then on, which float16's scaler keeps away too, and which the
+    mean over processes spreads to all of them. So the state stays the one before that batch until somebody reads the flag.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, room: int) -> None:
+        """``room``: batches from one call of ``found`` to the next, at most."""
         self.broken = torch.zeros((), device=device)
-        self._first = torch.full((2,), math.inf, device=device)  # batch of the first such loss, of the first such gradient
-        self._nan = torch.full((), math.nan, device=device)
+        self._whole = torch.ones((), device=device)
+        self._history = torch.ones(2, room, device=device)  # ``whole`` after the loss and after the gradient of each batch
+        self._begin = 0
 
     def gate(self, loss: Tensor, index: int) -> Tensor:
         """The loss of batch ``index``, with NaN gradients if it, or anything before it, was not finite."""
-        bad = ~loss.detach().isfinite()
-        self._note(0, bad, index)
-        return loss * torch.where(self.broken > 0, self._nan, 1)
+        self._note(0, loss.detach(), index)
+        return loss * self._whole
 
     def watch(self, norm: Tensor, index: int) -> None:
         """Look at the norm of the gradient of the step that batch ``index`` completes."""
-        self._note(1, ~norm.isfinite(), index)
+        self._note(1, norm, index)
+        torch.ne(self._whole, self._whole, out=self.broken)
 
-    def _note(self, kind: int, bad: Tensor, index: int) -> None:
-        self._first[kind] = torch.where(bad & (self.broken == 0), index, self._first[kind])
-        self.broken.copy_(torch.maximum(self.broken, bad.float()))
+    def _note(self, kind: int, value: Tensor, index: int) -> None:
+        self._whole.add_(value, alpha=0)
+        self._history[kind, index - self._begin].copy_(self._whole)
 
-    def found(self) -> tuple[str, int] | None:
-        """("loss" or "gradient", batch) of what was not finite first on this process, if anything was. Waits for the device."""
-        first = self._first.tolist()
-        kind = min((0, 1), key=lambda kind: first[kind])
-        return (("loss", "gradient")[kind], int(first[kind])) if first[kind] < math.inf else None
+    def found(self, following: int) -> tuple[str, int] | None:
+        """("loss" or "gradient", batch) of what was not finite first on this process, if anything was. Waits for the device.
+
+        ``following``: the next batch; what came before it is not asked for again.
+        """
+        history = self._history.tolist()
+        for index in range(following - self._begin):
+            for kind, values in zip(("loss", "gradient"), history):
+                if math.isnan(values[index]):
+                    return kind, index + self._begin
+        self._begin = following
+        self._history.fill_(1)
+        return None
 
 
-def gradient_norm(parameters: list[nn.Parameter], clip: float) -> Tensor:
+def gradient_norm(parameters: Sequence[nn.Parameter], clip: float) -> Tensor:
     """The norm of all gradients, before they are clipped to ``clip`` (0: as they are): a scalar on their device."""
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
@@ -52,7 +66,7 @@ def gradient_norm(parameters: list[nn.Parameter], clip: float) -> Tensor:
     return norm
 
 
-def guarded_average(decay: float, guard: Guard):
+def guarded_average(decay: float, guard: Guard) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
     """``multi_avg_fn`` of an exponential moving average that stands still once ``guard`` is broken."""
 
     def update(averages: list[Tensor], values: list[Tensor], _: Tensor | int) -> None:
@@ -63,29 +77,42 @@ def guarded_average(decay: float, guard: Guard):
 
 
 class EpochSums:
-    """Sums over the batches of an epoch, on the device."""
+    """Sums over the batches of an epoch; what batches give stays on the device until ``read``."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+    def __init__(self) -> None:
         self.batches = self.images = self.steps = self.skipped = 0
+        self.loss = self.error = self.squared_error = self.norm = 0.0
+        self._pending: list[tuple[Tensor, list[float]]] = []
+        self._norms: list[Tensor] = []
 
-    def add(self, loss: Tensor, counts: Tensor, truths: Tensor) -> None:
-        """The loss of a batch, the predicted and the annotated counts [B] of its crops."""
-        errors = counts - truths
-        self._sums[:3] += torch.stack([loss.detach().float(), errors.abs().sum(), errors.square().sum()])
-        self.batches, self.images = self.batches + 1, self.images + len(counts)
+    def add(self, loss: Tensor, counts: Tensor, truths: list[float], skipped: int) -> None:
+        """The loss of a batch, the predicted counts [B] and the annotated ones of its crops, and images skipped for it."""
+        self._pending += [(loss.detach().reshape(1), []), (counts.detach(), truths)]
+        self.skipped += skipped
 
     def add_norm(self, norm: Tensor) -> None:
         """The norm of the gradient of one step."""
-        self._sums[3] += norm
-        self.steps += 1
+        self._norms.append(norm.reshape(1))
 
-    def all(self) -> Tensor:
-        """float64 [8]: sums of losses, |errors|, squared errors and norms; numbers of batches, images, steps, skipped images."""
-        numbers = [self.batches, self.images, self.steps, self.skipped]
-        return torch.cat([self._sums, torch.tensor(numbers, dtype=torch.float64).to(self._sums.device)])
-
-    def means(self) -> dict[str, str]:
+    def read(self) -> dict[str, str]:
         """Loss and MAE so far, for a progress bar. Waits for the device."""
-        loss, error, *_ = self._sums.tolist()
-        return {"loss": f"{loss / self.batches:.2f}", "MAE": f"{error / self.images:.2f}"}
+        parts = [part for part, _ in self._pending] + self._norms
+        values = iter(torch.cat([part.float() for part in parts]).tolist() if parts else [])
+        for part, truths in self._pending:
+            if not truths:
+                self.loss, self.batches = self.loss + next(values), self.batches + 1
+                continue
+            for truth in truths:
+                error = next(values) - truth
+                self.error, self.squared_error = self.error + abs(error), self.squared_error + error * error
+            self.images += len(truths)
+        for norm in values:
+            if math.isfinite(norm):  # others are of steps that float16's scaler skipped
+                self.norm, self.steps = self.norm + norm, self.steps + 1
+        self._pending, self._norms = [], []
+        return {"loss": f"{self.loss / self.batches:.2f}", "MAE": f"{self.error / self.images:.2f}"}
+
+    def all(self) -> list[float]:
+        """Sums of losses, |errors|, squared errors and norms; numbers of batches, images, steps and skipped images."""
+        sums = [self.loss, self.error, self.squared_error, self.norm]
+        return [*sums, self.batches, self.images, self.steps, self.skipped]
