@@ -33,6 +33,7 @@ from utils.report import write_report
 from utils.results import Counted, ResultsFolder, file_hash, read_ahead, save_submission, save_summary, summary
 from utils.sources import find_sources, open_images
 from utils.versions import environment
+from utils.video import VideoCounts
 
 COMPARED = 3  # images whose count is also computed in float32, to say what a lower precision changes
 
@@ -51,6 +52,7 @@ def parse() -> argparse.Namespace:
     add("--data-dir", type=Path, metavar="P", help="prepared data set")
     add("--split", choices=SPLITS, default="test", help="of the data set")
     add("--images", type=Path, nargs="+", metavar="PATH", help="pictures, folders and videos without truth instead")
+    add("--video-out", type=Path, metavar="FILE", help="the video again with its density and count, .mp4 or .avi")
     add("--every", type=number(int, 1), default=1, metavar="N", help="of a video every n-th frame")
 
     add = parser.add_argument_group("prediction").add_argument
@@ -68,6 +70,8 @@ def parse() -> argparse.Namespace:
     arguments = parse_arguments(parser)
     if (arguments.data_dir is None) == (arguments.images is None):
         parser.error("give either --data-dir or --images")
+    if arguments.video_out and not arguments.images:
+        parser.error("--video-out needs a video in --images")
     if not arguments.out and (arguments.save_density or arguments.figures):
         parser.error("--save-density and --figures write into a folder; add --out DIR")
     return arguments
@@ -94,6 +98,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
     weights = weights_file(arguments.save_path)
     model, said = load_model(weights, arguments.model_name, arguments.topk)
+    sources = []
     if arguments.images:
         sources = find_sources(arguments.images)[0]
         total = None if any(source.is_video for source in sources) else len(sources)
@@ -112,6 +117,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
         folder = None
         if arguments.out:
             folder = stack.enter_context(ResultsFolder(arguments.out, arguments.save_density, arguments.figures))
+        keep = bool(arguments.save_density or arguments.figures)
+        videos = VideoCounts(sources, arguments.every, arguments.out, arguments.video_out, show_all=keep)
+        stack.enter_context(videos)
         progress = stack.enter_context(tqdm(total=total, desc="count", unit="img", **progress_options()))
         for name, image, points in read_ahead(images):
             begin = time.perf_counter()
@@ -130,6 +138,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 continue
             parts = [part._replace(density=part.density.cpu()) for part in parts]
             predicted = sum(float(part.density.sum(dtype=torch.float64)) for part in parts)
+            if videos.add(name, image, parts, predicted):
+                progress.update()
+                continue
             seconds = time.perf_counter() - begin
             density, found = density_map(parts).numpy(), locate_windows(parts)
             counted = Counted(name, image, points, density, found, predicted, seconds)
@@ -143,11 +154,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     for result in results:
         truth = "" if result.truth != result.truth else f"truth {result.truth:g}, "
         print(f"{result.name}: {truth}predicted {result.predicted:.2f}")
+    for line in videos.lines():
+        print(line)
     for name, reason in failed:
         print(f"error: {name}: {reason}" if name not in reason else f"error: {reason}", file=sys.stderr)
     if not results:
         raise ValueError(f"none of {len(failed)} images could be counted")
-    speed = len(results) / (time.perf_counter() - started)
+    total = len(results) + videos.left_out
+    speed = total / (time.perf_counter() - started)
     facts = summary(
         results,
         heads,
@@ -158,6 +172,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         configuration=option_values(arguments),
         versions=environment(),
         images_per_second=speed,
+        videos=videos.facts or None,
         precision_changes_count_by=changes or None,
     )
     if facts["scored"]:
@@ -169,7 +184,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if changes:
         shown = ", ".join(f"{change:+.3f}" for change in changes)
         print(f"{arguments.precision} changes the counts of the first images by {shown} against float32")
-    print(f"{len(results)} images counted, {facts['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
+    print(f"{total} images counted, {facts['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
     if arguments.out:
         save_summary(arguments.out / "summary.json", facts)
         write_report([arguments.out], arguments.out / "report.html")
