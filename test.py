@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from utils.files import make_folder, points_path, read_points
 from utils.localisation import locate_windows
 from utils.lock import hold
 from utils.pixels import normalise, to_planes
+from utils.model_card import CARD, note_evaluation
 from utils.report import write_report
 from utils.results import Counted, ResultsFolder, file_hash, read_ahead, save_submission, save_summary, summary
 from utils.sources import find_sources, open_images
@@ -173,6 +175,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         versions=environment(),
         images_per_second=speed,
         videos=videos.facts or None,
+        images=total,
         precision_changes_count_by=changes or None,
     )
     if facts["scored"]:
@@ -185,7 +188,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
         shown = ", ".join(f"{change:+.3f}" for change in changes)
         print(f"{arguments.precision} changes the counts of the first images by {shown} against float32")
     print(f"{total} images counted, {facts['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
+    card = weights.parent / CARD
+    if arguments.data_dir and facts["scored"]:
+        try:
+            note_evaluation(weights, arguments.data_dir, facts)
+        except OSError as error:
+            print(f"{one_line(error)}; the scores are not in the model card", file=sys.stderr)
     if arguments.out:
+        facts["model_card"] = os.path.relpath(card, arguments.out) if card.is_file() else None
         save_summary(arguments.out / "summary.json", facts)
         write_report([arguments.out], arguments.out / "report.html")
         print(f"look at {arguments.out / 'report.html'}")

@@ -35,6 +35,7 @@ from utils.files import make_folder, remove_stale_partials
 from utils.guard import EpochSums, Guard, gradient_norm, guarded_average
 from utils.kernel_options import kernel_options
 from utils.lock import hold
+from utils.model_card import write_card
 from utils.pixels import normalise
 from utils.run_log import RunLog
 from utils.stopwatch import Stopwatch
@@ -372,6 +373,8 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
                 show_densities(fabric, evaluated, run.val, arguments.window, log, epoch)
         if log:
             log.add_epoch(metrics)
+            if "val_mae" in metrics:
+                write_card(folder)
             save_checkpoint(folder, epoch, arguments.max_model_num, step=(epoch + 1) * len(run.loader), **state())
     progress.close()
     if log:

@@ -67,6 +67,7 @@ ELSEWHERE = {
     "--max-model-num",
     "--save-dir",
     "--data-dir",
+    "--data-licence",
     "--num-workers",
     "--skip-bad-samples",
     "--resume",

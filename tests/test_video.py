@@ -59,6 +59,7 @@ def test_counts_over_time_and_the_annotated_video(weights, tmp_path):
     peak = int(np.argmax(counts))
     assert facts["frames"] == 5 and facts["mean"] == pytest.approx(np.mean(counts), abs=1e-3)
     assert facts["peak"] == pytest.approx(max(counts), abs=1e-3) and facts["peak_time"] == 2 * peak / 5
+    assert f"{tmp_path / 'films' / 'shown.mp4'}: " in text
     assert f"clip.avi: 5 frames counted, mean {np.mean(counts):.2f}, peak {max(counts):.2f} at 0:0" in text
     assert cv2.imread(str(out / "videos" / "clip.avi.png")).shape[1] > 1000
     shown = cv2.VideoCapture(str(tmp_path / "films" / "shown.mp4"))

@@ -14,6 +14,7 @@ PRESETS = Path(__file__).resolve().parents[1] / "configs"
 # Options that do not change what a step computes: a run may go on with other values.
 FREE_OPTIONS = (
     "data_dir",
+    "data_licence",
     "device",
     "epochs",
     "num_workers",
@@ -42,6 +43,7 @@ def parse_train_options(
     add("--data-dir", type=Path, required=True, metavar="P", help="prepared data set: train/ (with gs_params/), val/")
     add("--crop-size", type=number(int, 16), default=512, metavar="N", help="side of the training crops, pixels")
     add("--num-workers", type=number(int, 0), default=2, metavar="N", help="processes that load images")
+    add("--data-licence", metavar="TEXT", help="of the data, as it is to stand in model_card.md")
     add("--skip-bad-samples", action=switch, default=False, help="take the next image for one that cannot be read")
 
     add = parser.add_argument_group("network").add_argument

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import math
-import os
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ COLUMNS = ("frame", "time", "count")
 SHOWN = 200  # frames of a video in the report: its pictures would be more than a browser can hold
 OPACITY = 0.65  # of the highest density
 CODECS = {".mp4": (("avc1", "H.264"), ("mp4v", "MPEG-4")), ".avi": (("MJPG", "Motion JPEG"),)}
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # an encoder that is not there is tried, and its place taken
 
 
 class VideoCounts:
@@ -43,6 +41,7 @@ class VideoCounts:
         self.left_out = 0  # frames that were counted, but are not shown
         self._series: _Series | None = None
         self._annotated: _Annotated | None = None
+        self._said: list[str] = []
         if video_out and len(self.paths) != 1:
             raise ValueError(f"--video-out {video_out}: one file for {len(self.paths)} videos; name one in --images")
         if video_out and video_out.suffix.lower() not in CODECS:
@@ -89,6 +88,7 @@ class VideoCounts:
         """Write what belongs to the video that has ended."""
         if self._annotated:
             self._annotated.close()
+            self._said = [f"{self.video_out}: {self._annotated.codec}"]
             self._annotated = None
         series, self._series = self._series, None
         if series is None:
@@ -107,7 +107,7 @@ class VideoCounts:
             f"{name}: {facts['frames']} frames counted, mean {facts['mean']:.2f}, "
             f"peak {facts['peak']:.2f} at {_clock(facts['peak_time'])}"
             for name, facts in self.facts.items()
-        ]
+        ] + self._said
 
 
 class _Series:
@@ -169,10 +169,15 @@ class _Annotated:
         self.partial, self.final = partial, final
         self.size = size[1] // 2 * 2, size[0] // 2 * 2  # width, height: codecs take even ones
         self.highest = 0.0
-        for code, self.codec in CODECS[final.suffix.lower()]:
-            self.writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*code), rate, self.size)
-            if self.writer.isOpened():
-                return
+        level = cv2.utils.logging.getLogLevel()
+        cv2.utils.logging.setLogLevel(0)  # of an encoder that is not there: another takes its place
+        try:
+            for code, self.codec in CODECS[final.suffix.lower()]:
+                self.writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*code), rate, self.size)
+                if self.writer.isOpened():
+                    return
+        finally:
+            cv2.utils.logging.setLogLevel(level)
         raise ValueError(f"--video-out {final}: OpenCV cannot write {size[1]} x {size[0]} pixels; try another suffix")
 
     def add(self, image: np.ndarray, density: np.ndarray, label: str) -> None:
