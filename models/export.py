@@ -218,6 +218,16 @@ def _quiet():
         yield
 
 
+def require(form: str) -> None:
+    """``ValueError`` where a package that a format needs is missing: none of them is in requirements.txt."""
+    for package in NEEDS[form]:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            remedy = "pip install -r requirements-export.txt"
+            raise ValueError(f"format {form}: needs the package {package}: {remedy}") from None
+
+
 def parse() -> argparse.Namespace:
     parser = make_parser("Write a trained network for other programs.")
     parser.prog = "python -m models.export"
@@ -233,12 +243,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Load, write, compare, report."""
     arguments = parse()
-    for package in NEEDS[arguments.format]:
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            remedy = "pip install -r requirements-export.txt"
-            raise ValueError(f"--format {arguments.format}: needs the package {package}: {remedy}") from None
+    require(arguments.format)
     weights = weights_file(arguments.save_path)
     if (arguments.out.suffix == ".safetensors") != (arguments.format == "safetensors"):
         raise ValueError(f"--out {arguments.out}: .safetensors is the suffix of --format safetensors alone")

@@ -149,7 +149,7 @@ def test_what_is_missing_is_one_line(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     _, _, err = export(folder, "vgg", "onnx", code=1)
     assert errors(err) == [
-        "error: --format onnx: needs the package onnxruntime: pip install -r requirements-export.txt"
+        "error: format onnx: needs the package onnxruntime: pip install -r requirements-export.txt"
     ]
     _, _, err = export(folder, "vgg", "safetensors", "--out", folder / "a.onnx", code=1)
     assert "a.onnx: .safetensors is the suffix of --format safetensors alone" in errors(err)[0]
