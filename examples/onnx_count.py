@@ -3,14 +3,14 @@
 vgg.onnx: python -m models.export --save-path runs/qnrf_vgg --format onnx --out vgg.onnx. Pillow decodes the photograph.
 """
 
+import argparse
 import math
-import sys
 
 import numpy as np
 import onnxruntime
 from PIL import Image
 
-WINDOW = 512  # pixels; larger images are cut into equal parts, as in the published evaluation
+WINDOW = 512  # pixels; larger images are cut into parts, as in the published evaluation
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # ImageNet's
 
 
@@ -22,17 +22,23 @@ def cuts(length):
 
 def count(session, image):
     """uint8 [H, W, 3], RGB -> the number of people."""
-    pixels = ((image.astype(np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1)[None]  # [1, 3, H, W]
-    rows, columns = cuts(image.shape[0]), cuts(image.shape[1])
-    total = 0.0
+    pixels = ((np.float32(image) / 255 - MEAN) / STD).transpose(2, 0, 1)[None]  # [1, 3, H, W]
+    rows, columns, total = cuts(image.shape[0]), cuts(image.shape[1]), 0.0
     for top, bottom in zip(rows, rows[1:]):
         for left, right in zip(columns, columns[1:]):
-            part = pixels[:, :, top:bottom, left:right]
-            total += float(session.run(["density"], {"image": part})[0].sum(dtype=np.float64))
+            (density,) = session.run(["density"], {"image": pixels[:, :, top:bottom, left:right]})
+            total += float(density.sum(dtype=np.float64))
     return total
 
 
-if __name__ == "__main__":
-    session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-    for path in sys.argv[2:]:
+def main():
+    parser = argparse.ArgumentParser(description="Count people with onnxruntime.")
+    parser.add_argument("files", nargs="+", help="the model, then photographs")
+    model, *paths = parser.parse_args().files
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    for path in paths:
         print(f"{path}: {count(session, np.asarray(Image.open(path).convert('RGB'))):.2f}")
+
+
+if __name__ == "__main__":
+    main()

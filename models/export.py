@@ -99,7 +99,7 @@ def save_safetensors(model: Exported, path: Path, description: dict[str, Any]) -
     from safetensors.torch import save
 
     state = {name: tensor.contiguous() for name, tensor in model.network.state_dict().items()}
-    path.write_bytes(save(state, metadata={DESCRIPTION: json.dumps(description), "format": "pt"}))
+    path.write_bytes(save(state, metadata={DESCRIPTION: json.dumps(description)}))
 
 
 def run_onnx(path: Path) -> Run:

@@ -36,14 +36,18 @@ DATE = (1980, 1, 1, 0, 0, 0)  # the first that the format knows: the same conten
 AGREEMENT = 1e-3  # of a count: another machine rounds otherwise
 
 
+def look_at(run: Path, results: Path | None) -> None:
+    """``ValueError`` where a folder is not what it should be; the run's model card is brought up to date."""
+    if not (run / "best_model.pth").is_file():
+        raise ValueError(f"{run}: holds no best_model.pth; give the folder of a run that was validated")
+    if write_card(run) is None:
+        raise ValueError(f"{run}: holds no config.yml; give the folder that train_gs.py wrote")
+    if results and not (results / "results.csv").is_file():
+        raise ValueError(f"--results {results}: holds no results.csv; give a folder that test.py --out wrote")
+
+
 def pack(run: Path, results: Path | None, archive: Path) -> list[str]:
     """Write the archive -> the names in it, below a folder called as the run."""
-    if not (run / "best_model.pth").is_file():
-        raise FileNotFoundError(f"{run}: holds no best_model.pth; give the folder of a run that was validated")
-    if write_card(run) is None:
-        raise FileNotFoundError(f"{run}: holds no config.yml; give the folder that train_gs.py wrote")
-    if results and not (results / "results.csv").is_file():
-        raise FileNotFoundError(f"--results {results}: holds no results.csv; give a folder that test.py --out wrote")
     options = yaml.safe_load((run / "config.yml").read_text(encoding="utf-8"))
     options = {key: value for key, value in options.items() if key not in PLACES}
     files = [(name, run / name) for name in RUN_FILES if (run / name).is_file()]
@@ -56,7 +60,7 @@ def pack(run: Path, results: Path | None, archive: Path) -> list[str]:
         config.write_text(yaml.safe_dump(options, allow_unicode=True), encoding="utf-8")
         with zipfile.ZipFile(archive, "w") as file:
             for name, path in [*files, (weights.name, weights), (config.name, config)]:
-                entry = zipfile.ZipInfo(f"{run.resolve().name}/{name}", DATE)
+                entry = zipfile.ZipInfo(f"{run.name}/{name}", DATE)
                 entry.external_attr = 0o644 << 16
                 # Weights do not shrink, and what is stored can be mapped into memory.
                 entry.compress_type = zipfile.ZIP_STORED if path.suffix in (".pth", ".safetensors") else zipfile.ZIP_DEFLATED
@@ -128,8 +132,9 @@ def main() -> None:
     archive = arguments.out or run.with_name(f"{run.name}.zip")
     make_folder(archive.parent)
     require("safetensors")
+    look_at(run, arguments.results)
     with atomic_write(archive) as partial:  # it gets its name after the check
-        names = pack(arguments.run, arguments.results, partial)
+        names = pack(run, arguments.results, partial)
         seen = check(partial, arguments.data_dir, arguments.split, arguments.device)
     print("\n".join(names))
     print(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB; unpacked: {seen}")
