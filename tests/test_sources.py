@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+
 import cv2
 import numpy as np
 import pytest
@@ -29,8 +32,8 @@ def video(path, frames=10):
 
 
 def opened(*paths, every=1):
-    notes = []
-    return list(open_images(paths, load_image, every, notes.append)), notes
+    with contextlib.redirect_stderr(io.StringIO()) as notes:
+        return list(open_images(paths, load_image, every)), notes.getvalue().splitlines()
 
 
 def test_mixed_folders_are_read_with_their_subfolders(tmp_path):

@@ -176,19 +176,14 @@ def _spread(density: Tensor, height: int, width: int) -> Tensor:
 
 
 def evaluate(
-    model: torch.nn.Module,
-    samples: Iterable,
-    device: torch.device | str,
-    window: int = WINDOW,
-    overlap: int = 0,
-    flip: bool = False,
+    model: torch.nn.Module, samples: Iterable, device: torch.device | str, window: int = WINDOW
 ) -> list[Result]:
     """Count every sample (``image`` uint8 or normalised, ``count``, ``name``) in evaluation mode; the model's mode is restored."""
     training = model.training
     model.eval()
     try:
         return [
-            Result(s.name, float(s.count), count(model, normalise(s.image.to(device)), window, overlap, flip)) for s in samples
+            Result(s.name, float(s.count), count(model, normalise(s.image.to(device)), window)) for s in samples
         ]
     finally:
         model.train(training)
