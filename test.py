@@ -21,22 +21,29 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from datasets.crowd import SPLITS, Crowd
-from datasets.images import load_image
 from models import MODELS, build_model, load_weights, read_checkpoint
 from utils.checkpoint import describe
 from utils.cli import EXIT_FAILED, one_line, progress_options, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
-from utils.device import fabric_devices, memory_errors
+from utils.device import environment, fabric_devices, memory_errors
 from utils.evaluation import Result, density_map, predict
+from utils.evaluation.localisation import locate_windows
+from utils.evaluation.report import write_report
+from utils.evaluation.results import (
+    Counted,
+    ResultsFolder,
+    file_hash,
+    localisation,
+    read_ahead,
+    save_submission,
+    save_summary,
+)
+from utils.evaluation.scores import summarise
+from utils.evaluation.sources import find_sources, open_images
 from utils.files import make_folder, points_path, read_points
-from utils.localisation import locate_windows
+from utils.images import load_image
 from utils.lock import hold
 from utils.pixels import normalise, to_planes
-from utils.report import write_report
-from utils.results import Counted, ResultsFolder, file_hash, localisation, read_ahead, save_submission, save_summary
-from utils.scores import summarise
-from utils.sources import find_sources, open_images
-from utils.versions import environment
 
 
 def parse() -> argparse.Namespace:

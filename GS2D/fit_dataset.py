@@ -14,10 +14,10 @@ import numpy as np
 
 from GS2D.fitting import FitConfig, fit_image
 from GS2D.gaussians import Gaussians2D, read_file
+from utils.files import SPLITS
 
 DEFAULT_CONFIG = Path(__file__).with_name("config_qnrf_gsplat.yml")
 UNUSED_KEYS = ("display_interval", "gradient_threshold", "gaussian_threshold", "display_loss")
-SPLITS = ("train", "val", "test")
 RESULTS = "loss_results.csv"
 MOVED = 0.5  # pixels; means further than this from the points belong to other points (a file of another preprocessing)
 
@@ -44,8 +44,8 @@ def fit_file(job: FitJob) -> tuple[float, float, int, int]:
     """Fit one image and write its file -> (render loss, shape loss, iterations, Gaussians)."""
     import torch
 
-    from datasets.images import load_image
     from utils.files import read_points
+    from utils.images import load_image
 
     if job.backend == "gsplat":
         torch.cuda.set_device(job.gpu)

@@ -356,9 +356,7 @@ def _damage(
     return None
 
 
-def restrict(
-    stored: StoredKernel, kept: np.ndarray, top: int, left: int, grid: tuple[int, int], flip: bool
-) -> Tensor:
+def restrict(stored: StoredKernel, kept: np.ndarray, top: int, left: int, grid: tuple[int, int], flip: bool) -> Tensor:
     """The part of a whole image's kernel that belongs to a crop of ``grid`` cells whose first one is (top, left).
 
     ``kept`` bool [N] says which annotations stay as rows; each column is divided by the sum of its shares that stay, and a

@@ -21,10 +21,10 @@ import numpy as np
 import scipy.io
 from numpy.random import Generator
 
-from datasets.images import save_jpeg
 from utils.cli import default_workers, for_each, report_failures, run_script
 from utils.config import make_parser, number, parse_arguments
 from utils.files import atomic_write, make_folder, remove_stale_partials
+from utils.images import save_jpeg
 
 # Raw splits with their published numbers of images, which a synthetic set shares out in proportion.
 SPLITS = {

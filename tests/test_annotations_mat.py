@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from raw_data import image_info
 
-from datasets.annotations import read_sh, read_ucf
-from datasets.mat_file import read_mat
+from datasets.raw.annotations import read_sh, read_ucf
+from datasets.raw.mat_file import read_mat
 
 NUMBERS = arrays.arrays(
     st.sampled_from([np.dtype(kind) for kind in ("f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4")]),
@@ -84,7 +84,7 @@ def test_a_variable_that_is_there_twice(tmp_path):
 
 
 def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.mat_file._MAX_BYTES", 1000)
+    monkeypatch.setattr("datasets.raw.mat_file._MAX_BYTES", 1000)
     (tmp_path / "a.mat").write_bytes(saved(True, annPoints=np.zeros((5000, 2))))
     with pytest.raises(ValueError, match="too large"):
         read_ucf(tmp_path / "a.mat")

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 import datasets.crowd
 import preprocess_dataset_ucf
 from datasets.crowd import Batch, Crowd, EvalSample, TrainSample, collate, load_annotations
-from datasets.images import load_image, save_jpeg
-from datasets.preprocess import neighbour_distance
+from utils.images import load_image, save_jpeg
+from datasets.raw.preprocess import neighbour_distance
 from datasets.transforms import Sample, augment, draw_augmentation, normalise
 from GS2D.build_kernels import KernelJob, build_kernel
 from GS2D.gaussians import Gaussians2D

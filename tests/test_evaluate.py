@@ -16,9 +16,9 @@ from commands import call, errors
 from training_runs import Tiny, make_data
 
 import models
-from datasets.images import save_jpeg
+from utils.images import save_jpeg
 from utils.checkpoint import save_weights
-from utils.results import file_hash, read_ahead
+from utils.evaluation.results import file_hash, read_ahead
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_heads_are_looked_for_only_where_results_are_written(data, weights, tmp_
     def refuse(parts):
         raise ValueError("looked for heads")
 
-    monkeypatch.setattr("utils.localisation.locate_windows", refuse)
+    monkeypatch.setattr("utils.evaluation.localisation.locate_windows", refuse)
     text, _ = evaluate(weights, "--data-dir", data)
     assert "3 images: MAE" in text and "3 images counted, 3 scored, 0 failed" in text
     _, err = evaluate(weights, "--data-dir", data, "--out", tmp_path / "o", code=1)

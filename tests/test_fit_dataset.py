@@ -17,7 +17,7 @@ import torch
 from commands import ROOT, call
 from PIL import Image
 
-from datasets.images import load_image
+from utils.images import load_image
 from GS2D.fit_dataset import FitJob, fit_file, image_seed, write_results
 from GS2D.fitting import FitConfig, fit_image
 from GS2D.gaussians import Gaussians2D
@@ -181,7 +181,7 @@ def test_a_very_large_image(tmp_path):
 
 def test_a_tolerance_ends_the_fit_early_at_nearly_the_same_loss():
     pytest.importorskip("scipy.io")
-    from datasets.annotations import read_ucf
+    from datasets.raw.annotations import read_ucf
 
     for stem in ("img_0003", "img_0006"):
         image, points = load_image(TREES / f"{stem}.jpg"), read_ucf(TREES / f"{stem}_ann.mat")

@@ -17,7 +17,7 @@ from scipy.special import erf
 from models import build_model
 from utils import localisation
 from utils.evaluation import Window
-from utils.localisation import (
+from utils.evaluation.localisation import (
     MASS_THRESHOLD,
     localisation_scores,
     locate_windows,

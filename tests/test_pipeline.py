@@ -14,7 +14,7 @@ import yaml
 from commands import ROOT, call, errors, run
 from golden_weights import fill
 
-from datasets.images import load_image, save_jpeg
+from utils.images import load_image, save_jpeg
 from models import build_model
 from utils.files import gaussians_path, kernel_path, list_images, points_path, read_points
 

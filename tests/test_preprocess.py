@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from raw_data import make_raw
 
-from datasets.annotations import read_ucf
-from datasets.images import load_image, save_jpeg
-from datasets.preprocess import Job, Settings, neighbour_distance, points_inside, prepare_image, resized_size
+from datasets.raw.annotations import read_ucf
+from utils.images import load_image, save_jpeg
+from datasets.raw.preprocess import Job, Settings, neighbour_distance, points_inside, prepare_image, resized_size
 from utils.files import points_path
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "misc.npz")

@@ -22,7 +22,7 @@ from raw_data import (
     write,
 )
 
-from datasets.preprocess import LONE_POINT_DISTANCE, neighbour_distance
+from datasets.raw.preprocess import LONE_POINT_DISTANCE, neighbour_distance
 from utils.files import list_images, points_path, read_points
 
 SIZE = ["--min-size", "96", "--max-size", "96", "--workers", "1"]  # the raw images are 48 x 64: everything doubles

@@ -9,8 +9,8 @@ from commands import call
 from PIL import Image
 from raw_data import TREES, contents, draw_points, errors, prepared, record, save_noise, write
 
-from datasets.annotations import read_ucf
-from datasets.preprocess import neighbour_distance
+from datasets.raw.annotations import read_ucf
+from datasets.raw.preprocess import neighbour_distance
 from utils.files import list_images, points_path, read_points
 
 SIZE = ["--min-size", "48", "--max-size", "48", "--workers", "1"]  # the images are 48 x 64: nothing changes

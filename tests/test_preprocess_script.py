@@ -16,16 +16,16 @@ from PIL import Image
 from raw_data import ROOT, SMALL, TREES, contents, errors, make_raw, partials, prepared, record, script, times
 
 import preprocess_dataset_ucf
-from datasets.annotations import read_ucf
-from datasets.images import load_image
-from datasets.preprocess import neighbour_distance
+from datasets.raw.annotations import read_ucf
+from utils.images import load_image
+from datasets.raw.preprocess import neighbour_distance
 from utils.files import list_images, points_path
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the script in this process, which is faster, without its report -> (exit code, stdout, stderr)."""
-    monkeypatch.setattr("datasets.report.write_report", lambda *arguments: None)
+    monkeypatch.setattr("datasets.audit.report.write_report", lambda *arguments: None)
 
     def run(source, output, *options):
         paths = ["--input-dataset-path", str(source), "--output-dataset-path", str(output)]

@@ -22,9 +22,9 @@ from commands import ROOT, call, errors
 from PIL import Image
 from training_runs import Tiny
 
-from datasets.annotations import read_sh, read_ucf
-from datasets.images import image_size, load_image
-from datasets.raw_text import read_json
+from datasets.raw.annotations import read_sh, read_ucf
+from utils.images import image_size, load_image
+from datasets.raw.raw_text import read_json
 from GS2D.gaussians import Gaussians2D, read_file
 from GS2D.kernel_file import StoredKernel, load_kernel, save_kernel
 from models import read_checkpoint

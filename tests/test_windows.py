@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d
 import utils.evaluation as evaluation
 from models import build_model
 from utils.evaluation import Window, count, density_map, predict, tile
-from utils.localisation import locate_windows
+from utils.evaluation.localisation import locate_windows
 
 
 class Local(torch.nn.Module):

@@ -9,8 +9,8 @@ import torch
 from commands import call
 from torch import nn
 
-from datasets.images import save_jpeg
-from datasets.preprocess import neighbour_distance
+from utils.images import save_jpeg
+from datasets.raw.preprocess import neighbour_distance
 from GS2D.gaussians import Gaussians2D
 from models import Prediction
 from utils.files import gaussians_path, points_path

@@ -22,7 +22,7 @@ import yaml
 from raw_data import make_raw
 from training_runs import make_data
 
-from datasets.images import load_image
+from utils.images import load_image
 from GS2D.gaussians import Gaussians2D, read_file
 from GS2D.kernel_file import load_kernel
 from models import read_checkpoint

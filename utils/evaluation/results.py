@@ -18,11 +18,12 @@ import cv2
 import h5py
 import numpy as np
 
-from utils.evaluation import CELL, Result
-from utils.figures import save_density_figure
+from utils.evaluation.figures import save_density_figure
+from utils.evaluation.localisation import localisation_scores
+from utils.evaluation.report import COLUMNS, report_line
+from utils.evaluation.windows import Result
 from utils.files import atomic_write, make_folder, remove_stale_partials
-from utils.localisation import localisation_scores
-from utils.report import COLUMNS, report_line
+from utils.pixels import STRIDE
 
 Item = TypeVar("Item")
 AHEAD = 4  # images that may wait for the network, and results that may wait to be written
@@ -100,8 +101,8 @@ class ResultsFolder:
 
     def _write(self, counted: Counted) -> None:
         height, width = counted.density.shape
-        size = math.ceil(width / CELL), math.ceil(height / CELL)
-        cells = cv2.resize(counted.density, size, interpolation=cv2.INTER_AREA) * CELL**2
+        size = math.ceil(width / STRIDE), math.ceil(height / STRIDE)
+        cells = cv2.resize(counted.density, size, interpolation=cv2.INTER_AREA) * STRIDE**2
         line = report_line(counted.name, counted.image, cells, counted.points, counted.heads)
         self.lines.write(line + "\n")
         name = counted.name.lstrip("/")  # of a file from outside the folder: its whole path

@@ -14,7 +14,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.spatial import cKDTree
 
-from utils.evaluation import CELL, COARSEST, Window
+from utils.evaluation.windows import Window
+from utils.pixels import COARSEST, STRIDE
 
 # Least mass of a head's 3 x 3 cells. F1 is largest when a candidate counts from half the attainable F1 on (Lipton, Elkan
 # and Naryanaswamy, ECML 2014): 0.3 where 0.6 can be reached. A single person smeared by a Gaussian of two cells, the widest
@@ -240,7 +241,7 @@ def _plateau_cells(peaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _centres(pixels: int, cells: int) -> np.ndarray:
     """Centres of a window's cells along a side, from its first pixel."""
-    size = CELL if CELL * cells > pixels else (pixels - pixels % COARSEST) / cells
+    size = STRIDE if STRIDE * cells > pixels else (pixels - pixels % COARSEST) / cells
     return (np.arange(cells) + 0.5) * size
 
 

@@ -75,7 +75,7 @@ def open_images(
 
     Yields (name, uint8 [H, W, 3] RGB) or (name, one-line reason); names are unique (see ``find_sources``), those of
     frames ``clip.mp4 frame 000120``, counted from 0. One image is in memory at a time. ``load`` decodes a picture and raises
-    ``OSError``, ``ValueError`` or ``MemoryError`` (such as ``datasets.images.load_image``). A video that ends before the
+    ``OSError``, ``ValueError`` or ``MemoryError`` (such as ``utils.images.load_image``). A video that ends before the
     number of frames it announces yields a reason after its frames. A line on stderr names each folder with files that
     are skipped. Raises ``ValueError`` where ``paths`` is empty or ``every`` below 1.
     """
