@@ -60,6 +60,7 @@ ELSEWHERE = {
     "--compile",
     "--sigma",
     "--deterministic",
+    "--tf32",
     "--channels-last",
     "--val-start",
     "--val-every",
