@@ -202,7 +202,9 @@ def make_data(root: Path, images: int, side: int, points: int) -> Path:
 def run_of(folder: Path, data: Path, *options: str) -> tuple[train_gs.Fabric, argparse.Namespace, train_gs.Run]:
     """A training run as ``train_gs.py`` with these options would set it up."""
     fixed = ["--data-dir", str(data), "--save-dir", str(folder), "--backbone-weights", "none", "--device", "0"]
-    arguments = parse_train_options(("vgg", "vgg_trans"), tuple(LOSSES), KERNEL_OPTIONS, [*fixed, "--num-workers", "2", *options])
+    arguments = parse_train_options(
+        ("vgg", "vgg_trans"), tuple(LOSSES), KERNEL_OPTIONS, [*fixed, "--num-workers", "2", *options]
+    )
     fabric = train_gs.start_fabric(arguments)
     return fabric, arguments, train_gs.set_up_run(fabric, arguments)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from datasets.images import save_jpeg
-from datasets.preprocess import neighbour_distance
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import block_diagonal
+from GS2D.points import mean_neighbour_distance
 from utils.files import gaussians_path, points_path
+from utils.images import save_jpeg
 
 CROP = 48
 
@@ -26,7 +26,9 @@ def make_root(root, counts=(5, 0, 1, 30), size=(70, 90)):
             if split != "train":
                 np.save(points_path(image), points)
                 continue
-            np.save(points_path(image), np.hstack([points, neighbour_distance(points)[:, None]]).astype(np.float32))
+            np.save(
+                points_path(image), np.hstack([points, mean_neighbour_distance(points)[:, None]]).astype(np.float32)
+            )
             scales, colors = rng.uniform(1, 9, (count, 2)), rng.random((count, 3))
             Gaussians2D(points, scales, rng.uniform(0, 3, (count, 1)), colors).save(gaussians_path(image))
     return root

@@ -21,10 +21,10 @@ from commands import ROOT, call, errors
 from training_runs import Tiny, make_data
 
 import train_gs
-from utils.images import load_image
 from scripts import compare_losses
 from scripts.experiments import Children, ended_with_us, mean_density
 from utils.files import list_images, points_path, read_points
+from utils.images import load_image
 
 FAST = (
     "--backbone-weights",

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 import datasets.crowd
 import preprocess_dataset_ucf
 from datasets.crowd import Crowd, EvalSample, TrainSample, collate, load_annotations
-from datasets.images import load_image
 from datasets.transforms import Sample, augment, draw_augmentation
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import transport_kernel
 from utils.files import gaussians_path, points_path, read_points
+from utils.images import load_image
 from utils.pixels import to_planes
 
 

@@ -7,12 +7,12 @@ import torch
 from crowd_data import CROP, assert_equal, make_root, one_line
 
 from datasets.crowd import Batch, Crowd, collate
-from datasets.images import load_image
 from GS2D.build_kernels import KernelJob
 from GS2D.build_kernels import build_kernel as build_stored_kernel
 from GS2D.kernel import block_diagonal, transport_kernel
 from losses import build_kernel
 from utils.files import gaussians_path, kernel_path, points_path, read_points
+from utils.images import load_image
 from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise, to_planes
 
 PARAMETERS = {

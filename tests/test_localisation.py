@@ -15,8 +15,7 @@ from hypothesis.extra import numpy as arrays
 from scipy.special import erf
 
 from models import build_model
-from utils import localisation
-from utils.evaluation import Window
+from utils.evaluation import Window, localisation
 from utils.evaluation.localisation import (
     MASS_THRESHOLD,
     localisation_scores,

@@ -10,7 +10,7 @@ from loss_batches import crop_at, loss_and_gradient, loss_on_crops
 from GS2D import native
 from GS2D.kernel import compress
 from losses.bayesian import bayesian_kernel, posterior
-from losses.regression import density_map, neighbour_distance
+from losses.regression import clipped_neighbour_distance, density_map
 
 GRID = (12, 16)
 
@@ -146,11 +146,11 @@ def test_neighbour_distance():
     random = np.random.default_rng(0)
     points = random.uniform(0, 200, (20, 2))
     distances = np.sort(np.sqrt(((points[:, None] - points) ** 2).sum(2)), axis=1)[:, 1:4].mean(axis=1)
-    np.testing.assert_allclose(neighbour_distance(torch.as_tensor(points)), distances.clip(4, 128))
-    assert neighbour_distance(torch.zeros(1, 2)).tolist() == [128.0]
-    assert neighbour_distance(torch.tensor([[0.0, 0.0], [30, 40]])).tolist() == [50.0, 50.0]
-    assert neighbour_distance(torch.tensor([[0.0, 0.0], [0, 10], [0, 30]])).tolist() == [20.0, 15.0, 25.0]
-    assert neighbour_distance(torch.zeros(5, 2)).tolist() == [4.0] * 5
+    np.testing.assert_allclose(clipped_neighbour_distance(torch.as_tensor(points)), distances.clip(4, 128))
+    assert clipped_neighbour_distance(torch.zeros(1, 2)).tolist() == [128.0]
+    assert clipped_neighbour_distance(torch.tensor([[0.0, 0.0], [30, 40]])).tolist() == [50.0, 50.0]
+    assert clipped_neighbour_distance(torch.tensor([[0.0, 0.0], [0, 10], [0, 30]])).tolist() == [20.0, 15.0, 25.0]
+    assert clipped_neighbour_distance(torch.zeros(5, 2)).tolist() == [4.0] * 5
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -158,7 +158,7 @@ def test_neighbour_distance():
 def test_regression_loss(adaptive, renormalise):
     points, targets, density = random_case(10)
     tensors = torch.as_tensor(points), torch.as_tensor(targets)
-    widths = 0.5 * neighbour_distance(tensors[0]) if adaptive else torch.full((10,), 11.0).double()
+    widths = 0.5 * clipped_neighbour_distance(tensors[0]) if adaptive else torch.full((10,), 11.0).double()
     truth = density_map(tensors[0], widths, GRID, 8, tensors[1] if renormalise else None)
     loss = loss_on_crops("mse", sigma=11.0, beta=0.5, adaptive=adaptive, renormalise=renormalise)
     crops = [crop_at(points, targets)]

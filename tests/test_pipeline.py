@@ -14,9 +14,9 @@ import yaml
 from commands import ROOT, call, errors, run
 from golden_weights import fill
 
-from utils.images import load_image, save_jpeg
 from models import build_model
 from utils.files import gaussians_path, kernel_path, list_images, points_path, read_points
+from utils.images import load_image, save_jpeg
 
 TREES = ROOT / "examples" / "trees"
 

@@ -15,7 +15,7 @@ import pytest
 from commands import run
 from PIL import Image
 
-from utils import report
+from utils.evaluation import report
 from utils.evaluation.report import report_line, write_report
 
 TAG, SCRIPT = "<img src=x onerror=alert(1)>.jpg", "</script><script>alert(2)</script>&amp;%%images%%.jpg"

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.images import load_image
 from utils.evaluation.sources import find_sources, open_images
+from utils.images import load_image
 
 
 def picture(path, value=0, size=(20, 30)):

@@ -21,6 +21,7 @@ from training_runs import Tiny, largest_difference, make_data, metrics, train, w
 
 import train_gs
 from GS2D.gaussians import Gaussians2D
+from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
 from utils.train_options import parse_train_options
@@ -41,12 +42,12 @@ def tiny(monkeypatch):
 def test_the_help_fits_two_screens_and_shows_every_default(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):
-        parse_train_options(("vgg",), ("gst", "mse"), ["--help"])
+        parse_train_options(("vgg",), ("gst", "mse"), KERNEL_OPTIONS, ["--help"])
     text = capsys.readouterr().out
     assert len(text.splitlines()) <= 100 and max(map(len, text.splitlines())) <= 100
     entries = re.split(r"\n  (?=-)", text)[1:]
     shown = {entry.split()[0].rstrip(","): " ".join(entry.split()) for entry in entries}
-    values = vars(parse_train_options(("vgg",), ("gst", "mse"), ["--data-dir", "d"]))
+    values = vars(parse_train_options(("vgg",), ("gst", "mse"), KERNEL_OPTIONS, ["--data-dir", "d"]))
     numbers = {name: value for name, value in values.items() if type(value) in (int, float)}
     assert len(numbers) > 20
     for name, value in numbers.items():
@@ -286,7 +287,9 @@ def test_the_board_shows_figures_and_densities(data, tmp_path):
 
 def test_the_preset_gives_the_crop_and_the_run_its_folder(monkeypatch):
     for dataset, crop in {"qnrf": 512, "jhu": 512, "shb": 512, "nwpu": 384, "sha": 256}.items():
-        arguments = parse_train_options(tuple(MODELS), tuple(LOSSES), ["--data-dir", "x", "--dataset", dataset])
+        arguments = parse_train_options(
+            tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, ["--data-dir", "x", "--dataset", dataset]
+        )
         assert arguments.crop_size == crop and str(arguments.save_dir) == f"runs/{dataset}_vgg"
 
 

@@ -19,17 +19,17 @@ import pytest
 import scipy.io
 import torch
 from commands import ROOT, call, errors
+from GS2D.kernel_file import StoredKernel, load_kernel, save_kernel
 from PIL import Image
 from training_runs import Tiny
 
 from datasets.raw.annotations import read_sh, read_ucf
-from utils.images import image_size, load_image
 from datasets.raw.raw_text import read_json
 from GS2D.gaussians import Gaussians2D, read_file
-from GS2D.kernel_file import StoredKernel, load_kernel, save_kernel
 from models import read_checkpoint
 from utils.checkpoint import describe
 from utils.files import read_points
+from utils.images import image_size, load_image
 
 ADDRESSES = 2 << 30  # bytes that a reader may ask for
 TOUCHED = 600  # megabytes that it may use

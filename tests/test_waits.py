@@ -17,7 +17,7 @@ from training_runs import Tiny
 import train_gs
 from datasets.crowd import Crowd, collate
 from losses import LOSSES, build_kernel, build_loss
-from utils.guard import Guard
+from utils.steps import Guard
 from utils.train_options import parse_train_options
 
 VIEWS = set(

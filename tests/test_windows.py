@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d
 
-import utils.evaluation as evaluation
 from models import build_model
 from utils.evaluation import Window, count, density_map, predict, tile
+from utils.evaluation import windows as evaluation
 from utils.evaluation.localisation import locate_windows
 
 
