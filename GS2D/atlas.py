@@ -127,8 +127,13 @@ class Atlas:
         self.backend, self.device = backend, device
         self.shape_weight, self.max_ratio = shape_weight, max_ratio
         self.entries: list[Entry] = []
-        self.target = torch.zeros(0, 0, 0, 3, device=device)  # [pages, H, W, 3]: the image, black in the background
-        self.weight = torch.zeros(0, 0, 0, 1, device=device)  # 1 / foreground values within the image, 0 outside
+        self._make_pages(0, 0, 0)
+
+    def _make_pages(self, pages: int, height: int, width: int) -> None:
+        self.target = self.weight = None  # the old ones go before the new ones come
+        weight = torch.zeros(pages, height, width, 1, device=self.device)  # 1 / foreground values; 0 outside the image
+        self.target = torch.zeros(pages, height, width, 3, device=self.device)  # the image, black in the background
+        self.weight = weight
 
     def hold(self, entries: Sequence[Entry]) -> None:
         """Make these the images that ``advance`` moves; those that stay keep their page if the pages keep their size."""
@@ -136,18 +141,16 @@ class Atlas:
             entry.page = None
         self.entries = list(entries)
         if not self.entries:
-            self.target, self.weight = self.target[:0], self.weight[:0]
+            self._make_pages(0, 0, 0)
             return
-        pages, height, width, _ = self.weight.shape
+        pages, height, width = (0, 0, 0) if self.weight is None else self.weight.shape[:3]
         needed = whole_tiles(np.max([entry.mask.shape for entry in self.entries], axis=0).tolist())
         area = len(self.entries) * needed[0] * needed[1]
         too_small = len(self.entries) > pages or needed[0] > height or needed[1] > width
         if too_small or pages * height * width > max(SMALL, 2 * area):
             for entry in self.entries:
                 entry.page = None
-            self.target = self.weight = torch.zeros(0, device=self.device)  # free the old pages before the new ones
-            self.target = torch.zeros(len(self.entries), *needed, 3, device=self.device)
-            self.weight = torch.zeros(len(self.entries), *needed, 1, device=self.device)
+            self._make_pages(len(self.entries), *needed)
         free = sorted(set(range(len(self.target))) - {entry.page for entry in self.entries}, reverse=True)
         for entry in self.entries:
             if entry.page is None:

@@ -21,9 +21,10 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from GS2D.atlas import Atlas, Entry, fits_together, room, whole_tiles
+from GS2D.atlas import Atlas, Entry
 from GS2D.gaussians import Gaussians2D
 from GS2D.rasterize import ALPHA_MIN, conics, draw, resolve_backend
+from GS2D.side_by_side import Task, fit_all
 from utils.cli import default_workers
 
 SHAPE_WEIGHT = 0.2  # weight of the elongation penalty
@@ -148,8 +149,8 @@ def _fit_problems(problems: list[Problem], config: FitConfig, backend: str) -> l
             return [_fit_native(problems[0], config)]
         with concurrent.futures.ThreadPoolExecutor(default_workers()) as pool:  # its calls release the interpreter's lock
             return list(pool.map(lambda problem: _fit_native(problem, config), problems))
-    tasks = [Task(problem.mask.shape, lambda problem=problem: problem) for problem in problems]
-    outcomes = dict(fit_side_by_side(tasks, config, backend))
+    sizes, loads = [problem.mask.shape for problem in problems], [lambda problem=problem: problem for problem in problems]
+    outcomes = dict(fit_side_by_side(sizes, loads, config, backend))
     for index in range(len(problems)):
         if isinstance(outcomes[index], Exception):
             raise outcomes[index]
@@ -251,26 +252,33 @@ def optimise(
     return _fit_problems([Problem(image, mask, start, annotated)], config, backend)[0]
 
 
-class Task(NamedTuple):
-    """An image that ``fit_side_by_side`` takes when there is room: (height, width), and what reads it."""
+def fit_side_by_side(
+    sizes: Sequence[tuple[int, int]],
+    loads: Sequence[Callable[[], Problem]],
+    config: FitConfig,
+    backend: str,
+    *,
+    workers: int = 1,
+) -> Iterator[tuple[int, FitResult | Exception]]:
+    """Fit images of these (height, width), read when there is room for them -> (index, result), each as its fit ends.
 
-    size: tuple[int, int]
-    load: Callable[[], Problem]
+    See ``GS2D.side_by_side.fit_all`` for the order and for exceptions; ``workers`` threads read ahead.
+    """
+    device = torch.device("cuda", torch.cuda.current_device()) if backend == "gsplat" else torch.device("cpu")
+    tasks = [Task(size, lambda load=load: _AtlasFit(load(), config)) for size, load in zip(sizes, loads, strict=True)]
+    return fit_all(tasks, Atlas(backend, device, SHAPE_WEIGHT, MAX_RATIO), workers)
 
 
-class _Run:
-    """A fit under way: its entry in the atlas, and where it stands in its schedule."""
+class _AtlasFit:
+    """A fit in an atlas: its entry there, and where it stands in its schedule (``side_by_side.Fit``)."""
 
-    def __init__(self, index: int, problem: Problem, config: FitConfig) -> None:
+    def __init__(self, problem: Problem, config: FitConfig) -> None:
         fixed = 0 if config.learn_means else problem.annotated
-        self.index, self.annotated, self.schedule = index, problem.annotated, schedule(config)
+        self.annotated, self.schedule = problem.annotated, schedule(config)
         self.entry = Entry(problem.image, problem.mask, torch.cat(problem.start, dim=1), fixed)
         self.done, self.losses = 0, (0.0, 0.0)
-        self._next(None)
-
-    def _next(self, loss: float | None) -> None:
-        steps, self.rate = next(self.schedule, (0, 0.0)) if loss is None else _send(self.schedule, loss)
-        self.until = self.done + steps
+        steps, self.rate = next(self.schedule, (0, 0.0)) if len(self.entry) else (0, 0.0)
+        self.until = steps
 
     @property
     def left(self) -> int:
@@ -281,100 +289,12 @@ class _Run:
         """``done`` iterations are done in all, the last of which began with these losses."""
         self.done, self.losses = done, losses
         if self.left == 0:
-            self._next(sum(losses))
+            steps, self.rate = _send(self.schedule, sum(losses))
+            self.until += steps
 
     def result(self) -> FitResult:
+        """What came out, on the CPU."""
         return _result(self.entry.params.cpu().split([2, 2, 1, 3], dim=1), self.annotated, *self.losses, self.done)
-
-
-def fit_side_by_side(
-    tasks: Sequence[Task], config: FitConfig, backend: str, *, workers: int = 1
-) -> Iterator[tuple[int, FitResult | Exception]]:
-    """Fit images in an atlas and yield (index, result) as each fit ends: large images first, the next as soon as one is done.
-
-    ``workers`` threads read images ahead. An image that cannot be read or is too large for the device gives its exception
-    (``OSError``, ``ValueError``, ``MemoryError``). Where the device's memory runs out the atlas is halved, and goes on.
-    """
-    device = torch.device("cuda", torch.cuda.current_device()) if backend == "gsplat" else torch.device("cpu")
-    atlas, pixels = Atlas(backend, device, SHAPE_WEIGHT, MAX_RATIO), room(device)
-    queue = sorted(range(len(tasks)), key=lambda index: whole_tiles(tasks[index].size))  # the next one last
-    running: list[_Run] = []
-    waiting: list[_Run] = []  # taken out of the atlas when it was halved
-    with _Reader(tasks, queue, workers) as reader:
-        while queue or running or waiting:
-            held = [run.entry.mask.shape for run in running]
-            while waiting and fits_together([*held, waiting[-1].entry.mask.shape], pixels):
-                running.append(waiting.pop())
-                held.append(running[-1].entry.mask.shape)
-            while queue and not waiting and fits_together([*held, tasks[queue[-1]].size], pixels):
-                index = queue.pop()
-                try:
-                    problem = reader.get(index)
-                except (OSError, ValueError, MemoryError) as error:
-                    yield index, error
-                    continue
-                if len(problem.start.means) == 0 or config.iterations == 0:
-                    yield index, _result(problem.start, problem.annotated, 0.0, 0.0, 0)
-                    continue
-                running.append(_Run(index, problem, config))
-                held.append(problem.mask.shape)
-            if not running:
-                continue
-            try:
-                atlas.hold([run.entry for run in running])
-                steps = min(run.left for run in running)
-                losses = atlas.advance(steps, [run.rate for run in running])
-            except torch.OutOfMemoryError:
-                losses = None  # and out of the handler, whose traceback holds on to what was allocated
-            if losses is None:
-                atlas.hold([])
-                for run in running:  # some steps may be done
-                    run.done = int(run.entry.step)
-                if len(running) == 1:
-                    (run,) = running
-                    size = "{1} x {0}".format(*run.entry.mask.shape)
-                    yield run.index, MemoryError(f"{size} pixels: too large for {device}'s memory; use --backend native")
-                    running = []
-                else:
-                    half = (len(running) + 1) // 2
-                    area = half * max(math.prod(whole_tiles(run.entry.mask.shape)) for run in running)
-                    pixels = min(pixels, area)
-                    running, waiting = running[:half], running[half:] + waiting
-                torch.cuda.empty_cache()
-                continue
-            for run, loss in zip(running, losses):
-                run.moved(run.done + steps, loss)
-            over = [run for run in running if run.left == 0]
-            running = [run for run in running if run.left > 0]
-            for run in over:
-                yield run.index, run.result()
-
-
-class _Reader:
-    """Reads the images of a queue ahead, so that the atlas does not wait for them."""
-
-    AHEAD = 2**26  # pixels
-
-    def __init__(self, tasks: Sequence[Task], queue: list[int], workers: int) -> None:
-        self.tasks, self.queue = tasks, queue
-        self.pool = concurrent.futures.ThreadPoolExecutor(workers)
-        self.futures: dict[int, concurrent.futures.Future[Problem]] = {}
-
-    def get(self, index: int) -> Problem:
-        ahead = 0
-        for other in [index, *reversed(self.queue)]:
-            ahead += math.prod(self.tasks[other].size)
-            if other != index and ahead > self.AHEAD:
-                break
-            if other not in self.futures:
-                self.futures[other] = self.pool.submit(self.tasks[other].load)
-        return self.futures.pop(index).result()
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _send(generator: Generator[tuple[int, float], float, None], loss: float) -> tuple[int, float]:

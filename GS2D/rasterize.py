@@ -13,19 +13,17 @@ What is drawn (gsplat 1.5.3, Gaussians given in the image plane):
 
 from __future__ import annotations
 
-import functools
-import warnings
-
 import torch
 from torch import Tensor
 
+from GS2D.backends import BACKENDS, resolve_backend
 from GS2D.gaussians import Gaussians2D
 
 ALPHA_MAX = 0.999  # gsplat 1.5.3 (later versions: 0.99); keeps 1 - alpha invertible in the backward pass
 ALPHA_MIN = 1 / 255  # below one step of an 8-bit image a contribution is skipped
 TRANSMITTANCE_MIN = 1e-4  # a pixel is opaque from here on
 TILE = 16  # pixels; gsplat's tile size
-BACKENDS = ("auto", "reference", "native", "gsplat")
+__all__ = ["BACKENDS", "conics", "draw", "draw_pages", "radii", "rasterize", "rasterize_reference", "resolve_backend"]
 
 
 def rasterize(gaussians: Gaussians2D, width: int, height: int, backend: str = "auto") -> Tensor:
@@ -76,32 +74,6 @@ def draw_pages(
     if backend == "gsplat":
         return rasterize_gsplat(means, conics, colors, opacities, width, height, page, pages, extent)
     return _reference_pages(means, conics, colors, opacities, width, height, page, pages)
-
-
-def resolve_backend(backend: str, device: torch.device | str | None = None, images: int | None = None) -> str:
-    """The backend that ``auto`` stands for on this machine; ``ValueError`` for one that is unknown or cannot run."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
-    if backend == "gsplat" and not torch.cuda.is_available():
-        raise ValueError("backend: gsplat needs a CUDA device and none is available; use 'native' or 'reference'")
-    if backend != "auto":
-        return backend
-    on_cuda = torch.device(device).type == "cuda" if device is not None else torch.cuda.is_available()
-    if on_cuda:
-        return "gsplat"
-    return "native" if _native_engine_runs() else "reference"
-
-
-@functools.cache
-def _native_engine_runs() -> bool:
-    from GS2D import native
-
-    try:
-        native.load()
-    except native.NativeUnavailable as error:
-        warnings.warn(f"{error}; drawing with the PyTorch reference, which is many times slower", stacklevel=2)
-        return False
-    return True
 
 
 def conics(scales: Tensor, rotations: Tensor) -> Tensor:

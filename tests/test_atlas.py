@@ -11,9 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import GS2D.fitting as fitting
+import GS2D.side_by_side as side_by_side
 from GS2D.atlas import COLUMNS, MAX_PAGES, Atlas, Entry, fits_together, shapes, whole_tiles
-from GS2D.fitting import FitConfig, Parameters, fit_image, fit_images, loss_terms, prepare
+from GS2D.fitting import (
+    MAX_RATIO,
+    SHAPE_WEIGHT,
+    FitConfig,
+    Parameters,
+    fit_image,
+    fit_images,
+    fit_side_by_side,
+    loss_terms,
+    prepare,
+)
 from GS2D.rasterize import TILE, conics, draw, draw_pages
 
 SIZES = ((40, 61), (64, 48), (33, 80), (17, 16), (70, 20))  # height, width
@@ -70,7 +80,7 @@ def test_an_atlas_equals_single_fits_with_every_option(options):
 
 def test_images_that_are_done_leave_and_others_come_in(monkeypatch):
     """Pages for two images: five pass through, each stops when its own loss stalls."""
-    monkeypatch.setattr(fitting, "room", lambda device: 2 * 80 * 80)
+    monkeypatch.setattr(side_by_side, "room", lambda device: 2 * 80 * 80)
     held = []
     hold = Atlas.hold
     monkeypatch.setattr(Atlas, "hold", lambda atlas, entries: (held.append(len(entries)), hold(atlas, entries)))
@@ -87,7 +97,7 @@ def test_the_gradient_is_that_of_the_readable_loss():
     problem = prepare(image, some, FitConfig(background_gaussians=2), seed=5)
     start = problem.start._replace(scale=torch.rand(11, 2, generator=torch.manual_seed(0)) * 6 - 1)
     entry = Entry(image, problem.mask, torch.cat(start, dim=1), fixed=9)
-    atlas = Atlas("reference", torch.device("cpu"), fitting.SHAPE_WEIGHT, fitting.MAX_RATIO)
+    atlas = Atlas("reference", torch.device("cpu"), SHAPE_WEIGHT, MAX_RATIO)
     atlas.hold([entry])
     render, shape = atlas._gradient(losses=True)
 
@@ -196,8 +206,8 @@ def test_an_image_that_is_too_large_even_alone_is_named(monkeypatch):
     monkeypatch.setattr(Atlas, "_gradient", fail)
     images, points = crowd()
     problems = [prepare(image, some, FitConfig(), 0) for image, some in zip(images, points)]
-    tasks = [fitting.Task(problem.mask.shape, lambda problem=problem: problem) for problem in problems]
-    outcomes = dict(fitting.fit_side_by_side(tasks, FitConfig(iterations=3), "reference"))
+    loads = [lambda problem=problem: problem for problem in problems]
+    outcomes = dict(fit_side_by_side(SIZES, loads, FitConfig(iterations=3), "reference"))
     assert str(outcomes.pop(2)) == "80 x 33 pixels: too large for cpu's memory; use --backend native"
     assert sorted(outcomes) == [0, 1, 3, 4] and all(result.iterations in (0, 3) for result in outcomes.values())
 
@@ -208,8 +218,8 @@ def test_an_unreadable_image_is_given_back_and_the_others_are_fitted():
     def broken():
         raise OSError("a.jpg: truncated")
 
-    tasks = [fitting.Task(SIZES[0], lambda: prepare(images[0], points[0], FitConfig(), 0)), fitting.Task((9, 9), broken)]
-    outcomes = dict(fitting.fit_side_by_side(tasks, FitConfig(iterations=2), "reference"))
+    loads = [lambda: prepare(images[0], points[0], FitConfig(), 0), broken]
+    outcomes = dict(fit_side_by_side([SIZES[0], (9, 9)], loads, FitConfig(iterations=2), "reference"))
     assert str(outcomes[1]) == "a.jpg: truncated" and outcomes[0].iterations == 2
 
 
