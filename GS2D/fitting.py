@@ -147,9 +147,14 @@ def _fit_problems(problems: list[Problem], config: FitConfig, backend: str) -> l
     if backend == "native":
         if len(problems) == 1:
             return [_fit_native(problems[0], config)]
-        with concurrent.futures.ThreadPoolExecutor(default_workers()) as pool:  # its calls release the interpreter's lock
+        with concurrent.futures.ThreadPoolExecutor(
+            default_workers()
+        ) as pool:  # its calls release the interpreter's lock
             return list(pool.map(lambda problem: _fit_native(problem, config), problems))
-    sizes, loads = [problem.mask.shape for problem in problems], [lambda problem=problem: problem for problem in problems]
+    sizes, loads = (
+        [problem.mask.shape for problem in problems],
+        [lambda problem=problem: problem for problem in problems],
+    )
     outcomes = dict(fit_side_by_side(sizes, loads, config, backend))
     for index in range(len(problems)):
         if isinstance(outcomes[index], Exception):

@@ -86,7 +86,10 @@ def fit_all(tasks: Sequence[Task], atlas: Atlas, workers: int) -> Iterator[tuple
                 if len(running) == 1:
                     (run,) = running
                     size = "{1} x {0}".format(*run.fit.entry.mask.shape)
-                    yield run.index, MemoryError(f"{size} pixels: too large for {atlas.device}'s memory; use --backend native")
+                    yield (
+                        run.index,
+                        MemoryError(f"{size} pixels: too large for {atlas.device}'s memory; use --backend native"),
+                    )
                     running = []
                 else:
                     half = (len(running) + 1) // 2
