@@ -24,9 +24,8 @@ from torch.optim.adam import adam
 from GS2D.rasterize import TILE, draw_pages
 
 COLUMNS = slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 8)  # of the parameters [N, 8]: means, u, v, c
-BYTES_A_PIXEL = (
-    64  # target 12, weight 4, drawing 12, its gradient 12, gsplat's alphas, their gradient and last ids 12; rest
-)
+# Target 12, weight 4, drawing (and its gradient, in place) 12, gsplat's alphas, their gradient and last ids 12; reserve.
+BYTES_A_PIXEL = 64
 BYTES_A_GAUSSIAN = 4096  # parameters, moments, gradients; keys and ids of 16 pixels' tiles, twice for the sort
 MAX_PIXELS = 2**27  # an atlas; more fills no GPU better, and gsplat counts values in 32 bits
 MAX_PAGES = 64

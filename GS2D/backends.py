@@ -60,9 +60,7 @@ def resolve_backend(backend: str, device: torch.device | str | None = None, imag
         return choice.backend
     if torch.device(device).type == "cuda":
         if problem := gsplat_problem():
-            _warn_once(
-                f"backend reference: {problem}; drawing on the GPU with plain PyTorch, which is many times slower"
-            )
+            _warn_once(f"backend reference: {problem}; plain PyTorch draws on the GPU, which is many times slower")
         return "reference" if problem else "gsplat"
     if problem := native_problem():
         _warn_once(f"{problem}; drawing with the PyTorch reference, which is many times slower")
@@ -100,9 +98,7 @@ def gsplat_problem() -> str | None:
         with _one_build_at_a_time():
             operations = importlib.import_module("gsplat.cuda._backend")._C
     except Exception as error:  # compilers, linkers and loaders fail in many ways
-        return (
-            f"gsplat's operations do not build or load here ({_short(error)}); see GST_TRACEBACK=1, or --backend native"
-        )
+        return f"gsplat's operations do not build or load ({_short(error)}); GST_TRACEBACK=1 shows all of it"
     if operations is None:
         toolkit = f"the CUDA {torch.version.cuda} toolkit"
         return f"gsplat's operations are not compiled and there is no nvcc to do it; install {toolkit}"

@@ -111,9 +111,7 @@ def fit_jobs(jobs: list[FitJob], workers: int, description: str) -> Iterator[Out
     from utils.cli import Outcome, for_each, one_line, progress_options
 
     if not jobs or jobs[0].backend != "gsplat":
-        threads = (
-            bool(jobs) and jobs[0].backend == "native"
-        )  # its calls release the interpreter's lock, and start at once
+        threads = bool(jobs) and jobs[0].backend == "native"  # its calls release the interpreter's lock
         yield from for_each(fit_file, jobs, workers, description, threads=threads, status=_status)
         return
     readable, sizes = [], []
@@ -226,18 +224,19 @@ def _launched() -> bool:
     return any(int(os.environ.get(name, 1)) > 1 for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS"))
 
 
-def choose(backend: str, gpus: list[int]) -> str:
+def choose(backend: str, device: str, gpus: list[int]) -> str:
     """The backend to fit a data set with, and a line that says which and why, where that was not the user's word."""
     from GS2D.backends import choose_backend, native_problem, resolve_backend
 
     if backend == "gsplat" and not gpus:
+        resolve_backend(backend)
         raise ValueError("--backend gsplat: needs a GPU, and --device cpu rules it out; choose --backend native")
     if backend != "auto":
         return resolve_backend(backend)
     if gpus:
         backend, reason = choose_backend()
     else:
-        backend, reason = ("reference", native_problem()) if native_problem() else ("native", "no GPU")
+        backend, reason = ("reference", native_problem()) if native_problem() else ("native", "no GPU" if device == "auto" else f"--device {device}")
     print(f"backend {backend}: {reason}")
     return backend
 
@@ -259,9 +258,8 @@ def _say_rate(split: str, done: int, count: int, seconds: float) -> bool:
     if seconds < 10 or done == count:
         return False
     left = (count - done) * seconds / done
-    print(
-        f"{split}: {done} of {count} images in {seconds:.0f} s, {done / seconds * 3600:.0f} an hour, {left:.0f} s left"
-    )
+    an_hour = done / seconds * 3600
+    print(f"{split}: {done} of {count} images in {seconds:.0f} s, {an_hour:.0f} an hour, {left:.0f} s left")
     return True
 
 
@@ -333,7 +331,7 @@ def main() -> int:
     )
     shard = arguments.shard or detect_shard()
     gpus = chosen_gpus(arguments.device)
-    backend = choose(arguments.backend, gpus)
+    backend = choose(arguments.backend, arguments.device, gpus)
     if backend == "gsplat":
         if len(gpus) > 1 and (arguments.shard or shard.count == 1):
             return one_process_a_gpu(gpus, shard)

@@ -77,7 +77,9 @@ def fit_all(tasks: Sequence[Task], atlas: Atlas, workers: int) -> Iterator[tuple
                 atlas.hold([run.fit.entry for run in running])
                 steps = min(run.fit.left for run in running)
                 losses = atlas.advance(steps, [run.fit.rate for run in running])
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:  # torch.OutOfMemoryError is one, and CUDA itself has another
+                if "out of memory" not in str(error):
+                    raise
                 losses = None  # and out of the handler, whose traceback holds on to what was allocated
             if losses is None:
                 atlas.hold([])
