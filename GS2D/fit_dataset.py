@@ -63,7 +63,6 @@ def fit_file(job: FitJob) -> tuple[float, float, int, int]:
 
 def read_problem(job: FitJob) -> Problem:
     """The image of a job and its points, in the size in which they are fitted; errors name the file."""
-    from utils.images import load_image
     from utils.files import read_points
     from utils.images import load_image
 
@@ -108,8 +107,8 @@ def fit_jobs(jobs: list[FitJob], workers: int, description: str) -> Iterator[Out
 
     gsplat: many images in one atlas, and ``workers`` threads read ahead. Otherwise ``workers`` images at the same time.
     """
-    from utils.images import image_size
     from utils.cli import Outcome, for_each, one_line, progress_options
+    from utils.images import image_size
 
     if not jobs or jobs[0].backend != "gsplat":
         threads = bool(jobs) and jobs[0].backend == "native"  # its calls release the interpreter's lock

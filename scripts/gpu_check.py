@@ -355,7 +355,12 @@ def network_alone(fabric, arguments, run, batch) -> float:
     return 1000 * (time.perf_counter() - begin) / 60
 
 
-CHECKS = {check.__name__: check for check in (versions, losses_equal, costs, trains, resumes, steps)}
+def fitting() -> Iterator[Row]:
+    """The checks of scripts/gpu_fit_check.py."""
+    yield from (Row(*row) for row in gpu_fit_check.checks())
+
+
+CHECKS = {check.__name__: check for check in (versions, losses_equal, fitting, costs, trains, resumes, steps)}
 
 
 def rows(names: list[str]) -> Iterator[Row]:
