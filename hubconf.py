@@ -18,8 +18,8 @@ _HERE = Path(__file__).resolve().parent
 
 
 def _check_names() -> None:
-    """ImportError where packages of this project's names are others': ``datasets`` of Hugging Face, for one."""
-    for name in ("datasets", "models", "utils"):
+    """ImportError where packages of this project's names are others'."""
+    for name in ("models", "utils"):
         places = [Path(place).resolve() for place in getattr(sys.modules.get(name), "__path__", [])]
         if name in sys.modules and _HERE / name not in places:
             place = getattr(sys.modules[name], "__file__", None) or name
@@ -32,11 +32,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.images import load_image
 from models import load_model
 from utils.device import fabric_devices
-from utils.evaluation import WINDOW, WINDOWS_AT_ONCE, Window, density_map, predict
-from utils.localisation import MASS_THRESHOLD, locate_windows
+from utils.evaluation import WINDOW, Window, density_map, predict
+from utils.evaluation.localisation import locate_windows
+from utils.evaluation.windows import WINDOWS_AT_ONCE
+from utils.images import load_image
 from utils.pixels import normalise, to_planes
 
 dependencies = ["cv2", "h5py", "numpy", "PIL", "scipy", "torch", "yaml"]
@@ -98,12 +99,12 @@ class Counter:
         """Where the people are: float32 [H, W], people per pixel."""
         return density_map(self._windows(image)).numpy()
 
-    def locate(self, image, threshold: float = MASS_THRESHOLD) -> np.ndarray:
-        """The heads: float64 [M, 3], x, y (pixels) and mass of the density's maxima (``utils.localisation.locate``).
+    def locate(self, image) -> np.ndarray:
+        """The heads: float64 [M, 3], x, y (pixels) and mass of the density's maxima (``locate_windows``).
 
         In dense crowds, where heads share a maximum, they are fewer than the count.
         """
-        return locate_windows(self._windows(image), threshold)
+        return locate_windows(self._windows(image))
 
     def _windows(self, image) -> Sequence[Window]:
         parts = predict(self.model, normalise(to_planes(_pixels(image)).to(self.device)), **self.options)

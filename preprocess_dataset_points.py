@@ -21,9 +21,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.point_folders import FORMATS, find_images, read_annotations
-from datasets.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
-from datasets.splits import add_split_options, divide_folders
+from datasets.raw.point_folders import FORMATS, find_images, read_annotations
+from datasets.raw.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
+from datasets.raw.splits import add_split_options, divide_folders
 from utils.cli import run_script
 from utils.config import number
 from utils.files import make_folder

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 import time
@@ -20,24 +21,30 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from datasets.crowd import SPLITS, Crowd
-from datasets.images import load_image
 from models import MODELS, load_model, weights_file
 from utils.cli import EXIT_FAILED, one_line, progress_options, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
-from utils.device import fabric_devices, memory_errors
-from utils.evaluation import Result, count, density_map, predict
+from utils.device import environment, fabric_devices, memory_errors
+from utils.evaluation import Result, density_map, predict
+from utils.evaluation.localisation import locate_windows
+from utils.evaluation.model_card import CARD, note_evaluation
+from utils.evaluation.report import write_report
+from utils.evaluation.results import (
+    Counted,
+    ResultsFolder,
+    file_hash,
+    localisation,
+    read_ahead,
+    save_submission,
+    save_summary,
+)
+from utils.evaluation.scores import summarise
+from utils.evaluation.sources import find_sources, open_images
+from utils.evaluation.video import VideoCounts
 from utils.files import make_folder, points_path, read_points
-from utils.localisation import locate_windows
+from utils.images import load_image
 from utils.lock import hold
 from utils.pixels import normalise, to_planes
-from utils.model_card import CARD, note_evaluation
-from utils.report import write_report
-from utils.results import Counted, ResultsFolder, file_hash, read_ahead, save_submission, save_summary, summary
-from utils.sources import find_sources, open_images
-from utils.versions import environment
-from utils.video import VideoCounts
-
-COMPARED = 3  # images whose count is also computed in float32, to say what a lower precision changes
 
 
 def parse() -> argparse.Namespace:
@@ -113,7 +120,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     fabric = Fabric(**devices, precision=arguments.precision)
     model = fabric.to_device(model)
     windows = {"window": arguments.window, "overlap": arguments.overlap, "flip": arguments.flip_average}
-    results, heads, truths, failed, changes = [], [], [], [], []
+    results, heads, truths, failed = [], [], [], []
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         folder = None
@@ -131,9 +138,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 pixels = normalise(fabric.to_device(to_planes(image)))
                 with fabric.autocast():
                     parts = predict(model, pixels, **windows)
-                if arguments.precision != "32" and len(changes) < COMPARED:
-                    exact = count(model, pixels, **windows)
-                    changes.append(sum(float(part.density.sum()) for part in parts) - exact)
             except (OSError, ValueError) as error:
                 failed.append((name, one_line(error)))
                 progress.update()
@@ -143,14 +147,13 @@ def evaluate(arguments: argparse.Namespace) -> int:
             if videos.add(name, image, parts, predicted):
                 progress.update()
                 continue
-            seconds = time.perf_counter() - begin
-            density, found = density_map(parts).numpy(), locate_windows(parts)
-            counted = Counted(name, image, points, density, found, predicted, seconds)
+            results.append(Result(name, math.nan if points is None else float(len(points)), predicted))
             if folder:
-                folder.add(counted)
-            results.append(Result(name, counted.truth, predicted))
-            heads.append(found)
-            truths.append(points)
+                seconds = time.perf_counter() - begin
+                density, found = density_map(parts).numpy(), locate_windows(parts)
+                folder.add(Counted(name, image, points, density, found, predicted, seconds))
+                heads.append(found)
+                truths.append(points)
             progress.update()
 
     for result in results:
@@ -162,39 +165,27 @@ def evaluate(arguments: argparse.Namespace) -> int:
         print(f"error: {name}: {reason}" if name not in reason else f"error: {reason}", file=sys.stderr)
     if not results:
         raise ValueError(f"none of {len(failed)} images could be counted")
-    total = len(results) + videos.left_out
-    speed = total / (time.perf_counter() - started)
-    facts = summary(
-        results,
-        heads,
-        truths,
-        failed,
-        model=said,
-        weights_sha256=file_hash(weights),
-        configuration=option_values(arguments),
-        versions=environment(),
-        images_per_second=speed,
-        videos=videos.facts or None,
-        images=total,
-        precision_changes_count_by=changes or None,
-    )
-    if facts["scored"]:
-        mae, mse = facts["mae"], facts["mse"]
+    counted = len(results) + videos.left_out
+    speed = counted / (time.perf_counter() - started)
+    scores = summarise(results)
+    if scores["scored"]:
+        mae, mse = scores["mae"], scores["mse"]
         print(
-            f"{facts['scored']} images: MAE {mae['value']:.3f}, MSE {mse['value']:.3f} (MSE: root of the mean squared "
+            f"{scores['scored']} images: MAE {mae['value']:.3f}, MSE {mse['value']:.3f} (MSE: root of the mean squared "
             f"error; 95 % of resamples: MAE {mae['low']:.1f} to {mae['high']:.1f}, MSE {mse['low']:.1f} to {mse['high']:.1f})"
         )
-    if changes:
-        shown = ", ".join(f"{change:+.3f}" for change in changes)
-        print(f"{arguments.precision} changes the counts of the first images by {shown} against float32")
-    print(f"{total} images counted, {facts['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
-    card = weights.parent / CARD
+    print(f"{counted} images counted, {scores['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
+    facts = {"failed": failed, "localisation": localisation(heads, truths), "model": said, "images": counted}
+    facts |= {"weights_sha256": file_hash(weights), "configuration": option_values(arguments)}
+    facts |= {"versions": environment(), "images_per_second": speed, "videos": videos.facts or None}
+    facts = scores | facts
     if arguments.data_dir and facts["scored"]:
         try:
             note_evaluation(weights, arguments.data_dir, facts)
         except OSError as error:
             print(f"{one_line(error)}; the scores are not in the model card", file=sys.stderr)
     if arguments.out:
+        card = weights.parent / CARD
         facts["model_card"] = os.path.relpath(card, arguments.out) if card.is_file() else None
         save_summary(arguments.out / "summary.json", facts)
         write_report([arguments.out], arguments.out / "report.html")

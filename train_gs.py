@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from datasets.crowd import Batch, Crowd, collate
-from datasets.images import load_image
 from datasets.sampler import EpochSampler
+from GS2D.options import KERNEL_OPTIONS, kernel_options
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
 from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
 from utils.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
@@ -31,14 +31,13 @@ from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
 from utils.device import memory_errors, start_fabric
 from utils.evaluation import density_map, evaluate, predict
+from utils.evaluation.model_card import write_card
 from utils.files import make_folder, remove_stale_partials
-from utils.guard import EpochSums, Guard, gradient_norm, guarded_average
-from utils.kernel_options import kernel_options
+from utils.images import load_image
 from utils.lock import hold
-from utils.model_card import write_card
 from utils.pixels import normalise
 from utils.run_log import RunLog
-from utils.stopwatch import Stopwatch
+from utils.steps import EpochSums, Guard, Stopwatch, gradient_norm, guarded_average
 from utils.train_options import FREE_OPTIONS, parse_train_options
 
 WARM_UP = 0.05  # of the run
@@ -145,7 +144,9 @@ def train_epoch(
         watch.lap("other")
     progress.set_postfix(sums.read(), refresh=False)
     totals = torch.tensor(sums.all(), dtype=torch.float64, device=fabric.device)
-    loss, absolute, squared, norms, batches, images, steps, skipped = fabric.all_reduce(totals, reduce_op="sum").tolist()
+    loss, absolute, squared, norms, batches, images, steps, skipped = fabric.all_reduce(
+        totals, reduce_op="sum"
+    ).tolist()
     times = watch.seconds()
     return {
         "loss": loss / batches,
@@ -353,7 +354,9 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             metrics |= train_epoch(*parts, epoch, arguments, progress, run.guard)
         except NonFinite as error:
             names, contents = describe_trouble(run, error, arguments.batch_size)
-            where = f"epoch {epoch}, batch {error.batches.stop - 1}: the {error.what} of {names}" if names else error.what
+            where = (
+                f"epoch {epoch}, batch {error.batches.stop - 1}: the {error.what} of {names}" if names else error.what
+            )
             saved = ""
             if names:
                 aside = set_aside(folder, epoch, error.batches.stop - 1, contents, **state())
@@ -384,7 +387,7 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train as the command line says."""
-    arguments = parse_train_options(tuple(MODELS), tuple(LOSSES))
+    arguments = parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS)
     fabric = start_fabric(arguments)
     size = f"--batch-size {arguments.batch_size} and --crop-size {arguments.crop_size}"
     remedy = f"lower one of {size} (--accumulate makes up for it), --num-workers, or take --precision bf16-mixed"

@@ -80,7 +80,7 @@ def save_onnx(model: Exported, path: Path, description: dict[str, Any]) -> None:
     axes = {"image": {0: "batch", 2: "height", 3: "width"}, "density": {0: "batch", 2: "rows", 3: "columns"}}
     names = {"input_names": ["image"], "output_names": ["density"], "dynamic_axes": axes}
     with _quiet():
-        torch.onnx.export(model, (_image(2, 64, 96),), str(path), dynamo=False, opset_version=OPSET, **names)
+        torch.onnx.export(model, (_image(2, 32, 48),), str(path), dynamo=False, opset_version=OPSET, **names)
     content = onnx.load(path)
     onnx.helper.set_model_props(content, {DESCRIPTION: json.dumps(description)})
     onnx.checker.check_model(content, full_check=True)
@@ -90,7 +90,7 @@ def save_onnx(model: Exported, path: Path, description: dict[str, Any]) -> None:
 def save_torchscript(model: Exported, path: Path, description: dict[str, Any]) -> None:
     """Write ``model`` as TorchScript for ``torch.jit.load`` and C++; ``description`` as its extra file ``gst.json``."""
     with _quiet():
-        traced = torch.jit.trace(model, _image(2, 64, 96), check_trace=False)
+        traced = torch.jit.trace(model, _image(2, 32, 48), check_trace=False)
         torch.jit.save(traced, str(path), _extra_files={f"{DESCRIPTION}.json": json.dumps(description)})
 
 

@@ -27,8 +27,8 @@ from utils.cli import run_script
 from utils.config import make_parser
 from utils.device import fabric_devices
 from utils.evaluation import WINDOW, evaluate
+from utils.evaluation.model_card import CARD, PLACES, write_card
 from utils.files import atomic_write, make_folder
-from utils.model_card import CARD, PLACES, write_card
 
 RUN_FILES = ("best_model.pth", CARD, "metrics.jsonl", "environment.json")
 RESULT_FILES = ("results.csv", "summary.json", "report.html")

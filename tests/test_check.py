@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from commands import call, errors
+from GS2D.kernel_file import StoredKernel, params_hash, save_kernel
 from PIL import Image
 from test_report import add
 
 from datasets.crowd import load_annotations
 from GS2D.gaussians import Gaussians2D
-from GS2D.kernel_file import StoredKernel, params_hash, save_kernel
 from utils.files import gaussians_path, kernel_path, points_path, read_points
 
 POINTS = np.array([[5, 5], [20, 20], [40, 30]], np.float32)

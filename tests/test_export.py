@@ -15,12 +15,12 @@ from commands import ROOT, call, errors
 from golden_weights import fill
 from PIL import Image
 
-from datasets.images import load_image
 from models import build_model, load_model
 from models.export import compare, run_network, traceable_in_degree_index
 from models.vgg_trans import in_degree_index
 from utils.checkpoint import save_weights
 from utils.evaluation import count
+from utils.images import load_image
 from utils.pixels import normalise, to_planes
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "safetensors"))

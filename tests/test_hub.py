@@ -18,11 +18,11 @@ from golden_weights import fill
 from PIL import Image
 
 import hubconf
-from datasets.images import load_image
 from models import build_model
 from utils.checkpoint import save_weights
 from utils.evaluation import count, density_map, predict
-from utils.localisation import locate_windows
+from utils.evaluation.localisation import locate_windows
+from utils.images import load_image
 from utils.pixels import normalise, to_planes
 
 
@@ -92,10 +92,10 @@ def test_other_weights_and_devices_are_refused(folder, tmp_path):
 
 
 def test_other_packages_of_the_same_names_are_named(monkeypatch):
-    other = types.ModuleType("datasets")
-    other.__file__, other.__path__ = "/site-packages/datasets/__init__.py", ["/site-packages/datasets"]
-    monkeypatch.setitem(sys.modules, "datasets", other)
-    with pytest.raises(ImportError, match="/site-packages/datasets/__init__.py: another 'datasets' is imported already"):
+    other = types.ModuleType("models")
+    other.__file__, other.__path__ = "/site-packages/models/__init__.py", ["/site-packages/models"]
+    monkeypatch.setitem(sys.modules, "models", other)
+    with pytest.raises(ImportError, match="/site-packages/models/__init__.py: another 'models' is imported already"):
         importlib.reload(hubconf)
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 from raw_data import write
 
-from datasets.point_formats import read_coco, read_csv, read_labelme, read_points_json, read_via, read_yolo
+from datasets.raw.point_formats import read_coco, read_csv, read_labelme, read_points_json, read_via, read_yolo
 
 BOM = b"\xef\xbb\xbf"
 

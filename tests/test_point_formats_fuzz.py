@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from raw_data import write
 from test_point_formats import BOM, VIA_SHAPES, coco, shape, via
 
-from datasets.point_formats import read_coco, read_csv, read_labelme, read_points_json, read_via, read_yolo
+from datasets.raw.point_formats import read_coco, read_csv, read_labelme, read_points_json, read_via, read_yolo
 
 CELLS = st.sampled_from(["1", "2.5", "1,5", "nan", "x", "y", "image", "a.jpg", "", '"', "é", "1e999"]) | st.text(
     max_size=4

@@ -10,6 +10,7 @@ import yaml
 from training_runs import Tiny, make_data, train
 
 import train_gs
+from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
 from utils.config import option_values
@@ -50,7 +51,7 @@ RELEASED = {
 
 
 def parse(*words):
-    return parse_train_options(tuple(MODELS), tuple(LOSSES), words)
+    return parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, words)
 
 
 def test_a_command_line_of_the_released_script_is_taken_whole():

@@ -15,8 +15,8 @@ from training_runs import Tiny
 import models
 from utils.checkpoint import save_weights
 from utils.evaluation import Window
-from utils.sources import Source
-from utils.video import SHOWN, VideoCounts, draw_density
+from utils.evaluation.sources import Source
+from utils.evaluation.video import SHOWN, VideoCounts, draw_density
 
 
 def write_video(path, frames, rate=5, size=(96, 64), code="MJPG"):
@@ -70,7 +70,7 @@ def test_counts_over_time_and_the_annotated_video(weights, tmp_path):
 
 
 def test_a_long_video_shows_some_of_its_frames_and_counts_all(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.video.SHOWN", 4)
+    monkeypatch.setattr("utils.evaluation.video.SHOWN", 4)
     clip, out = write_video(tmp_path / "clip.avi", 30, size=(32, 16)), tmp_path / "results"
     text, _ = evaluate(weights, "--images", clip, "--out", out)
     assert "30 images counted, 0 scored, 0 failed" in text and len(rows(out / "videos" / "clip.avi.csv")) == 30

@@ -6,12 +6,12 @@ import numpy as np
 from commands import call
 from PIL import Image
 
-from datasets.images import save_jpeg
 from GS2D.gaussians import Gaussians2D
 from GS2D.visualize import summarise
 from losses.transport import transport_kernel
-from utils.figures import truth_density
+from utils.evaluation.figures import truth_density
 from utils.files import gaussians_path, points_path
+from utils.images import save_jpeg
 
 
 def test_summary_of_a_kernel_equals_the_dense_matrix():

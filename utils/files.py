@@ -23,6 +23,8 @@ import numpy as np
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _STALE_AFTER_SECONDS = 24 * 3600
 
+SPLITS = ("train", "val", "test")
+
 
 def points_path(image: Path) -> Path:
     """The annotations of a prepared image."""

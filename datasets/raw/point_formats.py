@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets.raw_text import json_number, json_points, parse_number, read_json, read_text
+from datasets.raw.raw_text import json_number, json_points, parse_number, read_json, read_text
 
 IMAGE_COLUMNS = ("image", "filename", "file_name", "name")
 _LABELME_POINTS = {"point": [1], "rectangle": [2, 4], "circle": [2], "polygon": range(1, sys.maxsize)}

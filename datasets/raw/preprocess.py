@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from datasets.annotations import prepared_stem
-from datasets.images import load_image, save_jpeg
-from datasets.record import RECORD, read_record
+from datasets.audit.record import RECORD, read_record
+from datasets.raw.annotations import prepared_stem
+from GS2D.points import mean_neighbour_distance
 from utils.cli import Outcome, default_workers, for_each, report_failures
 from utils.config import make_parser, number, parse_arguments
 from utils.files import IMAGE_SUFFIXES, atomic_write, gaussians_path, make_folder, points_path, remove_stale_partials
+from utils.images import load_image, save_jpeg
 from utils.lock import hold
 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-LONE_POINT_DISTANCE = 128.0
 _JPEG_MAX_SIDE = 65500
 
 
@@ -73,26 +73,6 @@ def points_inside(points: np.ndarray, height: int, width: int) -> np.ndarray:
     return ((points >= 0) & (points <= (width, height))).all(axis=1)
 
 
-def neighbour_distance(points: np.ndarray) -> np.ndarray:
-    """Mean distance from each of the points [N, 2] to its 3 nearest others, float64 [N], in pixels.
-
-    With fewer than 4 points the others that there are count. A lone point has none and gets 128, the upper bound to
-    which these distances are clipped when training samples are cut.
-    """
-    if len(points) < 2:
-        return np.full(len(points), LONE_POINT_DISTANCE)
-    # As released: squares of float32 coordinates are subtracted, and the smallest of a row is taken for the point itself. That
-    # costs accuracy far from the origin (d^2 is off by up to 1 at 2000 px), but files then equal the authors'.
-    points = np.asarray(points, np.float32)
-    squares = (points * points).sum(axis=1)
-    rows = []
-    for block in np.array_split(np.arange(len(points)), -(-len(points) // 1024)):  # bounds the memory of a dense crowd
-        squared = squares[block, None] - 2 * (points[block] @ points.T) + squares
-        nearest = np.sort(np.partition(squared, min(3, len(points) - 1), axis=1)[:, :4], axis=1)[:, 1:]
-        rows.append(np.sqrt(np.maximum(nearest, 0)).mean(axis=1))
-    return np.concatenate(rows)
-
-
 def prepare_image(job: Job) -> Prepared:
     """Resize one image and its points; write the JPEG and the npy, float32 [N, 2], or [N, 3] with distances.
 
@@ -125,7 +105,7 @@ def prepare_image(job: Job) -> Prepared:
         if np.isinf(sizes).any():
             raise ValueError(f"{job.image}: the annotated size of a point is no number of pixels; correct it")
         unknown = np.isnan(sizes)
-        distance = np.where(unknown, neighbour_distance(points), sizes) if unknown.any() else sizes
+        distance = np.where(unknown, mean_neighbour_distance(points), sizes) if unknown.any() else sizes
         points = np.hstack([points, distance[:, None]])
     with atomic_write(points_path(job.output)) as partial:
         np.save(partial, points.astype(np.float32))
@@ -260,7 +240,7 @@ def _prepare(
     print(*dropped_lines, sep="\n", end="\n" if dropped_lines else "")
     if any(name in record for name in planned):
         # Imported here, since worker processes import this module and the report needs SciPy.
-        from datasets.report import CROP_SIZES, write_report
+        from datasets.audit.report import CROP_SIZES, write_report
 
         write_report(root, dataset, CROP_SIZES.get(dataset, crop_size))
     finished, seconds = len(todo.keys() & record.keys()), time.perf_counter() - started

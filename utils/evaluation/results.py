@@ -18,12 +18,12 @@ import cv2
 import h5py
 import numpy as np
 
-from utils.evaluation import CELL, Result
-from utils.figures import save_density_figure
+from utils.evaluation.figures import save_density_figure
+from utils.evaluation.localisation import localisation_scores
+from utils.evaluation.report import COLUMNS, report_line
+from utils.evaluation.windows import Result
 from utils.files import atomic_write, make_folder, remove_stale_partials
-from utils.localisation import localisation_scores
-from utils.report import COLUMNS, report_line
-from utils.scores import summarise
+from utils.pixels import STRIDE
 
 Item = TypeVar("Item")
 AHEAD = 4  # images that may wait for the network, and results that may wait to be written
@@ -101,8 +101,8 @@ class ResultsFolder:
 
     def _write(self, counted: Counted) -> None:
         height, width = counted.density.shape
-        size = math.ceil(width / CELL), math.ceil(height / CELL)
-        cells = cv2.resize(counted.density, size, interpolation=cv2.INTER_AREA) * CELL**2
+        size = math.ceil(width / STRIDE), math.ceil(height / STRIDE)
+        cells = cv2.resize(counted.density, size, interpolation=cv2.INTER_AREA) * STRIDE**2
         line = report_line(counted.name, counted.image, cells, counted.points, counted.heads)
         self.lines.write(line + "\n")
         name = counted.name.lstrip("/")  # of a file from outside the folder: its whole path
@@ -136,23 +136,16 @@ class ResultsFolder:
                 csv.writer(file).writerows([COLUMNS, *self.rows])
 
 
-def summary(
-    results: Sequence[Result],
-    heads: Sequence[np.ndarray],
-    points: Sequence[np.ndarray | None],
-    failed: Sequence[tuple[str, str]],
-    **facts: Any,
-) -> dict[str, Any]:
-    """The contents of ``summary.json``: scores of counts and places, failures, and ``facts`` about the run."""
-    annotated = [(found, truth) for found, truth in zip(heads, points) if truth is not None]
-    places = None
-    if annotated:
-        scores = localisation_scores(*zip(*annotated))
-        places = {
-            f"{entry['radius']:g}": {key: entry[key] for key in ("precision", "recall", "f1")} for entry in scores["at"]
-        }
-        places["qnrf"] = scores["qnrf"]
-    return {**summarise(results), "failed": [list(failure) for failure in failed], "localisation": places, **facts}
+def localisation(heads: Sequence[np.ndarray], points: Sequence[np.ndarray | None]) -> dict[str, Any] | None:
+    """The ``localisation`` of ``summary.json``: scores at each radius and over QNRF's radii; None without annotations."""
+    annotated = [(found, truth) for found, truth in zip(heads, points, strict=True) if truth is not None]
+    if not annotated:
+        return None
+    scores = localisation_scores(*zip(*annotated))
+    places = {
+        f"{entry['radius']:g}": {key: entry[key] for key in ("precision", "recall", "f1")} for entry in scores["at"]
+    }
+    return {**places, "qnrf": scores["qnrf"]}
 
 
 def save_summary(path: Path, content: dict[str, Any]) -> None:

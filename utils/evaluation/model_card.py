@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from utils.files import atomic_write, list_images, points_path
-from utils.results import file_hash
+from utils.evaluation.results import file_hash
 
 CARD, EVALUATIONS = "model_card.md", "evaluations.json"
 SPLITS = ("train", "val", "test")

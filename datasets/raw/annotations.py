@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.mat_file import MatObject, read_mat
-from datasets.raw_text import json_points, parse_number, read_json, read_text
+from datasets.raw.mat_file import MatObject, read_mat
+from datasets.raw.raw_text import json_points, parse_number, read_json, read_text
 from utils.files import list_images
 
 Pairs = tuple[dict[Path, Path | None], list[str]]

@@ -1,7 +1,7 @@
 """One page that shows what a trained model counts: a self-contained HTML file made of the results that test.py writes.
 
-    python -m utils.report RESULTS                 one evaluation: RESULTS/report.html
-    python -m utils.report RESULTS OTHER [...]     the same images counted by several models: comparison.html
+    python -m utils.evaluation.report RESULTS                 one evaluation: RESULTS/report.html
+    python -m utils.evaluation.report RESULTS OTHER [...]     the same images counted by several models: comparison.html
 
 A results folder holds ``results.csv`` (one row an image), ``summary.json`` (totals and how they came about) and
 ``report_data.jsonl`` (one ``report_line`` an image). The page's markup, style and behaviour are the files in report_page/.
@@ -27,8 +27,8 @@ import numpy as np
 from PIL import Image
 
 from utils.cli import run_script
+from utils.evaluation.scores import paired_difference
 from utils.files import atomic_write
-from utils.scores import paired_difference
 
 COLUMNS = ("image", "truth", "predicted", "error", "relative_error", "seconds", "width", "height")
 PHOTO_SIDE, LEAST_PHOTO_SIDE = 640, 240  # pixels
@@ -341,7 +341,7 @@ def _paired_difference(names: Sequence[str], first: Results, other: Results) -> 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m utils.report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m utils.evaluation.report", description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="folder that test.py --out wrote")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the page (RESULTS/report.html; several: comparison.html)"

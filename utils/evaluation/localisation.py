@@ -14,7 +14,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.spatial import cKDTree
 
-from utils.evaluation import CELL, COARSEST, Window
+from utils.evaluation.windows import Window
+from utils.pixels import COARSEST, STRIDE
 
 # Least mass of a head's 3 x 3 cells. F1 is largest when a candidate counts from half the attainable F1 on (Lipton, Elkan
 # and Naryanaswamy, ECML 2014): 0.3 where 0.6 can be reached. A single person smeared by a Gaussian of two cells, the widest
@@ -24,23 +25,15 @@ RADII = (4.0, 8.0)  # pixels
 QNRF_RADII = np.arange(1, 101)  # pixels; Idrees et al., ECCV 2018
 
 
-def locate(density: np.ndarray, stride: float = CELL, threshold: float = MASS_THRESHOLD) -> np.ndarray:
-    """Heads of a density [h, w], people in each cell of ``stride`` pixels -> float64 [M, 3]: x, y, mass, row by row.
+def locate_windows(parts: Sequence[Window]) -> np.ndarray:
+    """Heads of the windows of one image (``utils.evaluation.predict``) -> float64 [M, 3]: x, y, mass, row by row.
 
     A head is a cell above 0 that none of its eight neighbours exceeds, where the mass of the 3 x 3 cells is at least
-    ``threshold``. Its position is the first moment of what these nine have above the smallest of them: a Gaussian of 1 to 2
+    ``MASS_THRESHOLD``. Its position is the first moment of what these nine have above the smallest of them: a Gaussian of 1 to 2
     cells is found to 0.5 to 0.7 pixels, against 1.5 to 2.6 with the smallest kept and 3 without moments. Equal cells that
     touch are one head, at the cell nearest to their mean, the first of equally near ones. Two people nearer than
-    about two cells share one maximum: heads are fewer than the density's sum in dense crowds. Raises ``ValueError`` for a
-    density of another shape or with values that are not finite.
-    """
-    density = _density(density)
-    rows, columns = ((np.arange(cells) + 0.5) * stride for cells in density.shape)
-    return _locate(density, rows, columns, threshold)
-
-
-def locate_windows(parts: Sequence[Window], threshold: float = MASS_THRESHOLD) -> np.ndarray:
-    """Heads of the windows of one image (``utils.evaluation.predict``) -> float64 [M, 3]: x, y, mass.
+    about two cells share one maximum: heads are fewer than the density's sum in dense crowds. Raises ``ValueError`` for
+    densities of another shape or with values that are not finite, and for windows that form no grid.
 
     The windows' cells are searched as one grid, so that a head on a seam is found once. A window's cells begin at
     its corner and cover its sides up to a multiple of 16 pixels: the networks leave out the rest, whichever number of cells
@@ -57,7 +50,7 @@ def locate_windows(parts: Sequence[Window], threshold: float = MASS_THRESHOLD) -
     column, row = [by_corner[top, lefts[0]] for top in tops], [by_corner[tops[0], left] for left in lefts]
     rows = np.concatenate([part.top + _centres(part.height, part.density.shape[0]) for part in column])
     columns = np.concatenate([part.left + _centres(part.width, part.density.shape[1]) for part in row])
-    heads = _locate(grid, rows, columns, threshold)
+    heads = _locate(grid, rows, columns)
     heads[:, 0] = heads[:, 0].clip(0, row[-1].left + row[-1].width)
     heads[:, 1] = heads[:, 1].clip(0, column[-1].top + column[-1].height)
     return heads
@@ -212,15 +205,15 @@ def _matched(predicted: list[np.ndarray], truth: list[np.ndarray], radius: Seque
     }
 
 
-def _locate(density: np.ndarray, rows: np.ndarray, columns: np.ndarray, threshold: float) -> np.ndarray:
-    """``locate`` for cells whose centres lie at ``columns`` [w] and ``rows`` [h], pixels."""
+def _locate(density: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Heads of a density [h, w], whose cells have their centres at ``columns`` [w] and ``rows`` [h], pixels."""
     if not density.size:
         return np.zeros((0, 3))
     highest = ndimage.maximum_filter(density, 3, mode="constant", cval=-np.inf)
     i, j = _plateau_cells((density == highest) & (density > 0))
     cells = sliding_window_view(np.pad(density, 1), (3, 3))[i, j]  # [M, 3, 3]
     mass = cells.sum(axis=(1, 2))
-    kept = mass >= threshold
+    kept = mass >= MASS_THRESHOLD
     i, j, cells, mass = i[kept], j[kept], cells[kept], mass[kept]
     inside = sliding_window_view(np.pad(np.ones(density.shape, bool), 1), (3, 3))[i, j]
     floor = np.where(inside, cells, np.inf).min(axis=(1, 2), keepdims=True)
@@ -248,7 +241,7 @@ def _plateau_cells(peaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _centres(pixels: int, cells: int) -> np.ndarray:
     """Centres of a window's cells along a side, from its first pixel."""
-    size = CELL if CELL * cells > pixels else (pixels - pixels % COARSEST) / cells
+    size = STRIDE if STRIDE * cells > pixels else (pixels - pixels % COARSEST) / cells
     return (np.arange(cells) + 0.5) * size
 
 

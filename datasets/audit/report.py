@@ -14,11 +14,10 @@ import numpy as np
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from datasets.record import read_record
+from datasets.audit.record import read_record
 from utils.cli import one_line
-from utils.files import atomic_write, list_images, points_path, read_points
+from utils.files import SPLITS, atomic_write, list_images, points_path, read_points
 
-SPLITS = ("train", "val", "test")
 REPORT = "dataset_report.json"
 CROP_SIZES = {"qnrf": 512, "jhu": 512, "nwpu": 384, "sha": 256, "shb": 512}
 CLOSE = 0.5  # pixels

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 
 from utils.evaluation import Window, density_map
-from utils.figures import save_counts_figure
+from utils.evaluation.figures import save_counts_figure
 from utils.files import atomic_write, make_folder
-from utils.sources import Source
+from utils.evaluation.sources import Source
 
 COLUMNS = ("frame", "time", "count")
 SHOWN = 200  # frames of a video in the report: its pictures would be more than a browser can hold
@@ -27,7 +27,7 @@ CODECS = {".mp4": (("avc1", "H.264"), ("mp4v", "MPEG-4")), ".avi": (("MJPG", "Mo
 class VideoCounts:
     """Takes the counts of frames as they come, in constant memory; a context, at whose end all files are on the disk.
 
-    ``sources``: what is counted (``utils.sources.find_sources``), of which each ``every``-th frame comes. ``out``: a folder
+    ``sources``: what is counted (``utils.evaluation.sources.find_sources``), of which each ``every``-th frame comes. ``out``: a folder
     for videos/<name>.csv and .png, or None. ``video_out``: a file for the one video among the sources, or None.
     Raises ``ValueError`` where there are more, or none, and for a suffix other than .mp4 and .avi.
     """

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from datasets.audit.record import read_record
+from datasets.audit.report import SPLITS, find_images
 from datasets.crowd import load_annotations
-from datasets.record import read_record
-from datasets.report import SPLITS, find_images
 from GS2D.gaussians import read_file
 from GS2D.kernel import params_hash, read_attributes
 from utils.checkpoint import checkpoints

@@ -70,15 +70,14 @@ def open_images(
     paths: Sequence[Path | str],
     load: Callable[[Path], np.ndarray],
     every: int = 1,
-    note: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """Each picture and each ``every``-th frame of each video of ``paths``: its name and image, or why there is none.
 
     Yields (name, uint8 [H, W, 3] RGB) or (name, one-line reason); names are unique (see ``find_sources``), those of
     frames ``clip.mp4 frame 000120``, counted from 0. One image is in memory at a time. ``load`` decodes a picture and raises
-    ``OSError``, ``ValueError`` or ``MemoryError`` (such as ``datasets.images.load_image``). A video that ends before the
-    number of frames it announces yields a reason after its frames. ``note`` gets a line for each folder with files that are
-    skipped. Raises ``ValueError`` where ``paths`` is empty or ``every`` below 1.
+    ``OSError``, ``ValueError`` or ``MemoryError`` (such as ``utils.images.load_image``). A video that ends before the
+    number of frames it announces yields a reason after its frames. A line on stderr names each folder with files that
+    are skipped. Raises ``ValueError`` where ``paths`` is empty or ``every`` below 1.
     """
     if every < 1:
         raise ValueError(f"every: {every}, must be at least 1: that every n-th frame of a video is taken")
@@ -86,7 +85,7 @@ def open_images(
         raise ValueError("paths: none given; name pictures, videos or folders")
     sources, notes = find_sources(paths)
     for line in notes:
-        note(line)
+        print(line, file=sys.stderr)
     return _open(sources, load, every)
 
 

@@ -6,6 +6,8 @@ The operations are counted: a step at the published batch of one crop is as fast
 from __future__ import annotations
 
 import math
+import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,7 +27,9 @@ class Guard:
         """``room``: batches from one call of ``found`` to the next, at most."""
         self.broken = torch.zeros((), device=device)
         self._whole = torch.ones((), device=device)
-        self._history = torch.ones(2, room, device=device)  # ``whole`` after the loss and after the gradient of each batch
+        self._history = torch.ones(
+            2, room, device=device
+        )  # ``whole`` after the loss and after the gradient of each batch
         self._begin = 0
 
     def gate(self, loss: Tensor, index: int) -> Tensor:
@@ -116,3 +120,32 @@ class EpochSums:
         """Sums of losses, |errors|, squared errors and norms; numbers of batches, images, steps and skipped images."""
         sums = [self.loss, self.error, self.squared_error, self.norm]
         return [*sums, self.batches, self.images, self.steps, self.skipped]
+
+
+class Stopwatch:
+    """Seconds by part: each ``lap(part)`` books the time since the lap before.
+
+    On a GPU the laps are events of its stream, which are read in ``seconds`` only: a lap does not wait for the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.laps: list[tuple[str, float | torch.cuda.Event]] = []
+        self.lap("")
+
+    def lap(self, part: str) -> None:
+        if self.on_gpu:
+            now = torch.cuda.Event(enable_timing=True)
+            now.record()
+        else:
+            now = time.perf_counter()
+        self.laps.append((part, now))
+
+    def seconds(self) -> dict[str, float]:
+        """Sum of each part so far."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        totals: dict[str, float] = defaultdict(float)
+        for (_, before), (part, now) in zip(self.laps, self.laps[1:]):
+            totals[part] += before.elapsed_time(now) / 1000 if self.on_gpu else now - before
+        return dict(totals)

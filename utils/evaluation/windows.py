@@ -11,11 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.pixels import normalise
+from utils.pixels import COARSEST, STRIDE, normalise
 
 WINDOW = 512  # pixels; the published protocol
-CELL = 8  # pixels; the density's stride
-COARSEST = 16  # pixels; the features' stride: of a longer side the networks leave out what remains beyond its multiples
 WINDOWS_AT_ONCE = 8  # of one size through the network: more is no faster, and a whole large image would not fit a GPU
 
 
@@ -116,21 +114,21 @@ def _blend(model: Callable, image: Tensor, window: int, overlap: int, flip: bool
         raise ValueError(f"image: {height} x {width} pixels, must be at least {COARSEST} on a side: enlarge or pad it")
     if window < COARSEST or window % COARSEST:
         raise ValueError(f"window: {window}, must be a multiple of {COARSEST} pixels where windows overlap")
-    if not 0 < overlap < window or overlap % CELL:
+    if not 0 < overlap < window or overlap % STRIDE:
         raise ValueError(
-            f"overlap: {overlap}, must be a multiple of {CELL} pixels, from 0 to below the window, {window}"
+            f"overlap: {overlap}, must be a multiple of {STRIDE} pixels, from 0 to below the window, {window}"
         )
     padded = F.pad(image, (0, -width % COARSEST, 0, -height % COARSEST))
     (tops, row_weights), (lefts, column_weights) = (_ramps(side, window, overlap) for side in padded.shape[1:])
     corners = [(top, left) for top in tops for left in lefts]
     weights = [rows[:, None] * columns for rows in row_weights for columns in column_weights]
-    canvas = torch.zeros(padded.shape[1] // CELL, padded.shape[2] // CELL, device=image.device)
+    canvas = torch.zeros(padded.shape[1] // STRIDE, padded.shape[2] // STRIDE, device=image.device)
     sides = min(window, padded.shape[1]), min(window, padded.shape[2])
     densities = _densities(model, padded, corners, *sides, flip, batch)
     for (top, left), weight, density in zip(corners, weights, densities):
         rows, columns = density.shape
-        canvas[top // CELL :, left // CELL :][:rows, :columns] += weight.to(density.device) * density
-    rows, columns = math.ceil(height / CELL), math.ceil(width / CELL)
+        canvas[top // STRIDE :, left // STRIDE :][:rows, :columns] += weight.to(density.device) * density
+    rows, columns = math.ceil(height / STRIDE), math.ceil(width / STRIDE)
     canvas[rows - 1] += canvas[rows:].sum(dim=0)
     canvas[:, columns - 1] += canvas[:, columns:].sum(dim=1)
     return Window(0, 0, height, width, canvas[:rows, :columns].clone())
@@ -144,10 +142,10 @@ def _ramps(length: int, window: int, overlap: int) -> tuple[list[int], Tensor]:
     """
     step, window = window - overlap, min(window, length)
     starts = [*range(0, length - window, step), length - window]
-    within = torch.arange(window // CELL)
-    ramp = ((torch.minimum(within, within.flip(0)) + 0.5) * CELL / overlap).clamp(max=1)
-    cells = torch.tensor(starts)[:, None] // CELL + within  # [n, cells of a window]
-    total = torch.zeros(length // CELL).index_add_(0, cells.flatten(), ramp.repeat(len(starts)))
+    within = torch.arange(window // STRIDE)
+    ramp = ((torch.minimum(within, within.flip(0)) + 0.5) * STRIDE / overlap).clamp(max=1)
+    cells = torch.tensor(starts)[:, None] // STRIDE + within  # [n, cells of a window]
+    total = torch.zeros(length // STRIDE).index_add_(0, cells.flatten(), ramp.repeat(len(starts)))
     return starts, ramp / total[cells]
 
 
@@ -166,7 +164,7 @@ def density_map(parts: list[Window]) -> Tensor:
     canvas = torch.zeros(height, width)
     for top, left, h, w, density in parts:
         density = density.cpu()
-        if CELL * density.shape[0] > h or CELL * density.shape[1] > w:
+        if STRIDE * density.shape[0] > h or STRIDE * density.shape[1] > w:
             canvas[top : top + h, left : left + w] = _spread(density, h, w)
             continue
         h, w = (side - side % COARSEST if side >= COARSEST else side for side in (h, w))
@@ -178,26 +176,19 @@ def density_map(parts: list[Window]) -> Tensor:
 
 def _spread(density: Tensor, height: int, width: int) -> Tensor:
     """Cells of 8 x 8 pixels of which the last reach over the border, each spread evenly over its pixels inside."""
-    rows, columns = torch.arange(height) // CELL, torch.arange(width) // CELL
+    rows, columns = torch.arange(height) // STRIDE, torch.arange(width) // STRIDE
     area = rows.bincount()[:, None] * columns.bincount()
     return (density / area)[rows][:, columns]
 
 
 def evaluate(
-    model: torch.nn.Module,
-    samples: Iterable,
-    device: torch.device | str,
-    window: int = WINDOW,
-    overlap: int = 0,
-    flip: bool = False,
+    model: torch.nn.Module, samples: Iterable, device: torch.device | str, window: int = WINDOW
 ) -> list[Result]:
     """Count every sample (``image`` uint8 or normalised, ``count``, ``name``) in evaluation mode; the model's mode is restored."""
     training = model.training
     model.eval()
     try:
-        return [
-            Result(s.name, float(s.count), count(model, normalise(s.image.to(device)), window, overlap, flip)) for s in samples
-        ]
+        return [Result(s.name, float(s.count), count(model, normalise(s.image.to(device)), window)) for s in samples]
     finally:
         model.train(training)
 

@@ -11,8 +11,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 import numpy as np
 
-from datasets.images import image_size
-from datasets.point_formats import (
+from datasets.raw.point_formats import (
     Annotated,
     read_coco,
     read_csv,
@@ -23,6 +22,7 @@ from datasets.point_formats import (
 )
 from utils.cli import one_line
 from utils.files import IMAGE_SUFFIXES
+from utils.images import image_size
 
 # The endings that a format's files have; one file for each image, or one for many.
 FORMATS = {

@@ -10,12 +10,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets.annotations import prepared_stem, unique_stems
-from datasets.raw_text import read_text
+from datasets.raw.annotations import prepared_stem, unique_stems
+from datasets.raw.raw_text import read_text
 from utils.config import number
-from utils.files import IMAGE_SUFFIXES, atomic_write, make_folder
-
-_SPLITS = ("train", "val", "test")
+from utils.files import IMAGE_SUFFIXES, SPLITS, atomic_write, make_folder
 
 
 def add_split_options(parser: argparse.ArgumentParser, of: str) -> None:
@@ -45,7 +43,7 @@ def divide_folders(
     """
     if set(folders) <= {None}:
         return split_as_asked(folders.get(None, []), root, arguments)
-    split = {name: list(unique_stems(folders[name]).values()) for name in _SPLITS if name in folders}
+    split = {name: list(unique_stems(folders[name]).values()) for name in SPLITS if name in folders}
     divided = "train" in split and "val" not in split
     for name in ("train_list", "val_list", "test_list"):
         if getattr(arguments, name) and (not divided or name == "test_list"):
@@ -56,13 +54,13 @@ def divide_folders(
     if None in folders:
         lost = f"{len(folders[None])} images (first {folders[None][0]}) lie in none of the folders {', '.join(split)}"
         print(f"warning: {lost} and are left out", file=sys.stderr)
-    for name in _SPLITS:
+    for name in SPLITS:
         if name not in split and not (name == "val" and divided):
             print(f"no folder {name}: there will be no {name} split")
     if divided:
         only_train = argparse.Namespace(**{**vars(arguments), "test_fraction": 0.0})
         split |= split_as_asked(split["train"], root, only_train)
-    return {name: split[name] for name in _SPLITS if name in split}
+    return {name: split[name] for name in SPLITS if name in split}
 
 
 def split_train_val(
@@ -134,9 +132,9 @@ def split_nwpu(images: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
     ``split_train_val``.
     """
     by_stem = unique_stems(images)
-    stems, rest = _read_lists({name: folder / f"{name}.txt" for name in _SPLITS}, by_stem, columns=(1, 3))
+    stems, rest = _read_lists({name: folder / f"{name}.txt" for name in SPLITS}, by_stem, columns=(1, 3))
     _warn_of_rest(rest, by_stem)
-    return {name: [by_stem[stem] for stem in sorted(stems[name])] for name in _SPLITS}
+    return {name: [by_stem[stem] for stem in sorted(stems[name])] for name in SPLITS}
 
 
 def _read_lists(

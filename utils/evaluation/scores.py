@@ -24,9 +24,7 @@ def mse(errors: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(errors).mean(axis=-1))
 
 
-def bootstrap(
-    values: np.ndarray, statistic: Callable, seed: int = 0, resamples: int = RESAMPLES
-) -> tuple[float, float]:
+def bootstrap(values: np.ndarray, statistic: Callable, seed: int = 0) -> tuple[float, float]:
     """95 % interval of ``statistic`` of ``values`` [n >= 1] or [n, k], between percentiles of its resamples.
 
     ``statistic`` takes [resamples, n] or [resamples, n, k] -> [resamples]. Images are drawn with replacement, n at a time (Efron
@@ -35,8 +33,8 @@ def bootstrap(
     generator = np.random.default_rng(seed)
     rows = max(1, 2**22 // len(values))  # a block of indices stays below 32 MiB
     blocks = [
-        statistic(values[generator.integers(0, len(values), (min(rows, resamples - first), len(values)))])
-        for first in range(0, resamples, rows)
+        statistic(values[generator.integers(0, len(values), (min(rows, RESAMPLES - first), len(values)))])
+        for first in range(0, RESAMPLES, rows)
     ]
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(np.concatenate(blocks), (tail, 100 - tail))

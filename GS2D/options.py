@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from utils.config import number
-
-STRIDE = 8  # pixels in a density cell: the networks' stride
+from utils.pixels import STRIDE
 
 
 def add_kernel_options(add: Callable[..., Any]) -> None:
-    """Add the parameters of ``losses.transport.transport_kernel`` to a parser by its ``add_argument``."""
+    """Add the parameters of ``GS2D.kernel.transport_kernel`` to a parser by its ``add_argument``."""
     add(
         "--cut-off",
         type=number(float, 0),
@@ -40,3 +39,6 @@ def kernel_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The chosen parameters as keyword arguments of ``transport_kernel``."""
     names = ("cut_off", "background_ratio", "scale_ratio", "post_min", "post_max")
     return {"stride": STRIDE, **{name: getattr(arguments, name) for name in names}}
+
+
+KERNEL_OPTIONS = add_kernel_options, check_kernel_options

@@ -17,10 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from datasets.images import load_image
-from datasets.preprocess import is_grey
-from datasets.record import read_record
-from datasets.report import (
+from datasets.audit.record import read_record
+from datasets.audit.report import (
     CROP_SIZES,
     PUBLISHED,
     SPLITS,
@@ -31,10 +29,12 @@ from datasets.report import (
     save_report,
     summarise,
 )
+from datasets.raw.preprocess import is_grey
 from GS2D.kernel import load_kernel, params_hash
 from utils.cli import EXIT_FAILED, default_workers, for_each, one_line, run_script
 from utils.config import make_parser, number, parse_arguments
 from utils.files import gaussians_path, kernel_path, points_path
+from utils.images import load_image
 
 _MIN_SCALE = 1 - 1e-4  # the fit adds 1 to what is never negative; a little for rounding
 _COLUMN_SUM = 1e-3  # shares below 1e-7 are not stored
