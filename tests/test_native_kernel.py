@@ -44,7 +44,9 @@ def test_the_nearest_gaussian_of_each_cell(count, grid, reach):
     expected = distances.min(axis=0, initial=np.inf)
     seen = (expected <= reach) & (count > 0)
     np.testing.assert_allclose(nearest[seen], expected[seen], rtol=1e-4, atol=1e-5)
-    assert (nearest[expected > reach] > reach).all()  # whole vectors of cells are looked at, so that some beyond it are found too
+    assert (
+        nearest[expected > reach] > reach
+    ).all()  # whole vectors of cells are looked at, so that some beyond it are found too
     found = index >= 0
     assert np.array_equal(found, np.isfinite(nearest)) and found[seen].all()
     assert (index[found] < max(count, 1)).all()  # of equal ones the first

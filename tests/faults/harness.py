@@ -24,7 +24,7 @@ from training_runs import make_data
 
 from datasets.images import load_image
 from GS2D.gaussians import Gaussians2D, read_file
-from GS2D.kernel_file import load_kernel
+from GS2D.kernel import load_kernel
 from models import read_checkpoint
 from utils.files import gaussians_path, list_images, read_points
 
