@@ -155,7 +155,7 @@ def test_the_crop_size_is_that_of_the_data_set(tmp_path):
     "columns, message",
     [
         ({"means": POINTS + 2}, "centres lie up to 2.0 pixels from the points"),
-        ({"means": POINTS * np.nan}, "holds NaN or infinite values"),
+        ({"means": POINTS * np.nan}, "centres lie up to nan pixels from the points"),
         ({"colors": np.full((3, 3), np.inf)}, "holds NaN or infinite values"),
         ({"rotations": np.full((3, 1), np.nan)}, "holds NaN or infinite values"),
         (
