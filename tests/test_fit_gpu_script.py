@@ -28,7 +28,9 @@ def gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr("GS2D.backends.choose_backend", lambda: Choice("gsplat", "NVIDIA H200 takes many images side by side"))
+    monkeypatch.setattr(
+        "GS2D.backends.choose_backend", lambda: Choice("gsplat", "NVIDIA H200 takes many images side by side")
+    )
 
     def draw_by_reference(sizes, loads, config, backend, *, workers):
         assert backend == "gsplat"
