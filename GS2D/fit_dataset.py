@@ -238,15 +238,7 @@ def choose(backend: str, device: str, gpus: list[int]) -> str:
     elif native_problem():
         backend, reason = "reference", native_problem()
     else:
-<<<<<<< HEAD
-        backend, reason = (
-            ("reference", native_problem())
-            if native_problem()
-            else ("native", "no GPU" if device == "auto" else f"--device {device}")
-        )
-=======
         backend, reason = "native", "no GPU" if device == "auto" else f"--device {device}"
->>>>>>> issue-16
     print(f"backend {backend}: {reason}")
     return backend
 
