@@ -17,9 +17,9 @@ from datasets.transforms import (
     draw_augmentation,
     grey,
     hflip,
-    normalise,
     rescale,
 )
+from utils.pixels import normalise, to_planes
 
 
 def make_sample(height=90, width=120, count=25, seed=0):
@@ -228,7 +228,7 @@ def test_no_points():
 
 def test_normalise():
     image = make_sample().image
-    tensor = normalise(image[:, ::-1])
+    tensor = normalise(to_planes(image[:, ::-1]))
     assert tensor.shape == (3, 90, 120) and tensor.dtype == torch.float32 and tensor.is_contiguous()
     expected = (image[:, ::-1] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(tensor.permute(1, 2, 0).numpy(), expected, atol=1e-5)
