@@ -188,7 +188,9 @@ def compare(network: nn.Module, exported: Run, sizes: Sequence[tuple[int, int]],
     return lines
 
 
-def _difference_with(network: nn.Module, indexes: list[torch.Tensor], image: torch.Tensor, found: torch.Tensor) -> float:
+def _difference_with(
+    network: nn.Module, indexes: list[torch.Tensor], image: torch.Tensor, found: torch.Tensor
+) -> float:
     """Largest difference from ``found``, as a share of the largest cell, where the graph is given by ``indexes``."""
     index_of, given = network.encoder.in_degree_index, iter(indexes)
     network.encoder.in_degree_index = lambda *_: next(given)

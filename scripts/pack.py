@@ -63,7 +63,9 @@ def pack(run: Path, results: Path | None, archive: Path) -> list[str]:
                 entry = zipfile.ZipInfo(f"{run.name}/{name}", DATE)
                 entry.external_attr = 0o644 << 16
                 # Weights do not shrink, and what is stored can be mapped into memory.
-                entry.compress_type = zipfile.ZIP_STORED if path.suffix in (".pth", ".safetensors") else zipfile.ZIP_DEFLATED
+                entry.compress_type = (
+                    zipfile.ZIP_STORED if path.suffix in (".pth", ".safetensors") else zipfile.ZIP_DEFLATED
+                )
                 entry.file_size = path.stat().st_size
                 with path.open("rb") as source, file.open(entry, "w") as target:
                     while block := source.read(1 << 20):

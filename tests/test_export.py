@@ -75,7 +75,9 @@ def test_onnx_agrees_at_sizes_it_was_not_traced_with(folder, name):
 def test_the_example_counts_as_the_evaluation_does(folder, tmp_path, model):
     path, _, _ = export(folder, model, "onnx")
     pixels = np.random.default_rng(0).integers(0, 255, (9, 60, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((531, 79)).save(tmp_path / "photo.png")  # two windows, sides that are no multiples of 16
+    Image.fromarray(pixels).resize((531, 79)).save(
+        tmp_path / "photo.png"
+    )  # two windows, sides that are no multiples of 16
     command = [sys.executable, ROOT / "examples" / "onnx_count.py", path, tmp_path / "photo.png"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert not done.returncode, done.stderr
@@ -123,7 +125,9 @@ def test_a_difference_is_not_written(folder):
         return density, found
 
     assert len(compare(network, run, ((32, 32),), 1e-4)) == 1
-    with pytest.raises(ValueError, match=r"largest difference 1.0e-03 of the largest cell; more than 0.0001: not written"):
+    with pytest.raises(
+        ValueError, match=r"largest difference 1.0e-03 of the largest cell; more than 0.0001: not written"
+    ):
         compare(network, wrong, ((32, 32),), 1e-4)
     with pytest.raises(ValueError, match="the density has shape .1, 1, 4, 3., not .1, 1, 4, 4."):
         compare(network, lambda image: (run(image)[0][..., 1:], []), ((32, 32),), 1e-4)
@@ -148,8 +152,6 @@ def test_another_graph_is_named_and_the_rest_is_compared(folder):
 def test_what_is_missing_is_one_line(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     _, _, err = export(folder, "vgg", "onnx", code=1)
-    assert errors(err) == [
-        "error: format onnx: needs the package onnxruntime: pip install -r requirements-export.txt"
-    ]
+    assert errors(err) == ["error: format onnx: needs the package onnxruntime: pip install -r requirements-export.txt"]
     _, _, err = export(folder, "vgg", "safetensors", "--out", folder / "a.onnx", code=1)
     assert "a.onnx: .safetensors is the suffix of --format safetensors alone" in errors(err)[0]

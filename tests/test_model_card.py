@@ -53,7 +53,10 @@ def test_the_card_says_what_the_run_was(trained, run):
     assert f"SHA-256 `{file_hash(run / 'best_model.pth')}`, of epoch {best['epoch']} |" in text
     assert "| data | qnrf, 4 train, 1 val, 1 test images |" in text
     assert "| licence of the data | research \\| only |" in text
-    assert "| recipe | Adam, learning rate 5e-06 (constant), weight decay 1e-05, batch 1 x crops of 64, seed 4073 |" in text
+    assert (
+        "| recipe | Adam, learning rate 5e-06 (constant), weight decay 1e-05, batch 1 x crops of 64, seed 4073 |"
+        in text
+    )
     assert "h for 2 of 2 epochs" in text and "torch 2." in text and "| hardware | CPU, " in text
     assert str(trained) not in text  # no path of this machine
     val, test = table(run / "model_card.md", "## Errors")

@@ -50,12 +50,17 @@ def test_the_archive_holds_all_and_counts_the_same(root):
     with zipfile.ZipFile(root / "run.zip") as archive:
         archive.extractall(root / "unpacked")
         names = {name.removeprefix("run/") for name in archive.namelist()}
-    run, results = "best_model.pth model.safetensors model_card.md config.yml metrics.jsonl environment.json", "results.csv"
+    run, results = (
+        "best_model.pth model.safetensors model_card.md config.yml metrics.jsonl environment.json",
+        "results.csv",
+    )
     assert names == {*run.split(), *(f"results/{name}" for name in (results, "summary.json", "report.html"))}
     folder = root / "unpacked" / "run"
     assert (folder / "best_model.pth").read_bytes() == (root / "run" / "best_model.pth").read_bytes()
     options = yaml.safe_load((folder / "config.yml").read_text())
-    assert options["lr"] == 5e-6 and "data_dir" not in options and "| test | 1 |" in (folder / "model_card.md").read_text()
+    assert (
+        options["lr"] == 5e-6 and "data_dir" not in options and "| test | 1 |" in (folder / "model_card.md").read_text()
+    )
     network, said = load_model(folder / "model.safetensors")
     assert said["dataset"] == "qnrf" and torch.equal(
         network.layers[0].weight, load_model(root / "run")[0].layers[0].weight

@@ -65,7 +65,14 @@ def test_a_command_line_of_the_released_script_is_taken_whole():
 def test_the_released_defaults_are_the_defaults_but_for_what_is_named_here():
     ours, theirs = vars(parse("--data-dir", "x")), vars(parse(*shlex.split(" ".join(RELEASED))))
     differ = {key for key in ours if ours[key] != theirs[key]}
-    assert differ == {"model_name", "data_dir", "save_dir", "device", "num_workers", "sigma"}  # sigma: of --loss mse alone
+    assert differ == {
+        "model_name",
+        "data_dir",
+        "save_dir",
+        "device",
+        "num_workers",
+        "sigma",
+    }  # sigma: of --loss mse alone
 
 
 @pytest.mark.parametrize(

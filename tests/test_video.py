@@ -65,7 +65,10 @@ def test_counts_over_time_and_the_annotated_video(weights, tmp_path):
     shown = cv2.VideoCapture(str(tmp_path / "films" / "shown.mp4"))
     assert shown.get(cv2.CAP_PROP_FPS) == pytest.approx(2.5) and shown.get(cv2.CAP_PROP_FRAME_COUNT) == 5
     pictures = [shown.read()[1] for _ in range(5)]
-    assert pictures[0].shape == (64, 96, 3) and abs(int(pictures[-1][60, 90].mean()) - int(pictures[0][60, 90].mean())) > 60
+    assert (
+        pictures[0].shape == (64, 96, 3)
+        and abs(int(pictures[-1][60, 90].mean()) - int(pictures[0][60, 90].mean())) > 60
+    )
     assert not list(tmp_path.rglob("*.partial*"))
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from utils.files import atomic_write, list_images, points_path
 from utils.evaluation.results import file_hash
+from utils.files import atomic_write, list_images, points_path
 
 CARD, EVALUATIONS = "model_card.md", "evaluations.json"
 SPLITS = ("train", "val", "test")

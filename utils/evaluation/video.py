@@ -15,8 +15,8 @@ import numpy as np
 
 from utils.evaluation import Window, density_map
 from utils.evaluation.figures import save_counts_figure
-from utils.files import atomic_write, make_folder
 from utils.evaluation.sources import Source
+from utils.files import atomic_write, make_folder
 
 COLUMNS = ("frame", "time", "count")
 SHOWN = 200  # frames of a video in the report: its pictures would be more than a browser can hold
