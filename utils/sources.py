@@ -13,9 +13,8 @@ import cv2
 import numpy as np
 
 from utils.cli import one_line
-from utils.files import IMAGE_SUFFIXES
+from utils.files import PICTURES
 
-PICTURES = (*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 # FFmpeg's own remarks on damaged videos would stand between the progress bar and the one line that names the file. It reads

@@ -25,7 +25,11 @@ from training_runs import Tiny
 
 from datasets.annotations import read_jhu, read_nwpu, read_sh, read_ucf
 from datasets.images import load_image
-from datasets.point_formats import read_coco, read_csv, read_labelme, read_points_json, read_via, read_yolo
+from datasets.point_formats import read_coco, read_labelme
+from datasets.raw.dots import read_points_json
+from datasets.raw.lines import read_yolo
+from datasets.raw.tables import read_csv
+from datasets.raw.via import read_via
 from datasets.splits import split_train_val
 from datasets.status import look
 from GS2D.gaussians import Gaussians2D, read_file
