@@ -110,7 +110,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
         sources = find_sources(arguments.images)[0]
         total = None if any(source.is_video for source in sources) else len(sources)
         load = functools.partial(load_image, upright=True)  # as people see it, and as OpenCV turns videos
-        images = ((name, image, None) for name, image in open_images(arguments.images, load, arguments.every))
+        opened = open_images(
+            arguments.images, load, arguments.every, progress=lambda text: progress.set_postfix_str(text, refresh=False)
+        )
+        images = ((name, image, None) for name, image in opened)
     else:
         data = Crowd(arguments.data_dir, None, arguments.split, training=False)
         total, images = len(data), split_images(data)
