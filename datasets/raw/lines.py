@@ -40,10 +40,7 @@ def read_yolo(path: Path, width: int, height: int) -> Annotated:
             continue
         count = len(fields)
         if count < 5 or count == 6:
-            raise ValueError(
-                f"{where}: {count} values; write the five values class x y width height (also those of pose or "
-                "segmentation are read)"
-            )
+            raise ValueError(f"{where}: {count} values; write the five values class x y width height")
         rows.append((fields, [parse_number(field, where) for field in fields[1:]], line.strip(), where))
     stated = _keypoint_shape(path.parent) if any(len(fields) > 5 for fields, *_ in rows) else None
     long = [values for fields, values, *_ in rows if len(fields) > 5]
