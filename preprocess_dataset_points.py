@@ -31,10 +31,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.point_folders import find_images, read_annotations
-from datasets.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
 from datasets.raw.formats import FORMATS
-from datasets.splits import add_split_options, divide_folders
+from datasets.raw.point_folders import find_images, read_annotations
+from datasets.raw.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
+from datasets.raw.splits import add_split_options, divide_folders
 from utils.cli import run_script
 from utils.config import number
 from utils.files import make_folder

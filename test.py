@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -21,23 +22,29 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from datasets.crowd import SPLITS, Crowd
-from datasets.images import load_image
-from datasets.transforms import normalise
 from models import MODELS, build_model, load_weights, read_checkpoint
 from utils.checkpoint import describe
 from utils.cli import EXIT_FAILED, one_line, progress_options, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
-from utils.device import fabric_devices, memory_errors
-from utils.evaluation import Result, count, density_map, predict
+from utils.device import environment, fabric_devices, memory_errors
+from utils.evaluation import Result, density_map, predict
+from utils.evaluation.localisation import locate_windows
+from utils.evaluation.report import write_report
+from utils.evaluation.results import (
+    Counted,
+    ResultsFolder,
+    file_hash,
+    localisation,
+    read_ahead,
+    save_submission,
+    save_summary,
+)
+from utils.evaluation.scores import summarise
+from utils.evaluation.sources import find_sources, open_images
 from utils.files import make_folder, points_path, read_points
-from utils.localisation import locate_windows
+from utils.images import load_image
 from utils.lock import hold
-from utils.report import write_report
-from utils.results import Counted, ResultsFolder, file_hash, read_ahead, save_submission, save_summary, summary
-from utils.sources import find_sources, open_images
-from utils.versions import environment
-
-COMPARED = 3  # images whose count is also computed in float32, to say what a lower precision changes
+from utils.pixels import normalise, to_planes
 
 
 def parse() -> argparse.Namespace:
@@ -122,7 +129,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     fabric = Fabric(**devices, precision=arguments.precision)
     model = fabric.to_device(model)
     windows = {"window": arguments.window, "overlap": arguments.overlap, "flip": arguments.flip_average}
-    results, heads, truths, failed, changes = [], [], [], [], []
+    results, heads, truths, failed = [], [], [], []
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         folder = None
@@ -134,26 +141,22 @@ def evaluate(arguments: argparse.Namespace) -> int:
             try:
                 if isinstance(image, str):
                     raise ValueError(image)
-                pixels = fabric.to_device(normalise(image))
+                pixels = normalise(fabric.to_device(to_planes(image)))
                 with fabric.autocast():
                     parts = predict(model, pixels, **windows)
-                if arguments.precision != "32" and len(changes) < COMPARED:
-                    exact = count(model, pixels, **windows)
-                    changes.append(sum(float(part.density.sum()) for part in parts) - exact)
             except (OSError, ValueError) as error:
                 failed.append((name, one_line(error)))
                 progress.update()
                 continue
             parts = [part._replace(density=part.density.cpu()) for part in parts]
             predicted = sum(float(part.density.sum(dtype=torch.float64)) for part in parts)
-            seconds = time.perf_counter() - begin
-            density, found = density_map(parts).numpy(), locate_windows(parts)
-            counted = Counted(name, image, points, density, found, predicted, seconds)
+            results.append(Result(name, math.nan if points is None else float(len(points)), predicted))
             if folder:
-                folder.add(counted)
-            results.append(Result(name, counted.truth, predicted))
-            heads.append(found)
-            truths.append(points)
+                seconds = time.perf_counter() - begin
+                density, found = density_map(parts).numpy(), locate_windows(parts)
+                folder.add(Counted(name, image, points, density, found, predicted, seconds))
+                heads.append(found)
+                truths.append(points)
             progress.update()
 
     for result in results:
@@ -164,30 +167,19 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if not results:
         raise ValueError(f"none of {len(failed)} images could be counted")
     speed = len(results) / (time.perf_counter() - started)
-    facts = summary(
-        results,
-        heads,
-        truths,
-        failed,
-        model=said,
-        weights_sha256=file_hash(weights),
-        configuration=option_values(arguments),
-        versions=environment(),
-        images_per_second=speed,
-        precision_changes_count_by=changes or None,
-    )
-    if facts["scored"]:
-        mae, mse = facts["mae"], facts["mse"]
+    scores = summarise(results)
+    if scores["scored"]:
+        mae, mse = scores["mae"], scores["mse"]
         print(
-            f"{facts['scored']} images: MAE {mae['value']:.3f}, MSE {mse['value']:.3f} (MSE: root of the mean squared "
+            f"{scores['scored']} images: MAE {mae['value']:.3f}, MSE {mse['value']:.3f} (MSE: root of the mean squared "
             f"error; 95 % of resamples: MAE {mae['low']:.1f} to {mae['high']:.1f}, MSE {mse['low']:.1f} to {mse['high']:.1f})"
         )
-    if changes:
-        shown = ", ".join(f"{change:+.3f}" for change in changes)
-        print(f"{arguments.precision} changes the counts of the first images by {shown} against float32")
-    print(f"{len(results)} images counted, {facts['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
+    print(f"{len(results)} images counted, {scores['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
     if arguments.out:
-        save_summary(arguments.out / "summary.json", facts)
+        facts = {"failed": failed, "localisation": localisation(heads, truths), "model": said}
+        facts |= {"weights_sha256": file_hash(weights), "configuration": option_values(arguments)}
+        facts |= {"versions": environment(), "images_per_second": speed}
+        save_summary(arguments.out / "summary.json", scores | facts)
         write_report([arguments.out], arguments.out / "report.html")
         print(f"look at {arguments.out / 'report.html'}")
     if arguments.nwpu_submission:

@@ -8,53 +8,59 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from lightning_fabric import Fabric, seed_everything
+from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from datasets.crowd import Batch, Crowd, collate
-from datasets.images import load_image
 from datasets.sampler import EpochSampler
-from losses import LOSSES, NEEDS_GAUSSIANS, build_loss
+from GS2D.options import KERNEL_OPTIONS, kernel_options
+from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
 from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
 from utils.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
 from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
-from utils.device import fabric_devices, memory_errors
+from utils.device import memory_errors, start_fabric
 from utils.evaluation import density_map, evaluate, predict
 from utils.files import make_folder, remove_stale_partials
-from utils.kernel_options import kernel_options
+from utils.images import load_image
 from utils.lock import hold
+from utils.pixels import normalise
 from utils.run_log import RunLog
-from utils.stopwatch import Stopwatch
+from utils.steps import EpochSums, Guard, Stopwatch, gradient_norm, guarded_average
 from utils.train_options import FREE_OPTIONS, parse_train_options
 
 WARM_UP = 0.05  # of the run
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
+CHECK_EVERY = 32  # batches from one look at the guard to the next: the device is waited for
+SHOW_SECONDS = 0.5  # from one look at loss and MAE to the next
 SHOWN_EVERY = 5  # validations from one picture of the three densities to the next
 
 
 class NonFinite(ValueError):
-    """A loss or gradient that is not finite, and the batch that it came from."""
+    """A loss or gradient that is not finite, and the batches that it came from, by their place in the epoch."""
 
-    def __init__(self, what: str, value: float, epoch: int, index: int, batch: Batch) -> None:
-        super().__init__(f"epoch {epoch}, batch {index}: the {what} of {', '.join(batch.names)} is {value}; lower --lr")
-        self.index, self.batch = index, batch
+    def __init__(self, what: str, batches: range) -> None:
+        super().__init__(what)
+        self.what, self.batches = what, batches
+
+
+def chosen_kernel(arguments: argparse.Namespace) -> Callable[..., Tensor] | None:
+    """What makes the transport kernels of the loss that ``--loss`` names."""
+    return build_kernel(arguments.loss, **(kernel_options(arguments) if arguments.loss == "gst" else {}))
 
 
 def chosen_loss(arguments: argparse.Namespace) -> Callable[[Tensor, Batch], Tensor]:
     """The loss that ``--loss`` names, with its options."""
-    if arguments.loss == "gst":
-        return build_loss("gst", **kernel_options(arguments))
     if arguments.loss == "mse":
         adaptive = arguments.sigma == "adaptive"
         return build_loss("mse", adaptive=True) if adaptive else build_loss("mse", sigma=arguments.sigma)
@@ -71,15 +77,6 @@ def rate_factor(schedule: str, progress: float, warm_up: float = 0.0) -> float:
     return rise * (1.0 if schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2)
 
 
-def gradient_norm(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> float:
-    """The norm of the gradient before it is clipped to ``clip`` (0: as it is)."""
-    if clip or fabric.strategy.precision.precision == "16-mixed":  # where clipping also takes off the loss's scale
-        norm = fabric.clip_gradients(model, optimizer, max_norm=clip or math.inf, error_if_nonfinite=False)
-    else:
-        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    return float(norm)
-
-
 def train_epoch(
     fabric: Fabric,
     model: nn.Module,
@@ -89,14 +86,23 @@ def train_epoch(
     epoch: int,
     arguments: argparse.Namespace,
     progress: tqdm,
+    guard: Guard,
 ) -> dict[str, Any]:
-    """One pass over the training crops -> means of loss, MAE, MSE and gradient norm, and where the time went."""
-    loss_of, watch = chosen_loss(arguments), Stopwatch(fabric.device)
-    losses, errors, norms, skipped = [], [], [], 0
+    """One pass over the training crops -> means of loss, MAE, MSE and gradient norm, and where the time went.
+
+    No step waits for the device. Raises ``NonFinite``, on all processes together, up to ``CHECK_EVERY`` batches after what
+    was not finite; weights and the optimizer's state are those before it.
+    """
+    loss_of, parameters = chosen_loss(arguments), list(model.parameters())
+    scaler = getattr(fabric.strategy.precision, "scaler", None)  # of 16-mixed, which skips steps that overflow
+    if scaler is None:
+        optimizer.optimizer.found_inf = guard.broken
+    torch.backends.cudnn.benchmark = not arguments.deterministic  # all crops are of one size
+    sums, watch, shown = EpochSums(), Stopwatch(fabric.device), time.monotonic()
     for index, batch in enumerate(loader):
         group = min(arguments.accumulate, len(loader) - index // arguments.accumulate * arguments.accumulate)
         is_last = index % arguments.accumulate == group - 1
-        images = batch.images
+        images = normalise(batch.images)
         if arguments.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         watch.lap("data")
@@ -106,47 +112,63 @@ def train_epoch(
             loss = loss_of(density, batch)
             if attention:
                 loss = loss + ATTENTION_WEIGHT * attention_variance(attention).sum()
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise NonFinite("loss", losses[-1], epoch, index, batch)
+            gated = guard.gate(loss, index)
             watch.lap("loss")
-            fabric.backward(loss / group)
+            fabric.backward(gated / group if group > 1 else gated)
         if is_last:
             done = (epoch + index / len(loader)) / arguments.epochs
             optimizer.param_groups[0]["lr"] = arguments.lr * rate_factor(
                 arguments.lr_schedule, done, arguments.warm_up_epochs / arguments.epochs
             )
-            norms.append(gradient_norm(fabric, model, optimizer, arguments.grad_clip))
-            if not math.isfinite(norms[-1]) and arguments.precision != "16-mixed":  # whose scaler skips such a step
-                raise NonFinite("gradient", norms[-1], epoch, index, batch)
+            if scaler is not None:
+                scaler.unscale_(optimizer.optimizer)
+            norm = gradient_norm(parameters, arguments.grad_clip)
+            if scaler is None:
+                guard.watch(norm, index)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if average:
                 average.update_parameters(model.module)
+            sums.add_norm(norm)
         watch.lap("backward")
-        counts = density.detach().float().sum((1, 2, 3)).tolist()
-        errors += [count - float(target.sum()) for count, target in zip(counts, batch.targets)]
+        sums.add(loss, density.detach().float().sum((1, 2, 3)), batch.truths, len(batch.skipped))
         for reason in batch.skipped:
-            skipped += 1
             tqdm.write(f"skipped: {reason}", file=sys.stderr)
-        means = {"loss": f"{sum(losses) / len(losses):.2f}", "MAE": f"{sum(map(abs, errors)) / len(errors):.2f}"}
-        progress.set_postfix(means, refresh=False)
+        if time.monotonic() - shown > SHOW_SECONDS:
+            progress.set_postfix(sums.read(), refresh=False)
+            shown = time.monotonic()
         progress.update(len(images) * fabric.world_size)
+        if (index + 1) % CHECK_EVERY == 0 or index == len(loader) - 1:
+            stop_if_broken(fabric, guard, arguments.accumulate, index + 1 if index + 1 < len(loader) else 0)
         watch.lap("other")
-    sums = [len(losses), sum(losses), len(errors), sum(map(abs, errors)), sum(e * e for e in errors), skipped]
-    sums = fabric.all_reduce(torch.tensor(sums, dtype=torch.float64, device=fabric.device), reduce_op="sum").tolist()
+    progress.set_postfix(sums.read(), refresh=False)
+    totals = torch.tensor(sums.all(), dtype=torch.float64, device=fabric.device)
+    loss, absolute, squared, norms, batches, images, steps, skipped = fabric.all_reduce(
+        totals, reduce_op="sum"
+    ).tolist()
     times = watch.seconds()
     return {
-        "loss": sums[1] / sums[0],
-        "mae": sums[3] / sums[2],
-        "mse": math.sqrt(sums[4] / sums[2]),
+        "loss": loss / batches,
+        "mae": absolute / images,
+        "mse": math.sqrt(squared / images),
         "lr": optimizer.param_groups[0]["lr"],
-        "gradient_norm": sum(norms) / len(norms),
-        "skipped": int(sums[5]),
+        "gradient_norm": norms / max(steps, 1),  # float16's scaler may have skipped all
+        "skipped": int(skipped),
         "seconds": sum(times.values()),
-        "images_per_second": sums[2] / sum(times.values()),
+        "images_per_second": images / sum(times.values()),
         "time": times,
     }
+
+
+def stop_if_broken(fabric: Fabric, guard: Guard, accumulate: int, following: int) -> None:
+    """Raise ``NonFinite`` on every process if one has met a loss or gradient that is not finite; ``following``: next batch."""
+    found = guard.found(following)
+    anywhere = fabric.all_reduce(torch.tensor(float(found is not None), device=fabric.device), reduce_op="max")
+    if not anywhere:
+        return
+    what, index = found or ("gradient of another process", -1)
+    first = index if what == "loss" else index // accumulate * accumulate
+    raise NonFinite(what, range(first, index + 1))
 
 
 def say(fabric: Fabric, text: str) -> None:
@@ -159,6 +181,7 @@ def validate(fabric: Fabric, model: nn.Module, val: Crowd, arguments: argparse.N
     """(MAE, MSE) over the validation images, of which each process counts its share."""
     share = Subset(val, range(fabric.global_rank, len(val), fabric.world_size))
     samples = DataLoader(share, batch_size=None, num_workers=arguments.num_workers, generator=torch.Generator())
+    torch.backends.cudnn.benchmark = False  # images differ in size: each would be measured anew
     with fabric.autocast():
         results = evaluate(model, samples, fabric.device, arguments.window)
     errors = torch.tensor([result.predicted - result.truth for result in results], dtype=torch.float64)
@@ -174,13 +197,18 @@ def show_densities(fabric: Fabric, model: nn.Module, val: Crowd, window: int, lo
     for index in sorted({0, len(val) // 2, len(val) - 1}):
         sample = val[index]
         with fabric.autocast():
-            parts = predict(model, sample.image.to(fabric.device), window)
+            parts = predict(model, normalise(sample.image.to(fabric.device)), window)
         log.add_density(epoch, sample.name, load_image(val.images[index]), density_map(parts).numpy())
     model.train()
 
 
 def restore(
-    path: Path, fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None
+    path: Path,
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    settings: dict[str, Any],
 ) -> tuple[int, float]:
     """Load a checkpoint, or bare weights, also of the released code -> the epoch to begin with, the best score so far."""
     load_weights(model, path)
@@ -191,8 +219,12 @@ def restore(
         say(fabric, f"{path}: weights without a training state; training begins with them at epoch 0")
         return 0, math.inf
     try:
-        optimizer.load_state_dict(state["optimizer_state_dict"])
-        fabric.strategy.precision.load_state_dict(state.get("scaler") or {})
+        saved = state["optimizer_state_dict"]
+        # Rate, decay and form of the step are this run's: the file's would silently win.
+        groups = [{**group, **settings} for group in saved["param_groups"]]
+        optimizer.load_state_dict({**saved, "param_groups": groups})
+        if state.get("scaler"):  # absent in files of other precisions
+            fabric.strategy.precision.load_state_dict(state["scaler"])
         first_epoch, best = int(state["epoch"]) + 1, float(state.get("best", math.inf))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -202,56 +234,51 @@ def restore(
     return first_epoch, best
 
 
-def set_up(arguments: argparse.Namespace) -> Fabric:
-    """Devices, precision, processes, seed."""
-    devices = fabric_devices(arguments.device)
-    if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
-        raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
-    if arguments.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order
-        torch.use_deterministic_algorithms(True)
-    try:
-        fabric = Fabric(**devices, num_nodes=arguments.num_nodes, precision=arguments.precision)
-    except RuntimeError as error:  # how the job was started: SLURM's tasks are not given by node, for one
-        raise ValueError(str(error)) from None
-    fabric.launch()
-    seed_everything(arguments.seed, verbose=False)
-    return fabric
+class Run(NamedTuple):
+    """What a training run is made of."""
+
+    train: Crowd
+    val: Crowd
+    loader: DataLoader
+    sampler: EpochSampler
+    network: nn.Module  # bare, for its weights
+    model: nn.Module  # compiled and spread over processes, as asked
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    guard: Guard
+    first_epoch: int
+    best: float
 
 
-def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
-    """Train, validate, keep the best model by 2 MSE + MAE."""
-    stored = kernel_options(arguments) if arguments.kernels == "h5" else None
+def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
+    """Data, network, optimizer and, where the folder holds a checkpoint, the state to go on from."""
     train = Crowd(
         arguments.data_dir,
         arguments.crop_size,
         "train",
         seed=arguments.seed,
         use_gaussians=arguments.loss in NEEDS_GAUSSIANS,
-        kernel_parameters=stored,
+        kernel=chosen_kernel(arguments),
+        kernel_parameters=kernel_options(arguments) if arguments.kernels == "h5" else None,
         skip_bad=arguments.skip_bad_samples,
     )
     val = Crowd(arguments.data_dir, arguments.crop_size, "val")
-    folder, options = arguments.save_dir, option_values(arguments)
-    resume = find_start(arguments.resume, folder, options, FREE_OPTIONS)
+    train.check_annotations()
+    resume = find_start(arguments.resume, arguments.save_dir, option_values(arguments), FREE_OPTIONS)
 
     network = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
-    description = {key: getattr(arguments, key) for key in ("model_name", "topk", "usenum", "dataset", "crop_size")}
     if resume is None:
         load_backbone(network, arguments.backbone_weights)
     network = fabric.to_device(network.to(memory_format=torch.channels_last) if arguments.channels_last else network)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(arguments.ema)) if arguments.ema else None
-    evaluated = average.module if average else network
-    # One pass over weights and moments, on a CPU several times as fast; on GPUs 16-mixed could not clip gradients then.
-    fused = fabric.device.type == "cpu"
-    settings = {"lr": arguments.lr, "weight_decay": arguments.weight_decay, "fused": fused}
+    guard = Guard(fabric.device, max(CHECK_EVERY, 1))
+    average = AveragedModel(network, multi_avg_fn=guarded_average(arguments.ema, guard)) if arguments.ema else None
+    # One pass over weights and moments, on a CPU several times as fast; it also takes the guard's flag.
+    settings = {"lr": arguments.lr, "weight_decay": arguments.weight_decay, "fused": True, "foreach": None}
     optimizer = torch.optim.Adam(network.parameters(), **settings)
-    first_epoch, best = restore(resume, fabric, network, optimizer, average) if resume else (0, math.inf)
+    state = resume, fabric, network, optimizer, average, settings
+    first_epoch, best = restore(*state) if resume else (0, math.inf)
     if first_epoch >= arguments.epochs:
-        if arguments.resume == "auto" and fabric.is_global_zero:
-            prune_checkpoints(folder, arguments.max_model_num)  # one too many where a kill came between two files
         say(fabric, f"{resume}: {first_epoch} epochs are done, of {arguments.epochs}; nothing to do")
-        return
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
 
     sampler = EpochSampler(len(train), arguments.seed, fabric.global_rank, fabric.world_size)
@@ -266,22 +293,45 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
         generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
     )
     loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+    return Run(train, val, loader, sampler, network, model, optimizer, average, guard, first_epoch, best)
+
+
+def describe_trouble(run: Run, error: NonFinite, batch_size: int) -> tuple[str, dict[str, Any]]:
+    """Names and contents of the crops of the batches in which a run broke, read again: they follow from seed and epoch."""
+    order = list(run.sampler)[error.batches.start * batch_size : error.batches.stop * batch_size]
+    samples = [run.train[index] for index in order]
+    keys = ("image", "points", "scales", "rotations", "targets", "name")
+    return ", ".join(sample.name for sample in samples), {
+        f"{key}s".replace("ss", "s"): [getattr(sample, key) for sample in samples] for key in keys
+    }
+
+
+def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
+    """Train, validate, keep the best model by 2 MSE + MAE."""
+    run, folder, options = set_up_run(fabric, arguments), arguments.save_dir, option_values(arguments)
+    network, average, best = run.network, run.average, run.best
+    evaluated = average.module if average else network
+    description = {key: getattr(arguments, key) for key in ("model_name", "topk", "usenum", "dataset", "crop_size")}
+    if run.first_epoch >= arguments.epochs:
+        if arguments.resume == "auto" and fabric.is_global_zero:
+            prune_checkpoints(folder, arguments.max_model_num)  # one too many where a kill came between two files
+        return
     log = None
     if fabric.is_global_zero:
         remove_stale_partials(folder / "trouble")
         save_arguments(arguments, folder / "config.yml")
-        log = RunLog(folder, first_epoch)
+        log = RunLog(folder, run.first_epoch)
         print("options: " + ", ".join(f"{key} {value}" for key, value in options.items()))
     say(
         fabric,
-        f"{arguments.model_name} on {arguments.dataset}: {len(train)} training and {len(val)} validation images, "
+        f"{arguments.model_name} on {arguments.dataset}: {len(run.train)} training and {len(run.val)} validation images, "
         f"{sum(p.numel() for p in network.parameters()):,} parameters, {fabric.world_size} x {fabric.device.type}",
     )
 
     def state() -> dict[str, Any]:
         return {
             "model_state_dict": network.state_dict(),
-            "optimizer_state_dict": optimizer.state_dict(),
+            "optimizer_state_dict": run.optimizer.state_dict(),
             "scaler": fabric.strategy.precision.state_dict(),
             "average": average.state_dict() if average else None,
             "best": best,
@@ -289,27 +339,31 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             "config": options,
         }
 
-    images = arguments.epochs * len(train)
-    shown = {"total": images, "initial": first_epoch * len(train), "desc": "train", "unit": "img"}
+    images = arguments.epochs * len(run.train)
+    shown = {"total": images, "initial": run.first_epoch * len(run.train), "desc": "train", "unit": "img"}
     progress = tqdm(**shown, disable=not fabric.is_global_zero, **progress_options())
-    for epoch in range(first_epoch, arguments.epochs):
+    parts = fabric, run.model, run.optimizer, average, run.loader
+    for epoch in range(run.first_epoch, arguments.epochs):
         # Order, augmentation and dropout of an epoch follow from seed and epoch alone: a resumed run continues exactly.
-        train.set_epoch(epoch)
-        sampler.epoch = epoch
+        run.train.set_epoch(epoch)
+        run.sampler.epoch = epoch
         torch.manual_seed(arguments.seed + epoch * fabric.world_size + fabric.global_rank)
         metrics = {"epoch": epoch}
         try:
-            metrics |= train_epoch(fabric, model, optimizer, average, loader, epoch, arguments, progress)
+            metrics |= train_epoch(*parts, epoch, arguments, progress, run.guard)
         except NonFinite as error:
-            batch = {
-                key: getattr(error.batch, key)
-                for key in ("images", "points", "scales", "rotations", "targets", "names")
-            }
-            aside = set_aside(folder, epoch, error.index, batch, **state())
-            raise ValueError(f"{error} (this batch and the state before it are in {aside})") from None
+            names, contents = describe_trouble(run, error, arguments.batch_size)
+            where = (
+                f"epoch {epoch}, batch {error.batches.stop - 1}: the {error.what} of {names}" if names else error.what
+            )
+            saved = ""
+            if names:
+                aside = set_aside(folder, epoch, error.batches.stop - 1, contents, **state())
+                saved = f" (these crops and the state before them are in {aside})"
+            raise ValueError(f"{where} is not finite; lower --lr{saved}") from None
         validations, waiting = divmod(epoch - arguments.val_start, arguments.val_every)
         if (epoch >= arguments.val_start and not waiting) or epoch == arguments.epochs - 1:
-            metrics["val_mae"], metrics["val_mse"] = validate(fabric, evaluated, val, arguments)
+            metrics["val_mae"], metrics["val_mse"] = validate(fabric, evaluated, run.val, arguments)
             score = 2 * metrics["val_mse"] + metrics["val_mae"]
             if score < best and fabric.is_global_zero:
                 save_weights(folder / "best_model.pth", evaluated.state_dict(), {**description, "epoch": epoch})
@@ -317,10 +371,10 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             if log:
                 tqdm.write("epoch {epoch}: loss {loss:.3f}, val MAE {val_mae:.3f}, MSE {val_mse:.3f}".format(**metrics))
             if log and validations % SHOWN_EVERY == 0:
-                show_densities(fabric, evaluated, val, arguments.window, log, epoch)
+                show_densities(fabric, evaluated, run.val, arguments.window, log, epoch)
         if log:
             log.add_epoch(metrics)
-            save_checkpoint(folder, epoch, arguments.max_model_num, step=(epoch + 1) * len(loader), **state())
+            save_checkpoint(folder, epoch, arguments.max_model_num, step=(epoch + 1) * len(run.loader), **state())
     progress.close()
     if log:
         log.close()
@@ -329,8 +383,8 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train as the command line says."""
-    arguments = parse_train_options(tuple(MODELS), tuple(LOSSES))
-    fabric = set_up(arguments)
+    arguments = parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS)
+    fabric = start_fabric(arguments)
     size = f"--batch-size {arguments.batch_size} and --crop-size {arguments.crop_size}"
     remedy = f"lower one of {size} (--accumulate makes up for it), --num-workers, or take --precision bf16-mixed"
     folder = make_folder(arguments.save_dir)

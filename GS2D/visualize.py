@@ -13,9 +13,18 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from torch import Tensor
 
 from GS2D.gaussians import Gaussians2D
+from GS2D.kernel import cell_grid, transport_kernel
+from GS2D.options import STRIDE, add_kernel_options, check_kernel_options, kernel_options
+from GS2D.prepared import load_annotations
 from GS2D.rasterize import rasterize
+from utils.cli import run_script
+from utils.config import make_parser, parse_arguments
+from utils.evaluation.figures import save_kernel_figure
+from utils.files import gaussians_path, make_folder
+from utils.images import load_image
 
 
 class KernelSummary(NamedTuple):
@@ -26,8 +35,9 @@ class KernelSummary(NamedTuple):
     entropy: np.ndarray  # [h, w]: -sum_n K log K over annotations and background, nats
 
 
-def summarise(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, grid: tuple[int, int]) -> KernelSummary:
-    """Read a kernel K [N + 1, M] in compressed sparse rows, the last row being the background, column by column."""
+def summarise(kernel: Tensor, grid: tuple[int, int]) -> KernelSummary:
+    """Read a sparse kernel K [N + 1, M], the last row being the background, column by column."""
+    indptr, indices, data = (part.numpy() for part in (kernel.crow_indices(), kernel.col_indices(), kernel.values()))
     cells, rows = grid[0] * grid[1], len(indptr) - 1
     row = np.repeat(np.arange(rows), np.diff(indptr))
     order = np.lexsort((data, indices))  # by cell, then by share: the last entry of a cell is its largest
@@ -43,13 +53,6 @@ def summarise(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, grid: t
 
 def main() -> None:
     """Draw the panels of one image into one PNG."""
-    from datasets.crowd import load_annotations
-    from datasets.images import load_image
-    from losses.transport import transport_kernel
-    from utils.config import make_parser, parse_arguments
-    from utils.figures import save_kernel_figure
-    from utils.files import gaussians_path, make_folder
-    from utils.kernel_options import add_kernel_options, check_kernel_options, kernel_options
 
     parser = make_parser("Draw an image's annotations, fitted Gaussians, their rendering and the transport kernel.")
     parser.add_argument("image", type=Path, help="image of a prepared data set, with its npy and gs_params")
@@ -64,7 +67,7 @@ def main() -> None:
     colors = Gaussians2D.load(gaussians_path(arguments.image)).colors
     gaussians = Gaussians2D(points, scales, rotations, colors)
     kernel = transport_kernel(points, scales, rotations, (height, width), **kernel_options(arguments))
-    summary = summarise(*(array.numpy() for array in kernel.csr()), kernel.grid)
+    summary = summarise(kernel, cell_grid((height, width), STRIDE))
     out = arguments.out or Path(f"{arguments.image.stem}_gst.png")
     make_folder(out.parent)
     drawing = rasterize(gaussians, width, height).clamp(0, 1).numpy()
@@ -74,6 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from utils.cli import run_script
-
     run_script(main)

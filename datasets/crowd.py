@@ -3,71 +3,101 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.images import load_image
-from datasets.preprocess import neighbour_distance
-from datasets.transforms import MIN_BOX_FRACTION, Sample, augment, box_fraction, draw_augmentation, normalise
-from GS2D.gaussians import Gaussians2D
-from GS2D.kernel_file import StoredKernel, load_kernel, params_hash, restrict
-from utils.files import gaussians_path, kernel_path, list_images, points_path, read_points
-
-SPLITS = ("train", "val", "test")
+from datasets.transforms import MIN_BOX_FRACTION, Sample, augment, box_fraction, draw_augmentation
+from GS2D.kernel import BlockKernel, StoredKernel, block_diagonal, load_kernel, params_hash, restrict, transport_kernel
+from GS2D.prepared import fit_command, load_annotations
+from utils.files import SPLITS, gaussians_path, kernel_path, list_images, points_path, read_points
+from utils.images import load_image
+from utils.pixels import to_planes
 
 
 class TrainSample(NamedTuple):
     """A crop of c x c pixels and its n annotations, in pixels of the crop."""
 
-    image: Tensor  # float32 [3, c, c], normalised
+    image: Tensor  # uint8 [3, c, c], RGB
     points: Tensor  # float32 [n, 2], (x, y)
     scales: Tensor  # float32 [n, 2], standard deviations of the Gaussians
     rotations: Tensor  # float32 [n, 1], radians
     targets: Tensor  # float32 [n], in [0.3, 1]
     name: str  # stem of the image
     short_side: float  # pixels, of the image that the crop was cut from, as rescaled
-    kernel: StoredKernel | None = None  # of the crop, where stored kernels are used
+    kernel: Tensor | None = None  # K of the crop, sparse [n + 1, M] or [n, M], for losses that transport
+    index: int = 0  # of the image in the data set
     skipped: tuple[str, ...] = ()  # why images before it could not be read
 
 
 class EvalSample(NamedTuple):
     """A whole image and its annotated count."""
 
-    image: Tensor  # float32 [3, H, W], normalised
+    image: Tensor  # uint8 [3, H, W], RGB
     count: float  # NaN where nobody annotated it
     name: str  # stem of the image
 
 
 class Batch(NamedTuple):
-    """Training samples: the crops stacked, everything that varies in length as lists."""
+    """Training samples, side by side: what a step needs as tensors of the batch, which a device gets in one go."""
 
-    images: Tensor  # float32 [B, 3, c, c]
-    points: list[Tensor]
-    scales: list[Tensor]
-    rotations: list[Tensor]
-    targets: list[Tensor]
+    images: Tensor  # uint8 [B, 3, c, c]
+    points: Tensor  # float32 [B, n, 2], zeros after the last point of a crop
+    targets: Tensor  # float32 [B, n], zeros after the last
+    counts: Tensor  # int64 [B], points of each crop
+    kernel: BlockKernel | None  # of all crops
+    received: Tensor | None  # float32 [R]: the target of each row of that kernel, 0 for the background
+    sizes: list[int]  # as counts
+    truths: list[float]  # sums of the targets
+    indices: list[int]  # of the images in the data set
     names: list[str]
-    short_sides: list[float]
-    kernels: list[StoredKernel | None]
     skipped: list[str]
 
 
 def collate(samples: Sequence[TrainSample]) -> Batch:
-    """For ``DataLoader(collate_fn=collate)``."""
-    images, *lists, skipped = zip(*samples, strict=True)
-    return Batch(torch.stack(images), *map(list, lists), [reason for reasons in skipped for reason in reasons])
+    """For ``DataLoader(collate_fn=collate)``: the loading process puts the batch together."""
+    sizes = [len(sample.points) for sample in samples]
+    points, targets = torch.zeros(len(samples), max(1, *sizes), 2), torch.zeros(len(samples), max(1, *sizes))
+    for b, sample in enumerate(samples):
+        points[b, : sizes[b]], targets[b, : sizes[b]] = sample.points, sample.targets
+    kernel = received = None
+    if samples[0].kernel is not None:
+        kernel = block_diagonal([sample.kernel for sample in samples])
+        received = torch.cat([F.pad(s.targets, (0, s.kernel.shape[0] - len(s.targets))) for s in samples])
+    return Batch(
+        torch.stack([sample.image for sample in samples]),
+        points,
+        targets,
+        torch.tensor(sizes),
+        kernel,
+        received,
+        sizes,
+        targets.sum(dim=1).tolist(),
+        [sample.index for sample in samples],
+        [sample.name for sample in samples],
+        [reason for sample in samples for reason in sample.skipped],
+    )
+
+
+def default_kernel(
+    *, points: np.ndarray, scales: np.ndarray, rotations: np.ndarray, crop_size: int, **_: float
+) -> Tensor:
+    """GST's K with its published parameters."""
+    return transport_kernel(points, scales, rotations, crop_size)
 
 
 class Crowd(Dataset):
     """The images of ``root/split``: ``TrainSample``s for "train", ``EvalSample``s for "val" and "test".
 
-    ``training`` asks for one kind whatever the split. A training sample is a function of (seed, epoch, index); call
+    A training sample carries its transport kernel: what ``kernel`` makes of the augmented crop, a function of points, scales,
+    rotations, crop_size and short_side such as ``losses.build_kernel`` gives (default: GST's), or what ``kernel_parameters``
+    find in the stored kernels; None for losses that transport nothing. ``training`` asks for one kind whatever the split. A training sample is a function of (seed, epoch, index); call
     ``set_epoch`` before each epoch. Without ``use_gaussians`` no fitted Gaussians are read: scales are then a sixth of
     the neighbour distance, which also replaces fitted scales that are NaN, and rotations are 0. With ``skip_bad`` the next
     image takes the place of a training image that cannot be read, and the sample says why. A test split without any
@@ -86,6 +116,7 @@ class Crowd(Dataset):
         seed: int = 4073,
         use_gaussians: bool = True,
         training: bool | None = None,
+        kernel: Callable[..., Tensor] | None = default_kernel,
         kernel_parameters: Mapping[str, float] | None = None,
         skip_bad: bool = False,
     ) -> None:
@@ -94,7 +125,7 @@ class Crowd(Dataset):
         self.root, self.crop_size, self.split = Path(root), crop_size, split
         self.seed, self.training = seed, split == "train" if training is None else training
         self.use_gaussians = use_gaussians and self.training
-        self.kernel_parameters = kernel_parameters if self.training else None
+        self.kernel, self.kernel_parameters = kernel, kernel_parameters if self.training else None
         self.skip_bad = skip_bad
         self.images = list_images(self.root / split)
         # Shared memory: workers that outlive an epoch (persistent_workers=True) see the new number too.
@@ -103,12 +134,17 @@ class Crowd(Dataset):
         if self.annotated:
             _require([points_path(image) for image in self.images], "run preprocess_dataset_*.py again")
         if self.use_gaussians:
-            _require([gaussians_path(image) for image in self.images], f"run {_fit_command(self.root / split)}")
+            _require([gaussians_path(image) for image in self.images], f"run {fit_command(self.root / split)}")
         if self.kernel_parameters:
             _require([kernel_path(image) for image in self.images], f"run {_kernel_command(self.root / split)}")
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def check_annotations(self) -> None:
+        """Read every npy and every file of Gaussians once: what is wrong with one is said before the first epoch."""
+        for image in self.images if self.training and not self.skip_bad else ():
+            load_annotations(image, self.use_gaussians)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the augmentation that of ``epoch``."""
@@ -118,7 +154,7 @@ class Crowd(Dataset):
         if not self.training:
             path = self.images[index]
             count = len(read_points(points_path(path))) if self.annotated else math.nan
-            return EvalSample(normalise(load_image(path)), float(count), path.stem)
+            return EvalSample(to_planes(load_image(path)), float(count), path.stem)
         skipped = []
         for step in range(len(self)):
             try:
@@ -137,6 +173,7 @@ class Crowd(Dataset):
         stride = int(self.kernel_parameters["stride"]) if self.kernel_parameters else None
         augmentation = draw_augmentation(generator, *image.shape[:2], self.crop_size, str(path), stride=stride)
         sample, targets = augment(Sample(image, points, distance, scales, rotations), augmentation, self.crop_size)
+        short_side = min(image.shape[:2]) * augmentation.scale
         kernel = None
         if stride:
             stored = _current_kernel(path, self.kernel_parameters, params_hash(points, scales, rotations))
@@ -144,40 +181,15 @@ class Crowd(Dataset):
             kept = box_fraction(points, distance, *corner, self.crop_size) >= MIN_BOX_FRACTION
             cells = self.crop_size // stride
             kernel = restrict(stored, kept, corner[1] // stride, corner[0] // stride, (cells, cells), augmentation.flip)
+        elif self.kernel:
+            annotations = {name: getattr(sample, name) for name in ("points", "scales", "rotations")}
+            try:
+                kernel = self.kernel(**annotations, crop_size=self.crop_size, short_side=short_side)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
         arrays = (sample.points, sample.scales, sample.rotations, targets)
         tensors = (torch.from_numpy(array) for array in arrays)
-        short_side = min(image.shape[:2]) * augmentation.scale
-        return TrainSample(normalise(sample.image), *tensors, path.stem, short_side, kernel)
-
-
-def load_annotations(image: Path, use_gaussians: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Points [N, 2], neighbour distances [N], scales [N, 2] and rotations [N, 1] of a prepared image, float32.
-
-    Scales that are NaN, and all without ``use_gaussians``, are a sixth of the neighbour distance, and such rotations 0.
-    Raises ``FileNotFoundError`` or ``ValueError``, naming the file, also where points and Gaussians differ in number.
-    """
-    annotations = read_points(points_path(image))
-    points = annotations[:, :2]
-    # Without the third column: an npy that was prepared for evaluation.
-    distance = annotations[:, 2] if annotations.shape[1] == 3 else neighbour_distance(points).astype(np.float32)
-    fallback = np.repeat(distance[:, None] / 6, 2, axis=1)
-    if not use_gaussians:
-        return points, distance, fallback, np.zeros((len(points), 1), np.float32)
-    gaussians = Gaussians2D.load(gaussians_path(image))
-    if len(gaussians) != len(points):
-        raise ValueError(
-            f"{gaussians_path(image)}: {len(gaussians)} Gaussians, but {points_path(image)} has {len(points)} points; "
-            f"delete the former and run {_fit_command(image.parent)}"
-        )
-    scales, rotations = gaussians.scales.numpy(), gaussians.rotations.numpy()
-    bad = np.flatnonzero(((scales < 0) | np.isinf(scales) | np.isinf(rotations)).any(axis=1))
-    if bad.size:
-        row = [*scales[bad[0]].tolist(), *rotations[bad[0]].tolist()]
-        raise ValueError(
-            f"{gaussians_path(image)}: row {bad[0]} has scales and rotation {row}, expected finite numbers and no negative "
-            f"scale; delete the file and run {_fit_command(image.parent)}"
-        )
-    return points, distance, np.where(np.isnan(scales), fallback, scales), np.nan_to_num(rotations, nan=0.0)
+        return TrainSample(to_planes(sample.image), *tensors, path.stem, short_side, kernel, index)
 
 
 def _current_kernel(image: Path, parameters: Mapping[str, float], current_hash: str) -> StoredKernel:
@@ -195,10 +207,6 @@ def _current_kernel(image: Path, parameters: Mapping[str, float], current_hash: 
 
 def _kernel_command(split: Path) -> str:
     return f"python GS2D/build_kernels.py --root-path {split.parent}"
-
-
-def _fit_command(split: Path) -> str:
-    return f"python 2dgs_counting_1gs_gsplat.py --root-path {split.parent}"
 
 
 def _require(paths: Sequence[Path], remedy: str) -> None:

@@ -10,12 +10,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 GREY_PROBABILITY = 0.12
 FLIP_PROBABILITY = 0.5
@@ -137,13 +132,6 @@ def hflip(sample: Sample) -> Sample:
 def grey(image: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] with the luma (ITU-R 601) in all three channels."""
     return np.array(Image.fromarray(np.ascontiguousarray(image)).convert("L").convert("RGB"))
-
-
-def normalise(image: np.ndarray) -> Tensor:
-    """uint8 [H, W, 3] -> float32 [3, H, W], (value / 255 - mean) / std with the constants of ImageNet."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
-    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
-    return pixels.div_(255).sub_(mean).div_(std)
 
 
 def _corner(uniform: float, room: int, step: int) -> int:

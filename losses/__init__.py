@@ -1,7 +1,8 @@
 """Losses between a predicted density and point annotations.
 
-``build_loss`` gives each by its name: a function (density [B, 1, h, w], sample) -> scalar, where ``sample`` has the
-attributes of ``losses.inputs.Annotations``. Nothing else knows which losses there are.
+``build_loss`` gives each by its name: a function (density [B, 1, h, w], batch) -> scalar, where ``batch`` has the attributes of
+``losses.inputs.Annotations``. ``build_kernel`` gives what ``datasets.crowd.Crowd`` needs to make the transport kernels for it.
+Nothing else knows which losses there are.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from typing import Any
 
 from torch import Tensor
 
-from losses.bayesian import bayesian_loss
+from losses.bayesian import bayesian_kernel
 from losses.dm_count import dm_count_loss
 from losses.generalized import generalized_loss
-from losses.gst import gst_loss
 from losses.inputs import Annotations
 from losses.regression import regression_loss
+from losses.transport import gst_kernel, transported_mass_loss
 
+# One loss, three kernels: what tells GST from BL is what K is made from.
+KERNELS: dict[str, Callable[..., Tensor]] = {
+    "gst": gst_kernel,
+    "bl": bayesian_kernel,
+    "bl+": partial(bayesian_kernel, background="paper"),
+}
 LOSSES: dict[str, Callable[..., Tensor]] = {
-    "gst": gst_loss,
-    "bl": bayesian_loss,
-    "bl+": partial(bayesian_loss, background="paper"),
+    **dict.fromkeys(KERNELS, transported_mass_loss),
     "dm-count": dm_count_loss,
     "gloss": generalized_loss,
     "mse": regression_loss,
@@ -35,3 +40,11 @@ def build_loss(name: str, **options: Any) -> Callable[[Tensor, Annotations], Ten
     if name not in LOSSES:
         raise ValueError(f"loss: {name!r}, must be one of {', '.join(LOSSES)}")
     return partial(LOSSES[name], **options)
+
+
+def build_kernel(name: str, **options: Any) -> Callable[..., Tensor] | None:
+    """(points, scales, rotations, crop_size, short_side) of a crop -> the kernel that the loss of that name transports with.
+
+    None for losses that transport nothing. Options: keyword arguments of the kernel's function.
+    """
+    return partial(KERNELS[name], **options) if name in KERNELS else None

@@ -3,16 +3,21 @@
 POT has no solver that agrees with the released one: that one adds 1e-16 to every denominator, and exp(-C / 10) underflows
 beyond 30 pixels, so that these decide the dual variable of most cells. ``ot.sinkhorn`` without them stops at its first
 iterate or, in the log domain, returns the exact dual: gradients differ by 10 % to several times. Hence the loop here.
+
+All crops of a batch go through the same operations, and nothing is read back from the device: where a crop has met the
+stopping rule, its iterate is kept while the others go on.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from losses.inputs import Annotations, offsets, samples
+from GS2D.kernel import centres
+from losses.inputs import Annotations, cells_of
 
 TINY = 1e-16  # added to denominators and to the logarithm's argument; part of the result
 CHECK_EVERY = 10  # iterations between two looks at the stopping rule
@@ -20,7 +25,7 @@ CHECK_EVERY = 10  # iterations between two looks at the stopping rule
 
 def dm_count_loss(
     density: Tensor,
-    sample: Annotations,
+    batch: Annotations,
     *,
     ot_weight: float = 0.1,
     tv_weight: float = 0.01,
@@ -32,13 +37,13 @@ def dm_count_loss(
     target. The gradient of OT is that of <D, g> with g held constant, whose value is 0 up to rounding: the loss's value
     says nothing about the transport. Without annotations: |sum of D|. Raises ValueError where shapes do not fit.
     """
-    transport, count, variation = dm_count_terms(density, sample, **options).unbind(dim=1)
+    transport, count, variation = dm_count_terms(density, batch, **options).unbind(dim=1)
     return count.mean() + ot_weight * transport.sum() + tv_weight * variation.mean()
 
 
 def dm_count_terms(
     density: Tensor,
-    sample: Annotations,
+    batch: Annotations,
     *,
     stride: int = 8,
     regularisation: float = 10.0,
@@ -53,102 +58,118 @@ def dm_count_terms(
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver: {solver!r}, must be one of {', '.join(SOLVERS)}")
-    terms = []
-    for cells, points, _ in samples(density, sample):
-        total, number = cells.sum(), len(points)
-        count = (total - number).abs()
-        if not number:
-            terms.append(torch.stack([torch.zeros_like(count), count, torch.zeros_like(count)]))
-            continue
-        mass = cells / (total + 1e-6)
-        with torch.no_grad():
-            squared = tuple(offset.square() for offset in offsets(points, cells.shape, stride))
-            beta = SOLVERS[solver](mass, *squared, regularisation, iterations, tolerance)
-            scale = total.square() + 1e-8
-            gradient = beta * (total / scale) - (cells * beta).sum() / scale
-        variation = number * (mass - dots(points, cells.shape, stride) / (number + 1e-6)).abs().sum()
-        terms.append(torch.stack([(cells * gradient).sum(), count, variation]))
-    return torch.stack(terms)
+    cells, points = cells_of(density, batch)  # [B, h, w], [B, n, 2]
+    number = batch.counts.to(cells)
+    present = torch.arange(points.shape[1], device=cells.device) < number[:, None]  # [B, n]
+    total = cells.sum(dim=(1, 2))
+    mass = cells / (total + 1e-6)[:, None, None]
+    with torch.no_grad():
+        dy2 = (centres(cells.shape[1], stride, cells) - points[..., 1:]).square()  # [B, n, h]
+        dx2 = (centres(cells.shape[2], stride, cells) - points[..., :1]).square()  # [B, n, w]
+        beta = SOLVERS[solver](mass, dx2, dy2, present, number, regularisation, iterations, tolerance)
+        scale = total.square() + 1e-8
+        shift = (cells * beta).sum(dim=(1, 2)) / scale
+        gradient = beta * (total / scale)[:, None, None] - shift[:, None, None]
+        gradient = torch.where((number > 0)[:, None, None], gradient, 0)  # nothing to transport to
+    dots = dot_map(points, present, cells.shape[1:], stride)
+    transport = (cells * gradient).sum(dim=(1, 2))
+    variation = number * (mass - dots / (number + 1e-6)[:, None, None]).abs().sum(dim=(1, 2))
+    return torch.stack([transport, (total - number).abs(), variation], dim=1)
 
 
-def dots(points: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
-    """Number of points in each cell: [n, 2] -> [h, w]."""
-    column = (points[:, 0] // stride).clamp(0, grid[1] - 1).long()
-    row = (points[:, 1] // stride).clamp(0, grid[0] - 1).long()
-    return (row * grid[1] + column).bincount(minlength=grid[0] * grid[1]).to(points.dtype).view(*grid)
+def dot_map(points: Tensor, present: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
+    """Number of points in each cell: [B, n, 2], [B, n] -> [B, h, w]."""
+    column = (points[..., 0] // stride).clamp(0, grid[1] - 1)
+    row = (points[..., 1] // stride).clamp(0, grid[0] - 1)
+    batch = torch.arange(len(points), device=points.device)[:, None]
+    cell = ((batch * grid[0] + row) * grid[1] + column).long().flatten()
+    dots = torch.zeros(len(points) * grid[0] * grid[1], dtype=points.dtype, device=points.device)
+    return dots.index_add_(0, cell, present.to(points.dtype).flatten()).view(-1, *grid)
 
 
-def separable_dual(mass: Tensor, dx2: Tensor, dy2: Tensor, regularisation: float, *rule: float) -> Tensor:
-    """``dense_dual`` with exp(-C / r) = exp(-dy^2 / r) exp(-dx^2 / r), never formed: n (h + w) numbers instead of n h w."""
-    along_x, along_y = (dx2 / -regularisation).exp(), (dy2 / -regularisation).exp()  # [n, w], [n, h]
-    return regularisation * _sinkhorn(
-        mass,
-        len(dx2),
-        lambda u: along_y.T @ (u[:, None] * along_x),
-        lambda v: ((along_y @ v) * along_x).sum(dim=1),
-        *rule,
-    )
+def separable_dual(
+    mass: Tensor,
+    dx2: Tensor,
+    dy2: Tensor,
+    present: Tensor,
+    number: Tensor,
+    regularisation: float,
+    iterations: int,
+    tolerance: float,
+) -> Tensor:
+    """beta [B, h, w] of D' [B, h, w] against points of mass 1 / N; dx2 [B, n, w], dy2 [B, n, h]: squared offsets, pixels.
 
-
-def dense_dual(mass: Tensor, dx2: Tensor, dy2: Tensor, regularisation: float, *rule: float) -> Tensor:
-    """beta [h, w] of D' [h, w] against points of mass 1 / n, as published; dx2 [n, w], dy2 [n, h]: squared offsets.
-
-    K = exp(-C / r) [n, M] with C the squared distance in pixels.
+    As published, with K = exp(-C / r) = exp(-dy^2 / r) exp(-dx^2 / r) never formed: n (h + w) numbers instead of n h w.
+    Points that are not ``present`` [B, n] take part in nothing.
     """
-    kernel = ((dy2[:, :, None] + dx2[:, None]) / -regularisation).exp().flatten(1)
+    along_x = (dx2 / -regularisation).exp() * present[..., None]  # [B, n, w]
+    along_y = (dy2 / -regularisation).exp()  # [B, n, h]
+    turned, lines, tiny = along_y.transpose(1, 2), along_x.flatten(0, 1)[..., None], mass.new_full((), TINY)
     return regularisation * _sinkhorn(
         mass,
-        len(dx2),
-        lambda u: (u @ kernel).view_as(mass),
-        lambda v: kernel @ v.flatten(),
-        *rule,
+        1 / number.clamp(min=1)[:, None].expand(present.shape),
+        lambda u: torch.baddbmm(tiny, turned, u[..., None] * along_x),
+        lambda v: torch.baddbmm(tiny, torch.bmm(along_y, v).flatten(0, 1)[:, None], lines).view(present.shape),
+        iterations,
+        tolerance,
     )
 
 
 def log_dual(
-    mass: Tensor, dx2: Tensor, dy2: Tensor, regularisation: float, iterations: int, tolerance: float
+    mass: Tensor,
+    dx2: Tensor,
+    dy2: Tensor,
+    present: Tensor,
+    number: Tensor,
+    regularisation: float,
+    iterations: int,
+    tolerance: float,
 ) -> Tensor:
     """The exact dual variable, by the same iterations on log u and log v: nothing underflows at any distance.
 
     Cells without mass count as 1e-16, which keeps their dual variable finite.
     """
-    log_kernel = ((dy2[:, :, None] + dx2[:, None]) / -regularisation).flatten(1)  # [n, M]
-    log_mass = (mass.flatten() + TINY).log()
-    share = -torch.tensor(float(len(dx2)), dtype=mass.dtype, device=mass.device).log()
-    log_u = share.expand(len(dx2), 1)
+    log_kernel = ((dy2[..., None] + dx2[:, :, None]) / -regularisation).flatten(2)  # [B, n, M]
+    log_mass = (mass.flatten(1) + TINY).log()[:, None]
+    share = torch.where(present, -number.log()[:, None], -math.inf)[..., None]  # [B, n, 1]
+    log_u, final, stopped = share, torch.zeros_like(log_mass), torch.zeros_like(log_mass[..., :1], dtype=torch.bool)
     for iteration in range(1, iterations + 1):
-        log_v = log_mass - (log_kernel + log_u).logsumexp(dim=0)
-        log_u = share - (log_kernel + log_v).logsumexp(dim=1, keepdim=True)
-        if iteration % CHECK_EVERY == 0:
-            transported = (log_v + (log_kernel + log_u).logsumexp(dim=0)).exp()
-            if (transported - mass.flatten()).square().sum() <= tolerance:
-                break
-    return regularisation * log_v.view_as(mass)
+        log_v = log_mass - (log_kernel + log_u).logsumexp(dim=1, keepdim=True)
+        log_u = share - (log_kernel + log_v).logsumexp(dim=2, keepdim=True)
+        if iteration % CHECK_EVERY == 0 or iteration == iterations:
+            final = torch.where(stopped, final, log_v)
+            transported = (log_v + (log_kernel + log_u).logsumexp(dim=1, keepdim=True)).exp()
+            error = (transported - mass.flatten(1)[:, None]).square().sum(dim=2, keepdim=True)
+            stopped = stopped | (error <= tolerance)
+    return regularisation * final.view_as(mass)
 
 
-SOLVERS = {"separable": separable_dual, "dense": dense_dual, "log": log_dual}
+SOLVERS = {"separable": separable_dual, "log": log_dual}
 
 
 def _sinkhorn(
     mass: Tensor,
-    number: int,
+    share: Tensor,
     to_cells: Callable[[Tensor], Tensor],
     to_points: Callable[[Tensor], Tensor],
     iterations: int,
     tolerance: float,
 ) -> Tensor:
-    """log v [h, w] of v = D' / (K^T u + 1e-16), u = (1/n) / (K v + 1e-16), from u = 1/n and v = 1/M.
+    """log v [B, h, w] of v = D' / (K^T u + 1e-16), u = (1/N) / (K v + 1e-16), from u = share = 1/N [B, n] and v = 1/M.
 
-    Stops when, looked at every 10th iteration, |K^T u * v - D'|^2 is within the tolerance; where u or v becomes NaN or
-    infinite, with the iterate before.
+    The callables add the 1e-16. A crop keeps the iterate at which, looked at every 10th iteration, |K^T u * v - D'|^2 is
+    within the tolerance. The published rule to go back one iterate from NaN or infinity can apply only to a density that
+    is not finite itself, since no denominator is below 1e-16: then the result is the start.
     """
-    u, v = mass.new_full((number,), 1 / number), torch.full_like(mass, 1 / mass.numel())
+    start = torch.full_like(mass, 1 / mass[0].numel())
+    u, final, stopped = share, start, torch.zeros_like(mass[:, :1, :1], dtype=torch.bool)
     for iteration in range(1, iterations + 1):
-        new_v = mass / (to_cells(u) + TINY)
-        new_u = 1 / number / (to_points(new_v) + TINY)
-        if not (new_u.isfinite().all() and new_v.isfinite().all()):
-            break
-        u, v = new_u, new_v
-        if iteration % CHECK_EVERY == 0 and (to_cells(u) * v - mass).square().sum() <= tolerance:
-            break
-    return (v + TINY).log()
+        v = mass / to_cells(u)
+        u = share / to_points(v)
+        if iteration % CHECK_EVERY == 0 or iteration == iterations:
+            final = torch.where(stopped, final, v)
+            received = (to_cells(u) - TINY) * v  # the rule's have nothing added: v is up to 1e16 D'
+            error = (received - mass).square().sum(dim=(1, 2), keepdim=True)
+            stopped = stopped | (error <= tolerance)
+    broken = ~mass.sum(dim=(1, 2), keepdim=True).isfinite()
+    return (torch.where(broken, start, final) + TINY).log()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from GS2D.kernel import centres
 from losses.inputs import Annotations, samples
-from losses.tiles import centres
 
 PIXELS = 512.0  # coordinates are divided by this, whatever the crop
 SMALLEST_MASS = 1e-12  # of a cell, in the solver alone: without it an all-zero density has no finite plan
@@ -19,7 +19,7 @@ COSTS = ("exp", "perspective")
 
 def generalized_loss(
     density: Tensor,
-    sample: Annotations,
+    batch: Annotations,
     *,
     tau: float = 0.1,
     entropy_weight: float = 0.01,
@@ -30,13 +30,13 @@ def generalized_loss(
     Options: those of ``generalized_terms``. Every annotation counts 1, whatever its target. Without annotations:
     |sum of D| (1 + 2 tau). Raises ValueError where shapes do not fit together.
     """
-    terms = generalized_terms(density, sample, **options)
+    terms = generalized_terms(density, batch, **options)
     return (terms * terms.new_tensor([1, tau, tau, entropy_weight])).sum(dim=1).mean()
 
 
 def generalized_terms(
     density: Tensor,
-    sample: Annotations,
+    batch: Annotations,
     *,
     stride: int = 8,
     offset: float | None = None,
@@ -60,7 +60,7 @@ def generalized_terms(
     if cost not in COSTS:
         raise ValueError(f"cost: {cost!r}, must be one of {', '.join(COSTS)}")
     terms = []
-    for cells, points, _ in samples(density, sample):
+    for cells, points, _ in samples(density, batch):
         if not len(points):
             total = cells.sum().abs()
             terms.append(torch.stack([total, total, total, torch.zeros_like(total)]))

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from losses.tiles import centres
+from GS2D.kernel import BlockKernel
 
 
 class Annotations(Protocol):
-    """The annotations of B crops, such as ``datasets.crowd.Batch``: lists of B entries, in pixels of the crop."""
+    """The annotations of B crops, such as ``datasets.crowd.Batch``, checked where they were loaded; pixels of the crop."""
 
-    points: Sequence[Tensor]  # [n, 2], (x, y)
-    scales: Sequence[Tensor]  # [n, 2], standard deviations of the fitted Gaussians
-    rotations: Sequence[Tensor]  # [n, 1], radians
-    targets: Sequence[Tensor]  # [n], share of each annotation that belongs to the crop
-    kernels: Sequence[Any]  # stored transport kernels in compressed sparse rows, or None
+    points: Tensor  # [B, n, 2], (x, y), zeros after the last point of a crop
+    targets: Tensor  # [B, n], share of each annotation that belongs to the crop, zeros after the last
+    counts: Tensor  # [B], points of each crop
+    sizes: Sequence[int]  # the same, known without asking the device
+    kernel: BlockKernel | None  # of the crops, for the losses that transport
+    received: Tensor | None  # [R], what each row of that kernel ought to receive
 
 
 def check_density(density: Tensor) -> None:
@@ -27,31 +28,19 @@ def check_density(density: Tensor) -> None:
         raise ValueError(f"density: shape {tuple(density.shape)}, expected [B, 1, h, w] with at least one cell")
 
 
-def samples(density: Tensor, batch: Annotations) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Density [h, w], points [n, 2] and targets [n] of each crop of ``density`` [B, 1, h, w], on its device.
+def cells_of(density: Tensor, batch: Annotations) -> tuple[Tensor, Tensor]:
+    """Cells [B, h, w] and points [B, n, 2] of ``density`` [B, 1, h, w], on its device, at least float32.
 
-    Half precision becomes float32: sums over thousands of cells and exponentials need it. Raises ValueError where shapes
-    do not fit together or a point is not finite.
+    Sums over thousands of cells and exponentials need more than half precision. Raises ValueError where shapes do not fit.
     """
     check_density(density)
-    if not len(density) == len(batch.points) == len(batch.targets):
-        lengths = f"{len(density)}, {len(batch.points)} and {len(batch.targets)}"
-        raise ValueError(f"density, points, targets: {lengths} samples, expected equally many")
-    if density.dtype in (torch.float16, torch.bfloat16):
-        density = density.float()
-    for b, (cells, points, targets) in enumerate(zip(density[:, 0], batch.points, batch.targets)):
-        points = torch.as_tensor(points).detach().to(cells)
-        targets = torch.as_tensor(targets).detach().to(cells)
-        points = points if points.numel() else points.reshape(0, 2)  # an empty file may hold shape (0,)
-        if points.ndim != 2 or points.shape[1] != 2 or targets.shape != points.shape[:1]:
-            shapes = f"shapes {tuple(points.shape)} and {tuple(targets.shape)}"
-            raise ValueError(f"points[{b}], targets[{b}]: {shapes}, expected [n, 2] and [n]")
-        if not points.isfinite().all():
-            row = int((~points.isfinite()).any(dim=1).nonzero()[0])
-            raise ValueError(f"points[{b}]: {points[row].tolist()} in row {row}, must be finite; drop the point")
-        yield cells, points, targets
+    if len(batch.points) != len(density):
+        raise ValueError(f"density, points: {len(density)} and {len(batch.points)} samples, expected equally many")
+    cells = density[:, 0].float() if density.dtype in (torch.float16, torch.bfloat16) else density[:, 0]
+    return cells, batch.points.detach().to(cells)
 
 
-def offsets(points: Tensor, grid: Sequence[int], stride: int) -> tuple[Tensor, Tensor]:
-    """Distances along x [n, w] and along y [n, h] from points [n, 2] to the centres of (h, w) cells, pixels."""
-    return centres(grid[1], stride, points) - points[:, :1], centres(grid[0], stride, points) - points[:, 1:]
+def samples(density: Tensor, batch: Annotations) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Density [h, w], points [n, 2] and targets [n] of each crop: ``cells_of``, one by one."""
+    for cells, points, targets, size in zip(*cells_of(density, batch), batch.targets, batch.sizes):
+        yield cells, points[:size], targets[:size].detach().to(cells)

@@ -16,7 +16,7 @@ SMALLEST_SHARE = 1e-6  # of a Gaussian that must lie in the crop before it is sc
 
 def regression_loss(
     density: Tensor,
-    sample: Annotations,
+    batch: Annotations,
     *,
     stride: int = 8,
     sigma: float = 15.0,
@@ -30,9 +30,9 @@ def regression_loss(
     nearest annotations. Without annotations T is 0. Raises ValueError where shapes do not fit together.
     """
     total = density.new_zeros((), dtype=torch.float32)
-    for cells, points, targets in samples(density, sample):
+    for cells, points, targets in samples(density, batch):
         with torch.no_grad():
-            widths = beta * neighbour_distance(points) if adaptive else torch.full_like(targets, sigma)
+            widths = beta * clipped_neighbour_distance(points) if adaptive else torch.full_like(targets, sigma)
             truth = density_map(points, widths, cells.shape, stride, targets if renormalise else None)
         total = total + (cells - truth).square().sum() / 2
     return total / len(density)
@@ -58,7 +58,7 @@ def density_map(
     return rows.T @ columns
 
 
-def neighbour_distance(points: Tensor) -> Tensor:
+def clipped_neighbour_distance(points: Tensor) -> Tensor:
     """Mean distance to the 3 nearest other points (fewer where there are fewer), clipped to [4, 128] pixels: [n].
 
     A single point has 128.

@@ -12,11 +12,11 @@ from torch import nn
 
 from models.vgg import VGG19_BLOCKS
 from models.weights import read_state_dict
+from utils.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 Convolutions = list[tuple[torch.Tensor, torch.Tensor]]  # weight [out, in, 3, 3] and bias [out], in network order
 
-IMAGENET_MEAN = torch.tensor((0.485, 0.456, 0.406))  # of RGB in 0..1
-IMAGENET_STD = torch.tensor((0.229, 0.224, 0.225))
+MEAN, STD = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)  # of RGB in 0..1
 CAFFE_MEAN = torch.tensor((123.68, 116.779, 103.939))  # of RGB in 0..255
 
 # Convolutions in each block. VGG16 lacks the last one of blocks 3 to 5.
@@ -145,8 +145,8 @@ def _read_keras(path: str | os.PathLike) -> Convolutions:
         raise OSError(f"{path}: cannot be read as HDF5 ({reason}), fetch it again") from None
     kernel, bias = convolutions[0]
     kernel = kernel.flip(1)  # BGR -> RGB
-    bias = bias + (kernel.sum(dim=(2, 3)) * (255 * IMAGENET_MEAN - CAFFE_MEAN)).sum(dim=1)
-    convolutions[0] = (kernel * (255 * IMAGENET_STD).view(1, 3, 1, 1), bias)
+    bias = bias + (kernel.sum(dim=(2, 3)) * (255 * MEAN - CAFFE_MEAN)).sum(dim=1)
+    convolutions[0] = (kernel * (255 * STD).view(1, 3, 1, 1), bias)
     return convolutions
 
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.vgg import DENSITY_STRIDE, Prediction, check_images, regression_head, vgg19_features
+from models.vgg import Prediction, check_images, regression_head, vgg19_features
+from utils.pixels import STRIDE
 
 CHANNELS = 512
 HEADS = 8
@@ -132,7 +133,7 @@ class VGGTrans(nn.Module):
         """Normalised RGB [B, 3, H, W] -> Prediction; ValueError for another shape or a side under 16 pixels."""
         check_images(images)
         features, attention = self.encoder(self.features(images))
-        size = (images.shape[-2] // DENSITY_STRIDE, images.shape[-1] // DENSITY_STRIDE)
+        size = (images.shape[-2] // STRIDE, images.shape[-1] // STRIDE)
         features = F.interpolate(features, size=size, mode="bilinear", align_corners=True)
         return Prediction(self.reg_layer_0(features).abs(), attention)
 

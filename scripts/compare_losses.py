@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from tqdm import tqdm
 
+from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
 from scripts.experiments import Children, ended_with_us, guess_counts, read_counts, write_table
@@ -87,14 +88,14 @@ def plan(arguments: argparse.Namespace, passed: Sequence[str]) -> list[Run]:
         for label in dict.fromkeys(arguments.losses):
             options = ["--data-dir", str(arguments.data), *defaults, *passed, *CHOICES[label], "--seed", str(seed)]
             if arguments.recipes and label in RECIPES:
-                dataset = parse_train_options(tuple(MODELS), tuple(LOSSES), options).dataset
+                dataset = parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, options).dataset
                 recipe = ROOT / "configs" / f"{RECIPES[label]}_{dataset}.yml"
                 if not recipe.is_file():
                     raise ValueError(f"{recipe}: no such recipe; leave {label} out with --losses, or drop --recipes")
                 options = ["--config", str(recipe), *options]
             folder = arguments.out / f"{label}_seed{seed}"
             options += ["--save-dir", str(folder)]
-            parsed = parse_train_options(tuple(MODELS), tuple(LOSSES), options)
+            parsed = parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, options)
             effective = {key: value for key, value in option_values(parsed).items() if key not in MAY_DIFFER}
             effective |= {"data": str(arguments.data.resolve()), "split": arguments.split}
             device = parsed.device.partition(",")[0]

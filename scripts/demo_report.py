@@ -7,14 +7,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.images import load_image
 from GS2D.gaussians import Gaussians2D
 from scripts.experiments import guess_counts, read_counts
 from utils.cli import run_script
 from utils.config import make_parser
 from utils.evaluation import mae_mse
-from utils.figures import save_gaussians_figure
+from utils.evaluation.figures import save_gaussians_figure
 from utils.files import atomic_write, gaussians_path, list_images, points_path, read_points
+from utils.images import load_image
 
 
 def main() -> None:

@@ -18,18 +18,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from datasets.annotations import read_ucf
-from datasets.images import load_image
+from datasets.raw.annotations import read_ucf
 from GS2D.fitting import FitConfig, fit_image, foreground, initial_parameters
 from GS2D.gaussians import Gaussians2D
+from GS2D.kernel import cell_grid, dense_transport_kernel, transport_kernel
 from GS2D.process_gaussians import clean
 from GS2D.rasterize import rasterize
 from GS2D.visualize import summarise
-from losses.transport import dense_transport_kernel, transport_kernel
 from utils.cli import run_script
 from utils.config import make_parser, number
-from utils.figures import add_ellipses, show_image
+from utils.evaluation.figures import add_ellipses, show_image
 from utils.files import atomic_write, make_folder
+from utils.images import load_image
 
 STRIDE = 8  # pixels in a cell
 COLORS = 192  # of a picture's palette, which keeps it below 150 KB
@@ -55,9 +55,9 @@ def fit_figure(image: np.ndarray, start: Gaussians2D, fitted: Gaussians2D, losse
 def kernel_figure(gaussians: Gaussians2D, height: int, width: int) -> Figure:
     """Owner, background share and entropy of each cell, and three columns of K: a sure, a torn and an empty cell."""
     arguments = gaussians.means, gaussians.scales, gaussians.rotations, (height, width)
-    kernel = transport_kernel(*arguments, stride=STRIDE)
+    kernel, grid = transport_kernel(*arguments, stride=STRIDE), cell_grid((height, width), STRIDE)
     dense = dense_transport_kernel(*arguments, stride=STRIDE).numpy()
-    summary = summarise(*(array.numpy() for array in kernel.csr()), kernel.grid)
+    summary = summarise(kernel, grid)
     largest = dense[:-1].max(axis=0)
     empty = np.flatnonzero(dense[-1] > 0.999)
     cells = [largest.argmax(), (summary.entropy.ravel() - 5 * dense[-1]).argmax(), empty[len(empty) // 2]]
@@ -76,7 +76,7 @@ def kernel_figure(gaussians: Gaussians2D, height: int, width: int) -> Figure:
         if values.ndim == 2:
             figure.colorbar(axes.images[0], ax=axes, shrink=0.8)
     for mark, cell in zip("abc", cells):
-        row, column = divmod(int(cell), kernel.grid[1])
+        row, column = divmod(int(cell), grid[1])
         panels[0].text((column + 0.5) * STRIDE, (row + 0.5) * STRIDE, mark, color="white", ha="center", va="center")
     _show_columns(panels[3], dense, cells)
     return figure

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
-from datasets.images import save_jpeg
+from utils.images import save_jpeg
 
 ROOT = Path(__file__).resolve().parents[1]
 TREES = ROOT / "examples" / "trees"

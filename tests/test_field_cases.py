@@ -10,9 +10,9 @@ from PIL import Image
 from training_runs import Tiny
 
 import models
-from datasets.images import load_image
-from utils.containers import is_cut_off
-from utils.sources import open_images
+from utils.evaluation.containers import is_cut_off
+from utils.evaluation.sources import open_images
+from utils.images import load_image
 
 KEEP = "export 'CVAT for images 1.1' and take --format cvat, or Label Studio's JSON and --format labelstudio, which keep them"
 
@@ -292,15 +292,15 @@ def announce(path, frames):
     path.write_bytes(data)
 
 
-def test_a_header_that_announces_too_many_frames_is_no_damage(tmp_path, monkeypatch):
+def test_a_header_that_announces_too_many_frames_is_no_damage(tmp_path, monkeypatch, capsys):
     """video2x#742, annolid#2, PosePipeline#59, opencv#16821."""
     path = video(tmp_path / "clip.avi")
     announce(path, 66)
-    notes, times = [], []
-    found = list(open_images([path], load_image, 3, notes.append, times.append))
+    times = []
+    found = list(open_images([path], load_image, 3, times.append))
     assert [name for name, _ in found] == [f"clip.avi frame 00000{i}" for i in (0, 3, 6, 9)]
     assert all(isinstance(image, np.ndarray) for _, image in found)
-    assert notes == [f"{path}: the header announces about 66 frames, 10 could be read"]
+    assert capsys.readouterr().err == f"{path}: the header announces about 66 frames, 10 could be read\n"
     assert times[0] == "clip.avi 0:00 of about 0:06" and len(times) == 4
     torch.save(Tiny().state_dict(), tmp_path / "best_model.pth")
     monkeypatch.setattr(models, "build_model", Tiny)
@@ -314,7 +314,7 @@ def test_a_video_that_was_cut_off_is_shorter_than_it_says(tmp_path, suffix, code
     assert not is_cut_off(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
     assert is_cut_off(path)
-    (*_, (name, reason)) = open_images([path], load_image, note=lambda line: None)
+    (*_, (name, reason)) = open_images([path], load_image)
     assert name == f"clip{suffix}" and "cut off" in reason
 
 

@@ -9,12 +9,12 @@ import scipy.io
 from own_folders import photos, points, prepare, sizes, write
 from raw_data import image_info
 
-from datasets.point_formats import read_labelme
 from datasets.raw.cvat import read_cvat
 from datasets.raw.dots import read_pnt, read_points_mat
 from datasets.raw.formats import FORMATS, table
 from datasets.raw.labelstudio import image_of_address, read_labelstudio, without_upload_prefix
 from datasets.raw.lines import read_xy, read_yolo
+from datasets.raw.point_formats import read_labelme
 from datasets.raw.tables import read_csv
 from datasets.raw.via import read_via
 

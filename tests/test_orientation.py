@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from training_runs import Tiny
 
 import models
-from datasets.images import INVERSE, Shape, image_shape, load_image, turn, turn_points
+from utils.images import INVERSE, Shape, image_shape, load_image, turn, turn_points
 
 SPOTS = [(31, 12), (100, 40), (141, 22), (52, 138)]  # (x, y) of pixels, upright
 
@@ -58,7 +58,9 @@ def by_cvat(image, at, size, folder):
     path = folder / "annotations.xml"
     before = path.read_text().removesuffix("</annotations>") if path.exists() else "<annotations>"
     spots = ";".join(f"{x},{y}" for x, y in at)
-    entry = f'<image name="{image.name}" width="{size[0]}" height="{size[1]}"><points label="p" points="{spots}"/></image>'
+    entry = (
+        f'<image name="{image.name}" width="{size[0]}" height="{size[1]}"><points label="p" points="{spots}"/></image>'
+    )
     write(path, f"{before}{entry}</annotations>")
 
 

@@ -6,9 +6,9 @@ import math
 import pytest
 from raw_data import write
 
-from datasets.point_formats import read_coco, read_labelme
 from datasets.raw.dots import read_points_json
 from datasets.raw.lines import read_yolo
+from datasets.raw.point_formats import read_coco, read_labelme
 from datasets.raw.tables import read_csv
 from datasets.raw.via import read_via
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from raw_data import write
 from test_point_formats import BOM, VIA_SHAPES, coco, shape, via
 
-from datasets.point_formats import read_coco, read_labelme
 from datasets.raw.dots import read_points_json
 from datasets.raw.lines import read_yolo
+from datasets.raw.point_formats import read_coco, read_labelme
 from datasets.raw.tables import read_csv
 from datasets.raw.via import read_via
 

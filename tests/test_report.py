@@ -11,8 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from datasets.record import RECORD, read_record
-from datasets.report import (
+from datasets.audit.record import RECORD, read_record
+from datasets.audit.report import (
     CROP_SIZES,
     PUBLISHED,
     crowding,

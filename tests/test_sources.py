@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+
 import cv2
 import numpy as np
 import pytest
 
-from datasets.images import load_image
-from utils.sources import find_sources, open_images
+from utils.evaluation.sources import find_sources, open_images
+from utils.images import load_image
 
 
 def picture(path, value=0, size=(20, 30)):
@@ -29,8 +32,8 @@ def video(path, frames=10):
 
 
 def opened(*paths, every=1):
-    notes = []
-    return list(open_images(paths, load_image, every, notes.append)), notes
+    with contextlib.redirect_stderr(io.StringIO()) as notes:
+        return list(open_images(paths, load_image, every)), notes.getvalue().splitlines()
 
 
 def test_mixed_folders_are_read_with_their_subfolders(tmp_path):

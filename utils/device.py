@@ -1,12 +1,18 @@
-"""What ``--device`` means for Lightning Fabric, and what is said where its memory runs out."""
+"""What ``--device`` means for Lightning Fabric, how a run starts, and what is said where its memory runs out."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import importlib.metadata
 import os
+import platform
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from lightning_fabric import Fabric, seed_everything
 
 
 def fabric_devices(device: str) -> dict[str, object]:
@@ -30,6 +36,28 @@ def fabric_devices(device: str) -> dict[str, object]:
     return {"accelerator": "cuda", "devices": ids}
 
 
+def start_fabric(arguments: argparse.Namespace) -> Fabric:
+    """The processes of a training run, their devices, precision and seed, as its options say.
+
+    Raises ``ValueError`` for what this machine or the way the job was started does not allow.
+    """
+    devices = fabric_devices(arguments.device)
+    if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
+        raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
+    if arguments.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order
+        torch.use_deterministic_algorithms(True)
+    try:
+        fabric = Fabric(**devices, num_nodes=arguments.num_nodes, precision=arguments.precision)
+    except RuntimeError as error:  # how the job was started: SLURM's tasks are not given by node, for one
+        raise ValueError(str(error)) from None
+    torch.set_float32_matmul_precision("high" if arguments.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = arguments.tf32
+    fabric.launch()
+    seed_everything(arguments.seed, verbose=False)
+    return fabric
+
+
 @contextlib.contextmanager
 def memory_errors(remedy: str) -> Iterator[None]:
     """Turn the many ways in which memory runs out into one ``ValueError`` that ends in ``remedy``."""
@@ -42,3 +70,16 @@ def memory_errors(remedy: str) -> Iterator[None]:
         if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
             raise ValueError(f"out of memory; {remedy}") from None
         raise
+
+
+def environment() -> dict[str, Any]:
+    """Versions of Python, of every installed package and of the GPU's software."""
+    packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cuda": torch.version.cuda,
+        "gpus": gpus,
+        "packages": dict(sorted(packages.items(), key=lambda item: str(item[0]).lower())),
+    }

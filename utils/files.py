@@ -24,6 +24,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # of prepared and published data set
 PICTURES = (*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")  # of people's own photographs
 _STALE_AFTER_SECONDS = 24 * 3600
 
+SPLITS = ("train", "val", "test")
+
 
 def points_path(image: Path) -> Path:
     """The annotations of a prepared image."""

@@ -11,8 +11,8 @@ import matplotlib
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from utils.device import environment
 from utils.files import atomic_write
-from utils.versions import environment
 
 _PICTURE_WIDTH = 640  # pixels of an image in TensorBoard
 

@@ -2,7 +2,7 @@
 
     python -m utils.status --data-dir P [--runs DIR] [--json]
 
-``datasets.status`` looks; this is its command line.
+``datasets.audit.status`` looks; this is its command line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SHOWN = 5  # files named for each kind of trouble
 
 
 def print_status(status: Mapping[str, Any]) -> None:
-    """Print what ``datasets.status.look`` found: stages, trouble, runs, the next command."""
+    """Print what ``datasets.audit.status.look`` found: stages, trouble, runs, the next command."""
     print(f"{status['data_dir']}")
     states = ("done", "missing", "stale", "failed")
     print(f"{'split':<7}{'stage':<12}" + "".join(f"{state:>9}" for state in states))
@@ -45,7 +45,7 @@ def print_status(status: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Look and print."""
-    from datasets.status import look
+    from datasets.audit.status import look
 
     parser = make_parser("Show what of a data set and the runs on it is done, and the command that comes next.")
     parser.add_argument("--data-dir", type=Path, required=True, metavar="P", help="prepared data set")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils.config import make_parser, number, parse_arguments
-from utils.kernel_options import STRIDE, add_kernel_options, check_kernel_options
+from utils.pixels import STRIDE
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs"
 # Options that do not change what a step computes: a run may go on with other values.
@@ -28,9 +28,12 @@ FREE_OPTIONS = (
 
 
 def parse_train_options(
-    models: Sequence[str], losses: Sequence[str], argv: Sequence[str] | None = None
+    models: Sequence[str],
+    losses: Sequence[str],
+    kernel_options: tuple[Callable[..., None], Callable[..., None]],
+    argv: Sequence[str] | None = None,
 ) -> argparse.Namespace:
-    """The options of ``train_gs.py``, over ``configs/<dataset>.yml`` and ``--config``, checked against each other."""
+    """The options of ``train_gs.py``, among them those that ``kernel_options`` adds and checks, over ``configs/<dataset>.yml`` and ``--config``, checked against each other."""
     parser = make_parser("Train a density network with GST's loss or another.")
     parser.usage = "%(prog)s --data-dir P [options]"
     switch = argparse.BooleanOptionalAction
@@ -72,7 +75,7 @@ def parse_train_options(
     add("--loss", choices=tuple(losses), default="gst", help="gst, or one that it is compared with")
     add("--sigma", type=_sigma, default=15.0, metavar="X", help="mse: width of its Gaussians, pixels, or adaptive")
     add("--kernels", choices=("online", "h5"), default="online", help="from the augmented Gaussians, or stored ones")
-    add_kernel_options(add)
+    kernel_options[0](add)
 
     add = parser.add_argument_group("validation and files").add_argument
     add("--val-start", type=number(int, 0), default=600, metavar="N", help="first epoch that is validated")
@@ -86,6 +89,7 @@ def parse_train_options(
     add("--device", default="auto", metavar="D", help="GPU id, several (0,1), cpu; auto: the first GPU if any")
     add("--num-nodes", type=number(int, 1), default=1, metavar="N", help="machines that train together")
     add("--precision", choices=("32", "16-mixed", "bf16-mixed"), default="32", help="of the network; losses: float32")
+    add("--tf32", action=switch, default=True, help="float32 products on GPUs with 10 bits of mantissa")
     add("--channels-last", action=switch, default=False, help="memory layout of images and weights")
     add("--compile", action=switch, default=False, help="compile the network with torch.compile")
     add("--deterministic", action=switch, default=False, help="only deterministic algorithms, on GPUs too")
@@ -95,7 +99,7 @@ def parse_train_options(
         parser.error(f"--crop-size {arguments.crop_size}: must be a multiple of 16, the networks' coarsest stride")
     if arguments.kernels == "h5" and arguments.loss != "gst":
         parser.error(f"--kernels h5: only gst has transport kernels, --loss {arguments.loss} has none")
-    check_kernel_options(parser, arguments)
+    kernel_options[1](parser, arguments)
     arguments.save_dir = arguments.save_dir or Path("runs") / (
         f"{arguments.dataset}_{arguments.model_name}" + ("" if arguments.loss == "gst" else f"_{arguments.loss}")
     )

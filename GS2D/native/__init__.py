@@ -19,13 +19,12 @@ __all__ = [
     "FitState",
     "NativeUnavailable",
     "fit",
+    "kernel_nearest",
+    "kernel_rows",
     "load",
     "loss_and_gradients",
     "render",
     "render_backward",
-    "send",
-    "send_back",
-    "transport",
     "works",
 ]
 
@@ -49,10 +48,10 @@ def load() -> ctypes.CDLL:
     library.gst_fit.argtypes = [
         *[pointer, integer, pointer, pointer, ctypes.c_int64, integer, ctypes.c_double, integer, real, real, pointer]
     ]
-    library.gst_transport_count.argtypes = [integer, pointer, integer, integer, real, pointer]
-    library.gst_transport_fill.argtypes = [integer, pointer, integer, integer, real, real, *[pointer] * 4]
-    for function in (library.gst_transport_send, library.gst_transport_send_back):
-        function.argtypes = [*[ctypes.c_int64] * 4, *[pointer] * 5]
+    cells = [integer, pointer, integer, integer, real]
+    library.gst_kernel_nearest.argtypes = [*cells, real, pointer, pointer]
+    library.gst_kernel_visit.argtypes = [*cells, *[pointer] * 4]
+    library.gst_kernel_fill.argtypes = [*cells, *[pointer] * 5, real, integer, *[pointer] * 3]
     return library
 
 
@@ -177,58 +176,53 @@ def loss_and_gradients(
     return (*losses.tolist(), *_columns(gradients))
 
 
-def transport(
-    table: np.ndarray, rows: int, columns: int, stride: float, log_odds: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The transport kernel of ``losses/transport.py`` on a grid of ``rows`` x ``columns`` tiles of 4 x 4 cells.
+def kernel_nearest(
+    table: np.ndarray, grid: tuple[int, int], stride: float, reach: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of n Gaussians for each of h x w cells: float32 [h * w], its -z, and int32 [h * w], which it is.
 
-    table float32 [N, 11]: x, y, the four numbers of W (z = -|W d|^2), half the log of the determinant, and the ellipse in
-    which a Gaussian is visited: half its width and height, pixels, the correlation r, sqrt(1 - r^2); all finite. log_odds:
-    of the background against n*, before what depends on n*. Returns starts int64 [tiles + 1], annotation int64 [T], mass
-    float32 [16, T] and background float32 [tiles, 16].
+    table float32 [n, 7]: x, y, the four numbers of W (z = -|W d|^2) and half the log of the determinant. Where no Gaussian
+    has -z <= ``reach`` (infinity: looks everywhere) it is infinity and -1. Equally near: the first.
     """
-    table = _floats("table", table, len(table), 11)
-    grid = len(table), table, rows, columns, stride
-    starts = np.empty(rows * columns + 1, np.int64)
-    _call(load().gst_transport_count, *grid, starts)
-    entries = int(starts[-1])
-    annotation, mass = np.empty(entries, np.int64), np.empty((16, entries), np.float32)
-    background = np.empty((rows * columns, 16), np.float32)
-    _call(load().gst_transport_fill, *grid, log_odds, starts, annotation, mass, background)
-    return starts, annotation, mass, background
+    table = _floats("table", table, len(table), 7)
+    nearest, index = np.empty(grid[0] * grid[1], np.float32), np.empty(grid[0] * grid[1], np.int32)
+    _call(load().gst_kernel_nearest, len(table), table, *grid, stride, reach, nearest, index)
+    return nearest, index
 
 
-def send(cells: np.ndarray, annotation: np.ndarray, starts: np.ndarray, mass: np.ndarray, count: int) -> np.ndarray:
-    """What ``count`` annotations receive of cells [tiles, lanes] by a ``losses.kernel.TransportKernel``: float32 [count].
+def kernel_rows(
+    table: np.ndarray,
+    grid: tuple[int, int],
+    stride: float,
+    limit: np.ndarray,
+    nearest: np.ndarray,
+    log_det: np.ndarray,
+    log_odds: np.ndarray,
+    smallest: float,
+    background: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """indptr int32, indices int32 and data float32 of the softmax over the Gaussians (and the background, last row).
 
-    annotation int64 [W, G], starts int64 [tiles + 1], mass float32 [lanes, W, G]. Raises ``ValueError`` for arrays that do
-    not fit together.
+    table: as in ``kernel_nearest``, whose ``nearest`` [h * w] comes with half the log of the determinant of that Gaussian.
+    limit [h]: cells of a row are visited where -z <= limit - half log det. log_odds [h * w]: of the background against the
+    nearest Gaussian. Shares up to ``smallest`` are not stored.
     """
-    blocks = _blocks(annotation, starts, mass, count)
-    cells, received = _floats("cells", cells, len(starts) - 1, len(mass), finite=False), np.zeros(count)
-    _call(load().gst_transport_send, *blocks, cells, received)
-    return received.astype(np.float32)
-
-
-def send_back(gradient: np.ndarray, annotation: np.ndarray, starts: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """The gradient by the cells, float32 [tiles, lanes], of a function of what ``send`` returns, given its gradient [N]."""
-    blocks = _blocks(annotation, starts, mass, len(gradient))
-    gradient, cells = _floats("gradient", gradient, len(gradient), finite=False), np.empty(blocks[:2], np.float32)
-    _call(load().gst_transport_send_back, *blocks, gradient, cells)
-    return cells
-
-
-def _blocks(annotation: np.ndarray, starts: np.ndarray, mass: np.ndarray, count: int) -> tuple:
-    """The arguments of a kernel, checked, since the engine reads and writes where they point."""
-    annotation, starts = (np.ascontiguousarray(array, np.int64) for array in (annotation, starts))
-    mass = np.ascontiguousarray(mass, np.float32)
-    lanes, width, groups = mass.shape
-    if annotation.shape != (width, groups) or starts[0] != 0 or starts[-1] != groups or (np.diff(starts) < 0).any():
-        shapes = f"{list(annotation.shape)}, {list(starts.shape)} and {list(mass.shape)}"
-        raise ValueError(f"annotation, starts, mass: shapes {shapes} or their values do not fit together")
-    if groups and not 0 <= annotation.min() <= annotation.max() < count:
-        raise ValueError(f"annotation: {annotation.min()} to {annotation.max()}, expected 0 to {count - 1}")
-    return len(starts) - 1, lanes, width, groups, annotation, starts, mass
+    cells = grid[0] * grid[1]
+    table, limit = _floats("table", table, len(table), 7), _floats("limit", limit, grid[0], finite=False)
+    values = [
+        _floats(name, value, cells, finite=False)
+        for name, value in (("nearest", nearest), ("log_det", log_det), ("log_odds", log_odds))
+    ]
+    spans, ends = np.empty((len(table) * grid[0] + 1, 3), np.int32), np.empty(len(table), np.int64)
+    total, shape = np.empty(1, np.int64), (len(table), table, *grid, stride)
+    _call(load().gst_kernel_visit, *shape, limit, spans, ends, total)
+    room = int(total[0]) + background * cells + 1  # one more: a share is written before it is known to be too small
+    if room > np.iinfo(np.int32).max:
+        raise ValueError(f"kernel: {room:,} shares of {len(table):,} Gaussians are too many; use smaller images")
+    indptr = np.empty(len(table) + 1 + background, np.int32)
+    indices, data = np.empty(room, np.int32), np.empty(room, np.float32)
+    _call(load().gst_kernel_fill, *shape, spans, ends, *values, smallest, int(background), indptr, indices, data)
+    return indptr, indices[: indptr[-1]], data[: indptr[-1]]
 
 
 def _call(function, *arguments) -> None:

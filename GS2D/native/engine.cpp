@@ -1,11 +1,11 @@
 // The fit of GS2D/fitting.py as one loop on one core (losses, gradients by the parameters, Adam), and the functions
-// that Python calls. The drawing is in scene.hpp, the transport kernel in transport.hpp.
+// that Python calls. The drawing is in scene.hpp, the transport kernel in kernel.hpp.
 
 #include <new>
 #include <stdexcept>
 
 #include "scene.hpp"
-#include "transport.hpp"
+#include "kernel.hpp"
 
 namespace {
 
@@ -269,33 +269,33 @@ int gst_fit(const void* target, int n, float* params, float* moments, int64_t st
     });
 }
 
-// starts [rows * columns + 1] in tiles; table [N, 11], see transport::Gaussian.
-int gst_transport_count(int n, const float* table, int rows, int columns, float stride, int64_t* starts) {
+// table [n, 7], see kernel::Gaussian; nearest and index [rows * columns].
+int gst_kernel_nearest(int n, const float* table, int rows, int columns, float stride, float reach, float* nearest,
+                       int32_t* index) {
     return guarded([&] {
-        transport::count({rows, columns, stride}, n, reinterpret_cast<const transport::Gaussian*>(table), starts);
+        const auto* gaussians = reinterpret_cast<const kernel::Gaussian*>(table);
+        kernel::nearest({rows, columns, stride}, n, gaussians, reach, nearest, index);
     });
 }
 
-int gst_transport_fill(int n, const float* table, int rows, int columns, float stride, float log_odds,
-                       const int64_t* starts, int64_t* annotation, float* mass, float* background) {
+// limit [rows]; spans [n * rows + 1, 3] and ends [n]: see kernel::visit; total: how many cells they hold.
+int gst_kernel_visit(int n, const float* table, int rows, int columns, float stride, const float* limit, int32_t* spans,
+                     int64_t* ends, int64_t* total) {
     return guarded([&] {
-        const auto* gaussians = reinterpret_cast<const transport::Gaussian*>(table);
-        transport::fill({rows, columns, stride}, n, gaussians, log_odds, starts, annotation, mass, background);
+        const auto* gaussians = reinterpret_cast<const kernel::Gaussian*>(table);
+        auto* visited = reinterpret_cast<kernel::Span*>(spans);
+        *total = kernel::visit({rows, columns, stride}, n, gaussians, limit, visited, ends);
     });
 }
 
-// Shapes as in transport::Blocks; received [annotations] starts from zeros.
-int gst_transport_send(int64_t tiles, int64_t lanes, int64_t width, int64_t groups, const int64_t* annotation,
-                       const int64_t* starts, const float* mass, const float* cells, double* received) {
+int gst_kernel_fill(int n, const float* table, int rows, int columns, float stride, const int32_t* spans,
+                    const int64_t* ends, const float* nearest, const float* log_det, const float* log_odds,
+                    float smallest, int background, int32_t* indptr, int32_t* indices, float* data) {
     return guarded([&] {
-        transport::send({tiles, lanes, width, groups, annotation, starts, mass}, cells, received);
-    });
-}
-
-int gst_transport_send_back(int64_t tiles, int64_t lanes, int64_t width, int64_t groups, const int64_t* annotation,
-                            const int64_t* starts, const float* mass, const float* gradient, float* cells) {
-    return guarded([&] {
-        transport::send_back({tiles, lanes, width, groups, annotation, starts, mass}, gradient, cells);
+        const auto* gaussians = reinterpret_cast<const kernel::Gaussian*>(table);
+        const auto* visited = reinterpret_cast<const kernel::Span*>(spans);
+        kernel::fill({rows, columns, stride}, n, gaussians, visited, ends, nearest, log_det, log_odds, smallest,
+                     background != 0, indptr, indices, data);
     });
 }
 

@@ -11,7 +11,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from datasets.raw.marks import Annotated, Mark, bounds, box, counts, round_mark
-from datasets.raw_text import parse_number
+from datasets.raw.raw_text import parse_number
 
 _ADVICE = "mark objects as points, rectangle, polygon or ellipse"
 _REFUSED = ("polyline", "mask", "cuboid")

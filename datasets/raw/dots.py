@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets.mat_file import MatObject, read_any
 from datasets.raw.marks import Annotated, Mark
-from datasets.raw_text import json_number, json_points, read_json
+from datasets.raw.mat_file import MatObject, read_any
+from datasets.raw.raw_text import json_number, json_points, read_json
 
 # What the field calls an array of points, the usual names first.
 MAT_KEYS = ("annPoints", "image_info", "location", "loc", "points", "gt_points", "gt", "annotation", "annotations")

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.point_formats import labelme_image, read_coco, read_labelme
 from datasets.raw.cvat import read_cvat
 from datasets.raw.dots import read_pnt, read_points_json, read_points_mat
 from datasets.raw.labelstudio import read_labelstudio
 from datasets.raw.lines import read_xy, read_yolo
 from datasets.raw.marks import Annotated
+from datasets.raw.point_formats import labelme_image, read_coco, read_labelme
 from datasets.raw.tables import Sizes, read_csv
 from datasets.raw.via import read_via
 

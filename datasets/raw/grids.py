@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.images import Shape, turn_points
 from datasets.raw.marks import Annotated
+from utils.images import Shape, turn_points
 
 UPRIGHT, STORED = "upright", "stored"
 

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from datasets.raw.marks import Annotated, Mark, bounds, box, counts, round_mark
-from datasets.raw_text import json_number, json_points, read_json
+from datasets.raw.raw_text import json_number, json_points, read_json
 from utils.files import PICTURES
 
 _ADVICE = "mark objects as keypoint, rectangle, ellipse or polygon"

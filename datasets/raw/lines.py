@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from datasets.raw.marks import Annotated, Mark, bounds, box
-from datasets.raw_text import parse_number, read_text
+from datasets.raw.raw_text import parse_number, read_text
 
 
 def read_xy(path: Path) -> Annotated:

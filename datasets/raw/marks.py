@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets.raw_text import json_number
+from datasets.raw.raw_text import json_number
 
 # Attributes and columns that hold what an object is, the usual ones first.
 LABEL_NAMES = ("label", "label_name", "labels", "class", "class_name", "classname", "category", "category_name", "type")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets.raw.formats import FORMATS
+from datasets.raw.raw_text import read_json, read_text
 from datasets.raw.tables import looks_like_points
-from datasets.raw_text import read_json, read_text
 from utils.files import find_files
 
 _LOOKED_AT = 20  # files of one suffix

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.raw.marks import LABEL_NAMES, Annotated, Mark, box, label_name
-from datasets.raw_text import parse_number, read_text
+from datasets.raw.raw_text import parse_number, read_text
 from utils.files import PICTURES
 
 # Width and height of an image as the formats may mean them: upright, and as it is stored.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets.raw.marks import Annotated, Mark, bounds, box, counts, label_name, round_mark
-from datasets.raw_text import json_number, json_points, read_json, read_text
+from datasets.raw.raw_text import json_number, json_points, read_json, read_text
 
 _ADVICE = "mark objects as point, rect, circle, ellipse or polygon"
 _FILE_IMAGE = 2  # of VIA 3's file types

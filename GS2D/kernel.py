@@ -1,0 +1,385 @@
+"""The transport kernel K (Eqs. 5 and 7 of Shang and Hong, AAAI 2026): how it is computed, kept in a file and cut to a crop.
+
+Column m of K [N + 1, M] is the distribution over the N annotations and, in the last row, the background of the mass that a
+network puts on cell m. It is a ``torch.sparse_csr_tensor``, float32 with int32 indices, shares up to 1e-7 left out.
+``dense_transport_kernel`` states the equations; the native engine computes the same numbers near the Gaussians only.
+
+``*_kernel.h5``: datasets ``indptr``, ``indices``, ``data`` of K and ``shape`` = (N + 1, M). Attributes: ``grid`` = (h, w) cells with
+M = h * w in row-major order, ``params_hash`` of the Gaussians it was computed from, and the kernel's parameters by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from GS2D import native
+from GS2D.h5file import add_array, check_size, read_h5, write_h5
+
+Array = np.ndarray | Tensor
+SMALLEST_SHARE = 1e-7  # of a cell's mass: float32's resolution; less is not stored
+_REMEDY = "run python GS2D/build_kernels.py"
+_ARRAYS = {"indptr": "iu", "indices": "iu", "data": "f", "shape": "iu"}  # name -> kinds of numbers
+
+# Said once in every process by the first such tensor; what is used here, the product with a vector, works.
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+
+
+def transport_kernel(
+    means: Array,
+    scales: Array,
+    rotations: Array,
+    crop_size: int | tuple[int, int],
+    *,
+    stride: int = 8,
+    background_ratio: float = 0.015,
+    cut_off: float = 3.0,
+    post_min: float = 1.0,
+    post_max: float = 20.0,
+    scale_ratio: float = 1.0,
+    backend: str = "auto",
+) -> Tensor:
+    """K (Eqs. 5 and 7) of one sample, sparse [N + 1, M]; without annotations it is a background row of ones.
+
+    means [N, 2]: (x, y), pixels of the crop, also outside it; scales [N, 2]: standard deviations, pixels; rotations
+    [N, 1]: radians. crop_size: pixels, one number or (height, width); cells are (height // stride) x (width // stride).
+    Scales become clamp(scale_ratio * scales, stride / post_min, post_max). background_ratio = 0: no background.
+    backend: "reference", the dense twin made sparse; "native", the engine in C++; "auto": the engine where there is one.
+
+    Raises ValueError for shapes that do not fit together, for NaN, infinite or negative values (naming the row) and for
+    impossible parameters.
+    """
+    options = {"background_ratio": background_ratio, "cut_off": cut_off, "post_min": post_min, "post_max": post_max}
+    if not takes_native(backend):
+        sizes = {"stride": stride, "scale_ratio": scale_ratio}
+        return compress(dense_transport_kernel(means, scales, rotations, crop_size, **sizes, **options).float())
+    grid = cell_grid(crop_size, stride)
+    device = means.device if isinstance(means, Tensor) else "cpu"
+    gaussians = _checked_gaussians(means, scales, rotations).float().cpu()
+    points, sigma, angles = _clamped(gaussians, stride, scale_ratio, **options)
+    if not len(points):
+        return compress(torch.ones(1, math.prod(grid))).to(device)
+    half_log_det = sigma.prod(dim=1).log()
+    log_odds = math.log(background_ratio) - cut_off**2 / 2 if background_ratio else -math.inf
+    reach = math.inf
+    if background_ratio:
+        # Beyond it the background has all but 1e-7 of a cell: N annotations have at most N exp(l[n*] - l_bg) times what
+        # the determinants of the nearest and of another may differ by, and l[n*] - l_bg = half log det - 2 reach - log_odds.
+        low, high = half_log_det.aminmax()
+        reach = float(math.log(len(points) / SMALLEST_SHARE) + 2 * high - low - log_odds) / 2
+    table = torch.cat([points, _whitening(sigma, angles), half_log_det[:, None]], dim=1)
+    background = (lambda nearest, log_det: log_odds + 2 * nearest - log_det) if background_ratio else None
+    kernel = softmax_rows(table, grid, stride, background, max(reach, 0.0))
+    if not background_ratio:  # a row without shares
+        starts = kernel.crow_indices()
+        kernel = csr(torch.cat([starts, starts[-1:]]), kernel.col_indices(), kernel.values(), kernel.shape[1])
+    return kernel.to(device)
+
+
+def dense_transport_kernel(
+    means: Array,
+    scales: Array,
+    rotations: Array,
+    crop_size: int | tuple[int, int],
+    *,
+    stride: int = 8,
+    background_ratio: float = 0.015,
+    cut_off: float = 3.0,
+    post_min: float = 1.0,
+    post_max: float = 20.0,
+    scale_ratio: float = 1.0,
+) -> Tensor:
+    """K [N + 1, M] of `transport_kernel`, computed for every cell: the equations, for readers and tests.
+
+    float64 where an input is, else float32.
+    """
+    height, width = cell_grid(crop_size, stride)
+    points, sigma, angles = _clamped(
+        _checked_gaussians(means, scales, rotations), stride, scale_ratio, background_ratio, cut_off, post_min, post_max
+    )
+    if not len(points):
+        return points.new_ones(1, height * width)
+    y, x = centres(height, stride, points), centres(width, stride, points)
+    dx, dy = (torch.cartesian_prod(y, x).flip(1) - points[:, None]).unbind(2)  # [N, M]
+    a, b, c, d = _whitening(sigma, angles).split(1, dim=1)  # [N, 1]
+    # Each product and sum rounded by itself, as the engine does it: where two Gaussians are equally near, both must find
+    # the same nearest one.
+    z = -((a * dx + b * dy).square() + (dx * c + dy * d).square())
+    log_det = 2 * sigma.prod(dim=1, keepdim=True).log()  # of Sigma, [N, 1]
+    z_max, nearest = z.max(dim=0)
+    likelihood = z - log_det / 2
+    log_ratio = math.log(background_ratio) if background_ratio else -math.inf
+    background = -(cut_off**2) / 2 - z_max - log_det[nearest, 0] + log_ratio
+    return torch.cat([likelihood, background[None]]).softmax(dim=0)
+
+
+def softmax_rows(
+    table: Tensor,
+    grid: tuple[int, int],
+    stride: int,
+    background: Callable[[Tensor, Tensor], Tensor] | None,
+    reach: float = math.inf,
+) -> Tensor:
+    """softmax over the N Gaussians of a table of l[n, m] = -|W_n (x_m - p_n)|^2 - half log det_n: sparse [N, M], by the engine.
+
+    table float32 [N, 7]: x, y, W row by row, half log det. With a ``background`` a last row is added, whose log-likelihood
+    exceeds that of the cell's nearest Gaussian n* by background(-z[n*], half log det_n*). Cells where -z[n*] is above
+    ``reach`` go to the background as a whole.
+    """
+    nearest, index = map(torch.from_numpy, native.kernel_nearest(table.numpy(), grid, stride, reach))
+    log_det, log_odds = torch.zeros_like(nearest), torch.full_like(nearest, math.inf if background else -math.inf)
+    limit = torch.full_like(nearest, -math.inf)
+    if len(table):
+        seen = index >= 0
+        log_det = table[:, 6].index_select(0, index.clamp(min=0))
+        log_odds = torch.where(seen, background(nearest, log_det), math.inf) if background else log_odds
+        # Skipped is what has less than 1e-7 / N of a cell, so that all that is skipped together has less than 1e-7.
+        margin = math.log(len(table) / SMALLEST_SHARE)
+        limit = torch.where(seen, nearest + log_det + margin - log_odds.clamp(min=0), -math.inf)
+    limit = limit.view(grid).amax(dim=1)
+    values = (value.numpy() for value in (limit, nearest, log_det, log_odds))
+    indptr, indices, data = native.kernel_rows(
+        table.numpy(), grid, stride, *values, smallest=SMALLEST_SHARE, background=background is not None
+    )
+    return csr(indptr, indices, data, grid[0] * grid[1])
+
+
+def compress(dense: Tensor) -> Tensor:
+    """A matrix of shares as the sparse tensor that the engine would give."""
+    kept = torch.where(dense > SMALLEST_SHARE, dense, 0).to_sparse_csr()
+    return csr(kept.crow_indices(), kept.col_indices(), kept.values(), dense.shape[1])
+
+
+def csr(indptr: Array, indices: Array, data: Array, columns: int) -> Tensor:
+    """A sparse tensor of ``columns`` columns from compressed rows, which it does not check: int32 indices, float32 data."""
+    indptr, indices = (torch.as_tensor(array).to(torch.int32) for array in (indptr, indices))
+    size = (len(indptr) - 1, columns)
+    return torch.sparse_csr_tensor(indptr, indices, torch.as_tensor(data).float(), size, check_invariants=False)
+
+
+def rows_of(kernel: Tensor) -> scipy.sparse.csr_array:
+    """A sparse tensor as SciPy's matrix, over the same memory."""
+    arrays = (array.numpy() for array in (kernel.values(), kernel.col_indices(), kernel.crow_indices()))
+    return scipy.sparse.csr_array(tuple(arrays), shape=tuple(kernel.shape))
+
+
+class BlockKernel(NamedTuple):
+    """Kernels of B crops as one block-diagonal matrix [R, B M] in compressed rows, and the same of its transpose.
+
+    Plain int32 and float32 tensors, which loading processes can send, pin and copy like any others.
+    """
+
+    indptr: Tensor  # [R + 1]
+    indices: Tensor  # [E]
+    data: Tensor  # [E]
+    column_indptr: Tensor  # [B M + 1]
+    column_indices: Tensor  # [E]
+    column_data: Tensor  # [E]
+
+
+def block_diagonal(kernels: Sequence[Tensor]) -> BlockKernel:
+    """Sparse kernels [R_b, M_b], one after another along the diagonal."""
+    indptr, indices, data, rows, columns = [np.zeros(1, np.int32)], [], [], 0, 0
+    for kernel in kernels:
+        indptr.append(kernel.crow_indices().numpy()[1:] + np.int32(sum(map(len, indices))))
+        indices.append(kernel.col_indices().numpy() + np.int32(columns))
+        data.append(kernel.values().numpy())
+        rows, columns = rows + kernel.shape[0], columns + kernel.shape[1]
+    arrays = [np.concatenate(parts) for parts in (data, indices, indptr)]
+    transposed = scipy.sparse.csr_array(tuple(arrays), shape=(rows, columns)).tocsc()
+    turned = transposed.indptr, transposed.indices, transposed.data
+    return BlockKernel(*map(torch.from_numpy, (*arrays[::-1], *turned)))
+
+
+def takes_native(backend: str) -> bool:
+    """Whether the engine computes; ValueError for an unknown backend, ``NativeUnavailable`` where it must and cannot."""
+    if backend not in ("auto", "reference", "native"):
+        raise ValueError(f"backend: {backend!r}, must be auto, reference or native")
+    return native.works() if backend == "auto" else backend == "native"
+
+
+def cell_grid(crop_size: int | Sequence[int], stride: int) -> tuple[int, int]:
+    """(h, w) cells of a crop."""
+    height, width = crop_size if isinstance(crop_size, Sequence) else (crop_size, crop_size)
+    if stride < 1 or min(height, width) < stride:
+        raise ValueError(f"crop_size: {crop_size} pixels hold no cell of stride {stride}; make it at least one stride")
+    return int(height) // stride, int(width) // stride
+
+
+def centres(count: int, stride: int, like: Tensor) -> Tensor:
+    """Centres of ``count`` cells along one axis, pixels: [count]."""
+    return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) * stride
+
+
+def checked_columns(columns: dict[str, tuple[Array, int]], positive: Sequence[str] = ()) -> Tensor:
+    """Columns side by side as one tensor [N, sum of widths], given as name -> (array [N, width], width).
+
+    float64 where one of them is, else float32. Raises ValueError, naming the array and its row, for another shape, for values
+    that are not finite, and for negative ones of those in ``positive``.
+    """
+    arrays, rows = [], len(next(iter(columns.values()))[0])
+    for name, (value, width) in columns.items():
+        value = torch.as_tensor(value).detach()
+        value = value.reshape(0, width) if rows == value.numel() == 0 else value
+        if value.shape != (rows, width):
+            raise ValueError(f"{name}: shape {tuple(value.shape)}, expected [{rows}, {width}], one row for each mean")
+        arrays.append(value)
+    dtype = torch.float64 if any(value.dtype == torch.float64 for value in arrays) else torch.float32
+    table = torch.cat([value.to(arrays[0].device, dtype) for value in arrays], dim=1)
+    if table.isfinite().all() and all(not len(v) or v.amin() >= 0 for n, v in zip(columns, arrays) if n in positive):
+        return table
+    for name, value in zip(columns, arrays):
+        wanted = " and not negative" if name in positive else ""
+        bad = ~value.isfinite() | (value < 0 if wanted else False)
+        if bad.any():
+            row, column = bad.nonzero()[0].tolist()
+            value = f"{name}: {value[row, column]:g} in row {row}"
+            raise ValueError(f"{value}, must be finite{wanted}; fit the image again or drop the point")
+    raise ValueError(f"{', '.join(columns)}: too large for {dtype}")
+
+
+def _checked_gaussians(means: Array, scales: Array, rotations: Array) -> Tensor:
+    """Checked columns x, y, s1, s2, theta: [N, 5]."""
+    return checked_columns({"means": (means, 2), "scales": (scales, 2), "rotations": (rotations, 1)}, ("scales",))
+
+
+def _clamped(
+    gaussians: Tensor,
+    stride: int,
+    scale_ratio: float,
+    background_ratio: float,
+    cut_off: float,
+    post_min: float,
+    post_max: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means [N, 2], clamped standard deviations [N, 2], angles [N, 1]; ValueError for impossible parameters."""
+    may_be_0 = {"background_ratio": background_ratio, "cut_off": cut_off}
+    for name, value in {**may_be_0, "post_min": post_min, "post_max": post_max, "scale_ratio": scale_ratio}.items():
+        if not 0 <= value < math.inf or (value == 0 and name not in may_be_0):
+            raise ValueError(f"{name}: {value}, must be finite and {'at least 0' if name in may_be_0 else 'positive'}")
+    points, sigma, angles = gaussians.split([2, 2, 1], dim=1)
+    return points, (scale_ratio * sigma).clamp(min(stride / post_min, post_max), post_max), angles
+
+
+def _whitening(sigma: Tensor, angles: Tensor) -> Tensor:
+    """W = S^-1 R^T / sqrt(2) with Sigma = R S^2 R^T, so that z = -|W d|^2, row by row: [N, 4]."""
+    first, second = (math.sqrt(0.5) / sigma).split(1, dim=1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos * first, sin * first, -sin * second, cos * second], dim=1)
+
+
+class StoredKernel(NamedTuple):
+    """K of a whole image of (h, w) cells; ``attributes`` say what it was computed from and how."""
+
+    kernel: Tensor
+    grid: tuple[int, int]
+    attributes: dict[str, Any]
+
+
+def params_hash(*arrays: np.ndarray) -> str:
+    """SHA-256 of float32 arrays: tells whether a kernel still belongs to its Gaussians."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
+    return digest.hexdigest()
+
+
+def save_kernel(path: Path, stored: StoredKernel) -> None:
+    """Write a kernel; ``path`` appears only once whole."""
+    kernel = stored.kernel
+    with write_h5(path) as file:
+        add_array(file, "indptr", kernel.crow_indices().numpy())
+        add_array(file, "indices", kernel.col_indices().numpy())
+        add_array(file, "data", kernel.values().numpy())
+        add_array(file, "shape", np.array(kernel.shape))
+        file.attrs.update({**stored.attributes, "grid": stored.grid})
+
+
+def read_attributes(path: Path) -> dict[str, Any] | None:
+    """The attributes of a kernel file, or None where it is missing or unreadable (and must be built)."""
+    try:
+        with read_h5(path, "kernel", _REMEDY) as file:
+            return {
+                name: value.tolist() if isinstance(value, np.generic) else value for name, value in file.attrs.items()
+            }
+    except ValueError:
+        return None
+
+
+def load_kernel(path: Path) -> StoredKernel:
+    """Read a kernel. Raises ``FileNotFoundError`` or ``ValueError``, naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such kernel; {_REMEDY}")
+    with read_h5(path, "kernel", _REMEDY) as file:
+        missing = [name for name in _ARRAYS if name not in file]
+        if missing or "grid" not in file.attrs:
+            raise ValueError(f"{path}: has no {', '.join(missing) or 'grid'}; delete it and {_REMEDY}")
+        indptr, indices, data, shape = (_read_array(file, name, path) for name in _ARRAYS)
+        attributes = dict(file.attrs)
+    try:
+        grid = tuple(int(side) for side in attributes.pop("grid"))
+        problem = _damage(indptr, indices, data, shape.tolist(), grid)
+    except (TypeError, ValueError, OverflowError):
+        problem = "its grid is no pair of whole numbers"
+    if problem:
+        raise ValueError(f"{path}: {problem}; delete it and {_REMEDY}")
+    return StoredKernel(csr(indptr, indices, data, grid[0] * grid[1]), grid, attributes)
+
+
+def _read_array(file: h5py.File, name: str, path: Path) -> np.ndarray:
+    array = file[name]
+    if not isinstance(array, h5py.Dataset) or array.ndim != 1 or array.dtype.kind not in _ARRAYS[name]:
+        kind = "floats" if name == "data" else "whole numbers"
+        raise ValueError(f"{path}: '{name}' is no row of {kind}; delete it and {_REMEDY}")
+    check_size(array, path, f"delete it and {_REMEDY}")
+    return array[()]
+
+
+def _damage(
+    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, shape: list[int], grid: tuple[int, ...]
+) -> str | None:
+    """Why the arrays are no matrix of ``shape`` in compressed sparse rows over the grid, if they are none."""
+    height, width = grid
+    cells = height * width
+    if [len(indptr) - 1, cells] != shape or min(height, width, len(indptr) - 1) < 1:
+        return f"{len(indptr)} row starts and {grid} cells do not fit shape {' x '.join(map(str, shape))}"
+    if not len(indices) == len(data) == indptr[-1] or indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
+        return "its row starts do not fit its values"
+    if len(indices) and not 0 <= indices.min() <= indices.max() < cells:
+        return f"cells outside its grid of {height} x {width}"
+    if not np.isfinite(data).all():
+        return "holds NaN or infinite values"
+    return None
+
+
+def restrict(stored: StoredKernel, kept: np.ndarray, top: int, left: int, grid: tuple[int, int], flip: bool) -> Tensor:
+    """The part of a whole image's kernel that belongs to a crop of ``grid`` cells whose first one is (top, left).
+
+    ``kept`` bool [N] says which annotations stay as rows; each column is divided by the sum of its shares that stay, and a
+    cell of which nothing stays goes to the background. ``flip`` mirrors left and right. Raises ``ValueError`` for a crop
+    that is not inside the kernel's grid.
+    """
+    cells = np.arange(math.prod(stored.grid)).reshape(stored.grid)[top:, left:][: grid[0], : grid[1]]
+    if cells.shape != tuple(grid) or len(kept) + 1 != stored.kernel.shape[0]:
+        raise ValueError(
+            f"kernel: {stored.kernel.shape[0] - 1} annotations on {stored.grid} cells; the crop of {grid} cells at "
+            f"({top}, {left}) has {len(kept)}; {_REMEDY}"
+        )
+    part = rows_of(stored.kernel)[np.append(kept, True)][:, (cells[:, ::-1] if flip else cells).ravel()].tocoo()
+    total = np.bincount(part.col, part.data.astype(np.float64), minlength=cells.size)
+    orphans = np.flatnonzero(total == 0)
+    row = np.append(part.row, np.full(len(orphans), kept.sum()))
+    data = np.append(part.data / total[part.col], np.ones(len(orphans)))
+    shape = kept.sum() + 1, cells.size
+    whole = scipy.sparse.csr_array((data, (row, np.append(part.col, orphans))), shape=shape)
+    return csr(whole.indptr, whole.indices, whole.data, cells.size)

@@ -1,0 +1,224 @@
+// The transport kernel of GS2D/kernel.py on one core, row by row: the nearest Gaussian of every cell, then the softmax over
+// the Gaussians of every cell, written as compressed sparse rows.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace kernel {
+
+constexpr int VECTOR = 8;  // cells: the remainder of a loop costs as much as the rest of it
+constexpr float SMALLEST_EXPONENT = -80.0f, LARGEST_EXPONENT = 80.0f;
+
+// One row of the table that Python hands over. x, y: pixels; w: W with z = -|W d|^2; half the log of the determinant.
+struct Gaussian {
+    float x, y, w[4], half_log_det;
+};
+
+struct Grid {
+    int rows, columns;
+    float stride;
+
+    int clamped(float cell, int count) const { return (int)std::min(std::max(cell, 0.0f), (float)count); }
+
+    // The cells [first, last) of a row whose centres have |W d|^2 <= reach, and perhaps one more on either side.
+    std::pair<int, int> cells(const Gaussian& g, int row, float reach) const {
+        if (!(reach >= 0)) return {0, 0};
+        if (reach == INFINITY) return {0, columns};
+        // |W d|^2 = a dx^2 + 2 b dx dy + c dy^2, an ellipse of which the row cuts out an interval.
+        const float a = g.w[0] * g.w[0] + g.w[2] * g.w[2], b = g.w[0] * g.w[1] + g.w[2] * g.w[3];
+        const float det = g.w[0] * g.w[3] - g.w[1] * g.w[2], dy = (row + 0.5f) * stride - g.y;
+        const float inside = (reach - det * det / a * dy * dy) / a;
+        if (!(inside >= 0)) return {0, 0};
+        const float middle = g.x - b / a * dy, half = std::sqrt(inside);
+        const int first = clamped(std::floor((middle - half) / stride - 0.5f), columns);
+        const int last = clamped(std::ceil((middle + half) / stride + 0.5f), columns);
+        return first < last ? whole_vectors(first, last) : std::pair{first, first};
+    }
+
+    // At least the cells [first, last), a multiple of VECTOR where the row has so many.
+    std::pair<int, int> whole_vectors(int first, int last) const {
+        const int size = std::min((last - first + VECTOR - 1) / VECTOR * VECTOR, columns);
+        first = std::min(first, columns - size);
+        return {first, first + size};
+    }
+
+    // The rows [first, last) that such an ellipse can meet.
+    std::pair<int, int> lines(const Gaussian& g, float reach) const {
+        if (!(reach >= 0)) return {0, 0};
+        if (reach == INFINITY) return {0, rows};
+        const float a = g.w[0] * g.w[0] + g.w[2] * g.w[2], det = g.w[0] * g.w[3] - g.w[1] * g.w[2];
+        const float half = std::sqrt(reach * a) / std::abs(det);
+        const int first = clamped(std::floor((g.y - half) / stride - 0.5f), rows);
+        return {first, std::max(first, clamped(std::ceil((g.y + half) / stride + 0.5f), rows))};
+    }
+};
+
+// Relative error 2e-7 in [-80, 80]: 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2].
+inline float exponential(float x) {
+    const float k = std::floor(x * 1.44269504f + 0.5f);
+    const float r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    const int32_t bits = ((int32_t)k + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return (p * r * r + r + 1.0f) * scale;
+}
+
+// |W d|^2 of one Gaussian along rows of cells. Every product and sum is rounded by itself, as PyTorch rounds it: where two
+// Gaussians are equally near, both must find the same nearest one. The products go through memory between two loops, since
+// compilers would contract a product and a sum within one to a fused multiply-add.
+class Distances {
+   public:
+    explicit Distances(const Grid& grid)
+        : grid_(grid), along_(grid.columns), across_(grid.columns), first_(grid.columns), second_(grid.columns) {}
+
+    void take(const Gaussian& g) {
+        g_ = &g;
+        for (int j = 0; j < grid_.columns; j++) {
+            const float dx = (j + 0.5f) * grid_.stride - g.x;
+            along_[j] = g.w[0] * dx;
+            across_[j] = g.w[2] * dx;
+        }
+    }
+
+    // Writes the two terms of the sum for `size` cells of a row from `begin` on: |W d|^2 = first()[j] + second()[j].
+    void row(int row, int begin, int size) {
+        const float dy = (row + 0.5f) * grid_.stride - g_->y, by = g_->w[1] * dy, ay = g_->w[3] * dy;
+        const float *along = &along_[begin], *across = &across_[begin];
+        float *__restrict first = first_.data(), *__restrict second = second_.data();
+        for (int j = 0; j < size; j++) {
+            const float one = along[j] + by, other = across[j] + ay;
+            first[j] = one * one;
+            second[j] = other * other;
+        }
+    }
+    const float* first() const { return first_.data(); }
+    const float* second() const { return second_.data(); }
+
+   private:
+    const Grid& grid_;
+    const Gaussian* g_ = nullptr;
+    std::vector<float> along_, across_, first_, second_;
+};
+
+// nearest [cells]: the smallest |W d|^2 of all Gaussians within `reach`, infinity without any; index: the first that has it.
+inline void nearest(const Grid& grid, int n, const Gaussian* gaussians, float reach, float* nearest, int32_t* index) {
+    std::fill(nearest, nearest + (int64_t)grid.rows * grid.columns, INFINITY);
+    std::fill(index, index + (int64_t)grid.rows * grid.columns, -1);
+    Distances distances(grid);
+    for (int i = 0; i < n; i++) {
+        distances.take(gaussians[i]);
+        const auto lines = grid.lines(gaussians[i], reach);
+        for (int row = lines.first; row < lines.second; row++) {
+            const auto [first, last] = grid.cells(gaussians[i], row, reach);
+            if (first == last) continue;
+            distances.row(row, first, last - first);
+            const float *one = distances.first(), *other = distances.second();
+            float* __restrict best = nearest + (int64_t)row * grid.columns + first;
+            int32_t* __restrict owner = index + (int64_t)row * grid.columns + first;
+            for (int j = 0; j < last - first; j++) {
+                const float distance = one[j] + other[j];
+                owner[j] = distance < best[j] ? i : owner[j];
+                best[j] = distance < best[j] ? distance : best[j];
+            }
+        }
+    }
+}
+
+// Cells of a row that one Gaussian visits.
+struct Span {
+    int32_t row, first, last;
+};
+
+// Where Gaussians can hold a share worth storing: the cells of a row with |W d|^2 <= limit[row] - half_log_det; limit [rows].
+// ends [n]: how many of the spans are of Gaussian i or of one before it. Returns the number of their cells.
+inline int64_t visit(const Grid& grid, int n, const Gaussian* gaussians, const float* limit, Span* spans, int64_t* ends) {
+    const float largest = *std::max_element(limit, limit + grid.rows);
+    int64_t cells = 0, count = 0;
+    for (int i = 0; i < n; i++) {
+        const Gaussian& g = gaussians[i];
+        const auto lines = grid.lines(g, largest - g.half_log_det);
+        for (int row = lines.first; row < lines.second; row++) {
+            const auto [first, last] = grid.cells(g, row, limit[row] - g.half_log_det);
+            spans[count] = {row, first, last};
+            count += first < last;
+            cells += last - first;
+        }
+        ends[i] = count;
+    }
+    return cells;
+}
+
+// Of cells in a row: the likelihood of a Gaussian relative to that of the nearest, also added to the sum of all.
+inline void weigh(int size, const float* __restrict first, const float* __restrict second,
+                  const float* __restrict nearest, const float* __restrict log_det, float half_log_det,
+                  float* __restrict weight, float* __restrict sum) {
+    for (int j = 0; j < size; j++) {
+        const float exponent = (nearest[j] - (first[j] + second[j])) + (log_det[j] - half_log_det);
+        weight[j] = exponential(std::min(std::max(exponent, SMALLEST_EXPONENT), LARGEST_EXPONENT));
+        sum[j] += weight[j];
+    }
+}
+
+// K in compressed sparse rows: indptr [n + 1 or, with a background, n + 2], indices and data as large as `visit` says, one
+// more, and larger by the cells for a background. nearest, log_det [cells]: of the nearest Gaussian; log_odds [cells]: of
+// the background against it, infinite where it has all or nothing.
+inline void fill(const Grid& grid, int n, const Gaussian* gaussians, const Span* spans, const int64_t* ends,
+                 const float* nearest, const float* log_det, const float* log_odds, float smallest, bool background,
+                 int32_t* indptr, int32_t* indices, float* data) {
+    const int64_t cells = (int64_t)grid.rows * grid.columns;
+    std::vector<float> sum(cells, 0.0f), share(cells);
+    Distances distances(grid);
+    float* weight = data;
+    const Span* span = spans;
+    for (int i = 0; i < n; i++) {
+        if (span < spans + ends[i]) distances.take(gaussians[i]);
+        for (; span < spans + ends[i]; span++) {
+            const int64_t cell = (int64_t)span->row * grid.columns + span->first;
+            const int size = span->last - span->first;
+            distances.row(span->row, span->first, size);
+            weigh(size, distances.first(), distances.second(), nearest + cell, log_det + cell,
+                  gaussians[i].half_log_det, weight, &sum[cell]);
+            weight += size;
+        }
+    }
+    for (int64_t m = 0; m < cells; m++) share[m] = 1 / (sum[m] + std::exp(log_odds[m]));
+    weight = data;
+    span = spans;
+    int32_t stored = 0;  // never ahead of the weights that are still to be read
+    indptr[0] = 0;
+    for (int i = 0; i < n; i++) {
+        for (; span < spans + ends[i]; span++) {
+            const int32_t cell = span->row * grid.columns + span->first, size = span->last - span->first;
+            const float* part = &share[cell];
+            for (int32_t j = 0; j < size; j++) {
+                const float mass = weight[j] * part[j];
+                data[stored] = mass;
+                indices[stored] = cell + j;
+                stored += mass > smallest;
+            }
+            weight += size;
+        }
+        indptr[i + 1] = stored;
+    }
+    if (!background) return;
+    for (int64_t m = 0; m < cells; m++) {
+        const float mass = 1 / (1 + sum[m] * std::exp(-log_odds[m]));
+        data[stored] = mass;
+        indices[stored] = (int32_t)m;
+        stored += mass > smallest;
+    }
+    indptr[n + 1] = stored;
+}
+
+}  // namespace kernel

@@ -1,0 +1,15 @@
+"""From a network to numbers and pictures: windows and counts, scores, localisation, the result folder and its report."""
+
+from utils.evaluation.windows import (
+    WINDOW,
+    Result,
+    Window,
+    count,
+    density_map,
+    evaluate,
+    mae_mse,
+    predict,
+    tile,
+)
+
+__all__ = ["WINDOW", "Result", "Window", "count", "density_map", "evaluate", "mae_mse", "predict", "tile"]
