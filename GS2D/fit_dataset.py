@@ -236,11 +236,7 @@ def choose(backend: str, device: str, gpus: list[int]) -> str:
     if gpus:
         backend, reason = choose_backend()
     else:
-        backend, reason = (
-            ("reference", native_problem())
-            if native_problem()
-            else ("native", "no GPU" if device == "auto" else f"--device {device}")
-        )
+        backend, reason = ("reference", native_problem()) if native_problem() else ("native", "no GPU" if device == "auto" else f"--device {device}")
     print(f"backend {backend}: {reason}")
     return backend
 
