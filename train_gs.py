@@ -263,7 +263,7 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
         skip_bad=arguments.skip_bad_samples,
     )
     val = Crowd(arguments.data_dir, arguments.crop_size, "val")
-    train.check_annotations()
+    sizes = train.read_once()
     resume = find_start(arguments.resume, arguments.save_dir, option_values(arguments), FREE_OPTIONS)
 
     network = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)

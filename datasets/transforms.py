@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.rescaling import rescaled_rectangle
+from utils.pixels import COARSEST
 
 GREY_PROBABILITY = 0.12
 FLIP_PROBABILITY = 0.5
@@ -51,10 +52,7 @@ def draw_augmentation(
     the image is.
     """
     if min(height, width) < crop_size:
-        raise ValueError(
-            f"{name}: {width} x {height} pixels, smaller than the crop of {crop_size}; lower --crop-size to "
-            f"{min(height, width)} or less, or preprocess with --min-size {crop_size}"
-        )
+        raise ValueError(too_small(name, height, width, crop_size))
     grey, scale, top, left, flip = generator.random(5)
     factor = MIN_SCALE + (MAX_SCALE - MIN_SCALE) * float(scale)
     if stride or min(_rescaled(height, width, factor)) < crop_size:
@@ -66,6 +64,15 @@ def draw_augmentation(
         top=_corner(top, height - crop_size, stride or 1),
         left=_corner(left, width - crop_size, stride or 1),
         flip=bool(flip < FLIP_PROBABILITY),
+    )
+
+
+def too_small(name: str, height: int, width: int, crop_size: int) -> str:
+    """What is said of an image that no crop fits into: the largest crop that does is a multiple of the networks' stride."""
+    fits = min(height, width) // COARSEST * COARSEST
+    lower = f"lower --crop-size to {fits} or less, or " if fits else ""
+    return (
+        f"{name}: {width} x {height} pixels, smaller than the crop of {crop_size}; {lower}preprocess with --min-size {crop_size}"
     )
 
 
