@@ -32,6 +32,7 @@ from GS2D.gaussians import Gaussians2D
 from GS2D.options import KERNEL_OPTIONS
 from GS2D.points import mean_neighbour_distance
 from losses import LOSSES, build_kernel, build_loss
+from scripts import gpu_fit_check
 from utils.checkpoint import checkpoints
 from utils.files import gaussians_path, points_path
 from utils.images import save_jpeg

@@ -105,7 +105,9 @@ def test_failed_and_stale_files_are_named(data):
     assert counts[("train", "images")] == [3, 0, 0, 1] and counts[("train", "Gaussians")] == [0, 0, 2, 2]
     assert counts[("train", "kernels")] == [0, 3, 0, 1]
     assert str(points_path(images[0])) in rows[("train", "images")]["failed_files"][0]
-    assert any("its means are not the points" in line for line in rows[("train", "Gaussians")]["stale_files"])
+    assert any(
+        "centres lie up to 5.0 pixels from the points" in line for line in rows[("train", "Gaussians")]["stale_files"]
+    )
     assert status["next"].startswith("python preprocess_dataset_*.py")
     out, _ = call("utils/status.py", "--data-dir", data)
     assert out.count("failed: ") == 4 and out.count("stale: ") == 2

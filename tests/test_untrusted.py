@@ -19,13 +19,13 @@ import pytest
 import scipy.io
 import torch
 from commands import ROOT, call, errors
-from GS2D.kernel_file import StoredKernel, load_kernel, save_kernel
 from PIL import Image
 from training_runs import Tiny
 
 from datasets.raw.annotations import read_sh, read_ucf
 from datasets.raw.raw_text import read_json
 from GS2D.gaussians import Gaussians2D, read_file
+from GS2D.kernel import StoredKernel, csr, load_kernel, save_kernel
 from models import read_checkpoint
 from utils.checkpoint import describe
 from utils.files import read_points
@@ -170,8 +170,7 @@ def test_data_of_other_files_are_not_read(tmp_path):
 @pytest.mark.parametrize("name", ["indptr", "indices", "data", "shape"])
 def test_kernels(tmp_path, name):
     path = tmp_path / "a_kernel.h5"
-    arrays = np.array([0, 1]), np.array([0]), np.ones(1, np.float32)
-    save_kernel(path, StoredKernel(*arrays, (1, 1), {}))
+    save_kernel(path, StoredKernel(csr(np.array([0, 1]), np.array([0]), np.ones(1), 1), (1, 1), {}))
     assert load_kernel(path).grid == (1, 1)
     kind = "f4" if name == "data" else "i8"
     h5(path, name, shape=(HUGE,), dtype=kind, chunks=(1000,), compression="gzip")
@@ -180,8 +179,7 @@ def test_kernels(tmp_path, name):
 
 def test_a_kernel_of_a_huge_shape(tmp_path):
     path = tmp_path / "a_kernel.h5"
-    arrays = np.array([0, 1]), np.array([0]), np.ones(1, np.float32)
-    save_kernel(path, StoredKernel(*arrays, (1, 1), {}))
+    save_kernel(path, StoredKernel(csr(np.array([0, 1]), np.array([0]), np.ones(1), 1), (1, 1), {}))
     h5(path, "shape", data=np.array([HUGE, HUGE]))
     assert "do not fit shape" in refusal(load_kernel, path)
     with h5py.File(path, "a") as file:

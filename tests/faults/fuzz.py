@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.io
 import torch
-from GS2D.kernel_file import StoredKernel, load_kernel, read_attributes, restrict, save_kernel
 from PIL import Image
 from raw_data import image_info
 from training_runs import Tiny
@@ -29,6 +28,7 @@ from datasets.raw.annotations import read_jhu, read_nwpu, read_sh, read_ucf
 from datasets.raw.point_formats import read_coco, read_csv, read_labelme, read_points_json, read_via, read_yolo
 from datasets.raw.splits import split_train_val
 from GS2D.gaussians import Gaussians2D, read_file
+from GS2D.kernel import StoredKernel, csr, load_kernel, read_attributes, restrict, save_kernel
 from models import read_checkpoint
 from utils.checkpoint import describe, find_start
 from utils.config import make_parser, number, parse_arguments
@@ -75,18 +75,16 @@ def _image(kind: str) -> Callable[[Path], None]:
 
 
 def _kernel(path: Path) -> None:
-    kernel = StoredKernel(
-        np.array([0, 1, 2, 4]), np.array([0, 1, 0, 1]), np.full(4, 0.5, np.float32), (1, 2), {"stride": 8}
-    )
-    save_kernel(path, kernel)
+    kernel = csr(np.array([0, 1, 2, 4]), np.array([0, 1, 0, 1]), np.full(4, 0.5), 2)
+    save_kernel(path, StoredKernel(kernel, (1, 2), {"stride": 8}))
 
 
 def _read_kernel(path: Path) -> None:
-    kernel = load_kernel(path)
+    stored = load_kernel(path)
     read_attributes(path)
-    kept = np.arange(min(len(kernel.indptr) - 2, 10**6)) % 2 == 0
-    if len(kept) == len(kernel.indptr) - 2:
-        restrict(kernel, kept, 0, 0, (1, 2), True)
+    annotations = stored.kernel.shape[0] - 1
+    if annotations <= 10**6:
+        restrict(stored, np.arange(annotations) % 2 == 0, 0, 0, (1, 2), True)
 
 
 def _checkpoint(path: Path) -> None:

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import yaml
-from GS2D.kernel_file import load_kernel
 from raw_data import make_raw
 from training_runs import make_data
 
 from GS2D.gaussians import Gaussians2D, read_file
+from GS2D.kernel import load_kernel
 from models import read_checkpoint
 from utils.files import gaussians_path, list_images, read_points
 from utils.images import load_image
