@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from datasets.audit.record import RECORD, read_record
+from datasets.audit.report import RECORD, read_record
 from datasets.raw.annotations import prepared_stem
 from GS2D.points import mean_neighbour_distance
 from utils.cli import Outcome, default_workers, for_each, report_failures
