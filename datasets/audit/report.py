@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from PIL import Image
 from scipy.spatial import cKDTree
 
@@ -18,7 +19,11 @@ from utils.cli import one_line
 from utils.files import SPLITS, atomic_write, list_images, points_path, read_points
 
 REPORT = "dataset_report.json"
-CROP_SIZES = {"qnrf": 512, "jhu": 512, "nwpu": 384, "sha": 256, "shb": 512}
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CROP_SIZES = {  # of training, pixels
+    name: (yaml.safe_load((_CONFIGS / f"{name}.yml").read_text(encoding="utf-8")) or {}).get("crop_size", 512)
+    for name in ("qnrf", "jhu", "nwpu", "sha", "shb")
+}
 CLOSE = 0.5  # pixels
 _PRINTED = 40
 _OUTSIDE = 1.0  # pixels: the sides of a resized image are rounded, its points are not
