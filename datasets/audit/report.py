@@ -56,6 +56,7 @@ class ImageFacts(NamedTuple):
     bytes: int
     jpeg_problem: str | None
     errors: tuple[str, ...]
+    orientation: int = 1  # the EXIF orientation by which the raw image was turned upright
 
     @property
     def split(self) -> str:
@@ -108,7 +109,10 @@ def look_at(root: Path, image: Path, entry: Mapping[str, Any], problem: str | No
     dropped = entry.get("dropped")
     dropped = dropped if isinstance(dropped, int) else 0
     name = image.relative_to(root).as_posix()
-    return ImageFacts(name, height, width, grey, points, dropped, duplicates, close, size, problem, tuple(errors))
+    orientation = entry.get("orientation", 1)
+    return ImageFacts(
+        name, height, width, grey, points, dropped, duplicates, close, size, problem, tuple(errors), orientation
+    )
 
 
 def crowding(points: np.ndarray) -> tuple[int, int]:
@@ -152,6 +156,7 @@ def summarise(
         "smaller_than_crop": [f.name for f in facts if f.height and f.width and min(f.height, f.width) < crop_size],
         "jpeg_problems": {f.name: f.jpeg_problem for f in facts if f.jpeg_problem},
         "grey": [f.name for f in facts if f.grey],
+        "turned": {f.name: f.orientation for f in facts if f.orientation != 1},
         "in_two_splits": _in_two_splits(root, facts),
     }
     for name in findings["smaller_than_crop"]:
