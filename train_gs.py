@@ -27,7 +27,6 @@ from datasets.sampler import EpochSampler
 from GS2D.options import KERNEL_OPTIONS, kernel_options
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
 from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
-from utils.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
 from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
 from utils.device import memory_errors, start_fabric
@@ -37,10 +36,11 @@ from utils.files import make_folder, remove_stale_partials
 from utils.images import load_image
 from utils.lock import hold
 from utils.pixels import normalise
-from utils.run_log import RunLog
-from utils.shared_memory import shared_memory_errors
-from utils.steps import EpochSums, Guard, Stopwatch, gradient_norm, guarded_average
-from utils.train_options import FREE_OPTIONS, parse_train_options
+from utils.training.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
+from utils.training.run_log import RunLog
+from utils.training.shared_memory import shared_memory_errors
+from utils.training.steps import EpochSums, Guard, Stopwatch, gradient_norm, guarded_average
+from utils.training.train_options import FREE_OPTIONS, parse_train_options
 
 WARM_UP = 0.05  # of the run
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans

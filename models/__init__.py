@@ -11,7 +11,7 @@ from models.backbone import load_backbone
 from models.vgg import VGG, Prediction
 from models.vgg_trans import VGGTrans, attention_variance
 from models.weights import load_weights, read_checkpoint, weights_file
-from utils.checkpoint import describe
+from utils.training.checkpoint import describe
 
 MODELS = {network.name: network for network in (VGG, VGGTrans)}
 
@@ -53,7 +53,7 @@ def load_model(
     """(The network of a checkpoint in evaluation mode, what the checkpoint says of itself).
 
     path: .pth, .tar or .safetensors, or the folder of a run, for its best model. name and topk take the place of what the
-    file says (`utils.checkpoint.describe`). Raises OSError or ValueError, in one line, as `load_weights`.
+    file says (`utils.training.checkpoint.describe`). Raises OSError or ValueError, in one line, as `load_weights`.
     """
     path = weights_file(path)
     said = describe(read_checkpoint(path))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.checkpoint import DESCRIPTION
+from utils.training.checkpoint import DESCRIPTION
 
 _COMPILED = "_orig_mod."
 _PREFIXES = ("module.", "model.", _COMPILED)

@@ -220,7 +220,10 @@ def test_options_exist(command):
 def all_options():
     from torch.distributed.run import get_args_parser
 
-    scripts = [path.name for path in ROOT.glob("*.py") if path.name != "hubconf.py"] + ["GS2D/build_kernels.py", "GS2D/process_gaussians.py"]
+    scripts = [path.name for path in ROOT.glob("*.py") if path.name != "hubconf.py"] + [
+        "GS2D/build_kernels.py",
+        "GS2D/process_gaussians.py",
+    ]
     for folder in ("benchmarks", "scripts"):
         found = [path for path in (ROOT / folder).glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8")]
         scripts += [str(path.relative_to(ROOT)) for path in found]

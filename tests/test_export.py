@@ -18,10 +18,10 @@ from PIL import Image
 from models import build_model, load_model
 from models.export import compare, run_network, traceable_in_degree_index
 from models.vgg_trans import in_degree_index
-from utils.checkpoint import save_weights
 from utils.evaluation import count
 from utils.images import load_image
 from utils.pixels import normalise, to_planes
+from utils.training.checkpoint import save_weights
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "safetensors"))
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="pip install -r requirements-export.txt")

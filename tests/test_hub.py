@@ -19,11 +19,11 @@ from PIL import Image
 
 import hubconf
 from models import build_model
-from utils.checkpoint import save_weights
 from utils.evaluation import count, density_map, predict
 from utils.evaluation.localisation import locate_windows
 from utils.images import load_image
 from utils.pixels import normalise, to_planes
+from utils.training.checkpoint import save_weights
 
 
 @pytest.fixture(scope="module")

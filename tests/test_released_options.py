@@ -14,7 +14,7 @@ from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
 from utils.config import option_values
-from utils.train_options import FREE_OPTIONS, parse_train_options
+from utils.training.train_options import FREE_OPTIONS, parse_train_options
 
 # The released script's flags with their defaults, and what each is called here; data and save folder as an example.
 RELEASED = {

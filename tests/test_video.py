@@ -13,10 +13,10 @@ from commands import call, errors
 from training_runs import Tiny
 
 import models
-from utils.checkpoint import save_weights
 from utils.evaluation import Window
 from utils.evaluation.sources import Source
 from utils.evaluation.video import SHOWN, VideoCounts, draw_density
+from utils.training.checkpoint import save_weights
 
 
 def write_video(path, frames, rate=5, size=(96, 64), code="MJPG"):

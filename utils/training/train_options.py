@@ -10,9 +10,9 @@ from pathlib import Path
 from utils.cli import default_workers
 from utils.config import make_parser, number, parse_arguments
 from utils.pixels import STRIDE
-from utils.released_options import add_released_options, apply_released_options
+from utils.training.released_options import add_released_options, apply_released_options
 
-PRESETS = Path(__file__).resolve().parents[1] / "configs"
+PRESETS = Path(__file__).resolve().parents[2] / "configs"
 # Options that do not change what a step computes: a run may go on with other values.
 FREE_OPTIONS = (
     "data_dir",
@@ -56,7 +56,9 @@ def parse_train_options(
     workers = "processes that load images, for each device (default: processors less one, 2 to 8)"
     add("--num-workers", type=number(int, 0), metavar="N", help=workers)
     add("--prefetch", type=number(int, 1), default=2, metavar="N", help="batches that each of them makes ahead")
-    pixels = "kept decoded on disk (3 bytes a pixel) once an image is read, where there is room; or decoded for each crop"
+    pixels = (
+        "kept decoded on disk (3 bytes a pixel) once an image is read, where there is room; or decoded for each crop"
+    )
     add("--pixels", choices=("decoded", "jpeg"), default="decoded", help=pixels)
     add("--pixels-dir", type=Path, metavar="P", help="folder of decoded pixels (default: train/pixels of the data set)")
     add("--data-licence", metavar="TEXT", help="of the data, as it is to stand in model_card.md")
@@ -85,7 +87,14 @@ def parse_train_options(
     add("--accumulate", type=number(int, 1), default=1, metavar="N", help="batches averaged for one step")
     add("--grad-clip", type=number(float, 0), default=0.0, metavar="X", help="largest gradient norm (0: any)")
     add("--ema", type=number(float, 0, 0.999999), default=0.0, metavar="X", help="decay of averaged weights (0: off)")
-    add("--epochs", "--max-epoch", type=number(int, 1), default=1200, metavar="N", help="passes over the training images")
+    add(
+        "--epochs",
+        "--max-epoch",
+        type=number(int, 1),
+        default=1200,
+        metavar="N",
+        help="passes over the training images",
+    )
     add("--seed", type=number(int, 0, 2**32 - 1), default=4073, metavar="N", help="of weights, order, crops, dropout")
 
     add = parser.add_argument_group("loss").add_argument
