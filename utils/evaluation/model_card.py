@@ -33,7 +33,8 @@ def write_card(folder: Path) -> Path | None:
         return None
     options = yaml.safe_load(config.read_text(encoding="utf-8"))
     epochs = _lines(folder / "metrics.jsonl")
-    best = min((e for e in epochs if "val_mae" in e), key=lambda e: 2 * e["val_mse"] + e["val_mae"], default={})
+    validated = [e for e in epochs if math.isfinite(e.get("val_mae", math.nan))]
+    best = min(validated, key=lambda e: 2 * e["val_mse"] + e["val_mae"], default={})
     environment = _read(folder / "environment.json") or {}
     sha256, data = file_hash(weights), split_hashes(str(options["data_dir"]))
     scores = [("val", best.get("val_mae"), best.get("val_mse"), data.get("val"), f"windows of {options['window']} px")]
