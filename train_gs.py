@@ -100,6 +100,7 @@ def train_epoch(
     scaler = getattr(fabric.strategy.precision, "scaler", None)  # of 16-mixed, which skips steps that overflow
     if scaler is None:
         optimizer.optimizer.found_inf = guard.broken
+    guard.start_epoch()
     torch.backends.cudnn.benchmark = not arguments.deterministic  # all crops are of one size
     sums, watch, shown = EpochSums(), Stopwatch(fabric.device), time.monotonic()
     for index, batch in enumerate(loader):
@@ -142,7 +143,7 @@ def train_epoch(
             shown = time.monotonic()
         progress.update(len(images) * fabric.world_size)
         if (index + 1) % CHECK_EVERY == 0 or index == len(loader) - 1:
-            stop_if_broken(fabric, guard, arguments.accumulate, index + 1 if index + 1 < len(loader) else 0)
+            stop_if_broken(fabric, guard, arguments.accumulate, index + 1)
         watch.lap("other")
     progress.set_postfix(sums.read(), refresh=False)
     totals = torch.tensor(sums.all(), dtype=torch.float64, device=fabric.device)
@@ -163,9 +164,9 @@ def train_epoch(
     }
 
 
-def stop_if_broken(fabric: Fabric, guard: Guard, accumulate: int, following: int) -> None:
-    """Raise ``NonFinite`` on every process if one has met a loss or gradient that is not finite; ``following``: next batch."""
-    found = guard.found(following)
+def stop_if_broken(fabric: Fabric, guard: Guard, accumulate: int, end: int) -> None:
+    """Raise ``NonFinite`` on every process if one has met a loss or gradient that is not finite before batch ``end``."""
+    found = guard.found(end)
     anywhere = fabric.all_reduce(torch.tensor(float(found is not None), device=fabric.device), reduce_op="max")
     if not anywhere:
         return
