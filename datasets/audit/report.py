@@ -19,7 +19,7 @@ from utils.cli import one_line
 from utils.files import SPLITS, atomic_write, list_images, points_path, read_points
 
 REPORT = "dataset_report.json"
-CROP_SIZES = {"qnrf": 512, "jhu": 512, "nwpu": 384, "sha": 256, "shb": 512}
+CROP_SIZES = {"qnrf": 512, "jhu": 512, "nwpu": 384, "sha": 256, "shb": 512, "ucf50": 512}
 CLOSE = 0.5  # pixels
 _PRINTED = 40
 _OUTSIDE = 1.0  # pixels: the sides of a resized image are rounded, its points are not
@@ -39,6 +39,7 @@ PUBLISHED = {
     "nwpu": Published({"train": 3109, "val": 500, "test": 1500}),
     "sha": Published({"train+val": 300, "test": 182}, 241_677),
     "shb": Published({"train+val": 400, "test": 316}, 88_488),
+    "ucf50": Published({"train+val": 40, "test": 10}, 63_974),
 }
 
 
