@@ -1,9 +1,8 @@
 """UCF_CC_50: its folds, each image in one of five tests, and what the report says of them."""
 
 import pytest
-import scipy.io
 from commands import call, errors
-from raw_data import draw_points, record, save_noise
+from raw_data import make_ucf50, record, save_noise
 
 from datasets.raw.annotations import find_ucf, split_folds
 
@@ -12,15 +11,7 @@ SMALL = ("--min-size", 32, "--workers", 1)
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """Fifty images; image i has i points, of which number 7 has one far outside."""
-    folder = tmp_path_factory.mktemp("ucf50") / "UCF_CC_50"
-    for i in range(1, 51):
-        save_noise(folder / f"{i}.jpg", seed=i)
-        points = draw_points(i)
-        if i == 7:
-            points[0] = -358, 10
-        scipy.io.savemat(folder / f"{i}_ann.mat", {"annPoints": points})
-    return folder
+    return make_ucf50(tmp_path_factory.mktemp("ucf50") / "UCF_CC_50")
 
 
 def prepare(source, out, fold, code=0, *options):
