@@ -21,23 +21,26 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from datasets.crowd import Batch, Crowd, collate
+from datasets.crowd import Batch, Crowd
+from datasets.loading import crop_loader, keep_pixels
 from datasets.sampler import EpochSampler
 from GS2D.options import KERNEL_OPTIONS, kernel_options
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
 from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
-from utils.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
 from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
 from utils.device import memory_errors, start_fabric
 from utils.evaluation import density_map, evaluate, predict
+from utils.evaluation.model_card import write_card
 from utils.files import make_folder, remove_stale_partials
 from utils.images import load_image
 from utils.lock import hold
 from utils.pixels import normalise
-from utils.run_log import RunLog
-from utils.steps import EpochSums, Guard, Stopwatch, gradient_norm, guarded_average
-from utils.train_options import FREE_OPTIONS, parse_train_options
+from utils.training.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
+from utils.training.run_log import RunLog
+from utils.training.shared_memory import shared_memory_errors
+from utils.training.steps import EpochSums, Guard, Stopwatch, gradient_norm, guarded_average
+from utils.training.train_options import FREE_OPTIONS, parse_train_options
 
 WARM_UP = 0.05  # of the run
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
@@ -263,7 +266,7 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
         skip_bad=arguments.skip_bad_samples,
     )
     val = Crowd(arguments.data_dir, arguments.crop_size, "val")
-    train.check_annotations()
+    sizes = train.read_once()
     resume = find_start(arguments.resume, arguments.save_dir, option_values(arguments), FREE_OPTIONS)
 
     network = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
@@ -282,16 +285,11 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
 
     sampler = EpochSampler(len(train), arguments.seed, fabric.global_rank, fabric.world_size)
-    loader = DataLoader(
-        train,
-        arguments.batch_size,
-        sampler=sampler,
-        num_workers=arguments.num_workers,
-        collate_fn=collate,
-        pin_memory=fabric.device.type == "cuda",
-        persistent_workers=arguments.num_workers > 0,
-        generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
-    )
+    load = arguments.batch_size, arguments.num_workers, arguments.prefetch
+    on_gpu, processes = fabric.device.type == "cuda", fabric.world_size // arguments.num_nodes
+    loader = crop_loader(train, sampler, *load, pin_memory=on_gpu, processes=processes)
+    if arguments.pixels == "decoded":
+        say(fabric, keep_pixels(train, sizes, arguments.pixels_dir))
     loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
     return Run(train, val, loader, sampler, network, model, optimizer, average, guard, first_epoch, best)
 
@@ -366,7 +364,8 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             metrics["val_mae"], metrics["val_mse"] = validate(fabric, evaluated, run.val, arguments)
             score = 2 * metrics["val_mse"] + metrics["val_mae"]
             if score < best and fabric.is_global_zero:
-                save_weights(folder / "best_model.pth", evaluated.state_dict(), {**description, "epoch": epoch})
+                for name in ("best_model.pth", *([f"best_model_{epoch}.pth"] if arguments.save_all else [])):
+                    save_weights(folder / name, evaluated.state_dict(), {**description, "epoch": epoch})
             best = min(best, score)
             if log:
                 tqdm.write("epoch {epoch}: loss {loss:.3f}, val MAE {val_mae:.3f}, MSE {val_mse:.3f}".format(**metrics))
@@ -374,6 +373,8 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
                 show_densities(fabric, evaluated, run.val, arguments.window, log, epoch)
         if log:
             log.add_epoch(metrics)
+            if "val_mae" in metrics:
+                write_card(folder)
             save_checkpoint(folder, epoch, arguments.max_model_num, step=(epoch + 1) * len(run.loader), **state())
     progress.close()
     if log:
@@ -388,7 +389,8 @@ def main() -> None:
     size = f"--batch-size {arguments.batch_size} and --crop-size {arguments.crop_size}"
     remedy = f"lower one of {size} (--accumulate makes up for it), --num-workers, or take --precision bf16-mixed"
     folder = make_folder(arguments.save_dir)
-    with memory_errors(remedy), hold(folder) if fabric.is_global_zero else contextlib.nullcontext():
+    loading = shared_memory_errors(arguments.num_workers, arguments.batch_size)
+    with memory_errors(remedy), loading, hold(folder) if fabric.is_global_zero else contextlib.nullcontext():
         train(fabric, arguments)
 
 

@@ -28,7 +28,7 @@ COLUMNS = slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 8)  # of the parameter
 BYTES_A_PIXEL = 64
 BYTES_A_GAUSSIAN = 4096  # parameters, moments, gradients; keys and ids of 16 pixels' tiles, twice for the sort
 MAX_PIXELS = 2**27  # an atlas; more fills no GPU better, and gsplat counts values in 32 bits
-MAX_PAGES = 64
+MAX_PAGES = 128
 EMPTY_SHARE = 0.5  # of an atlas may lie outside its images
 SMALL = 2**20  # pixels; an atlas up to here is not rebuilt for being half empty
 

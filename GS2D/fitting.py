@@ -33,7 +33,7 @@ LONE_POINT_DISTANCE = 8.0  # pixels; stands for the neighbour distance of a sing
 MIN_SCALE_PARAM = 2.0  # smallest starting value of u
 MIN_MASK_SCALE, MAX_MASK_SCALE = 2.0, 0.015  # pixels, and fraction of the image's long side
 CHECK_EVERY = 50  # iterations between two looks at the convergence rule
-FAST_RATE = 4  # factor on the learning rate until the loss stalls for the first time, with a tolerance only
+FAST_RATE = 2  # factor on the learning rate until the loss stalls for the first time, with a tolerance only
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.transforms import MIN_BOX_FRACTION, Sample, augment, box_fraction, draw_augmentation
+from datasets.decoded import DecodedPixels
+from datasets.kept import FileList, KeptAnnotations
+from datasets.transforms import MIN_BOX_FRACTION, Sample, augment, box_fraction, draw_augmentation, too_small
 from GS2D.kernel import BlockKernel, StoredKernel, block_diagonal, load_kernel, params_hash, restrict, transport_kernel
 from GS2D.prepared import fit_command, load_annotations
 from utils.files import SPLITS, gaussians_path, kernel_path, list_images, points_path, read_points
-from utils.images import load_image
+from utils.images import image_size, load_image
 from utils.pixels import to_planes
 
 
@@ -101,7 +103,8 @@ class Crowd(Dataset):
     ``set_epoch`` before each epoch. Without ``use_gaussians`` no fitted Gaussians are read: scales are then a sixth of
     the neighbour distance, which also replaces fitted scales that are NaN, and rotations are 0. With ``skip_bad`` the next
     image takes the place of a training image that cannot be read, and the sample says why. A test split without any
-    annotation file is one whose annotations are kept secret (NWPU-Crowd): its counts are NaN.
+    annotation file is one whose annotations are kept secret (NWPU-Crowd): its counts are NaN. Training images come out of
+    ``pixels``, if that is set, which fills up with them.
 
     Raises ``ValueError`` for an unknown split and ``FileNotFoundError`` for missing images, annotations or Gaussians;
     items raise ``ValueError``, naming the file, for what cannot be read or does not fit together.
@@ -127,7 +130,9 @@ class Crowd(Dataset):
         self.use_gaussians = use_gaussians and self.training
         self.kernel, self.kernel_parameters = kernel, kernel_parameters if self.training else None
         self.skip_bad = skip_bad
-        self.images = list_images(self.root / split)
+        self.images = FileList(list_images(self.root / split))
+        self.pixels: DecodedPixels | None = None
+        self._annotations: KeptAnnotations | None = None
         # Shared memory: workers that outlive an epoch (persistent_workers=True) see the new number too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.annotated = split != "test" or self.training or any(self.images[0].parent.glob("*.npy"))
@@ -141,10 +146,28 @@ class Crowd(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def check_annotations(self) -> None:
-        """Read every npy and every file of Gaussians once: what is wrong with one is said before the first epoch."""
-        for image in self.images if self.training and not self.skip_bad else ():
-            load_annotations(image, self.use_gaussians)
+    def read_once(self) -> list[tuple[int, int] | None]:
+        """Read every npy, every file of Gaussians and the size of every image -> (height, width) of each.
+
+        What is wrong with one is said before the first epoch (with ``skip_bad`` it is left for later, its size None), and
+        loading processes that start from here on need not read annotations again.
+        """
+        self._annotations = KeptAnnotations(
+            self.images, lambda image: load_annotations(image, self.use_gaussians), self.skip_bad
+        )
+        sizes: list[tuple[int, int] | None] = []
+        for image in self.images:
+            try:
+                sizes.append(image_size(image))
+            except (OSError, ValueError):
+                if not self.skip_bad:
+                    raise
+                sizes.append(None)
+        if not self.skip_bad:
+            index = min(range(len(sizes)), key=lambda i: min(sizes[i]))
+            if min(sizes[index]) < self.crop_size:
+                raise ValueError(too_small(str(self.images[index]), *sizes[index], self.crop_size))
+        return sizes
 
     def set_epoch(self, epoch: int) -> None:
         """Make the augmentation that of ``epoch``."""
@@ -167,8 +190,9 @@ class Crowd(Dataset):
 
     def _crop(self, index: int) -> TrainSample:
         path = self.images[index]
-        image = load_image(path)
-        points, distance, scales, rotations = load_annotations(path, self.use_gaussians)
+        image = self.pixels.load(path) if self.pixels else load_image(path)
+        kept = self._annotations.get(index) if self._annotations else None
+        points, distance, scales, rotations = kept or load_annotations(path, self.use_gaussians)
         generator = np.random.default_rng([self.seed, int(self._epoch), index])
         stride = int(self.kernel_parameters["stride"]) if self.kernel_parameters else None
         augmentation = draw_augmentation(generator, *image.shape[:2], self.crop_size, str(path), stride=stride)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 import warnings
@@ -15,14 +16,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils.training.checkpoint import DESCRIPTION
+
 _COMPILED = "_orig_mod."
 _PREFIXES = ("module.", "model.", _COMPILED)
+
+
+def weights_file(path: str | os.PathLike) -> Path:
+    """The file of a checkpoint: the path itself, or the best model in the folder of a run."""
+    path = Path(path)
+    return path / "best_model.pth" if path.is_dir() else path
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Contents of a checkpoint (.tar), or of a bare state_dict (.pth) as {"model_state_dict": ...}, on the CPU.
 
-    The prefixes that wrappers put before every name are taken off (``strip_prefixes``), and those that were are the text
+    So are those of a .safetensors file of `models.export`, with the description that it carries as "arguments". The
+    prefixes that wrappers put before every name are taken off (``strip_prefixes``), and those that were are the text
     ``removed_prefixes``. A dict of tensors as ``state_dict`` or ``model`` stands for ``model_state_dict``. Only tensors and plain containers are
     unpickled. Raises OSError (missing or unreadable file) or ValueError (damaged, refused or not a state_dict).
     """
@@ -35,7 +45,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             if zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
                     _check_claim(path, sum(entry.file_size for entry in archive.infolist()))
-            content = torch.load(path, weights_only=True, map_location="cpu")
+            if path.suffix == ".safetensors":
+                content = _read_safetensors(path)
+            else:
+                content = torch.load(path, weights_only=True, map_location="cpu")
             for tensor in _tensors(content):
                 _check_claim(path, tensor.untyped_storage().nbytes())
     except Exception as error:  # a damaged file makes the unpickler fail with anything, KeyError included
@@ -88,6 +101,16 @@ def strip_prefixes(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tens
     if hasattr(state, "_metadata"):  # where a checkpoint describes itself
         stripped._metadata = state._metadata
     return stripped, ", ".join(removed)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors import safe_open
+    except ImportError:
+        raise ValueError(f"{path}: needs the package safetensors: pip install -r requirements-export.txt") from None
+    with safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}
+        return {"model_state_dict": state, "arguments": json.loads((file.metadata() or {}).get(DESCRIPTION, "{}"))}
 
 
 def _check_claim(path: Path, claimed: int) -> None:

@@ -142,7 +142,7 @@ def test_gaussians_of_other_points_are_refused(root, change):
         file["params"][:, :2] = change(file["params"][:, :2])
     gap = np.abs(change(read_points(points_path(path))[:, :2]) - read_points(points_path(path))[:, :2]).max()
     crowd = Crowd(root, CROP, "train")
-    for look in (crowd.check_annotations, lambda: crowd[3]):
+    for look in (crowd.read_once, lambda: crowd[3]):
         with pytest.raises(ValueError) as caught:
             look()
         one_line(
@@ -150,8 +150,8 @@ def test_gaussians_of_other_points_are_refused(root, change):
             f"{gaussians_path(path)}: centres lie up to {gap:.1f} pixels from the points of {points_path(path)};",
         )
         one_line(caught, f"delete the former and run python 2dgs_counting_1gs_gsplat.py --root-path {root}")
-    Crowd(root, CROP, "train", use_gaussians=False).check_annotations()
-    Crowd(root, CROP, "train", skip_bad=True).check_annotations()  # it will be skipped
+    Crowd(root, CROP, "train", use_gaussians=False).read_once()
+    Crowd(root, CROP, "train", skip_bad=True).read_once()  # it will be skipped
     assert str(gaussians_path(path)) in Crowd(root, CROP, "train", skip_bad=True)[3].skipped[0]
 
 

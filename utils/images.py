@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from utils.files import atomic_write
@@ -53,10 +55,10 @@ def load_image(path: Path | str, upright: bool = False) -> np.ndarray:
     ``OSError`` for a file that cannot be opened and ``ValueError`` for one that is empty, cut off, no image, deeper than
     8 bits a channel, larger than ``MAX_PIXELS`` or than its bytes can hold; both name the file.
     """
-    with _checked(path) as image:
+    with _checked(path, whole=True) as image:
         # Asked before decoding, after which Pillow has turned a TIFF and forgotten that it was.
         orientation, turned = _orientation(image), image.format == "TIFF"
-        pixels = np.array(image.convert("RGB"))
+        pixels = _decode(image)
     if upright == turned or orientation == 1:
         return pixels
     return np.ascontiguousarray(turn(pixels, orientation if upright else INVERSE[orientation]))
@@ -73,6 +75,14 @@ def image_shape(path: Path | str) -> Shape:
             if image.format == "TIFF" and orientation >= 5
             else Shape(height, width, orientation)
         )
+
+
+def _decode(image: Image.Image) -> np.ndarray:
+    if image.format == "JPEG" and image.mode == "RGB":
+        # A third of Pillow's time for the same pixels; what it finds wrong or does not know is Pillow's to judge.
+        with contextlib.suppress(ValueError):
+            return simplejpeg.decode_jpeg(image.fp.getbuffer(), "RGB", strict=True)
+    return np.array(image.convert("RGB"))
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
@@ -124,10 +134,10 @@ def _depth(image: Image.Image) -> int:
 
 
 @contextlib.contextmanager
-def _checked(path: Path | str) -> Iterator[Image.Image]:
-    """The opened image, before its pixels are decoded; errors of the block are about this file."""
+def _checked(path: Path | str, whole: bool = False) -> Iterator[Image.Image]:
+    """The opened image, before its pixels are decoded; errors of the block are about this file. ``whole``: read into memory."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(Path(path).read_bytes()) if whole else path, formats=_FORMATS) as image:
             width, height = image.size
             bits = width * height * _BITS.get(image.mode, 8 * len(image.getbands()))
             reason, remedy = None, "make it smaller beforehand"

@@ -11,19 +11,38 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from datasets.audit.record import read_record
 from utils.cli import one_line
 from utils.files import SPLITS, atomic_write, list_images, points_path, read_points
 
 REPORT = "dataset_report.json"
-CROP_SIZES = {"qnrf": 512, "jhu": 512, "nwpu": 384, "sha": 256, "shb": 512, "ucf50": 512}
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CROP_SIZES = {  # of training, pixels
+    name: (yaml.safe_load((_CONFIGS / f"{name}.yml").read_text(encoding="utf-8")) or {}).get("crop_size", 512)
+    for name in ("qnrf", "jhu", "nwpu", "sha", "shb", "ucf50")
+}
 CLOSE = 0.5  # pixels
 _PRINTED = 40
 _OUTSIDE = 1.0  # pixels: the sides of a resized image are rounded, its points are not
 _AGAIN = "run preprocess_dataset_*.py again"
+RECORD = "preprocess.jsonl"  # one line an image: what preprocessing made of it and from what
+
+
+def read_record(root: Path) -> dict[str, dict[str, Any]]:
+    """The entries of ``root/preprocess.jsonl`` by image; lines that cannot be read are left out, a later one wins."""
+    record: dict[str, dict[str, Any]] = {}
+    path = root / RECORD
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("image"), str):
+            record[entry["image"]] = entry
+    return record
 
 
 class Published(NamedTuple):

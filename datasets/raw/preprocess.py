@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from datasets.audit.record import RECORD, read_record
+from datasets.audit.report import CROP_SIZES, RECORD, read_record, write_report
 from datasets.raw.annotations import prepared_stem
 from GS2D.points import mean_neighbour_distance
 from utils.cli import Outcome, default_workers, for_each, report_failures
@@ -248,9 +248,6 @@ def _prepare(
             dropped_lines.append(f"{source}: {made.dropped} of {total} points lie outside the image and are dropped")
     print(*dropped_lines, sep="\n", end="\n" if dropped_lines else "")
     if any(name in record for name in planned):
-        # Imported here, since worker processes import this module and the report needs SciPy.
-        from datasets.audit.report import CROP_SIZES, write_report
-
         write_report(root, dataset, CROP_SIZES.get(dataset, crop_size))
     finished, seconds = len(todo.keys() & record.keys()), time.perf_counter() - started
     if todo:
