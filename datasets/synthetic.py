@@ -1,6 +1,6 @@
 """Synthetic crowds in the raw layout of any of the five data sets, with the exact truth beside them.
 
-    python -m datasets.synthetic --layout {qnrf,jhu,nwpu,sha,shb} --out P --images 50 --seed 0
+    python -m datasets.synthetic --layout {qnrf,jhu,nwpu,sha,shb,ucf50} --out P --images 50 --seed 0
 
 For tests and teaching; no substitute for photographs. The same arguments give the same bytes at any number of workers, an
 interrupted run goes on where it stopped. P/truth.json holds the heads of every image, unrounded, with or without annotations.
@@ -33,6 +33,7 @@ SPLITS = {
     "nwpu": {"train": 3109, "val": 500, "test": 1500},
     "sha": {"train_data": 300, "test_data": 182},
     "shb": {"train_data": 400, "test_data": 316},
+    "ucf50": {"": 50},
 }
 MIN_HEAD, MAX_HEAD = 3.0, 60.0  # height of a head, pixels
 SPACING = 0.7  # least distance of two heads, in heights of a head: neither hides the other's centre
@@ -160,6 +161,8 @@ def files_of(item: Item) -> list[Path]:
     name, split = f"{item.number:04}", Path(item.split)
     if item.layout == "qnrf":
         return [split / f"img_{name}.jpg", split / f"img_{name}_ann.mat"]
+    if item.layout == "ucf50":
+        return [Path(f"{item.number}.jpg"), Path(f"{item.number}_ann.mat")]
     if item.layout == "jhu":
         return [split / "images" / f"{name}.jpg", split / "gt" / f"{name}.txt"]
     if item.layout == "nwpu":

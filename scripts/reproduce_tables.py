@@ -19,6 +19,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from datasets.raw.annotations import FOLDS
 from models import MODELS
 from scripts.experiments import read_counts, write_table
 from utils.cli import run_script
@@ -27,6 +28,7 @@ from utils.evaluation import mae_mse
 from utils.files import make_folder
 
 REMARKS = (
+    "UCF_CC_50: the mean of the MAE and of the MSE of its five folds; GST published none.",
     "Published: GST's row of a later paper's comparison table, which does not name the backbone; both networks stand beside it.",
     "MSE: root of the mean squared error. Difference: measured minus published; below zero is better than published.",
     "NWPU-Crowd's test annotations are not public: measured is val, the published number is test's, and the two are not compared. "
@@ -44,7 +46,8 @@ class Source(NamedTuple):
     script: str
     parts: tuple[tuple[str, ...], ...]  # what the raw folder holds, one of each
     measured: str  # split whose annotations are public
-    published: tuple[float, float]  # MAE, MSE on test
+    published: tuple[float, float] | None  # MAE, MSE on test
+    folds: int = 0  # of cross validation, each prepared, trained and measured on its own
 
 
 SOURCES = {
@@ -77,6 +80,17 @@ SOURCES = {
         (("images", "images_part1"), ("mats", "jsons"), ("train.txt",), ("val.txt",), ("test.txt",)),
         "val",
         (74.4, 306.2),
+    ),
+    "ucf50": Source(
+        "UCF_CC_50",
+        "https://www.crcv.ucf.edu/data/ucf-cc-50/",
+        "UCF_CC_50",
+        "UCF50-Train-Val-Test",
+        "preprocess_dataset_ucf50.py",
+        (("1.jpg", "UCF_CC_50"),),
+        "test",
+        None,
+        FOLDS,
     ),
 }
 LISTS = ("train.txt", "val.txt")  # of the Bayesian-Crowd-Counting repository, for UCF-QNRF
@@ -120,11 +134,21 @@ def missing(arguments: argparse.Namespace) -> list[str]:
     return lines
 
 
-def prepare_commands(name: str, arguments: argparse.Namespace) -> list[list[str]]:
+def folds(name: str) -> list[int | None]:
+    """The folds of a data set, None for the whole."""
+    return list(range(1, SOURCES[name].folds + 1)) or [None]
+
+
+def part(folder: Path, fold: int | None) -> Path:
+    """What belongs to a fold, in a folder below that of the whole."""
+    return folder / f"fold{fold}" if fold else folder
+
+
+def prepare_commands(name: str, arguments: argparse.Namespace, fold: int | None = None) -> list[list[str]]:
     """Raw data to what training needs; without fitted Gaussians for a checkpoint, which is evaluated only."""
     source = SOURCES[name]
-    raw, prepared = arguments.data / source.raw, str(arguments.data / source.prepared)
-    lists = []
+    raw, prepared = arguments.data / source.raw, str(part(arguments.data / source.prepared, fold))
+    lists = ["--fold", str(fold)] if fold else []
     if name == "qnrf" and all((raw / file).exists() for file in LISTS):
         lists = ["--train-list", str(raw / LISTS[0]), "--val-list", str(raw / LISTS[1])]
     paths = ["--input-dataset-path", str(raw), "--output-dataset-path", prepared]
@@ -135,13 +159,15 @@ def prepare_commands(name: str, arguments: argparse.Namespace) -> list[list[str]
     return commands
 
 
-def model_commands(name: str, model: str | None, folder: Path, arguments: argparse.Namespace) -> Iterator[list[str]]:
+def model_commands(
+    name: str, model: str | None, folder: Path, arguments: argparse.Namespace, fold: int | None = None
+) -> Iterator[list[str]]:
     """Training, if there is no checkpoint, and evaluation, unless its result is newer than the checkpoint.
 
     ``model`` None: what the checkpoint says.
     """
     source = SOURCES[name]
-    data = ["--data-dir", str(arguments.data / source.prepared)]
+    data, folder = ["--data-dir", str(part(arguments.data / source.prepared, fold))], part(folder, fold)
     network = ["--model-name", model] if model else []
     checkpoint = arguments.checkpoint or folder / "best_model.pth"
     if not arguments.checkpoint:
@@ -173,14 +199,18 @@ def report(rows: Sequence[tuple[str, str, Path]], folder: Path) -> str:
     table = [("data set", "network", "split", "measured MAE / MSE", "published MAE / MSE (test)", "difference")]
     for name, model, run in rows:
         source = SOURCES[name]
-        results = run / source.measured / "results.csv"
+        results = [part(run, fold) / source.measured / "results.csv" for fold in folds(name)]
+        scores = [mae_mse(read_counts(path)) for path in results if path.exists()]
         measured, difference = "not measured yet", ""
-        if results.exists():
-            found = mae_mse(read_counts(results))
+        if scores:
+            found = [sum(values) / len(scores) for values in zip(*scores, strict=True)]
             measured = f"{found[0]:.1f} / {found[1]:.1f}"
-            change = (f"{one - other:+.1f}" for one, other in zip(found, source.published))
-            difference = " / ".join(change) if source.measured == "test" else "not comparable"
-        published = f"{source.published[0]} / {source.published[1]}"
+            if len(scores) < len(results):
+                measured += f" ({len(scores)} of {len(results)} folds)"
+            if source.published:
+                change = (f"{one - other:+.1f}" for one, other in zip(found, source.published))
+                difference = " / ".join(change) if source.measured == "test" else "not comparable"
+        published = f"{source.published[0]} / {source.published[1]}" if source.published else "none"
         table.append((source.title, model, source.measured, measured, published, difference))
     return write_table(folder, "reproduction", table, "\n\n".join(REMARKS))
 
@@ -202,13 +232,14 @@ def main() -> int:
             rows.append((name, f"{model or ''} {arguments.checkpoint}".strip(), todo[0][2]))
         else:
             todo = [row for row in rows if row[0] == name and row[1] in arguments.models]
-        for command in prepare_commands(name, arguments):
-            do(command)
-        for _, model, folder in todo:
-            for command in model_commands(name, model, folder, arguments):
+        for fold in folds(name):
+            for command in prepare_commands(name, arguments, fold):
                 do(command)
-            if not arguments.dry_run:
-                text = report(rows, make_folder(arguments.runs))
+            for _, model, folder in todo:
+                for command in model_commands(name, model, folder, arguments, fold):
+                    do(command)
+                if not arguments.dry_run:
+                    text = report(rows, make_folder(arguments.runs))
     if not arguments.dry_run:
         print(text, end="")
     return 0

@@ -75,6 +75,17 @@ def make_nwpu(root, parts=True, kind="mat", lists="{:04} 0 1\n"):
     return root
 
 
+def make_ucf50(folder, images=50):
+    """UCF_CC_50: image i has i points, of which number 7 has one far outside, as the published files do."""
+    for i in range(1, images + 1):
+        save_noise(folder / f"{i}.jpg", seed=i)
+        points = draw_points(i)
+        if i == 7:
+            points[0] = -358, 10
+        scipy.io.savemat(folder / f"{i}_ann.mat", {"annPoints": points})
+    return folder
+
+
 def image_info(points):
     """ShanghaiTech's nesting: a cell with a struct of location and number."""
     info = np.empty((1, 1), object)

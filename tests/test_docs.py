@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from commands import ROOT, call
 from documents import COMMANDS, DOCS, FOLDERS, PACKAGES, Block, Command, blocks, braces, defines, importable, spans
-from raw_data import make_jhu, make_nwpu, make_raw, make_sh, save_noise, write
+from raw_data import make_jhu, make_nwpu, make_raw, make_sh, make_ucf50, save_noise, write
 from training_runs import Tiny
 
 import models
@@ -123,7 +123,7 @@ def provide(option, value, script):
     """Make the stand-in for a path of a command that is not there yet."""
     path = Path(value)
     if option in ("--input-dataset-path", "--origin-dir"):
-        makers = {"jhu": make_jhu, "nwpu": make_nwpu, "ucf": make_raw, "points": make_points}
+        makers = {"jhu": make_jhu, "nwpu": make_nwpu, "ucf": make_raw, "ucf50": make_ucf50, "points": make_points}
         makers["sh"] = lambda root: make_sh(root if root.name.startswith("part_") else root / "part_A_final")
         makers[re.match(r"preprocess_dataset_(\w+)\.py", script)[1]](path)
     elif option in ("--data-dir", "--root-path"):

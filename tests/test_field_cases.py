@@ -10,8 +10,9 @@ from PIL import Image
 from training_runs import Tiny
 
 import models
+import preprocess_dataset_points
 from utils.evaluation.containers import is_cut_off
-from utils.evaluation.sources import open_images
+from utils.evaluation.sources import find_sources, open_images
 from utils.images import load_image
 
 KEEP = "export 'CVAT for images 1.1' and take --format cvat, or Label Studio's JSON and --format labelstudio, which keep them"
@@ -134,6 +135,32 @@ def test_labels_of_via_and_csv(tmp_path):
         ) == code
     err = prepare(folder, "coco", "--annotations", via, "--label-attribute", "x", code=1)[2]
     assert "--label-attribute x: format coco has its labels in one place; drop this option" in err
+
+
+def test_categories_without_any_labels(tmp_path):
+    folder = photos(tmp_path / "in")
+    table = write(tmp_path / "labels.csv", "image,x,y\na.jpg,1,2\nb.jpg,1,2\nc.jpg,1,2\n")
+    assert prepare(folder, "csv", "--annotations", table, "--category", "head", code=1)[2] == (
+        "error: --category head: these annotations give no labels; drop this option, or name with --label-attribute the column "
+        "(csv) or attribute (via) that holds them\n"
+    )
+
+
+def test_folders_of_phone_photographs_to_count(tmp_path):
+    photos(tmp_path / "in", "a.jpg")
+    for name in ("b.heic", "c.HEIC", "d.txt"):
+        write(tmp_path / "in" / name, "x")
+    assert find_sources([tmp_path / "in"])[1] == [
+        f"{tmp_path / 'in'}: skipped 3 of 4 files, neither pictures nor videos; 2 images are of a kind that is not read: "
+        ".heic: convert them to JPEG"
+    ]
+
+
+def test_the_formats_that_people_have_can_be_named(tmp_path):
+    out, _ = call("preprocess_dataset_points.py", "--help")
+    assert "--format {csv,json,coco,yolo,labelme,via,cvat,labelstudio,xy,pnt,mat,auto}" in out
+    for name in ("cvat", "labelstudio", "xy", "pnt", "mat", "auto"):
+        assert f"\n    {name} " in preprocess_dataset_points.__doc__
 
 
 def test_labelme_shapes_of_other_labels(tmp_path):

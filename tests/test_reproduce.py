@@ -56,13 +56,14 @@ def table(runs):
 def test_missing_data_are_named_with_what_to_put_where(tmp_path):
     _, err = reproduce("--data", tmp_path / "data", "--runs", tmp_path / "runs", code=1)
     lines = errors(err)
-    assert len(lines) == 3 and not list(tmp_path.iterdir())
+    assert len(lines) == 4 and not list(tmp_path.iterdir())
     assert lines[0] == (
         f"error: {tmp_path / 'data' / 'UCF-QNRF_ECCV18'}: has no Train, Test; unpack UCF-QNRF "
         "(https://www.crcv.ucf.edu/data/ucf-qnrf/) there"
     )
     assert "test/images, test/gt; unpack JHU-Crowd++" in lines[1]
     assert "images or images_part1, mats or jsons, train.txt" in lines[2]
+    assert "UCF_CC_50: has no 1.jpg or UCF_CC_50; unpack UCF_CC_50 (https://" in lines[3]
     (tmp_path / "data" / "UCF-QNRF_ECCV18" / "Train").mkdir(parents=True)
     _, err = reproduce("qnrf", "--data", tmp_path / "data", "--checkpoint", tmp_path / "x.pth", code=1)
     assert "has no Test; unpack" in errors(err)[0] and "x.pth: no such file" in errors(err)[1]
@@ -88,7 +89,7 @@ def test_dry_run_prints_the_commands_and_does_nothing(tmp_path):
         f"--device auto --split test --out {runs / 'qnrf_vgg' / 'test'}",
     ]
     out, _ = reproduce("--data", data, "--runs", runs, "--dry-run")
-    assert out.count("train_gs.py") == 6 and out.count("--nwpu-submission") == 2
+    assert out.count("train_gs.py") == 16 and out.count("--nwpu-submission") == 2
     out, _ = reproduce("jhu", "--data", data, "--checkpoint", "a.tar", "--dry-run")
     assert [line.split()[1] for line in out.splitlines()] == ["preprocess_dataset_jhu.py", "test.py"]
     assert "--save-path a.tar" in out and "--model-name" not in out and not list(tmp_path.iterdir())
@@ -116,7 +117,7 @@ def test_from_raw_data_to_the_table(name, raw, tmp_path, here):
     mae, mse = map(float, said.groups())
     assert row["measured MAE / MSE"] == f"{mae:.1f} / {mse:.1f}" and row["split"] == "test"
     assert row["difference"] == f"{mae - published[0]:+.1f} / {mse - published[1]:+.1f}"
-    assert rows[title, "vgg_trans"]["measured MAE / MSE"] == "not measured yet" and len(rows) == 6
+    assert rows[title, "vgg_trans"]["measured MAE / MSE"] == "not measured yet" and len(rows) == 8
     assert "does not name the backbone" in out and f"{published[0]} / {published[1]}" in out
     here.clear()
     assert reproduce(*options)[0] == out and len(here) == 4  # the evaluation is newer than the checkpoint
@@ -152,6 +153,31 @@ def test_differences_to_the_published_numbers(tmp_path):
     assert text[2] == "| JHU-Crowd++ | vgg | test | not measured yet | 53.9 / 225.4 |  |"
     assert text[5] == "| NWPU-Crowd | vgg_trans | val | 1.0 / 1.0 | 74.4 / 306.2 | not comparable |"
     assert (tmp_path / "reproduction.md").read_text().splitlines() == text
+
+
+def test_cross_validation_is_the_mean_of_its_folds(tmp_path):
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    out, _ = reproduce("ucf50", "vgg", "--data", data, "--runs", runs, "--dry-run")
+    lines = out.splitlines()
+    assert len(lines) == 25
+    assert lines[5] == (
+        f"python preprocess_dataset_ucf50.py --input-dataset-path {data / 'UCF_CC_50'} "
+        f"--output-dataset-path {data / 'UCF50-Train-Val-Test' / 'fold2'} --fold 2"
+    )
+    assert (
+        f"--save-dir {runs / 'ucf50_vgg' / 'fold2'}" in lines[8]
+        and f"--out {runs / 'ucf50_vgg/fold2/test'}" in lines[9]
+    )
+    listed = [("ucf50", "vgg", runs / "ucf50_vgg")]
+    for fold, error in enumerate((1, 2, 3, 4, 10), start=1):
+        results = runs / "ucf50_vgg" / f"fold{fold}" / "test" / "results.csv"
+        results.parent.mkdir(parents=True)
+        results.write_text(f"image,truth,predicted,error\na,10,{10 + error},{error}\nb,10,{10 - error},{-error}\n")
+        if fold == 2:
+            text = reproduce_tables.report(listed, tmp_path).splitlines()
+            assert text[2] == "| UCF_CC_50 | vgg | test | 1.5 / 1.5 (2 of 5 folds) | none |  |"
+    text = reproduce_tables.report(listed, tmp_path).splitlines()
+    assert text[2] == "| UCF_CC_50 | vgg | test | 4.0 / 4.0 | none |  |"
 
 
 def test_a_stage_that_fails_ends_the_script(tmp_path):

@@ -111,6 +111,10 @@ def test_layout(layout, tmp_path):
             assert path.parent == tmp_path / entry["split"] and path.name.startswith("img_0")
             found = scipy.io.loadmat(path.with_name(f"{path.stem}_ann.mat"))["annPoints"]
             np.testing.assert_array_equal(found, points)
+        elif layout == "ucf50":
+            assert path.parent == tmp_path and path.stem.isdigit()
+            found = scipy.io.loadmat(path.with_name(f"{path.stem}_ann.mat"))["annPoints"]
+            np.testing.assert_array_equal(found, points)
         elif layout == "jhu":
             assert path.parent == tmp_path / entry["split"] / "images"
             text = (path.parents[1] / "gt" / f"{path.stem}.txt").read_text()

@@ -286,7 +286,7 @@ def test_the_board_shows_figures_and_densities(data, tmp_path):
 
 
 def test_the_preset_gives_the_crop_and_the_run_its_folder(monkeypatch):
-    for dataset, crop in {"qnrf": 512, "jhu": 512, "shb": 512, "nwpu": 384, "sha": 256}.items():
+    for dataset, crop in {"qnrf": 512, "jhu": 512, "shb": 512, "nwpu": 384, "sha": 256, "ucf50": 512}.items():
         arguments = parse_train_options(
             tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, ["--data-dir", "x", "--dataset", dataset]
         )

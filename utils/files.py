@@ -15,13 +15,30 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # of prepared and published data sets
 PICTURES = (*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")  # of people's own photographs
+# Photographs and pictures that people have and that are not read.
+UNREAD = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".jp2",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".raf",
+    ".orf",
+    ".psd",
+    ".gif",
+)
 _STALE_AFTER_SECONDS = 24 * 3600
 
 SPLITS = ("train", "val", "test")
@@ -52,6 +69,14 @@ def find_files(root: Path) -> list[Path]:
             found += [Path(folder, name) for name in files if not name.startswith(".")]
         seen.add(real)
     return sorted(found)
+
+
+def unread_kinds(names: Iterable[str]) -> str | None:
+    """What to say of images of a kind that is not read."""
+    suffixes = [suffix for name in names if (suffix := os.path.splitext(name)[1].lower()) in UNREAD]
+    if not suffixes:
+        return None
+    return f"{len(suffixes)} images are of a kind that is not read: {', '.join(sorted(set(suffixes)))}"
 
 
 def list_images(folder: Path) -> list[Path]:

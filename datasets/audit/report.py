@@ -22,7 +22,7 @@ REPORT = "dataset_report.json"
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CROP_SIZES = {  # of training, pixels
     name: (yaml.safe_load((_CONFIGS / f"{name}.yml").read_text(encoding="utf-8")) or {}).get("crop_size", 512)
-    for name in ("qnrf", "jhu", "nwpu", "sha", "shb")
+    for name in ("qnrf", "jhu", "nwpu", "sha", "shb", "ucf50")
 }
 CLOSE = 0.5  # pixels
 _PRINTED = 40
@@ -58,6 +58,7 @@ PUBLISHED = {
     "nwpu": Published({"train": 3109, "val": 500, "test": 1500}),
     "sha": Published({"train+val": 300, "test": 182}, 241_677),
     "shb": Published({"train+val": 400, "test": 316}, 88_488),
+    "ucf50": Published({"train+val": 40, "test": 10}, 63_974),
 }
 
 

@@ -18,6 +18,7 @@ from utils.files import list_images
 
 Pairs = tuple[dict[Path, Path | None], list[str]]
 
+FOLDS = 5  # of UCF_CC_50
 _UCF_SUFFIX = "_ann.mat"
 _JHU_COLUMNS = "x y w h occlusion blur"
 _SH_LAYOUTS = {"A": ("part_A_final", "part_A"), "B": ("part_B_final", "part_B")}
@@ -50,6 +51,23 @@ def find_ucf(folder: Path) -> Pairs:
     _require_folder(folder, f"the input path must hold Train/ and Test/ with img_0001.jpg, img_0001{_UCF_SUFFIX}, ...")
     annotations = {path.name[: -len(_UCF_SUFFIX)]: path for path in _files(folder, _UCF_SUFFIX)}
     return _pair(folder, annotations, lambda stem: f"{stem}{_UCF_SUFFIX}")
+
+
+def split_folds(images: Iterable[Path]) -> list[list[Path]]:
+    """The folds of UCF_CC_50: its images, called by numbers, in their order, in five parts of ten.
+
+    Raises ``ValueError`` for an image that is not called by a number, and for fewer than five.
+    """
+    numbered = {}
+    for image in images:
+        if not (image.stem.isascii() and image.stem.isdigit()):
+            raise ValueError(f"{image}: UCF_CC_50 calls its images 1.jpg to 50.jpg; rename or remove this one")
+        numbered[int(image.stem)] = image
+    if len(numbered) < FOLDS:
+        raise ValueError(f"{len(numbered)} images cannot be divided into {FOLDS} folds; UCF_CC_50 has 50")
+    ordered = [numbered[number] for number in sorted(numbered)]
+    edges = [round(len(ordered) * fold / FOLDS) for fold in range(FOLDS + 1)]
+    return [ordered[first:last] for first, last in zip(edges, edges[1:])]
 
 
 def find_jhu(folder: Path) -> Pairs:

@@ -19,26 +19,9 @@ from datasets.raw.marks import Annotated
 from datasets.raw.recognise import recognise
 from datasets.raw.suspicion import refuse_empty, suspect
 from utils.cli import one_line
-from utils.files import PICTURES, find_files
+from utils.files import PICTURES, UNREAD, find_files, unread_kinds
 from utils.images import Shape, image_shape
 
-# Photographs and pictures that people have and that are not read.
-UNREAD = (
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jxl",
-    ".jp2",
-    ".dng",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-    ".raf",
-    ".orf",
-    ".psd",
-    ".gif",
-)
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -55,7 +38,7 @@ def find_images(root: Path) -> dict[str | None, list[Path]]:
     for path in paths:
         if path.suffix.lower() in PICTURES:
             found.setdefault(_split_of(path.relative_to(root)), []).append(path)
-    unread = _unread([path.name for path in paths])
+    unread = unread_kinds([path.name for path in paths])
     if not found:
         if unread:
             raise FileNotFoundError(f"{root}: {unread}; convert them to JPEG")
@@ -244,7 +227,7 @@ def _read_shared(
                 found.problems.append(one_line(error))
     if strangers:
         line = f"{len(strangers)} annotated images are not in the input (first {next(iter(strangers))})"
-        unread = _unread(list(strangers.values()))
+        unread = unread_kinds(list(strangers.values()))
         print(f"warning: {line}{f': {unread}' if unread else ''}", file=sys.stderr)
     return found
 
@@ -264,14 +247,6 @@ def _find_grids(found: Found, shapes: _Shapes, usual: str) -> dict[Path, str]:
     for line in lines:
         print(f"warning: {line}", file=sys.stderr)
     return grids
-
-
-def _unread(names: Sequence[str]) -> str | None:
-    """What to say of images of a kind that is not read."""
-    suffixes = [suffix for name in names if (suffix := PureWindowsPath(name).suffix.lower()) in UNREAD]
-    if not suffixes:
-        return None
-    return f"{len(suffixes)} images are of a kind that is not read: {', '.join(sorted(set(suffixes)))}"
 
 
 def _by_stem(images: Sequence[Path]) -> dict[str, list[Path]]:
@@ -321,6 +296,11 @@ def _report_missing(missing: Sequence[Path], total: int, unannotated: str) -> No
 def _report_labels(annotated: Mapping[Path, Annotated | None], categories: Sequence[str]) -> None:
     labels = collections.Counter(mark.label for value in annotated.values() if value for mark in value.marks)
     there = ", ".join(f"{label!r} {count}" for label, count in labels.most_common(20))
+    if categories and set(labels) == {""}:
+        raise ValueError(
+            f"--category {categories[0]}: these annotations give no labels; drop this option, or name with --label-attribute "
+            "the column (csv) or attribute (via) that holds them"
+        )
     for category in categories:
         if category not in labels:
             raise ValueError(f"--category {category}: no object has this label; found: {there or 'none'}")

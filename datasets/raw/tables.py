@@ -17,7 +17,19 @@ from utils.files import PICTURES
 # Width and height of an image as the formats may mean them: upright, and as it is stored.
 Sizes = tuple[tuple[int, int], tuple[int, int]]
 
-IMAGE_COLUMNS = ("image", "filename", "file_name", "name", "image_name", "image_path", "img", "file", "path")
+IMAGE_COLUMNS = ("image", "filename", "file_name", "name")
+_IMAGE_TOO = (
+    "imagename",
+    "imagepath",
+    "imagefile",
+    "imagefilename",
+    "img",
+    "imgname",
+    "imageid",
+    "file",
+    "filepath",
+    "path",
+)
 # Names without blanks and underscores. Each row is one way to say where an object is.
 _CENTRE = (
     *(("cx", "cy"), ("xcenter", "ycenter"), ("xcentre", "ycentre"), ("centerx", "centery"), ("centrex", "centrey")),
@@ -148,9 +160,8 @@ def _by_name(header: Sequence[str], named: bool, attribute: str | None, where: s
 
     image = None
     if named:
-        images = [i for i, name in enumerate(lower) if name.replace(" ", "_") in IMAGE_COLUMNS]
-        images = images or [i for i, name in enumerate(plain) if name in ("imagename", "imagepath", "imagefile")]
-        images = images or [i for i, name in enumerate(plain) if name in ("imageid", "filepath", "imagefilename")]
+        images = [i for i, name in enumerate(lower) if name in IMAGE_COLUMNS]
+        images = images or [plain.index(name) for name in _IMAGE_TOO if name in plain][:1]
         if len(images) > 1:
             raise ValueError(f"{where}: the header is {shown!r}; it must name each of image, x, y once")
         image = images[0] if images else None

@@ -14,7 +14,7 @@ import numpy as np
 
 from utils.cli import one_line
 from utils.evaluation.containers import is_cut_off
-from utils.files import PICTURES
+from utils.files import PICTURES, unread_kinds
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
@@ -51,7 +51,9 @@ def find_sources(paths: Sequence[Path | str]) -> tuple[list[Source], list[str]]:
             files, others, unreadable = _folder(path)
             notes += map(one_line, unreadable)
             if others:
-                notes.append(f"{path}: skipped {others} of {others + len(files)} files, neither pictures nor videos")
+                total, unread = len(others) + len(files), unread_kinds(others)
+                line = f"{path}: skipped {len(others)} of {total} files, neither pictures nor videos"
+                notes.append(f"{line}; {unread}: convert them to JPEG" if unread else line)
             if not files:
                 reason = f"{path}: holds no picture or video ({', '.join(PICTURES + VIDEOS)}); check the path"
                 found.setdefault(os.path.realpath(path), Source(str(path), path, reason))
@@ -110,16 +112,16 @@ def _open(
             yield source.name, image
 
 
-def _folder(folder: Path) -> tuple[list[Path], int, list[OSError]]:
-    """The pictures and videos below a folder, sorted; the number of its other files; subfolders that cannot be read."""
-    files, others, unreadable = [], 0, []
+def _folder(folder: Path) -> tuple[list[Path], list[str], list[OSError]]:
+    """The pictures and videos below a folder, sorted; the names of its other files; subfolders that cannot be read."""
+    files, others, unreadable = [], [], []
     for parent, folders, names in os.walk(folder, onerror=unreadable.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if Path(name).suffix.lower() in PICTURES + VIDEOS and not name.startswith("."):
                 files.append(Path(parent, name))
             else:
-                others += not name.startswith(".")
+                others += [name] if not name.startswith(".") else []
     return sorted(files), others, unreadable
 
 

@@ -50,7 +50,8 @@ def parse_train_options(
     switch = argparse.BooleanOptionalAction
 
     add = parser.add_argument_group("data").add_argument
-    add("--dataset", choices=("qnrf", "jhu", "nwpu", "sha", "shb"), default="qnrf", help="whose preset applies")
+    names = ("qnrf", "jhu", "nwpu", "sha", "shb", "ucf50")
+    add("--dataset", choices=names, default="qnrf", help="whose preset applies")
     add("--data-dir", type=Path, required=True, metavar="P", help="prepared data set: train/ (with gs_params/), val/")
     add("--crop-size", type=number(int, 16), default=512, metavar="N", help="side of the training crops, pixels")
     workers = "processes that load images, for each device (default: processors less one, 2 to 8)"
