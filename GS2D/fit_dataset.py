@@ -12,23 +12,34 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from GS2D.backends import choose_backend, native_problem, resolve_backend
 from GS2D.fitting import FitConfig, FitResult, Problem, fit_side_by_side, optimise, prepare
-from GS2D.gaussians import Gaussians2D, read_file
-from utils.files import SPLITS
-
-if TYPE_CHECKING:
-    from utils.cli import Outcome
-    from utils.sharding import Shard
+from GS2D.gaussians import SAME_POINT, Gaussians2D, distance_to_points, read_file
+from GS2D.rasterize import BACKENDS
+from utils.cli import Outcome, default_workers, for_each, one_line, progress_options, report_failures
+from utils.config import make_parser, number, parse_arguments
+from utils.device import fabric_devices
+from utils.files import (
+    SPLITS,
+    atomic_write,
+    gaussians_path,
+    list_images,
+    make_folder,
+    points_path,
+    read_points,
+    remove_stale_partials,
+)
+from utils.images import image_size, load_image
+from utils.sharding import Shard, detect_shard, parse_shard
 
 DEFAULT_CONFIG = Path(__file__).with_name("config_qnrf_gsplat.yml")
 UNUSED_KEYS = ("display_interval", "gradient_threshold", "gaussian_threshold", "display_loss")
 RESULTS = "loss_results.csv"
-MOVED = 0.5  # pixels; means further than this from the points belong to other points (a file of another preprocessing)
 
 
 class FitJob(NamedTuple):
@@ -63,8 +74,6 @@ def fit_file(job: FitJob) -> tuple[float, float, int, int]:
 
 def read_problem(job: FitJob) -> Problem:
     """The image of a job and its points, in the size in which they are fitted; errors name the file."""
-    from utils.files import read_points
-    from utils.images import load_image
 
     image, points = load_image(job.image), read_points(job.points)[:, :2]
     if job.downsample != 1:
@@ -86,8 +95,6 @@ def write_result(job: FitJob, result: FitResult) -> tuple[float, float, int, int
     """Write what was fitted, in pixels of the whole image -> (render loss, shape loss, iterations, Gaussians)."""
     import torch
 
-    from utils.files import read_points
-
     params = result.gaussians.params
     params[:, 2:4] *= job.downsample
     points = torch.from_numpy(read_points(job.points)[:, :2])
@@ -107,8 +114,6 @@ def fit_jobs(jobs: list[FitJob], workers: int, description: str) -> Iterator[Out
 
     gsplat: many images in one atlas, and ``workers`` threads read ahead. Otherwise ``workers`` images at the same time.
     """
-    from utils.cli import Outcome, for_each, one_line, progress_options
-    from utils.images import image_size
 
     if not jobs or jobs[0].backend != "gsplat":
         threads = bool(jobs) and jobs[0].backend == "native"  # its calls release the interpreter's lock
@@ -146,7 +151,6 @@ def settings(job: FitJob) -> str:
 
 def _check_fitted(job: FitJob) -> bool:
     """Whether a fitted file has the job's settings; ``ValueError`` where it was fitted to other points."""
-    from utils.files import read_points
 
     gaussians, _, attributes = read_file(job.output)
     points = read_points(job.points)[:, :2]
@@ -155,7 +159,7 @@ def _check_fitted(job: FitJob) -> bool:
         raise ValueError(
             f"{job.output}: {len(gaussians)} Gaussians, but {job.points} has {len(points)} points; {remedy}"
         )
-    if not job.config.learn_means and np.abs(gaussians.means.numpy() - points).max(initial=0) > MOVED:
+    if not job.config.learn_means and not distance_to_points(gaussians.means, points) <= SAME_POINT:
         raise ValueError(f"{job.output}: its means are not the points of {job.points}; {remedy}")
     return attributes.get("settings", settings(job)) == settings(job)
 
@@ -166,7 +170,6 @@ def write_results(folder: Path) -> None:
     The losses stand in the files themselves, so that the table is whole after any number of restarts and shards; rows of
     files that carry none (the authors') are kept.
     """
-    from utils.files import atomic_write
 
     table = folder / RESULTS
     seen: set[Path] = set()
@@ -211,8 +214,6 @@ def chosen_gpus(device: str) -> list[int]:
     """The GPUs that ``--device`` names; none for ``cpu``. ``ValueError`` for ids that do not exist here."""
     import torch
 
-    from utils.device import fabric_devices
-
     if device == "auto":
         # Under torchrun and SLURM each process takes the one of its rank.
         return list(range(torch.cuda.device_count())) if _launched() else [0] if torch.cuda.is_available() else []
@@ -226,7 +227,6 @@ def _launched() -> bool:
 
 def choose(backend: str, device: str, gpus: list[int]) -> str:
     """The backend to fit a data set with, and a line that says which and why, where that was not the user's word."""
-    from GS2D.backends import choose_backend, native_problem, resolve_backend
 
     if backend == "gsplat" and not gpus:
         resolve_backend(backend)
@@ -270,10 +270,6 @@ def _status(result: tuple[float, float, int, int]) -> str:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    from GS2D.rasterize import BACKENDS
-    from utils.cli import default_workers
-    from utils.config import make_parser, number
-    from utils.sharding import parse_shard
 
     parser = make_parser("Fit one 2D Gaussian to the image around every annotated point.")
     parser.add_argument("--root-path", type=Path, required=True, help="prepared data set with train/, val/, test/")
@@ -316,11 +312,6 @@ def _make_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Fit every image of the chosen splits that is not fitted yet."""
     import torch
-
-    from utils.cli import Outcome, one_line, report_failures
-    from utils.config import parse_arguments
-    from utils.files import gaussians_path, list_images, make_folder, points_path, remove_stale_partials
-    from utils.sharding import detect_shard
 
     arguments = parse_arguments(_make_parser(), default_config=DEFAULT_CONFIG, unused_keys=UNUSED_KEYS)
     config = FitConfig(

@@ -29,7 +29,7 @@ from utils.cli import default_workers
 
 SHAPE_WEIGHT = 0.2  # weight of the elongation penalty
 MAX_RATIO = 1.5  # elongation that is not punished
-LONE_POINT_DISTANCE = 8.0  # pixels; stands for the neighbour distance of a single point
+LONE_POINT_SPACING = 8.0  # pixels; stands for the neighbour distance of a single point
 MIN_SCALE_PARAM = 2.0  # smallest starting value of u
 MIN_MASK_SCALE, MAX_MASK_SCALE = 2.0, 0.015  # pixels, and fraction of the image's long side
 CHECK_EVERY = 50  # iterations between two looks at the convergence rule
@@ -161,11 +161,11 @@ def _fit_problems(problems: list[Problem], config: FitConfig, backend: str) -> l
     return [outcomes[index] for index in range(len(problems))]
 
 
-def neighbour_distance(points: np.ndarray) -> np.ndarray:
+def rms_neighbour_distance(points: np.ndarray) -> np.ndarray:
     """Root of the mean squared distance to the 3 nearest other points, float64 [N]; fewer if there are fewer, 8 for one."""
     neighbours = min(3, len(points) - 1)
     if neighbours < 1:
-        return np.full(len(points), LONE_POINT_DISTANCE)
+        return np.full(len(points), LONE_POINT_SPACING)
     distances, _ = cKDTree(points).query(points, k=neighbours + 1)
     return np.sqrt((distances[:, 1:] ** 2).mean(axis=1))
 
@@ -177,7 +177,7 @@ def initial_parameters(image: np.ndarray, points: np.ndarray, background_gaussia
     free = random.uniform((0, 0), (width, height), (background_gaussians, 2))
     means = np.concatenate([np.asarray(points, np.float64).reshape(-1, 2), free])
     with np.errstate(divide="ignore"):  # duplicates: log 0 = -inf, and the maximum takes over
-        scale = np.maximum(np.log(neighbour_distance(means)), MIN_SCALE_PARAM)
+        scale = np.maximum(np.log(rms_neighbour_distance(means)), MIN_SCALE_PARAM)
     rotation = random.uniform(np.finfo(np.float32).tiny, 1, (len(means), 1))
     column = np.clip(means[:, 0].astype(int), 0, width - 1)
     row = np.clip(means[:, 1].astype(int), 0, height - 1)
@@ -188,7 +188,7 @@ def initial_parameters(image: np.ndarray, points: np.ndarray, background_gaussia
 
 def mask_scales(points: np.ndarray, height: int, width: int) -> np.ndarray:
     """s0 = clamp(d / 6, 2, 0.015 max(H, W)) [N], pixels: how far around a point the image counts as foreground."""
-    return np.minimum(np.maximum(neighbour_distance(points) / 6, MIN_MASK_SCALE), MAX_MASK_SCALE * max(height, width))
+    return np.minimum(np.maximum(rms_neighbour_distance(points) / 6, MIN_MASK_SCALE), MAX_MASK_SCALE * max(height, width))
 
 
 def foreground(points: np.ndarray, height: int, width: int) -> np.ndarray:

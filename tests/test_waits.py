@@ -16,6 +16,7 @@ from training_runs import Tiny
 
 import train_gs
 from datasets.crowd import Crowd, collate
+from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES, build_kernel, build_loss
 from utils.training.steps import Guard
 from utils.training.train_options import parse_train_options
@@ -108,11 +109,11 @@ def test_steps_of_training_wait_once_for_all(root, tmp_path, monkeypatch, loss, 
     monkeypatch.setattr(train_gs, "SHOW_SECONDS", math.inf)
     batch = batch_of(root, loss, 2)
     fixed = ["--data-dir", str(root), "--save-dir", str(tmp_path), "--loss", loss, "--crop-size", str(CROP)]
-    arguments = parse_train_options(("vgg",), tuple(LOSSES), [*fixed, *options])
+    arguments = parse_train_options(("vgg",), tuple(LOSSES), KERNEL_OPTIONS, [*fixed, *options])
     waits = {}
     for batches in (3, 6):
         fabric = Fabric(accelerator="cpu", devices=1)
-        network, guard = Tiny(), Guard(fabric.device)
+        network, guard = Tiny(), Guard(fabric.device, 32)
         average = None
         if arguments.ema:
             update = train_gs.guarded_average(arguments.ema, guard)

@@ -9,10 +9,12 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric, seed_everything
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def fabric_devices(device: str) -> dict[str, object]:
@@ -41,6 +43,8 @@ def start_fabric(arguments: argparse.Namespace) -> Fabric:
 
     Raises ``ValueError`` for what this machine or the way the job was started does not allow.
     """
+    from lightning_fabric import Fabric, seed_everything  # here: fitting asks for devices only, and it takes seconds
+
     devices = fabric_devices(arguments.device)
     if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
         raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
