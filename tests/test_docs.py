@@ -46,7 +46,7 @@ NOT_RUN = {
     r"(torchrun|srun) .*train_gs\.py": "several processes; tests/test_training_options.py trains with two",
     r"(sbatch|squeue|scancel|ssh|rsync) ": "needs a cluster",
     r"tensorboard ": "a server, which does not end",
-    r"python -m utils\.report results/": "compares what two evaluations left; tests/test_report_page.py compares two",
+    r"python -m utils\.evaluation\.report results/": "compares what two evaluations left; tests/test_report_page.py compares two",
     r"git ": "changes a working copy, or needs a network",
     r"((python -m )?pip|python -m (venv|pytest)|ruff|source|cd|mkdir|export|module|apt) ?": "sets the shell or the machine up",
 }

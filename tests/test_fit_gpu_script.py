@@ -29,7 +29,7 @@ def gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(
-        "GS2D.backends.choose_backend", lambda: Choice("gsplat", "NVIDIA H200 takes many images side by side")
+        fit_dataset, "choose_backend", lambda: Choice("gsplat", "NVIDIA H200 takes many images side by side")
     )
 
     def draw_by_reference(sizes, loads, config, backend, *, workers):
