@@ -18,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.crowd import Batch, Crowd
@@ -31,7 +31,7 @@ from utils.checkpoint import find_start, prune_checkpoints, save_checkpoint, sav
 from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
 from utils.device import memory_errors, start_fabric
-from utils.evaluation import density_map, evaluate, predict
+from utils.evaluation import density_map, evaluate, in_threads, predict
 from utils.files import make_folder, remove_stale_partials
 from utils.images import load_image
 from utils.lock import hold
@@ -181,8 +181,8 @@ def say(fabric: Fabric, text: str) -> None:
 
 def validate(fabric: Fabric, model: nn.Module, val: Crowd, arguments: argparse.Namespace) -> tuple[float, float]:
     """(MAE, MSE) over the validation images, of which each process counts its share."""
-    share = Subset(val, range(fabric.global_rank, len(val), fabric.world_size))
-    samples = DataLoader(share, batch_size=None, num_workers=arguments.num_workers, generator=torch.Generator())
+    share = range(fabric.global_rank, len(val), fabric.world_size)
+    samples = in_threads(val.__getitem__, share, max(arguments.num_workers, 1))
     torch.backends.cudnn.benchmark = False  # images differ in size: each would be measured anew
     with fabric.autocast():
         results = evaluate(model, samples, fabric.device, arguments.window)
@@ -360,7 +360,9 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             raise ValueError(f"{where} is not finite; lower --lr{saved}") from None
         validations, waiting = divmod(epoch - arguments.val_start, arguments.val_every)
         if (epoch >= arguments.val_start and not waiting) or epoch == arguments.epochs - 1:
+            begin = time.monotonic()
             metrics["val_mae"], metrics["val_mse"] = validate(fabric, evaluated, run.val, arguments)
+            metrics["val_seconds"] = time.monotonic() - begin
             score = 2 * metrics["val_mse"] + metrics["val_mae"]
             if score < best and fabric.is_global_zero:
                 save_weights(folder / "best_model.pth", evaluated.state_dict(), {**description, "epoch": epoch})

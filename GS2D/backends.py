@@ -34,11 +34,9 @@ def choose_backend(images: int | None = None) -> Choice:
     problem = gsplat_problem()
     few = images is not None and images <= FEW_IMAGES
     if problem is None and not (few and native_problem() is None):
-        return Choice("gsplat", f"{torch.cuda.get_device_name()}, many images side by side")
+        return Choice("gsplat", f"{torch.cuda.get_device_name()} takes many images side by side")
     if native_problem() is None:
-        return Choice("native", problem or f"for {images} images cores are faster than the GPU")
-    if problem is None:
-        return Choice("gsplat", f"{torch.cuda.get_device_name()}; {native_problem()}")
+        return Choice("native", problem or f"a core is faster than the GPU for 1 to {FEW_IMAGES} images")
     return Choice("reference", f"{problem}; {native_problem()}; this is many times slower")
 
 

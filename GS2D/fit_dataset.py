@@ -235,8 +235,10 @@ def choose(backend: str, device: str, gpus: list[int]) -> str:
         return resolve_backend(backend)
     if gpus:
         backend, reason = choose_backend()
+    elif native_problem():
+        backend, reason = "reference", native_problem()
     else:
-        backend, reason = ("reference", native_problem()) if native_problem() else ("native", "no GPU" if device == "auto" else f"--device {device}")
+        backend, reason = "native", "no GPU" if device == "auto" else f"--device {device}"
     print(f"backend {backend}: {reason}")
     return backend
 

@@ -7,10 +7,8 @@ python scripts/gpu_fit_check.py
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import io
-import statistics
 import sys
 import tempfile
 import time
@@ -25,10 +23,9 @@ import torch
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.bench_splat import STANDING, scene
+from benchmarks.bench_splat import STANDING, atlas_seconds, full_atlas, scene, throughput
 from GS2D import fit_dataset
-from GS2D.atlas import Atlas, Entry
-from GS2D.fitting import MAX_RATIO, SHAPE_WEIGHT, FitConfig, fit_image, fit_images, optimise
+from GS2D.fitting import FitConfig, fit_image, fit_images
 from GS2D.gaussians import Gaussians2D
 from GS2D.rasterize import ALPHA_MIN, conics, draw, draw_pages
 from utils.cli import default_workers
@@ -124,14 +121,6 @@ def the_atlas_fits_as_well_as_the_engine() -> Iterator[Row]:
         yield f"fits as good as native, tolerance {config.tolerance:g}", max(ratios) <= 1.01, figure
 
 
-def full_atlas(images: int, scenes: list) -> Atlas:
-    """So many images of 800 Gaussians on 1024 x 1536 pixels."""
-    atlas = Atlas("gsplat", torch.device("cuda", torch.cuda.current_device()), SHAPE_WEIGHT, MAX_RATIO)
-    chosen = [scenes[index % len(scenes)] for index in range(images)]
-    atlas.hold([Entry(image, mask, torch.cat(start, dim=1), len(start.means)) for image, mask, start, _ in chosen])
-    return atlas
-
-
 def what_an_iteration_costs() -> Iterator[Row]:
     """Milliseconds an image and iteration, memory, launches and waits, beside the native engine on all cores."""
     scenes = [scene(800, seed) for seed in range(8)]
@@ -139,15 +128,8 @@ def what_an_iteration_costs() -> Iterator[Row]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        atlas = full_atlas(images, scenes)
-        rates = [STANDING] * images
-        atlas.advance(10, rates)
-        times = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            atlas.advance(30, rates)  # ends with the losses on the host
-            times.append((time.perf_counter() - begin) / 30 * 1000)
-        took = statistics.median(times)
+        atlas = full_atlas(images, scenes, "gsplat")
+        took = 1000 * atlas_seconds(atlas, 30)
         peak = torch.cuda.max_memory_allocated() - before
         figure = f"{took:.2f} ms an iteration, {took / images:.3f} ms an image"
         figure += f", {peak / 2**30:.2f} GiB, {peak / (images * 1024 * 1536):.0f} bytes a pixel"
@@ -158,7 +140,7 @@ def what_an_iteration_costs() -> Iterator[Row]:
         )
         if images in (1, 32):
             with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-                atlas.advance(10, rates)
+                atlas.advance(10, [STANDING] * images)
                 torch.cuda.synchronize()
             events = profiler.key_averages()
             launches = sum(e.count for e in events if "LaunchKernel" in e.key or "cudaMemsetAsync" in e.key) / 10
@@ -169,17 +151,9 @@ def what_an_iteration_costs() -> Iterator[Row]:
             parts = ", ".join(f"{e.key[:40]} {e.self_device_time_total / 10_000:.2f}" for e in longest)
             yield f"an iteration of {images} images", launches <= 110 and waits <= 1.2, f"{work}; {parts}"
         del atlas
-    cores = default_workers()
-
-    def fit(index: int) -> None:
-        image, mask, start, _ = scenes[index % len(scenes)]
-        optimise(image, mask, start, 800, FitConfig(200, learning_rate=STANDING), "native")
-
-    fit(0)
-    with concurrent.futures.ThreadPoolExecutor(cores) as pool:
-        begin = time.perf_counter()
-        list(pool.map(fit, range(2 * cores)))
-        took = (time.perf_counter() - begin) / (2 * cores * 200) * 1000
+    cores, iterations = default_workers(), 200
+    throughput(1, 800, 1, 1)  # may build the engine
+    took = 1000 / (throughput(cores, 800, 2 * cores, iterations) * iterations)
     yield f"native on {cores} cores", True, f"{took:.3f} ms an image and iteration, {took * cores:.2f} ms on one core"
 
 

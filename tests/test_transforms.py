@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,6 +18,7 @@ from datasets.transforms import (
     hflip,
     rescale,
 )
+from utils.pixels import normalise, to_planes
 
 
 def make_sample(height=90, width=120, count=25, seed=0):
@@ -221,3 +223,10 @@ def test_no_points():
     assert targets.shape == (0,) and sample.points.shape == (0, 2)
     assert sample.scales.shape == (0, 2) and sample.rotations.shape == (0, 1)
 
+
+def test_normalise():
+    image = make_sample().image
+    tensor = normalise(to_planes(image[:, ::-1]))
+    assert tensor.shape == (3, 90, 120) and tensor.dtype == torch.float32 and tensor.is_contiguous()
+    expected = (image[:, ::-1] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(tensor.permute(1, 2, 0).numpy(), expected, atol=1e-5)

@@ -9,7 +9,7 @@ from PIL import Image
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import transport_kernel
 from GS2D.visualize import summarise
-from utils.figures import truth_density
+from utils.evaluation.figures import truth_density
 from utils.files import gaussians_path, points_path
 from utils.images import save_jpeg
 

@@ -64,7 +64,8 @@ class Guard:
 def gradient_norm(parameters: Sequence[nn.Parameter], clip: float) -> Tensor:
     """The norm of all gradients, before they are clipped to ``clip`` (0: as they are): a scalar on their device."""
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    # nn.utils.get_total_norm, without moving each parameter's norm to the device where it is.
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([parameter.grad for parameter in parameters])))
     if clip:
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     return norm

@@ -15,13 +15,13 @@ from typing import Any
 import yaml
 
 from datasets.audit.record import read_record
-from datasets.audit.report import SPLITS, find_images
+from datasets.audit.report import find_images
 from datasets.crowd import load_annotations
 from GS2D.gaussians import SAME_POINT, distance_to_points, read_file
 from GS2D.kernel import params_hash, read_attributes
 from utils.checkpoint import checkpoints
 from utils.cli import one_line
-from utils.files import gaussians_path, kernel_path, points_path, read_points
+from utils.files import SPLITS, gaussians_path, kernel_path, points_path, read_points
 from utils.lock import holder
 
 STATES = ("done", "missing", "stale", "failed")
