@@ -37,11 +37,11 @@ from utils.images import load_image
 from utils.lock import hold
 from utils.pixels import normalise
 from utils.run_log import RunLog
+from utils.schedule import TimeBudget, rate_factor
 from utils.shared_memory import shared_memory_errors
 from utils.steps import EpochSums, Guard, Stopwatch, gradient_norm, guarded_average
 from utils.train_options import FREE_OPTIONS, parse_train_options
 
-WARM_UP = 0.05  # of the run
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
 CHECK_EVERY = 32  # batches from one look at the guard to the next: the device is waited for
 SHOW_SECONDS = 0.5  # from one look at loss and MAE to the next
@@ -69,16 +69,6 @@ def chosen_loss(arguments: argparse.Namespace) -> Callable[[Tensor, Batch], Tens
     return build_loss(arguments.loss)
 
 
-def rate_factor(schedule: str, progress: float, warm_up: float = 0.0) -> float:
-    """Factor on the learning rate when ``progress`` (0 to 1) of the run is done, of which ``warm_up`` is a linear rise.
-
-    It has no state, so that a resumed run agrees.
-    """
-    warm_up = warm_up or (WARM_UP if schedule == "warmup-cosine" else 0.0)
-    rise = min(1.0, progress / warm_up) if warm_up else 1.0
-    return rise * (1.0 if schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2)
-
-
 def train_epoch(
     fabric: Fabric,
     model: nn.Module,
@@ -89,6 +79,7 @@ def train_epoch(
     arguments: argparse.Namespace,
     progress: tqdm,
     guard: Guard,
+    budget: TimeBudget | None = None,
 ) -> dict[str, Any]:
     """One pass over the training crops -> means of loss, MAE, MSE and gradient norm, and where the time went.
 
@@ -142,6 +133,9 @@ def train_epoch(
         progress.update(len(images) * fabric.world_size)
         if (index + 1) % CHECK_EVERY == 0 or index == len(loader) - 1:
             stop_if_broken(fabric, guard, arguments.accumulate, index + 1 if index + 1 < len(loader) else 0)
+            if budget:
+                arguments.epochs = fabric.broadcast(budget.epochs(epoch + (index + 1) / len(loader)))
+                progress.total = arguments.epochs * len(loader) * arguments.batch_size * fabric.world_size
         watch.lap("other")
     progress.set_postfix(sums.read(), refresh=False)
     totals = torch.tensor(sums.all(), dtype=torch.float64, device=fabric.device)
@@ -279,6 +273,8 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
     optimizer = torch.optim.Adam(network.parameters(), **settings)
     state = resume, fabric, network, optimizer, average, settings
     first_epoch, best = restore(*state) if resume else (0, math.inf)
+    if arguments.minutes and resume and read_checkpoint(resume).get("epochs") == first_epoch:
+        arguments.epochs = first_epoch  # its time was used up
     if first_epoch >= arguments.epochs:
         say(fabric, f"{resume}: {first_epoch} epochs are done, of {arguments.epochs}; nothing to do")
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
@@ -334,20 +330,23 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             "best": best,
             "arguments": description,
             "config": options,
+            "epochs": arguments.epochs,
         }
 
     images = arguments.epochs * len(run.train)
     shown = {"total": images, "initial": run.first_epoch * len(run.train), "desc": "train", "unit": "img"}
     progress = tqdm(**shown, disable=not fabric.is_global_zero, **progress_options())
     parts = fabric, run.model, run.optimizer, average, run.loader
-    for epoch in range(run.first_epoch, arguments.epochs):
+    budget = TimeBudget(arguments.minutes, run.first_epoch) if arguments.minutes else None
+    epoch = run.first_epoch - 1
+    while (epoch := epoch + 1) < arguments.epochs:
         # Order, augmentation and dropout of an epoch follow from seed and epoch alone: a resumed run continues exactly.
         run.train.set_epoch(epoch)
         run.sampler.epoch = epoch
         torch.manual_seed(arguments.seed + epoch * fabric.world_size + fabric.global_rank)
         metrics = {"epoch": epoch}
         try:
-            metrics |= train_epoch(*parts, epoch, arguments, progress, run.guard)
+            metrics |= train_epoch(*parts, epoch, arguments, progress, run.guard, budget)
         except NonFinite as error:
             names, contents = describe_trouble(run, error, arguments.batch_size)
             where = (

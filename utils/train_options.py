@@ -17,6 +17,7 @@ FREE_OPTIONS = (
     "data_dir",
     "device",
     "epochs",
+    "minutes",
     "num_workers",
     "prefetch",
     "pixels",
@@ -82,6 +83,8 @@ def parse_train_options(
     add("--grad-clip", type=number(float, 0), default=0.0, metavar="X", help="largest gradient norm (0: any)")
     add("--ema", type=number(float, 0, 0.999999), default=0.0, metavar="X", help="decay of averaged weights (0: off)")
     add("--epochs", type=number(int, 1), default=1200, metavar="N", help="passes over the training images")
+    minutes = "as many epochs instead as end within this time and one validation more"
+    add("--minutes", type=number(float, 0, above=True), metavar="N", help=minutes)
     add("--seed", type=number(int, 0, 2**32 - 1), default=4073, metavar="N", help="of weights, order, crops, dropout")
 
     add = parser.add_argument_group("loss").add_argument
