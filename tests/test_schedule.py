@@ -7,8 +7,10 @@ from commands import errors
 from training_runs import Tiny, make_data, metrics, train
 
 import train_gs
-from utils import schedule
+from GS2D.options import KERNEL_OPTIONS
+from utils import schedule, train_options
 from utils.schedule import TimeBudget
+from utils.train_options import default_loaders
 
 
 def test_epochs_follow_the_pace(monkeypatch):
@@ -48,3 +50,11 @@ def test_less_than_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(train_gs, "CHECK_EVERY", 2)
     _, err = train(make_data(tmp_path / "data"), tmp_path / "run", "--minutes", 1e-5, code=1)
     assert len(errors(err)) == 1 and "--minutes 1e-05: an epoch takes about" in err
+
+
+@pytest.mark.parametrize(("processors", "loaders"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3), (9, 8), (64, 8)])
+def test_loading_processes_leave_one_processor_to_the_training(processors, loaders, monkeypatch):
+    assert default_loaders(processors) == loaders
+    monkeypatch.setattr(train_options, "default_workers", lambda: processors * 2)
+    options = ["--data-dir", "d", "--device", "0,1"]
+    assert train_options.parse_train_options(("vgg",), ("gst",), KERNEL_OPTIONS, options).num_workers == loaders

@@ -51,7 +51,9 @@ def parse_train_options(
     add("--dataset", choices=("qnrf", "jhu", "nwpu", "sha", "shb"), default="qnrf", help="whose preset applies")
     add("--data-dir", type=Path, required=True, metavar="P", help="prepared data set: train/ (with gs_params/), val/")
     add("--crop-size", type=number(int, 16), default=512, metavar="N", help="side of the training crops, pixels")
-    workers = "processes that load images, for each device (default: processors less one, 2 to 8)"
+    processors, local = default_workers(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # By the devices, which are not known yet: several of them share the processors.
+    workers = f"processes that load images, for each device (default: {default_loaders(processors // local)})"
     add("--num-workers", type=number(int, 0), metavar="N", help=workers)
     add("--prefetch", type=number(int, 1), default=2, metavar="N", help="batches that each of them makes ahead")
     pixels = "kept decoded on disk (3 bytes a pixel) once an image is read, where there is room; or decoded for each crop"
@@ -117,8 +119,7 @@ def parse_train_options(
         parser.error(f"--kernels h5: only gst has transport kernels, --loss {arguments.loss} has none")
     kernel_options[1](parser, arguments)
     if arguments.num_workers is None:
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", arguments.device.count(",") + 1))
-        arguments.num_workers = default_loaders(default_workers() // processes)
+        arguments.num_workers = default_loaders(processors // max(local, arguments.device.count(",") + 1))
     arguments.save_dir = arguments.save_dir or Path("runs") / (
         f"{arguments.dataset}_{arguments.model_name}" + ("" if arguments.loss == "gst" else f"_{arguments.loss}")
     )
