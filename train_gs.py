@@ -27,20 +27,21 @@ from datasets.sampler import EpochSampler
 from GS2D.options import KERNEL_OPTIONS, kernel_options
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
 from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
-from utils.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
 from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
 from utils.device import memory_errors, start_fabric
 from utils.evaluation import density_map, evaluate, in_threads, predict
+from utils.evaluation.model_card import write_card
 from utils.files import make_folder, remove_stale_partials
 from utils.images import load_image
 from utils.lock import hold
 from utils.pixels import normalise
-from utils.run_log import RunLog
-from utils.schedule import TimeBudget, rate_factor
-from utils.shared_memory import shared_memory_errors
-from utils.steps import EpochSums, Guard, Stopwatch, gradient_norm, guarded_average
-from utils.train_options import FREE_OPTIONS, parse_train_options
+from utils.training.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
+from utils.training.run_log import RunLog
+from utils.training.schedule import TimeBudget, rate_factor
+from utils.training.shared_memory import shared_memory_errors
+from utils.training.steps import EpochSums, Guard, Stopwatch, gradient_norm, guarded_average
+from utils.training.train_options import FREE_OPTIONS, parse_train_options
 
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
 CHECK_EVERY = 32  # batches from one look at the guard to the next: the device is waited for
@@ -90,6 +91,7 @@ def train_epoch(
     scaler = getattr(fabric.strategy.precision, "scaler", None)  # of 16-mixed, which skips steps that overflow
     if scaler is None:
         optimizer.optimizer.found_inf = guard.broken
+    guard.start_epoch()
     torch.backends.cudnn.benchmark = not arguments.deterministic  # all crops are of one size
     sums, watch, shown = EpochSums(), Stopwatch(fabric.device), time.monotonic()
     for index, batch in enumerate(loader):
@@ -132,7 +134,7 @@ def train_epoch(
             shown = time.monotonic()
         progress.update(len(images) * fabric.world_size)
         if (index + 1) % CHECK_EVERY == 0 or index == len(loader) - 1:
-            stop_if_broken(fabric, guard, arguments.accumulate, index + 1 if index + 1 < len(loader) else 0)
+            stop_if_broken(fabric, guard, arguments.accumulate, index + 1)
             if budget:
                 arguments.epochs = fabric.broadcast(budget.epochs(epoch + (index + 1) / len(loader)))
                 progress.total = arguments.epochs * len(loader) * arguments.batch_size * fabric.world_size
@@ -156,9 +158,9 @@ def train_epoch(
     }
 
 
-def stop_if_broken(fabric: Fabric, guard: Guard, accumulate: int, following: int) -> None:
-    """Raise ``NonFinite`` on every process if one has met a loss or gradient that is not finite; ``following``: next batch."""
-    found = guard.found(following)
+def stop_if_broken(fabric: Fabric, guard: Guard, accumulate: int, end: int) -> None:
+    """Raise ``NonFinite`` on every process if one has met a loss or gradient that is not finite before batch ``end``."""
+    found = guard.found(end)
     anywhere = fabric.all_reduce(torch.tensor(float(found is not None), device=fabric.device), reduce_op="max")
     if not anywhere:
         return
@@ -364,7 +366,8 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             metrics["val_seconds"] = time.monotonic() - begin
             score = 2 * metrics["val_mse"] + metrics["val_mae"]
             if score < best and fabric.is_global_zero:
-                save_weights(folder / "best_model.pth", evaluated.state_dict(), {**description, "epoch": epoch})
+                for name in ("best_model.pth", *([f"best_model_{epoch}.pth"] if arguments.save_all else [])):
+                    save_weights(folder / name, evaluated.state_dict(), {**description, "epoch": epoch})
             best = min(best, score)
             if log:
                 tqdm.write("epoch {epoch}: loss {loss:.3f}, val MAE {val_mae:.3f}, MSE {val_mse:.3f}".format(**metrics))
@@ -372,6 +375,8 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
                 show_densities(fabric, evaluated, run.val, arguments.window, log, epoch)
         if log:
             log.add_epoch(metrics)
+            if "val_mae" in metrics:
+                write_card(folder)
             save_checkpoint(folder, epoch, arguments.max_model_num, step=(epoch + 1) * len(run.loader), **state())
     progress.close()
     if log:

@@ -12,7 +12,6 @@ launches that autograd takes; ``GS2D.fitting.loss_terms`` is the readable twin t
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ COLUMNS = slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 8)  # of the parameter
 BYTES_A_PIXEL = 64
 BYTES_A_GAUSSIAN = 4096  # parameters, moments, gradients; keys and ids of 16 pixels' tiles, twice for the sort
 MAX_PIXELS = 2**27  # an atlas; more fills no GPU better, and gsplat counts values in 32 bits
-MAX_PAGES = 64
+MAX_PAGES = 128
 EMPTY_SHARE = 0.5  # of an atlas may lie outside its images
 SMALL = 2**20  # pixels; an atlas up to here is not rebuilt for being half empty
 
@@ -189,23 +188,22 @@ class Atlas:
         free = [torch.arange(len(entry)) >= entry.fixed for entry in self.entries]
         self.free = torch.cat(free).float()[:, None].to(device) if any(part.any() for part in free) else None
 
-    def advance(self, iterations: int, rates: Sequence[float]) -> list[tuple[float, float]]:
-        """Do ``iterations`` (at least 1) steps with a learning rate an image -> its (render, shape) loss before the last.
+    def advance(self, iterations: int, learning_rate: float) -> list[tuple[float, float]]:
+        """Do ``iterations`` (at least 1) steps -> the (render, shape) loss of each image before the last of them.
 
-        Both in the order that ``hold`` was given. The host waits for the device here and in gsplat's tile lists only.
-
-        Where memory runs out, torch's error comes through between two steps: what the entries hold is whole, their
-        ``step`` says how far they came.
+        In the order that ``hold`` was given. The host waits for the device here and in gsplat's tile lists only. Where memory
+        runs out, torch's error comes through between two steps: what the entries hold is whole, their ``step`` says how far
+        they came.
         """
-        by_rate: dict[float, list[Entry]] = defaultdict(list)
-        for entry, rate in zip(self.entries, rates, strict=True):
-            by_rate[rate].append(entry)
-        groups = {rate: list(zip(*map(_adam_tensors, entries))) for rate, entries in by_rate.items()}
+        tensors = [
+            (entry.params, entry.gradient, entry.moments[0], entry.moments[1], entry.step) for entry in self.entries
+        ]
+        tensors = [list(column) for column in zip(*tensors)]
         for _ in range(iterations - 1):
             self._gradient(losses=False)
-            _move(groups)
+            _move(tensors, learning_rate)
         render, shape = self._gradient(losses=True)
-        _move(groups)
+        _move(tensors, learning_rate)
         pages = torch.tensor([entry.page for entry in self.entries])
         return [tuple(pair) for pair in torch.stack([render, shape], dim=1).cpu()[pages].tolist()]
 
@@ -241,24 +239,8 @@ class Atlas:
         return worst
 
 
-def _adam_tensors(entry: Entry) -> tuple[Tensor, ...]:
-    return entry.params, entry.gradient, entry.moments[0], entry.moments[1], entry.step
-
-
-def _move(groups: dict[float, list[tuple[Tensor, ...]]]) -> None:
-    """One step of Adam: for each learning rate one launch (torch's fused step), and one for the counters."""
-    for rate, tensors in groups.items():
-        *parts, steps = map(list, tensors)
-        adam(
-            *parts,
-            [],
-            steps,
-            fused=True,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=rate,
-            weight_decay=0,
-            eps=1e-8,
-            maximize=False,
-        )
+def _move(tensors: list[list[Tensor]], learning_rate: float) -> None:
+    """One step of Adam on parameters, gradients, both moments and counters: torch's fused step, and one launch to count."""
+    *parts, steps = tensors
+    options = {"amsgrad": False, "weight_decay": 0, "maximize": False}
+    adam(*parts, [], steps, fused=True, beta1=0.9, beta2=0.999, lr=learning_rate, eps=1e-8, **options)

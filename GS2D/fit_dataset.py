@@ -303,7 +303,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "--tolerance",
         type=number(float, 0, 1),
         default=0,
-        help="end an image's fit once its loss falls by less than this fraction in 50 iterations, 1e-3 say (0: never)",
+        help="end an image's fit once its loss falls by less than this fraction in 50 iterations, 2e-4 say (0: never)",
     )
     parser.add_argument(
         "--shard", type=parse_shard, help="fit the i-th of n shares, as i/n (default: torchrun's, SLURM's, or all)"

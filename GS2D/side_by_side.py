@@ -16,7 +16,6 @@ class Fit(Protocol):
     """A fit under way."""
 
     entry: Entry
-    rate: float  # learning rate until it wants to see its loss
     done: int  # iterations
 
     @property
@@ -42,7 +41,7 @@ class _Held(NamedTuple):
     fit: Fit
 
 
-def fit_all(tasks: Sequence[Task], atlas: Atlas, workers: int) -> Iterator[tuple[int, Any]]:
+def fit_all(tasks: Sequence[Task], atlas: Atlas, learning_rate: float, workers: int) -> Iterator[tuple[int, Any]]:
     """Fit all images and yield (index, result) as each fit ends: large images first, the next as soon as one is done.
 
     ``workers`` threads read images ahead. An image that cannot be read or is too large for the device gives its exception
@@ -76,7 +75,7 @@ def fit_all(tasks: Sequence[Task], atlas: Atlas, workers: int) -> Iterator[tuple
             try:
                 atlas.hold([run.fit.entry for run in running])
                 steps = min(run.fit.left for run in running)
-                losses = atlas.advance(steps, [run.fit.rate for run in running])
+                losses = atlas.advance(steps, learning_rate)
             except RuntimeError as error:  # torch.OutOfMemoryError is one, and CUDA itself has another
                 if "out of memory" not in str(error):
                     raise

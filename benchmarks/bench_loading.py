@@ -33,7 +33,7 @@ from datasets.sampler import EpochSampler  # noqa: E402
 from GS2D.gaussians import Gaussians2D  # noqa: E402
 from utils.files import gaussians_path, points_path  # noqa: E402
 from utils.images import save_jpeg  # noqa: E402
-from utils.shared_memory import tensor_bytes  # noqa: E402
+from utils.training.shared_memory import tensor_bytes  # noqa: E402
 
 CROP = 512
 

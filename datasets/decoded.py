@@ -41,7 +41,9 @@ class DecodedPixels:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._ended = torch.zeros((), dtype=torch.int64).share_memory_()  # where one process finds the disk full, all stop
+        self._ended = torch.zeros(
+            (), dtype=torch.int64
+        ).share_memory_()  # where one process finds the disk full, all stop
         self._same: dict[str, tuple] = {}  # images whose times changed and whose contents did not, in this process
         self._writing: tuple[int, ThreadPoolExecutor, list[Future]] = (0, None, [])
 
@@ -78,7 +80,9 @@ class DecodedPixels:
     def write(self, image: Path, pixels: np.ndarray, state: tuple[int, int, int]) -> None:
         """Store the pixels of an image, which had ``state`` before it was read; whole or not at all. Raises ``OSError``."""
         if shutil.disk_usage(self.folder).free < pixels.nbytes + RESERVE:
-            raise OSError(f"{self.folder}: less than {RESERVE / 1e9:.0f} GB are left on this disk; give --pixels-dir another")
+            raise OSError(
+                f"{self.folder}: less than {RESERVE / 1e9:.0f} GB are left on this disk; give --pixels-dir another"
+            )
         note = {"shape": pixels.shape[:2], "state": state, "sha256": _sha256(image)}
         if _state(image) != state:
             return  # replaced meanwhile

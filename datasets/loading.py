@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from datasets.crowd import Crowd, collate
 from datasets.decoded import open_decoded
 from datasets.sampler import EpochSampler
-from utils.shared_memory import TIMEOUT, check_shared_memory, tensor_bytes
+from utils.training.shared_memory import TIMEOUT, check_shared_memory, tensor_bytes
 
 _MEASURED = 4  # crops at most, of which a batch's bytes are reckoned
 

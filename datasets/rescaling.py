@@ -16,7 +16,9 @@ from GS2D import native
 _WEIGHT = np.float32(2048)
 
 
-def rescaled_rectangle(image: np.ndarray, size: tuple[int, int], top: int, left: int, height: int, width: int) -> np.ndarray:
+def rescaled_rectangle(
+    image: np.ndarray, size: tuple[int, int], top: int, left: int, height: int, width: int
+) -> np.ndarray:
     """``resize(image, size)[top : top + height, left : left + width]`` of uint8 [H, W, 3]; ``size``: (rows, columns).
 
     Without the native engine OpenCV rescales all of the image, with the same result.

@@ -71,9 +71,7 @@ def too_small(name: str, height: int, width: int, crop_size: int) -> str:
     """What is said of an image that no crop fits into: the largest crop that does is a multiple of the networks' stride."""
     fits = min(height, width) // COARSEST * COARSEST
     lower = f"lower --crop-size to {fits} or less, or " if fits else ""
-    return (
-        f"{name}: {width} x {height} pixels, smaller than the crop of {crop_size}; {lower}preprocess with --min-size {crop_size}"
-    )
+    return f"{name}: {width} x {height} pixels, smaller than the crop of {crop_size}; {lower}preprocess with --min-size {crop_size}"
 
 
 def augment(sample: Sample, augmentation: Augmentation, crop_size: int) -> tuple[Sample, np.ndarray]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 from torch import nn
 
 from models.backbone import load_backbone
 from models.vgg import VGG, Prediction
 from models.vgg_trans import VGGTrans, attention_variance
-from models.weights import load_weights, read_checkpoint
+from models.weights import load_weights, read_checkpoint, weights_file
+from utils.training.checkpoint import describe
 
 MODELS = {network.name: network for network in (VGG, VGGTrans)}
 
@@ -17,8 +21,10 @@ __all__ = [
     "attention_variance",
     "build_model",
     "load_backbone",
+    "load_model",
     "load_weights",
     "read_checkpoint",
+    "weights_file",
 ]
 
 
@@ -39,3 +45,19 @@ def build_model(name: str, pretrained: bool = False, topk: float = 0.3, usenum: 
     if pretrained:
         load_backbone(model, "imagenet")
     return model
+
+
+def load_model(
+    path: str | os.PathLike, name: str | None = None, topk: float | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """(The network of a checkpoint in evaluation mode, what the checkpoint says of itself).
+
+    path: .pth, .tar or .safetensors, or the folder of a run, for its best model. name and topk take the place of what the
+    file says (`utils.training.checkpoint.describe`). Raises OSError or ValueError, in one line, as `load_weights`.
+    """
+    path = weights_file(path)
+    said = describe(read_checkpoint(path))
+    said |= {"model_name": name or said["model_name"], "topk": topk or said.get("topk", 0.3)}
+    model = build_model(said["model_name"], topk=said["topk"], usenum=said.get("usenum", 18))
+    load_weights(model, path)
+    return model.eval(), said

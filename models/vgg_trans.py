@@ -86,6 +86,8 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """Two layers of attention over the L = h w cells of a feature map; each sample is treated as if alone."""
 
+    in_degree_index = staticmethod(in_degree_index)  # models.export puts one in its place that can be traced
+
     def __init__(self, topk: float, usenum: int) -> None:
         super().__init__()
         self.topk, self.usenum = topk, usenum
@@ -108,7 +110,7 @@ class Encoder(nn.Module):
         tokens = features.flatten(2).transpose(1, 2)  # [B, L, 512]
         attentions = []
         for layer in self.layers:
-            position = self.near_embeddings(in_degree_index(tokens, self.topk, self.usenum))
+            position = self.near_embeddings(self.in_degree_index(tokens, self.topk, self.usenum))
             tokens, attention = layer(tokens, position, edges)
             attentions.append(attention)
         return tokens.transpose(1, 2).reshape(features.shape), tuple(attentions)

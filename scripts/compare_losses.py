@@ -32,7 +32,7 @@ from utils.cli import EXIT_FAILED, one_line, progress_options, run_script
 from utils.config import make_parser, number, option_values
 from utils.evaluation import mae_mse
 from utils.files import atomic_write, list_images, make_folder, points_path
-from utils.train_options import parse_train_options
+from utils.training.train_options import parse_train_options
 
 TRAIN, TEST = ROOT / "train_gs.py", ROOT / "test.py"
 FIRST_SEED = 4073

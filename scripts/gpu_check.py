@@ -33,10 +33,10 @@ from GS2D.options import KERNEL_OPTIONS
 from GS2D.points import mean_neighbour_distance
 from losses import LOSSES, build_kernel, build_loss
 from scripts import gpu_fit_check
-from utils.checkpoint import checkpoints
 from utils.files import gaussians_path, points_path
 from utils.images import save_jpeg
-from utils.train_options import parse_train_options
+from utils.training.checkpoint import checkpoints
+from utils.training.train_options import parse_train_options
 
 CUDA = "cuda"
 CROP = 512

@@ -85,7 +85,7 @@ def test_images_that_are_done_leave_and_others_come_in(monkeypatch):
     hold = Atlas.hold
     monkeypatch.setattr(Atlas, "hold", lambda atlas, entries: (held.append(len(entries)), hold(atlas, entries)))
     images, points = crowd()
-    config = FitConfig(iterations=330, tolerance=0.02)
+    config = FitConfig(iterations=330, tolerance=0.1)
     results = fit_images(images, points, config, backend="reference")
     assert max(held) == 2 and len({result.iterations for result in results}) >= 3
     assert_same_fits(results, images, points, config, [0] * 5)
@@ -291,7 +291,7 @@ def count_iteration(monkeypatch, images):
     counts = []
     for iterations in (10, 20):
         with Launches() as counter:
-            atlas.advance(iterations, [0.01] * images)
+            atlas.advance(iterations, 0.01)
         counts.append((counter.launches, counter.waits))
     (few, waits), (many, more_waits) = counts
     return (many - few) / 10, (more_waits - waits) / 10

@@ -19,9 +19,9 @@ from datasets.crowd import Crowd
 from datasets.decoded import DecodedPixels, open_decoded
 from datasets.loading import crop_loader, keep_pixels
 from datasets.sampler import EpochSampler
-from utils import shared_memory
+from utils.training import shared_memory
 from utils.images import image_size, load_image, save_jpeg
-from utils.shared_memory import check_shared_memory, shared_memory_errors
+from utils.training.shared_memory import check_shared_memory, shared_memory_errors
 
 
 @pytest.fixture
@@ -102,6 +102,7 @@ def test_a_kill_while_pixels_are_written_leaves_nothing_half_written(root, tmp_p
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not list(killed.glob("[!.]*.npy")):
             time.sleep(0.01)
+        time.sleep(0.1)  # into the next one
         process.send_signal(signal.SIGKILL)
     done = list(killed.glob("[!.]*.npy"))
     assert 1 <= len(done) < 4 and list(killed.glob(".*partial*"))

@@ -16,9 +16,9 @@ from commands import call, errors
 from training_runs import Tiny, make_data
 
 import models
-from utils.checkpoint import save_weights
 from utils.evaluation.results import file_hash, read_ahead
 from utils.images import save_jpeg
+from utils.training.checkpoint import save_weights
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,11 @@ from hypothesis import strategies as st
 from raw_data import write
 from test_point_formats import BOM, VIA_SHAPES, coco, shape, via
 
-from datasets.raw.point_formats import read_coco, read_csv, read_labelme, read_points_json, read_via, read_yolo
+from datasets.raw.dots import read_points_json
+from datasets.raw.lines import read_yolo
+from datasets.raw.point_formats import read_coco, read_labelme
+from datasets.raw.tables import read_csv
+from datasets.raw.via import read_via
 
 CELLS = st.sampled_from(["1", "2.5", "1,5", "nan", "x", "y", "image", "a.jpg", "", '"', "é", "1e999"]) | st.text(
     max_size=4

@@ -11,13 +11,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from datasets.audit.record import RECORD, read_record
 from datasets.audit.report import (
     CROP_SIZES,
     PUBLISHED,
+    RECORD,
     crowding,
     find_images,
     look_at,
+    read_record,
     summarise,
     write_report,
 )

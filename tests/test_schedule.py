@@ -8,9 +8,9 @@ from training_runs import Tiny, make_data, metrics, train
 
 import train_gs
 from GS2D.options import KERNEL_OPTIONS
-from utils import schedule, train_options
-from utils.schedule import TimeBudget
-from utils.train_options import default_loaders
+from utils.training import schedule, train_options
+from utils.training.schedule import TimeBudget
+from utils.training.train_options import default_loaders
 
 
 def test_epochs_follow_the_pace(monkeypatch):

@@ -109,7 +109,7 @@ def test_a_video_that_ends_early_is_reported_after_its_frames(tmp_path):
     assert 0 < len(frames) < 20 and all(name.startswith("clip.avi frame 0000") for name, _ in frames)
     assert (name, reason) == (
         "clip.avi",
-        f"{path}: ends after {len(frames)} of 20 announced frames; it is cut off or damaged",
+        f"{path}: ends after {len(frames)} frames, before its container says; it is cut off, get it again",
     )
     assert last == "z.png" and image.shape == (20, 30, 3)
 

@@ -29,7 +29,9 @@ def data(tmp_path):
 
 
 def look(data, *options):
-    status = json.loads(call("utils/status.py", "--data-dir", data, "--runs", data / "runs", "--json", *options)[0])
+    status = json.loads(
+        call("datasets/audit/stages.py", "--data-dir", data, "--runs", data / "runs", "--json", *options)[0]
+    )
     rows = {(row["split"], row["stage"]): row for row in status["stages"]}
     counts = {key: [row[state] for state in ("done", "missing", "stale", "failed")] for key, row in rows.items()}
     return status, rows, counts
@@ -109,7 +111,7 @@ def test_failed_and_stale_files_are_named(data):
         "centres lie up to 5.0 pixels from the points" in line for line in rows[("train", "Gaussians")]["stale_files"]
     )
     assert status["next"].startswith("python preprocess_dataset_*.py")
-    out, _ = call("utils/status.py", "--data-dir", data)
+    out, _ = call("datasets/audit/stages.py", "--data-dir", data)
     assert out.count("failed: ") == 4 and out.count("stale: ") == 2
     assert out.splitlines()[2].split() == ["train", "images", "3", "0", "0", "1"]
 
@@ -135,7 +137,7 @@ def test_images_that_are_missing_or_whose_source_changed(tmp_path):
 def test_nothing_there_and_no_folder(tmp_path):
     out, _ = run("-m", "utils.status", "--data-dir", tmp_path)
     assert out.splitlines()[-1].startswith("next: python preprocess_dataset_*.py")
-    _, err = call("utils/status.py", "--data-dir", tmp_path / "none", code=1)
+    _, err = call("datasets/audit/stages.py", "--data-dir", tmp_path / "none", code=1)
     assert len(errors(err)) == 1 and "none: no such folder; check --data-dir" in err
 
 

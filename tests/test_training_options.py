@@ -24,7 +24,7 @@ from GS2D.gaussians import Gaussians2D
 from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
-from utils.train_options import parse_train_options
+from utils.training.train_options import parse_train_options
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,9 @@ from datasets.raw.raw_text import read_json
 from GS2D.gaussians import Gaussians2D, read_file
 from GS2D.kernel import StoredKernel, csr, load_kernel, save_kernel
 from models import read_checkpoint
-from utils.checkpoint import describe
 from utils.files import read_points
 from utils.images import image_size, load_image
+from utils.training.checkpoint import describe
 
 ADDRESSES = 2 << 30  # bytes that a reader may ask for
 TOUCHED = 600  # megabytes that it may use

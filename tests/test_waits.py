@@ -17,8 +17,8 @@ from training_runs import Tiny
 import train_gs
 from datasets.crowd import Crowd, collate
 from losses import LOSSES, build_kernel, build_loss
-from utils.steps import Guard
-from utils.train_options import parse_train_options
+from utils.training.steps import Guard
+from utils.training.train_options import parse_train_options
 
 VIEWS = set(
     "view _unsafe_view reshape transpose t permute expand slice select unsqueeze squeeze detach alias as_strided unbind split "

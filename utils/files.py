@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # of prepared and published data sets
+PICTURES = (*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")  # of people's own photographs
 _STALE_AFTER_SECONDS = 24 * 3600
 
 SPLITS = ("train", "val", "test")
@@ -39,6 +40,18 @@ def gaussians_path(image: Path) -> Path:
 def kernel_path(image: Path) -> Path:
     """The stored transport kernel of a prepared image."""
     return image.parent / "kernels" / f"{image.stem}_kernel.h5"
+
+
+def find_files(root: Path) -> list[Path]:
+    """The files in ``root`` and its folders, sorted, without hidden ones; links to folders are followed once."""
+    seen, found = set(), []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            found += [Path(folder, name) for name in files if not name.startswith(".")]
+        seen.add(real)
+    return sorted(found)
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -11,19 +11,38 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from datasets.audit.record import read_record
 from utils.cli import one_line
 from utils.files import SPLITS, atomic_write, list_images, points_path, read_points
 
 REPORT = "dataset_report.json"
-CROP_SIZES = {"qnrf": 512, "jhu": 512, "nwpu": 384, "sha": 256, "shb": 512}
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CROP_SIZES = {  # of training, pixels
+    name: (yaml.safe_load((_CONFIGS / f"{name}.yml").read_text(encoding="utf-8")) or {}).get("crop_size", 512)
+    for name in ("qnrf", "jhu", "nwpu", "sha", "shb")
+}
 CLOSE = 0.5  # pixels
 _PRINTED = 40
 _OUTSIDE = 1.0  # pixels: the sides of a resized image are rounded, its points are not
 _AGAIN = "run preprocess_dataset_*.py again"
+RECORD = "preprocess.jsonl"  # one line an image: what preprocessing made of it and from what
+
+
+def read_record(root: Path) -> dict[str, dict[str, Any]]:
+    """The entries of ``root/preprocess.jsonl`` by image; lines that cannot be read are left out, a later one wins."""
+    record: dict[str, dict[str, Any]] = {}
+    path = root / RECORD
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("image"), str):
+            record[entry["image"]] = entry
+    return record
 
 
 class Published(NamedTuple):
@@ -56,6 +75,7 @@ class ImageFacts(NamedTuple):
     bytes: int
     jpeg_problem: str | None
     errors: tuple[str, ...]
+    orientation: int = 1  # the EXIF orientation by which the raw image was turned upright
 
     @property
     def split(self) -> str:
@@ -108,7 +128,10 @@ def look_at(root: Path, image: Path, entry: Mapping[str, Any], problem: str | No
     dropped = entry.get("dropped")
     dropped = dropped if isinstance(dropped, int) else 0
     name = image.relative_to(root).as_posix()
-    return ImageFacts(name, height, width, grey, points, dropped, duplicates, close, size, problem, tuple(errors))
+    orientation = entry.get("orientation", 1)
+    return ImageFacts(
+        name, height, width, grey, points, dropped, duplicates, close, size, problem, tuple(errors), orientation
+    )
 
 
 def crowding(points: np.ndarray) -> tuple[int, int]:
@@ -152,6 +175,7 @@ def summarise(
         "smaller_than_crop": [f.name for f in facts if f.height and f.width and min(f.height, f.width) < crop_size],
         "jpeg_problems": {f.name: f.jpeg_problem for f in facts if f.jpeg_problem},
         "grey": [f.name for f in facts if f.grey],
+        "turned": {f.name: f.orientation for f in facts if f.orientation != 1},
         "in_two_splits": _in_two_splits(root, facts),
     }
     for name in findings["smaller_than_crop"]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,32 @@ class MatObject(str):
 def read_mat(path: Path | str, variable: str) -> Any:
     """The value of ``variable`` in a MATLAB 5 file.
 
+    Raises ``ValueError`` where it is missing, and like ``read_any``.
+    """
+    found = _read(Path(path), {variable})
+    if variable not in found:
+        names = ", ".join(sorted(found)) or "none"
+        raise ValueError(f"{path}: no key {variable} (keys found: {names}); save the points [N, 2] under that name")
+    return found[variable]
+
+
+def read_any(path: Path | str, variables: Sequence[str]) -> tuple[str, Any]:
+    """Name and value of the first of ``variables`` that a MATLAB 5 file holds, or of the only one that it holds.
+
     Numbers become a float64 array with MATLAB's dimensions, a cell array the list of its values, a struct array
     a list of dicts, anything else a ``MatObject``. Raises ``FileNotFoundError``, or ``ValueError`` for a file that is
     damaged, of another version, or lacks the variable.
     """
-    path = Path(path)
+    found = _read(Path(path), None)
+    name = next((name for name in variables if name in found), next(iter(found)) if len(found) == 1 else None)
+    if name is None:
+        names = ", ".join(sorted(found)) or "none"
+        raise ValueError(f"{path}: no key {variables[0]} (keys found: {names}); save the points [N, 2] under that name")
+    return name, found[name]
+
+
+def _read(path: Path, wanted: Collection[str] | None) -> dict[str, Any]:
+    """The variables by name; the value of one that is not ``wanted`` is None. Without ``wanted`` all are read."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such annotation file; add it, or remove its image")
     data = path.read_bytes()
@@ -55,13 +76,11 @@ def read_mat(path: Path | str, variable: str) -> Any:
             name, flags, dimensions, rest = _matrix_head(matrix, order)
             if name in found:
                 raise ValueError(f"the variable {name} is there twice")
-            found[name] = _value(flags, dimensions, rest, order, 0) if name == variable else None
+            read = wanted is None or name in wanted
+            found[name] = _value(flags, dimensions, rest, order, 0) if read else None
     except (ValueError, struct.error, zlib.error) as error:
         raise ValueError(f"{path}: not a readable .mat file ({error}); get it again, or save it with -v7") from None
-    if variable not in found:
-        names = ", ".join(sorted(found)) or "none"
-        raise ValueError(f"{path}: no key {variable} (keys found: {names}); save the points [N, 2] under that name")
-    return found[variable]
+    return found
 
 
 def _variables(data: bytes, order: str) -> Iterator[bytes]:

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from datasets.audit.record import RECORD, read_record
+from datasets.audit.report import CROP_SIZES, RECORD, read_record, write_report
 from datasets.raw.annotations import prepared_stem
 from GS2D.points import mean_neighbour_distance
 from utils.cli import Outcome, default_workers, for_each, report_failures
 from utils.config import make_parser, number, parse_arguments
 from utils.files import IMAGE_SUFFIXES, atomic_write, gaussians_path, make_folder, points_path, remove_stale_partials
-from utils.images import load_image, save_jpeg
+from utils.images import image_shape, load_image, save_jpeg
 from utils.lock import hold
 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
@@ -40,7 +40,8 @@ class Job(NamedTuple):
     """One image to prepare: ``output`` is the JPEG, beside it the npy.
 
     Points are float64 [N, 2], (x, y), or [N, 3] with a size in pixels, NaN where it is unknown. They come from
-    ``read(annotation)`` or are the annotation; an image whose annotation is None gets no npy.
+    ``read(annotation)`` or are the annotation; an image whose annotation is None gets no npy. With ``upright`` the image
+    is turned by its EXIF orientation, and the points are those of the turned one.
     """
 
     image: Path
@@ -49,16 +50,21 @@ class Job(NamedTuple):
     output: Path
     with_distance: bool
     settings: Settings
+    upright: bool = False
 
 
 class Prepared(NamedTuple):
-    """What the record keeps of an image: points (None: not annotated), points dropped since they lie outside, size."""
+    """What the record keeps of an image: points (None: not annotated), points dropped since they lie outside, size.
+
+    ``orientation`` is the EXIF orientation by which the image was turned; 1: as it was stored.
+    """
 
     points: int | None
     dropped: int
     height: int
     width: int
     grey: bool
+    orientation: int = 1
 
 
 def resized_size(height: int, width: int, minimum: int, maximum: int) -> tuple[int, int, float]:
@@ -79,7 +85,8 @@ def prepare_image(job: Job) -> Prepared:
     The distance is the size that the annotation gives, and to the neighbours where it gives none.
     """
     rows = job.read(job.annotation) if isinstance(job.annotation, Path) else job.annotation
-    image = load_image(job.image)
+    image = load_image(job.image, job.upright)
+    orientation = image_shape(job.image).orientation if job.upright else 1
     grey = is_grey(image)
     minimum, maximum, interpolation, quality = job.settings
     raw_height, raw_width = image.shape[:2]
@@ -94,7 +101,7 @@ def prepare_image(job: Job) -> Prepared:
     points_path(job.output).unlink(missing_ok=True)
     save_jpeg(image, job.output, quality)
     if rows is None:
-        return Prepared(None, 0, height, width, grey)
+        return Prepared(None, 0, height, width, grey, orientation)
     inside = points_inside(rows[:, :2], raw_height, raw_width)
     # float32 before the product, as in the released data: large coordinates then agree to the last bit.
     with np.errstate(over="ignore"):
@@ -109,7 +116,7 @@ def prepare_image(job: Job) -> Prepared:
         points = np.hstack([points, distance[:, None]])
     with atomic_write(points_path(job.output)) as partial:
         np.save(partial, points.astype(np.float32))
-    return Prepared(len(points), int((~inside).sum()), height, width, grey)
+    return Prepared(len(points), int((~inside).sum()), height, width, grey, orientation)
 
 
 def is_grey(image: np.ndarray) -> bool:
@@ -128,6 +135,7 @@ def make_jobs(
     read: Callable[[Path], np.ndarray] | None,
     settings: Settings,
     unannotated: Sequence[str] = (),
+    upright: bool = False,
 ) -> list[Job]:
     """A job for each image of ``split`` that has an annotation, and for all images of the splits ``unannotated``."""
     return [
@@ -138,6 +146,7 @@ def make_jobs(
             root / name / f"{prepared_stem(image.stem)}.jpg",
             name == "train",
             settings,
+            upright,
         )
         for name, images in split.items()
         for image in images
@@ -239,16 +248,15 @@ def _prepare(
             dropped_lines.append(f"{source}: {made.dropped} of {total} points lie outside the image and are dropped")
     print(*dropped_lines, sep="\n", end="\n" if dropped_lines else "")
     if any(name in record for name in planned):
-        # Imported here, since worker processes import this module and the report needs SciPy.
-        from datasets.audit.report import CROP_SIZES, write_report
-
         write_report(root, dataset, CROP_SIZES.get(dataset, crop_size))
     finished, seconds = len(todo.keys() & record.keys()), time.perf_counter() - started
     if todo:
         speed = f"{seconds:.1f} s ({finished / seconds:.1f} images/s)"
         print(f"prepared {finished} images in {speed}, {len(done)} were up to date")
-    else:
+    elif done:
         print(f"nothing to do: all {len(done)} images in {root} are up to date")
+    else:
+        print(f"no image was prepared: none of {len(problems)} has an annotation that can be read")
     fitted = sum(name in record and gaussians_path(root / name).exists() for name in todo)
     if fitted:
         print(
@@ -267,16 +275,26 @@ def _made_from(job: Job) -> dict[str, Any]:
     made_from = {**job.settings._asdict(), "raw_files": [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
     if isinstance(job.annotation, np.ndarray):
         made_from["points_hash"] = hashlib.sha256(np.ascontiguousarray(job.annotation)).hexdigest()[:16]
+    if job.upright and (orientation := _orientation(job.image)) != 1:
+        made_from["orientation"] = orientation
     return made_from
+
+
+def _orientation(image: Path) -> int:
+    """By which the image is to be turned; one that cannot be read fails when it is prepared."""
+    try:
+        return image_shape(image).orientation
+    except (OSError, ValueError):
+        return 1
 
 
 def _read_record(root: Path) -> dict[str, dict[str, Any]]:
     """The entries of the record by image; a line that a kill cut off, or of an older form, counts as not written."""
     kinds: dict[str, Any] = {"image": str, "source": str, "points": (int, type(None)), "dropped": int}
-    kinds |= {"height": int, "width": int, "grey": bool, "made_from": dict}
+    kinds |= {"height": int, "width": int, "grey": bool, "orientation": int, "made_from": dict}
     return {
         name: {key: entry[key] for key in kinds}
-        for name, entry in read_record(root).items()
+        for name, entry in ((name, {"orientation": 1, **entry}) for name, entry in read_record(root).items())
         if all(key in entry and isinstance(entry[key], kind) for key, kind in kinds.items())
     }
 

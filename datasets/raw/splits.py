@@ -13,7 +13,7 @@ from pathlib import Path
 from datasets.raw.annotations import prepared_stem, unique_stems
 from datasets.raw.raw_text import read_text
 from utils.config import number
-from utils.files import IMAGE_SUFFIXES, SPLITS, atomic_write, make_folder
+from utils.files import PICTURES, SPLITS, atomic_write, make_folder
 
 
 def add_split_options(parser: argparse.ArgumentParser, of: str) -> None:
@@ -167,7 +167,9 @@ def _read_list(path: Path, by_stem: Mapping[str, Path], columns: Sequence[int] =
                     f"{path}: line {line_number}: {len(line.split())} columns; write {allowed}, image first"
                 )
             name = line.split()[0]
-        stem = Path(name).stem if name.lower().endswith(IMAGE_SUFFIXES) else name
+        stem = Path(name).stem if name.lower().endswith(PICTURES) else name
+        if "\\" in stem and prepared_stem(stem) not in by_stem:  # a path as Windows writes it
+            stem = stem.rpartition("\\")[2]
         if prepared_stem(stem) not in by_stem:
             raise ValueError(f"{path}: line {line_number}: the input has no image {name}; correct the list")
         stems.add(prepared_stem(stem))

@@ -124,6 +124,20 @@ def save_kernel_figure(
     _save(figure, path)
 
 
+def save_counts_figure(path: Path, name: str, times: np.ndarray, counts: np.ndarray, unit: str) -> None:
+    """Counts [N] over their times [N], with their mean and their peak."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    axes.plot(times, counts, linewidth=0.8, color="C0", marker="." if len(counts) < 3 else None)
+    mean, peak = counts.mean(), int(counts.argmax())
+    axes.axhline(mean, linestyle="--", linewidth=0.8, color="C7", label=f"mean {mean:.1f}")
+    axes.plot(times[peak], counts[peak], "o", markersize=5, color="C3", label=f"peak {counts[peak]:.1f}")
+    axes.set(xlabel=unit, ylabel="count", ylim=(0, None), title=name)
+    axes.margins(x=0.01)
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> None:
     # The library's version and the time would change the bytes.
     changing = ("Creator", "Producer", "CreationDate") if path.suffix == ".pdf" else ("Software",)

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 
 from utils.cli import one_line
-from utils.files import IMAGE_SUFFIXES
+from utils.evaluation.containers import is_cut_off
+from utils.files import PICTURES
 
-PICTURES = (*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 # FFmpeg's own remarks on damaged videos would stand between the progress bar and the one line that names the file. It reads
@@ -70,14 +70,16 @@ def open_images(
     paths: Sequence[Path | str],
     load: Callable[[Path], np.ndarray],
     every: int = 1,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """Each picture and each ``every``-th frame of each video of ``paths``: its name and image, or why there is none.
 
     Yields (name, uint8 [H, W, 3] RGB) or (name, one-line reason); names are unique (see ``find_sources``), those of
     frames ``clip.mp4 frame 000120``, counted from 0. One image is in memory at a time. ``load`` decodes a picture and raises
-    ``OSError``, ``ValueError`` or ``MemoryError`` (such as ``utils.images.load_image``). A video that ends before the
-    number of frames it announces yields a reason after its frames. A line on stderr names each folder with files that
-    are skipped. Raises ``ValueError`` where ``paths`` is empty or ``every`` below 1.
+    ``OSError``, ``ValueError`` or ``MemoryError`` (such as ``utils.images.load_image``). A video that is
+    cut off, or of which nothing can be decoded, yields a reason after its frames; that its header announces more frames,
+    which is an estimate, is only a line on stderr, as is each folder with files that are skipped. ``progress`` gets where
+    in a video the frame is, in time. Raises ``ValueError`` where ``paths`` is empty or ``every`` below 1.
     """
     if every < 1:
         raise ValueError(f"every: {every}, must be at least 1: that every n-th frame of a video is taken")
@@ -86,17 +88,20 @@ def open_images(
     sources, notes = find_sources(paths)
     for line in notes:
         print(line, file=sys.stderr)
-    return _open(sources, load, every)
+    return _open(sources, load, every, progress)
 
 
 def _open(
-    sources: list[Source], load: Callable[[Path], np.ndarray], every: int
+    sources: list[Source],
+    load: Callable[[Path], np.ndarray],
+    every: int,
+    progress: Callable[[str], None],
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     for source in sources:
         if source.reason:
             yield source.name, source.reason
         elif source.is_video:
-            yield from _frames(source, every)
+            yield from _frames(source, every, progress)
         else:
             try:
                 image: np.ndarray | str = load(source.path)
@@ -118,16 +123,18 @@ def _folder(folder: Path) -> tuple[list[Path], int, list[OSError]]:
     return sorted(files), others, unreadable
 
 
-def _frames(source: Source, every: int) -> Iterator[tuple[str, np.ndarray | str]]:
+def _frames(source: Source, every: int, progress: Callable[[str], None]) -> Iterator[tuple[str, np.ndarray | str]]:
     path = source.path
     capture = cv2.VideoCapture(str(path))
     try:
         if not capture.isOpened():
             yield source.name, f"{path}: cannot decode this video; it is cut off or of a kind that OpenCV does not know"
             return
-        announced, frame = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0
+        announced, rate, frame = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS), 0
+        length = _clock(announced / rate) if announced > 0 and rate > 0 else "unknown length"
         while capture.grab():
             if frame % every == 0:
+                progress(f"{source.name} {_clock(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)} of about {length}")
                 decoded, image = capture.retrieve()
                 name = f"{source.name} frame {frame:06d}"
                 if decoded:
@@ -141,8 +148,14 @@ def _frames(source: Source, every: int) -> Iterator[tuple[str, np.ndarray | str]
         return
     finally:
         capture.release()
-    if frame < max(announced, 1):
-        yield (
-            source.name,
-            f"{path}: ends after {frame} of {max(announced, 0)} announced frames; it is cut off or damaged",
-        )
+    if not frame:
+        yield source.name, f"{path}: not one frame can be decoded; the video is damaged, get it again"
+    elif is_cut_off(path):
+        yield source.name, f"{path}: ends after {frame} frames, before its container says; it is cut off, get it again"
+    elif frame < announced:
+        print(f"{path}: the header announces about {announced} frames, {frame} could be read", file=sys.stderr)
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as minutes:seconds."""
+    return f"{max(int(seconds), 0) // 60}:{max(int(seconds), 0) % 60:02}"

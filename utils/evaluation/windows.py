@@ -69,8 +69,15 @@ def windows_of(height: int, width: int, window: int) -> list[tuple[int, int, int
 
 
 @torch.no_grad()
-def predict(model: Callable, image: Tensor, window: int = WINDOW, overlap: int = 0, flip: bool = False) -> list[Window]:
-    """Densities of a normalised image [3, H, W], at most ``WINDOWS_AT_ONCE`` windows through the network together.
+def predict(
+    model: Callable,
+    image: Tensor,
+    window: int = WINDOW,
+    overlap: int = 0,
+    flip: bool = False,
+    batch: int = WINDOWS_AT_ONCE,
+) -> list[Window]:
+    """Densities of a normalised image [3, H, W], at most ``batch`` windows of one size through the network together.
 
     ``overlap`` 0 is the published protocol: the parts of ``tile``, one Window each. Above 0, windows of ``window`` pixels
     stand at steps of ``window - overlap`` pixels and are blended by linear ramps into one Window for the whole image, in
@@ -79,23 +86,23 @@ def predict(model: Callable, image: Tensor, window: int = WINDOW, overlap: int =
     networks' strides and for an image below 16 pixels (without overlap that is the networks' own complaint).
     """
     if overlap:
-        return [_blend(model, image, window, overlap, flip)]
+        return [_blend(model, image, window, overlap, flip, batch)]
     by_size: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for top, left, height, width in windows_of(*image.shape[1:], window):
         by_size[height, width].append((top, left))
     parts = []
     for (height, width), corners in by_size.items():
-        densities = _densities(model, image, corners, height, width, flip)
+        densities = _densities(model, image, corners, height, width, flip, batch)
         parts += [Window(*corner, height, width, density) for corner, density in zip(corners, densities)]
     return sorted(parts, key=lambda part: part[:2])
 
 
 def _densities(
-    model: Callable, image: Tensor, corners: list[tuple[int, int]], height: int, width: int, flip: bool
+    model: Callable, image: Tensor, corners: list[tuple[int, int]], height: int, width: int, flip: bool, batch: int
 ) -> Iterator[Tensor]:
     """The density [h, w] of each window of one size, given by its (top, left)."""
-    for first in range(0, len(corners), WINDOWS_AT_ONCE):
-        chosen = corners[first : first + WINDOWS_AT_ONCE]
+    for first in range(0, len(corners), batch):
+        chosen = corners[first : first + batch]
         crops = torch.stack([image[:, top : top + height, left : left + width] for top, left in chosen])
         densities = model(crops).density.float()[:, 0]  # [parts, h, w]
         if flip:
@@ -107,7 +114,7 @@ def _densities(
         yield from densities
 
 
-def _blend(model: Callable, image: Tensor, window: int, overlap: int, flip: bool) -> Window:
+def _blend(model: Callable, image: Tensor, window: int, overlap: int, flip: bool, batch: int) -> Window:
     """Overlapping windows as one density [ceil(H / 8), ceil(W / 8)].
 
     Zeros continue the image (its mean colour, and what the networks' convolutions see beyond a border) to multiples of
@@ -129,7 +136,8 @@ def _blend(model: Callable, image: Tensor, window: int, overlap: int, flip: bool
     weights = [rows[:, None] * columns for rows in row_weights for columns in column_weights]
     canvas = torch.zeros(padded.shape[1] // STRIDE, padded.shape[2] // STRIDE, device=image.device)
     sides = min(window, padded.shape[1]), min(window, padded.shape[2])
-    for (top, left), weight, density in zip(corners, weights, _densities(model, padded, corners, *sides, flip)):
+    densities = _densities(model, padded, corners, *sides, flip, batch)
+    for (top, left), weight, density in zip(corners, weights, densities):
         rows, columns = density.shape
         canvas[top // STRIDE :, left // STRIDE :][:rows, :columns] += weight.to(density.device) * density
     rows, columns = math.ceil(height / STRIDE), math.ceil(width / STRIDE)

@@ -70,6 +70,10 @@ function showHeader() {
   $("title").textContent = results.map(({label}) => label).join(comparing && results.length === 2 ? " and " : ", ");
   if (comparing) $("subtitle").append(`${plural(images.length, "image")} counted by ${results.length} models`);
   else $("subtitle").append(...totals, ...(model(summary) ? [el("span", {class: "dot"}), model(summary)] : []));
+  // A path beside the page, and no address of a script: what a summary says is not to be trusted.
+  const card = summary.model_card;
+  if (!comparing && typeof card === "string" && /^[^:]+\.md$/.test(card))
+    $("subtitle").append(el("span", {class: "dot"}), el("a", {href: card.split("/").map(encodeURIComponent).join("/")}, "model card"));
 }
 
 const systemTheme = matchMedia("(prefers-color-scheme: dark)");

@@ -10,11 +10,13 @@ from pathlib import Path
 from utils.cli import default_workers
 from utils.config import make_parser, number, parse_arguments
 from utils.pixels import STRIDE
+from utils.training.released_options import add_released_options, apply_released_options
 
-PRESETS = Path(__file__).resolve().parents[1] / "configs"
+PRESETS = Path(__file__).resolve().parents[2] / "configs"
 # Options that do not change what a step computes: a run may go on with other values.
 FREE_OPTIONS = (
     "data_dir",
+    "data_licence",
     "device",
     "epochs",
     "minutes",
@@ -23,6 +25,7 @@ FREE_OPTIONS = (
     "pixels",
     "pixels_dir",
     "resume",
+    "save_all",
     "save_dir",
     "backbone_weights",
     "window",
@@ -56,9 +59,12 @@ def parse_train_options(
     workers = f"processes that load images, for each device (default: {default_loaders(processors // local)})"
     add("--num-workers", type=number(int, 0), metavar="N", help=workers)
     add("--prefetch", type=number(int, 1), default=2, metavar="N", help="batches that each of them makes ahead")
-    pixels = "kept decoded on disk (3 bytes a pixel) once an image is read, where there is room; or decoded for each crop"
+    pixels = (
+        "kept decoded on disk (3 bytes a pixel) once an image is read, where there is room; or decoded for each crop"
+    )
     add("--pixels", choices=("decoded", "jpeg"), default="decoded", help=pixels)
     add("--pixels-dir", type=Path, metavar="P", help="folder of decoded pixels (default: train/pixels of the data set)")
+    add("--data-licence", metavar="TEXT", help="of the data, as it is to stand in model_card.md")
     add("--skip-bad-samples", action=switch, default=False, help="take the next image for one that cannot be read")
 
     add = parser.add_argument_group("network").add_argument
@@ -84,7 +90,8 @@ def parse_train_options(
     add("--accumulate", type=number(int, 1), default=1, metavar="N", help="batches averaged for one step")
     add("--grad-clip", type=number(float, 0), default=0.0, metavar="X", help="largest gradient norm (0: any)")
     add("--ema", type=number(float, 0, 0.999999), default=0.0, metavar="X", help="decay of averaged weights (0: off)")
-    add("--epochs", type=number(int, 1), default=1200, metavar="N", help="passes over the training images")
+    passes = "passes over the training images"
+    add("--epochs", "--max-epoch", type=number(int, 1), default=1200, metavar="N", help=passes)
     minutes = "as many epochs instead as end within this time and one validation more"
     add("--minutes", type=number(float, 0, above=True), metavar="N", help=minutes)
     add("--seed", type=number(int, 0, 2**32 - 1), default=4073, metavar="N", help="of weights, order, crops, dropout")
@@ -97,7 +104,7 @@ def parse_train_options(
 
     add = parser.add_argument_group("validation and files").add_argument
     add("--val-start", type=number(int, 0), default=600, metavar="N", help="first epoch that is validated")
-    add("--val-every", type=number(int, 1), default=5, metavar="N", help="epochs between validations")
+    add("--val-every", "--val-epoch", type=number(int, 1), default=5, metavar="N", help="epochs between validations")
     add("--window", type=number(int, 16), default=512, metavar="N", help="side of evaluation windows, pixels")
     add("--save-dir", type=Path, metavar="P", help="folder of the run (default: runs/<dataset>_<model-name>[_<loss>])")
     add("--resume", default="auto", metavar="R", help="newest checkpoint there (auto), a .tar or .pth file, or none")
@@ -112,7 +119,10 @@ def parse_train_options(
     add("--compile", action=switch, default=False, help="compile the network with torch.compile")
     add("--deterministic", action=switch, default=False, help="only deterministic algorithms, on GPUs too")
 
+    add_released_options(parser.add_argument_group("of the released script, besides").add_argument)
+
     arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS))
+    apply_released_options(parser, arguments)
     if arguments.crop_size % 16:
         parser.error(f"--crop-size {arguments.crop_size}: must be a multiple of 16, the networks' coarsest stride")
     if arguments.kernels == "h5" and arguments.loss != "gst":

@@ -1,32 +1,35 @@
-"""What of a prepared data set, and of the runs on it, is done, missing, stale or failed, from the files alone.
+"""What of a prepared data set, and of the runs on it, is done, missing, stale or failed, and the command that comes next.
+
+    python -m datasets.audit.stages --data-dir P [--runs DIR] [--json]
 
 Nothing is decoded or computed: images count by their presence, all else by small files. ``python -m datasets.check`` looks at
-every pixel, ``python -m utils.status`` prints what is found here.
+every pixel and prints the same table. ``python -m utils.status`` is another name of this command.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from datasets.audit.record import read_record
-from datasets.audit.report import find_images
+from datasets.audit.report import find_images, read_record
 from datasets.crowd import load_annotations
 from GS2D.gaussians import SAME_POINT, distance_to_points, read_file
 from GS2D.kernel import params_hash, read_attributes
-from utils.checkpoint import checkpoints
-from utils.cli import one_line
+from utils.cli import one_line, run_script
+from utils.config import make_parser, parse_arguments
 from utils.files import SPLITS, gaussians_path, kernel_path, points_path, read_points
 from utils.lock import holder
+from utils.training.checkpoint import checkpoints
 
 STATES = ("done", "missing", "stale", "failed")
 _DISTORTED = 1.5  # longest over shortest axis that cleaning leaves by default
 _ROUNDING = 1e-5
+_SHOWN = 5  # files named for each kind of trouble
 
 
 def look(root: Path, runs: Path) -> dict[str, Any]:
@@ -202,3 +205,51 @@ def _dataset(root: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     return f"--dataset {name} " if name else ""
+
+
+def print_stages(stages: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table of the stages of each split, and what is stale or failed."""
+    states = ("done", "missing", "stale", "failed")
+    print(f"{'split':<7}{'stage':<12}" + "".join(f"{state:>9}" for state in states))
+    for row in stages:
+        print(f"{row['split']:<7}{row['stage']:<12}" + "".join(f"{row[state]:>9}" for state in states))
+    for state in ("stale", "failed"):
+        lines = [line for row in stages for line in row[f"{state}_files"]]
+        for line in lines[:_SHOWN]:
+            print(f"{state}: {line}")
+        if len(lines) > _SHOWN:
+            print(f"{state}: and {len(lines) - _SHOWN} more")
+
+
+def print_status(status: Mapping[str, Any]) -> None:
+    """Print what ``look`` found: stages, trouble, runs, the next command."""
+    print(f"{status['data_dir']}")
+    print_stages(status["stages"])
+    for run in status["runs"]:
+        best = run["best"]
+        shown = (
+            f"best MAE {best['mae']:.3f}, MSE {best['mse']:.3f} (epoch {best['epoch']})" if best else "no best model"
+        )
+        results = f"; results: {', '.join(run['results'])}" if run["results"] else ""
+        print(f"run {run['folder']}: {run['state']}, {run['epochs_done']} of {run['epochs']} epochs, {shown}{results}")
+    if status["other_runs"]:
+        print(f"{status['other_runs']} more runs, on other data")
+    print(f"next: {status['next']}")
+
+
+def main() -> None:
+    """Look and print."""
+    parser = make_parser("Show what of a data set and the runs on it is done, and the command that comes next.")
+    parser.add_argument("--data-dir", type=Path, required=True, metavar="P", help="prepared data set")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of training runs")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, with the names of all files")
+    arguments = parse_arguments(parser)
+    status = look(arguments.data_dir, arguments.runs)
+    if arguments.json:
+        print(json.dumps(status, indent=1))
+    else:
+        print_status(status)
+
+
+if __name__ == "__main__":
+    run_script(main)

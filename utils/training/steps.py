@@ -46,17 +46,21 @@ class Guard:
         self._whole.add_(value, alpha=0)
         self._history[kind, index - self._begin].copy_(self._whole)
 
-    def found(self, following: int) -> tuple[str, int] | None:
+    def start_epoch(self) -> None:
+        """Batches are counted from 0 again."""
+        self._begin = 0
+
+    def found(self, end: int) -> tuple[str, int] | None:
         """("loss" or "gradient", batch) of what was not finite first on this process, if anything was. Waits for the device.
 
-        ``following``: the next batch; what came before it is not asked for again.
+        Looks at the batches before ``end`` that were not looked at before.
         """
         history = self._history.tolist()
-        for index in range(following - self._begin):
+        for index in range(end - self._begin):
             for kind, values in zip(("loss", "gradient"), history):
                 if math.isnan(values[index]):
                     return kind, index + self._begin
-        self._begin = following
+        self._begin = end
         self._history.fill_(1)
         return None
 

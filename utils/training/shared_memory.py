@@ -34,7 +34,9 @@ def check_shared_memory(batch: int, num_workers: int, prefetch: int, batch_size:
         return
     free = found.f_bavail * found.f_frsize
     if num_workers and needed > free:
-        raise ValueError(_message(num_workers, batch_size, f", {needed / 1e6:.1f} MB of which {free / 1e6:.1f} MB are free"))
+        raise ValueError(
+            _message(num_workers, batch_size, f", {needed / 1e6:.1f} MB of which {free / 1e6:.1f} MB are free")
+        )
 
 
 @contextlib.contextmanager
@@ -49,7 +51,11 @@ def shared_memory_errors(num_workers: int, batch_size: int) -> Iterator[None]:
                 f"no batch came for {TIMEOUT} seconds: the disk of --data-dir does not answer, or {FOLDER} is full (docker "
                 f"run --shm-size); --num-workers 0 shows which"
             ) from None
-        if "shared memory" in text or "Bus error" in text or (num_workers and text == "[Errno 28] No space left on device"):
+        if (
+            "shared memory" in text
+            or "Bus error" in text
+            or (num_workers and text == "[Errno 28] No space left on device")
+        ):
             raise ValueError(_message(num_workers, batch_size)) from None
         raise
 
