@@ -145,9 +145,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3, help="of each measurement (default: 3)")
     arguments = parser.parse_args()
     if min(arguments.sides) < 1024 or min(arguments.processes) < 1 or arguments.images < 1 or arguments.points < 1:
-        parser.error("--sides must be at least 1024, so that crops of 512 fit; --processes, --images and --points at least 1")
+        parser.error(
+            "--sides must be at least 1024, so that crops of 512 fit; --processes, --images and --points at least 1"
+        )
     torch.set_num_threads(1)
-    print("| width | pixels | crops/s and core | cold |", *(f"{n} processes |" for n in arguments.processes), "KB a crop |")
+    print(
+        "| width | pixels | crops/s and core | cold |",
+        *(f"{n} processes |" for n in arguments.processes),
+        "KB a crop |",
+    )
     print("|" + " --- |" * (5 + len(arguments.processes)))
     waits = []
     for side in arguments.sides:
@@ -162,9 +168,16 @@ def main() -> None:
                     core = alone(crowd, arguments.seconds)
                     many = [steps(crowd, n, arguments.seconds)[0] for n in arguments.processes]
                     size = tensor_bytes(collate([crowd[0]])) / 1000
-                    shares = [steps(crowd, arguments.processes[-1], arguments.seconds, ms / 1000)[1] for ms in arguments.steps]
+                    shares = [
+                        steps(crowd, arguments.processes[-1], arguments.seconds, ms / 1000)[1] for ms in arguments.steps
+                    ]
                 waits.append(f"| {side} | {name} | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
-                print(f"| {side} | {name} | {core:.0f} | {cold:.0f} |", *(f"{n:.0f} |" for n in many), f"{size:.0f} |", flush=True)
+                print(
+                    f"| {side} | {name} | {core:.0f} | {cold:.0f} |",
+                    *(f"{n:.0f} |" for n in many),
+                    f"{size:.0f} |",
+                    flush=True,
+                )
     print("\n| width | pixels |", *(f"waiting, step of {ms:g} ms |" for ms in arguments.steps))
     print("|" + " --- |" * (2 + len(arguments.steps)), *waits, sep="\n")
 

@@ -118,7 +118,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options; wrong ones end the script."""
     parser = make_parser("Reproduce the rows of GST's published table that can be produced here.")
     add = parser.add_argument
-    names = f"rows: of {', '.join(SOURCES)}, of {', '.join(MODELS)} and of {', '.join(RECIPES)}; none of a kind: all of it"
+    names = (
+        f"rows: of {', '.join(SOURCES)}, of {', '.join(MODELS)} and of {', '.join(RECIPES)}; none of a kind: all of it"
+    )
     add("names", nargs="*", metavar="NAME", help=names)
     add("--data", type=Path, default=Path("data"), metavar="P", help="folder of the raw and prepared data sets")
     add("--runs", type=Path, default=Path("runs"), metavar="P", help="folder of training runs and of the table")

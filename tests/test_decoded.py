@@ -11,7 +11,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, call, errors
+from commands import ROOT, call
 from crowd_data import CROP, make_root
 
 import datasets.decoded
@@ -19,8 +19,8 @@ from datasets.crowd import Crowd
 from datasets.decoded import DecodedPixels, open_decoded
 from datasets.loading import crop_loader, keep_pixels
 from datasets.sampler import EpochSampler
-from utils.training import shared_memory
 from utils.images import image_size, load_image, save_jpeg
+from utils.training import shared_memory
 from utils.training.shared_memory import check_shared_memory, shared_memory_errors
 
 
@@ -142,7 +142,9 @@ def sized(root):
 def test_a_folder_that_cannot_be_made(root, monkeypatch):
     (root / "file").write_bytes(b"")
     decoded, said = open_decoded(root / "file" / "pixels", *sized(root))
-    assert decoded is None and said.startswith(f"{root / 'file' / 'pixels'}: cannot write here") and "--pixels-dir" in said
+    assert (
+        decoded is None and said.startswith(f"{root / 'file' / 'pixels'}: cannot write here") and "--pixels-dir" in said
+    )
     build(root)
     (root / "train" / "pixels" / "IMG_0003.npy").unlink()
     monkeypatch.setattr(datasets.decoded.os, "access", lambda *_: False)
@@ -177,7 +179,10 @@ def test_shared_memory_that_is_too_small_is_said_before_the_first_epoch(monkeypa
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: Success (0)"), "not enough shared memory"),
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: Success (0)"),
+            "not enough shared memory",
+        ),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "not enough shared memory"),
         (OSError(28, "No space left on device"), "not enough shared memory in /dev/shm for --num-workers 2 and"),
         (RuntimeError("DataLoader timed out after 300 seconds"), "no batch came for 300 seconds: .*--num-workers 0"),

@@ -147,7 +147,11 @@ def test_differences_to_the_published_numbers(tmp_path):
         results = tmp_path / f"{name}_vgg_trans" / split / "results.csv"
         results.parent.mkdir(parents=True)
         results.write_text(f"image,truth,predicted,error\n{rows}")
-    listed = [reproduce_tables.Row(name, model, "gst", tmp_path / f"{name}_{model}") for name in ("jhu", "nwpu") for model in ("vgg", "vgg_trans")]
+    listed = [
+        reproduce_tables.Row(name, model, "gst", tmp_path / f"{name}_{model}")
+        for name in ("jhu", "nwpu")
+        for model in ("vgg", "vgg_trans")
+    ]
     text = reproduce_tables.report(listed, tmp_path).splitlines()
     # (3 + 4) / 2 = 3.5 and sqrt((9 + 16) / 2) = 3.54, beside 53.9 and 225.4
     assert text[3] == "| JHU-Crowd++ | vgg_trans | test | 3.5 / 3.5 | 53.9 / 225.4 | -50.4 / -221.9 |"
@@ -159,7 +163,11 @@ def test_differences_to_the_published_numbers(tmp_path):
 def test_losses_on_shanghaitech_stand_beside_their_published_numbers(raw, tmp_path, here):
     out, _ = reproduce("sha", "bl", "--data", raw, "--runs", tmp_path, *SMALL)
     commands = [command for command, _ in here]
-    assert [command[0] for command in commands] == ["preprocess_dataset_sh.py", "train_gs.py", "test.py"]  # no Gaussians
+    assert [command[0] for command in commands] == [
+        "preprocess_dataset_sh.py",
+        "train_gs.py",
+        "test.py",
+    ]  # no Gaussians
     assert commands[0][-8:-6] == ["--part", "A"] and str(ROOT / "configs" / "bl_sha.yml") in commands[1]
     row = table(tmp_path)["ShanghaiTech A", "vgg, bl"]
     assert row["published MAE / MSE (test)"] == "62.8 / 101.8"

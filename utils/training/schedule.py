@@ -43,5 +43,7 @@ class TimeBudget:
         total = done + _SLACK * left * done_since / spent
         if total < self.first_epoch + 1 and done < self.first_epoch + 1:
             needed = spent / done_since / 60
-            raise ValueError(f"--minutes {self.minutes:g}: an epoch takes about {needed:.1f} minutes; give more, or --epochs")
+            raise ValueError(
+                f"--minutes {self.minutes:g}: an epoch takes about {needed:.1f} minutes; give more, or --epochs"
+            )
         return max(math.floor(total), math.ceil(done))
