@@ -18,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.crowd import Batch, Crowd
@@ -30,7 +30,7 @@ from models import MODELS, attention_variance, build_model, load_backbone, load_
 from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
 from utils.device import memory_errors, start_fabric
-from utils.evaluation import density_map, evaluate, predict
+from utils.evaluation import density_map, evaluate, in_threads, predict
 from utils.evaluation.model_card import write_card
 from utils.files import make_folder, remove_stale_partials
 from utils.images import load_image
@@ -38,11 +38,11 @@ from utils.lock import hold
 from utils.pixels import normalise
 from utils.training.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
 from utils.training.run_log import RunLog
+from utils.training.schedule import TimeBudget, rate_factor
 from utils.training.shared_memory import shared_memory_errors
 from utils.training.steps import EpochSums, Guard, Stopwatch, gradient_norm, guarded_average
 from utils.training.train_options import FREE_OPTIONS, parse_train_options
 
-WARM_UP = 0.05  # of the run
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
 CHECK_EVERY = 32  # batches from one look at the guard to the next: the device is waited for
 SHOW_SECONDS = 0.5  # from one look at loss and MAE to the next
@@ -70,16 +70,6 @@ def chosen_loss(arguments: argparse.Namespace) -> Callable[[Tensor, Batch], Tens
     return build_loss(arguments.loss)
 
 
-def rate_factor(schedule: str, progress: float, warm_up: float = 0.0) -> float:
-    """Factor on the learning rate when ``progress`` (0 to 1) of the run is done, of which ``warm_up`` is a linear rise.
-
-    It has no state, so that a resumed run agrees.
-    """
-    warm_up = warm_up or (WARM_UP if schedule == "warmup-cosine" else 0.0)
-    rise = min(1.0, progress / warm_up) if warm_up else 1.0
-    return rise * (1.0 if schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2)
-
-
 def train_epoch(
     fabric: Fabric,
     model: nn.Module,
@@ -90,6 +80,7 @@ def train_epoch(
     arguments: argparse.Namespace,
     progress: tqdm,
     guard: Guard,
+    budget: TimeBudget | None = None,
 ) -> dict[str, Any]:
     """One pass over the training crops -> means of loss, MAE, MSE and gradient norm, and where the time went.
 
@@ -144,6 +135,9 @@ def train_epoch(
         progress.update(len(images) * fabric.world_size)
         if (index + 1) % CHECK_EVERY == 0 or index == len(loader) - 1:
             stop_if_broken(fabric, guard, arguments.accumulate, index + 1)
+            if budget:
+                arguments.epochs = fabric.broadcast(budget.epochs(epoch + (index + 1) / len(loader)))
+                progress.total = arguments.epochs * len(loader) * arguments.batch_size * fabric.world_size
         watch.lap("other")
     progress.set_postfix(sums.read(), refresh=False)
     totals = torch.tensor(sums.all(), dtype=torch.float64, device=fabric.device)
@@ -183,8 +177,8 @@ def say(fabric: Fabric, text: str) -> None:
 
 def validate(fabric: Fabric, model: nn.Module, val: Crowd, arguments: argparse.Namespace) -> tuple[float, float]:
     """(MAE, MSE) over the validation images, of which each process counts its share."""
-    share = Subset(val, range(fabric.global_rank, len(val), fabric.world_size))
-    samples = DataLoader(share, batch_size=None, num_workers=arguments.num_workers, generator=torch.Generator())
+    share = range(fabric.global_rank, len(val), fabric.world_size)
+    samples = in_threads(val.__getitem__, share, max(arguments.num_workers, 1))
     torch.backends.cudnn.benchmark = False  # images differ in size: each would be measured anew
     with fabric.autocast():
         results = evaluate(model, samples, fabric.device, arguments.window)
@@ -281,6 +275,8 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
     optimizer = torch.optim.Adam(network.parameters(), **settings)
     state = resume, fabric, network, optimizer, average, settings
     first_epoch, best = restore(*state) if resume else (0, math.inf)
+    if arguments.minutes and resume and read_checkpoint(resume).get("epochs") == first_epoch:
+        arguments.epochs = first_epoch  # its time was used up
     if first_epoch >= arguments.epochs:
         say(fabric, f"{resume}: {first_epoch} epochs are done, of {arguments.epochs}; nothing to do")
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
@@ -336,20 +332,23 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             "best": best,
             "arguments": description,
             "config": options,
+            "epochs": arguments.epochs,
         }
 
     images = arguments.epochs * len(run.train)
     shown = {"total": images, "initial": run.first_epoch * len(run.train), "desc": "train", "unit": "img"}
     progress = tqdm(**shown, disable=not fabric.is_global_zero, **progress_options())
     parts = fabric, run.model, run.optimizer, average, run.loader
-    for epoch in range(run.first_epoch, arguments.epochs):
+    budget = TimeBudget(arguments.minutes, run.first_epoch) if arguments.minutes else None
+    epoch = run.first_epoch - 1
+    while (epoch := epoch + 1) < arguments.epochs:
         # Order, augmentation and dropout of an epoch follow from seed and epoch alone: a resumed run continues exactly.
         run.train.set_epoch(epoch)
         run.sampler.epoch = epoch
         torch.manual_seed(arguments.seed + epoch * fabric.world_size + fabric.global_rank)
         metrics = {"epoch": epoch}
         try:
-            metrics |= train_epoch(*parts, epoch, arguments, progress, run.guard)
+            metrics |= train_epoch(*parts, epoch, arguments, progress, run.guard, budget)
         except NonFinite as error:
             names, contents = describe_trouble(run, error, arguments.batch_size)
             where = (
@@ -362,7 +361,9 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             raise ValueError(f"{where} is not finite; lower --lr{saved}") from None
         validations, waiting = divmod(epoch - arguments.val_start, arguments.val_every)
         if (epoch >= arguments.val_start and not waiting) or epoch == arguments.epochs - 1:
+            begin = time.monotonic()
             metrics["val_mae"], metrics["val_mse"] = validate(fabric, evaluated, run.val, arguments)
+            metrics["val_seconds"] = time.monotonic() - begin
             score = 2 * metrics["val_mse"] + metrics["val_mae"]
             if score < best and fabric.is_global_zero:
                 for name in ("best_model.pth", *([f"best_model_{epoch}.pth"] if arguments.save_all else [])):

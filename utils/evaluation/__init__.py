@@ -7,9 +7,10 @@ from utils.evaluation.windows import (
     count,
     density_map,
     evaluate,
+    in_threads,
     mae_mse,
     predict,
     tile,
 )
 
-__all__ = ["WINDOW", "Result", "Window", "count", "density_map", "evaluate", "mae_mse", "predict", "tile"]
+__all__ = ["WINDOW", "Result", "Window", "count", "density_map", "evaluate", "in_threads", "mae_mse", "predict", "tile"]

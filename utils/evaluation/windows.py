@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,9 @@ from utils.pixels import COARSEST, STRIDE, normalise
 
 WINDOW = 512  # pixels; the published protocol
 WINDOWS_AT_ONCE = 8  # of one size through the network: more is no faster, and a whole large image would not fit a GPU
+
+IMAGES_AT_ONCE = 4  # whose windows may share a batch
+Item = TypeVar("Item")
 
 
 class Window(NamedTuple):
@@ -51,6 +56,18 @@ def tile(height: int, width: int, window: int = WINDOW) -> list[tuple[int, int, 
     ]
 
 
+def windows_of(height: int, width: int, window: int) -> list[tuple[int, int, int, int]]:
+    """``tile``, or ``ValueError`` where parts of an image that is large enough for the networks are not."""
+    parts = tile(height, width, window)
+    for _, _, rows, columns in parts:
+        if min(rows, columns) < COARSEST <= min(height, width):
+            raise ValueError(
+                f"window: {window} cuts an image of {height} x {width} pixels into parts of {rows} x "
+                f"{columns}, smaller than {COARSEST} on a side; use a window of at least {2 * COARSEST}"
+            )
+    return parts
+
+
 @torch.no_grad()
 def predict(
     model: Callable,
@@ -71,12 +88,7 @@ def predict(
     if overlap:
         return [_blend(model, image, window, overlap, flip, batch)]
     by_size: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for top, left, height, width in tile(*image.shape[1:], window):
-        if min(height, width) < COARSEST <= min(image.shape[1:]):
-            raise ValueError(
-                f"window: {window} cuts an image of {image.shape[1]} x {image.shape[2]} pixels into parts of {height} x "
-                f"{width}, smaller than {COARSEST} on a side; use a window of at least {2 * COARSEST}"
-            )
+    for top, left, height, width in windows_of(*image.shape[1:], window):
         by_size[height, width].append((top, left))
     parts = []
     for (height, width), corners in by_size.items():
@@ -181,16 +193,55 @@ def _spread(density: Tensor, height: int, width: int) -> Tensor:
     return (density / area)[rows][:, columns]
 
 
+def in_threads(load: Callable[[int], Item], indices: Iterable[int], threads: int) -> Iterator[Item]:
+    """``load(index)`` of each index in order, made by threads while their predecessors are used, two for each at most."""
+    indices = iter(indices)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque(pool.submit(load, index) for index in islice(indices, 2 * threads))
+        try:
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(load, index) for index in islice(indices, 1))
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@torch.no_grad()
 def evaluate(
     model: torch.nn.Module, samples: Iterable, device: torch.device | str, window: int = WINDOW
 ) -> list[Result]:
-    """Count every sample (``image`` uint8 or normalised, ``count``, ``name``) in evaluation mode; the model's mode is restored."""
+    """Count every sample (``image`` uint8 or normalised, ``count``, ``name``) in evaluation mode; the model's mode is restored.
+
+    Windows of one size of ``IMAGES_AT_ONCE`` images go through the network together; see ``predict`` for the windows.
+    """
     training = model.training
     model.eval()
     try:
-        return [Result(s.name, float(s.count), count(model, normalise(s.image.to(device)), window)) for s in samples]
+        samples, results = iter(samples), []
+        while some := list(islice(samples, IMAGES_AT_ONCE)):
+            counts = _counts(model, [sample.image.to(device, non_blocking=True) for sample in some], window)
+            results += [Result(s.name, float(s.count), predicted) for s, predicted in zip(some, counts.tolist())]
+        return results
     finally:
         model.train(training)
+
+
+def _counts(model: Callable, images: Sequence[Tensor], window: int) -> Tensor:
+    """The counts of images [3, H, W] of any sizes: float64 [images], on the CPU. The device is waited for once."""
+    by_size: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
+    for index, image in enumerate(images):
+        for top, left, height, width in windows_of(*image.shape[1:], window):
+            by_size[height, width].append((index, top, left))
+    counts = torch.zeros(len(images), dtype=torch.float64, device=images[0].device)
+    for (height, width), places in by_size.items():
+        for first in range(0, len(places), WINDOWS_AT_ONCE):
+            chosen = places[first : first + WINDOWS_AT_ONCE]
+            crops = torch.stack([images[i][:, top : top + height, left : left + width] for i, top, left in chosen])
+            sums = model(normalise(crops)).density.sum((1, 2, 3), dtype=torch.float64)
+            for (index, _, _), found in zip(chosen, sums):
+                counts[index] += found
+    return counts.cpu()
 
 
 def mae_mse(results: list[Result]) -> tuple[float, float]:

@@ -19,6 +19,7 @@ FREE_OPTIONS = (
     "data_licence",
     "device",
     "epochs",
+    "minutes",
     "num_workers",
     "prefetch",
     "pixels",
@@ -54,7 +55,9 @@ def parse_train_options(
     add("--dataset", choices=names, default="qnrf", help="whose preset applies")
     add("--data-dir", type=Path, required=True, metavar="P", help="prepared data set: train/ (with gs_params/), val/")
     add("--crop-size", type=number(int, 16), default=512, metavar="N", help="side of the training crops, pixels")
-    workers = "processes that load images, for each device (default: processors less one, 2 to 8)"
+    processors, local = default_workers(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # By the devices, which are not known yet: several of them share the processors.
+    workers = f"processes that load images, for each device (default: {default_loaders(processors // local)})"
     add("--num-workers", type=number(int, 0), metavar="N", help=workers)
     add("--prefetch", type=number(int, 1), default=2, metavar="N", help="batches that each of them makes ahead")
     pixels = (
@@ -88,14 +91,10 @@ def parse_train_options(
     add("--accumulate", type=number(int, 1), default=1, metavar="N", help="batches averaged for one step")
     add("--grad-clip", type=number(float, 0), default=0.0, metavar="X", help="largest gradient norm (0: any)")
     add("--ema", type=number(float, 0, 0.999999), default=0.0, metavar="X", help="decay of averaged weights (0: off)")
-    add(
-        "--epochs",
-        "--max-epoch",
-        type=number(int, 1),
-        default=1200,
-        metavar="N",
-        help="passes over the training images",
-    )
+    passes = "passes over the training images"
+    add("--epochs", "--max-epoch", type=number(int, 1), default=1200, metavar="N", help=passes)
+    minutes = "as many epochs instead as end within this time and one validation more"
+    add("--minutes", type=number(float, 0, above=True), metavar="N", help=minutes)
     add("--seed", type=number(int, 0, 2**32 - 1), default=4073, metavar="N", help="of weights, order, crops, dropout")
 
     add = parser.add_argument_group("loss").add_argument
@@ -131,8 +130,7 @@ def parse_train_options(
         parser.error(f"--kernels h5: only gst has transport kernels, --loss {arguments.loss} has none")
     kernel_options[1](parser, arguments)
     if arguments.num_workers is None:
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", arguments.device.count(",") + 1))
-        arguments.num_workers = default_loaders(default_workers() // processes)
+        arguments.num_workers = default_loaders(processors // max(local, arguments.device.count(",") + 1))
     arguments.save_dir = arguments.save_dir or Path("runs") / (
         f"{arguments.dataset}_{arguments.model_name}" + ("" if arguments.loss == "gst" else f"_{arguments.loss}")
     )
