@@ -25,7 +25,7 @@ from datasets.crowd import Batch, Crowd, collate
 from datasets.images import load_image
 from datasets.sampler import EpochSampler
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
-from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
+from models import MODELS, attention_variance, build_model, load_backbone, load_weights, parameter_groups, read_checkpoint
 from utils.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
 from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
@@ -118,9 +118,9 @@ def train_epoch(
             fabric.backward(gated / group if group > 1 else gated)
         if is_last:
             done = (epoch + index / len(loader)) / arguments.epochs
-            optimizer.param_groups[0]["lr"] = arguments.lr * rate_factor(
-                arguments.lr_schedule, done, arguments.warm_up_epochs / arguments.epochs
-            )
+            factor = rate_factor(arguments.lr_schedule, done, arguments.warm_up_epochs / arguments.epochs)
+            for group, rate in zip(optimizer.param_groups, (arguments.lr, arguments.head_lr)):
+                group["lr"] = rate * factor
             if scaler is not None:
                 scaler.unscale_(optimizer.optimizer)
             norm = gradient_norm(parameters, arguments.grad_clip)
@@ -220,7 +220,8 @@ def restore(
     try:
         saved = state["optimizer_state_dict"]
         # Rate, decay and form of the step are this run's: the file's would silently win.
-        groups = [{**group, **settings} for group in saved["param_groups"]]
+        pairs = zip(saved["param_groups"], optimizer.param_groups)
+        groups = [{**group, **settings, "lr": own["lr"]} for group, own in pairs]
         optimizer.load_state_dict({**saved, "param_groups": groups})
         if state.get("scaler"):  # absent in files of other precisions
             fabric.strategy.precision.load_state_dict(state["scaler"])
@@ -273,7 +274,7 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
     average = AveragedModel(network, multi_avg_fn=guarded_average(arguments.ema, guard)) if arguments.ema else None
     # One pass over weights and moments, on a CPU several times as fast; it also takes the guard's flag.
     settings = {"lr": arguments.lr, "weight_decay": arguments.weight_decay, "fused": True, "foreach": None}
-    optimizer = torch.optim.Adam(network.parameters(), **settings)
+    optimizer = torch.optim.Adam(parameter_groups(network, arguments.head_lr), **settings)
     state = resume, fabric, network, optimizer, average, settings
     first_epoch, best = restore(*state) if resume else (0, math.inf)
     if first_epoch >= arguments.epochs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from models.backbone import load_backbone
@@ -18,6 +20,7 @@ __all__ = [
     "build_model",
     "load_backbone",
     "load_weights",
+    "parameter_groups",
     "read_checkpoint",
 ]
 
@@ -39,3 +42,15 @@ def build_model(name: str, pretrained: bool = False, topk: float = 0.3, usenum: 
     if pretrained:
         load_backbone(model, "imagenet")
     return model
+
+
+def parameter_groups(model: nn.Module, head_lr: float = 0.0) -> list[dict[str, Any]]:
+    """For an optimizer: all parameters as one group; with ``head_lr`` above 0 those behind ``features`` as a second one.
+
+    The features start from pretrained weights and what is behind them at random, so that their best rates differ.
+    """
+    if not head_lr:
+        return [{"params": list(model.parameters())}]
+    features = list(model.features.parameters())
+    known = set(map(id, features))
+    return [{"params": features}, {"params": [p for p in model.parameters() if id(p) not in known], "lr": head_lr}]

@@ -36,6 +36,7 @@ def tiny(monkeypatch):
 # What changes the weights after two epochs of four steps each.
 LEARNING = {
     "--lr": 1e-3,
+    "--head-lr": 1e-3,
     "--lr-schedule": "cosine",
     "--weight-decay": 0.1,
     "--batch-size": 2,
@@ -112,6 +113,31 @@ def test_an_option_of_learning_changes_the_weights(data, tmp_path, plain, option
     assert largest_difference(plain, changed) > 1e-7
     config = yaml.safe_load((tmp_path / "config.yml").read_text())
     assert config[option[2:].replace("-", "_")] == LEARNING[option]
+
+
+def test_the_layers_behind_the_features_have_a_rate_of_their_own_also_after_an_interruption(data, tmp_path):
+    options = "--lr", 1e-4, "--head-lr", 1e-2, "--lr-schedule", "cosine", "--ema", 0.5
+    train(data, tmp_path / "whole", *options, "--epochs", 2)
+    # The schedule follows from --epochs: the second half must not know that the run was cut short.
+    rates, step = [], torch.optim.Adam.step
+
+    def watched(self, *args, **kwargs):
+        rates.append([group["lr"] for group in self.param_groups])
+        return step(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", watched)
+        train(data, tmp_path / "parts", *options, "--epochs", 4)
+    assert len(rates) == 16 and rates[0] == [1e-4, 1e-2]
+    assert all(head == pytest.approx(100 * features) for features, head in rates)
+    (checkpoint,) = (tmp_path / "whole").glob("*_ckpt.tar")
+    groups = torch.load(checkpoint, weights_only=True)["optimizer_state_dict"]["param_groups"]
+    assert [len(group["params"]) for group in groups] == [2, 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", watched)
+        rates.clear()
+        train(data, tmp_path / "whole", *options, "--epochs", 4)
+    assert len(rates) == 8 and all(head == pytest.approx(100 * features) for features, head in rates)
 
 
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "gst"])
