@@ -25,7 +25,15 @@ from datasets.crowd import Batch, Crowd, collate
 from datasets.images import load_image
 from datasets.sampler import EpochSampler
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
-from models import MODELS, attention_variance, build_model, load_backbone, load_weights, parameter_groups, read_checkpoint
+from models import (
+    MODELS,
+    attention_variance,
+    build_model,
+    load_backbone,
+    load_weights,
+    parameter_groups,
+    read_checkpoint,
+)
 from utils.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
 from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
@@ -144,7 +152,9 @@ def train_epoch(
         watch.lap("other")
     progress.set_postfix(sums.read(), refresh=False)
     totals = torch.tensor(sums.all(), dtype=torch.float64, device=fabric.device)
-    loss, absolute, squared, norms, batches, images, steps, skipped = fabric.all_reduce(totals, reduce_op="sum").tolist()
+    loss, absolute, squared, norms, batches, images, steps, skipped = fabric.all_reduce(
+        totals, reduce_op="sum"
+    ).tolist()
     times = watch.seconds()
     return {
         "loss": loss / batches,
@@ -353,7 +363,9 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             metrics |= train_epoch(*parts, epoch, arguments, progress, run.guard)
         except NonFinite as error:
             names, contents = describe_trouble(run, error, arguments.batch_size)
-            where = f"epoch {epoch}, batch {error.batches.stop - 1}: the {error.what} of {names}" if names else error.what
+            where = (
+                f"epoch {epoch}, batch {error.batches.stop - 1}: the {error.what} of {names}" if names else error.what
+            )
             saved = ""
             if names:
                 aside = set_aside(folder, epoch, error.batches.stop - 1, contents, **state())

@@ -65,7 +65,9 @@ def density_colors(density: np.ndarray, highest: float) -> np.ndarray:
     return (matplotlib.colormaps[DENSITIES](np.clip(smooth / highest, 0, 1))[..., :3] * 255).round().astype(np.uint8)
 
 
-def draw(axes: Axes, image: np.ndarray, gaussians: Gaussians2D | None = None, points: np.ndarray | None = None, **style) -> None:
+def draw(
+    axes: Axes, image: np.ndarray, gaussians: Gaussians2D | None = None, points: np.ndarray | None = None, **style
+) -> None:
     """An image without frame, with ellipses at one standard deviation and points on it."""
     height, width = image.shape[:2]
     if gaussians is not None:
@@ -75,7 +77,9 @@ def draw(axes: Axes, image: np.ndarray, gaussians: Gaussians2D | None = None, po
         arrays = (t.numpy() for t in (gaussians.means, gaussians.scales, gaussians.rotations))
         add_ellipses(axes, *arrays, edgecolors=ELLIPSE, linewidths=style.pop("linewidths", 1.6))
     if points is not None:
-        axes.plot(points[:, 0], points[:, 1], **{"marker": ".", "linestyle": "", "color": POINT, "markersize": 8, **style})
+        axes.plot(
+            points[:, 0], points[:, 1], **{"marker": ".", "linestyle": "", "color": POINT, "markersize": 8, **style}
+        )
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
 
@@ -106,7 +110,12 @@ def overview(image: np.ndarray, gaussians: Gaussians2D, owners: np.ndarray, dens
     draw(panels[0, 1], image, gaussians, linewidths=1.4)
     draw(panels[1, 0], owners)
     draw(panels[1, 1], density_colors(density, peak([density])))
-    titles = "photograph, one point an object", "one Gaussian fitted to each", "which cell belongs to whom", "predicted density"
+    titles = (
+        "photograph, one point an object",
+        "one Gaussian fitted to each",
+        "which cell belongs to whom",
+        "predicted density",
+    )
     for axes, title in zip(panels.flat, titles):
         box = {"facecolor": "black", "alpha": 0.65, "edgecolor": "none", "pad": 4}
         axes.text(0.015, 0.975, title, transform=axes.transAxes, va="top", color="white", fontsize=13, bbox=box)
@@ -191,11 +200,12 @@ def write_page(
     gaussians: Gaussians2D,
     options: dict[str, Any],
     run: Path,
+    trained: int,
     tested: Sequence[Tested],
     guesses: Sequence[float],
     figures: Sequence[tuple[str, str, str, bool]],
 ) -> None:
-    """``figures``: (name, value, what it should reach, whether it does); ``options``: of the kernel; ``run``: of training."""
+    """``figures``: (name, value, what it should reach, whether it does); ``options``: of the kernel; ``run``: of training on ``trained`` images."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     epochs = [json.loads(line) for line in lines]
     owners = owner_colors(gaussians, *photograph.shape[:2], options)
@@ -226,7 +236,7 @@ def write_page(
         step(
             4,
             "Training",
-            f"{len(epochs)} epochs on {len(list((run.parent / 'nuclei' / 'train').glob('*.jpg')))} photographs. "
+            f"{len(epochs)} epochs on {trained} photographs. "
             '<b style="color:var(--accent)">Training loss</b> of a crop and '
             '<b style="color:var(--warm)">error of the count</b> on images that are not trained on.',
             curve(epochs),
@@ -246,7 +256,7 @@ def write_page(
         ),
     ]
     boxes = "".join(
-        f'<div><dt>{name}</dt><dd{"" if ok else " class=missed"}>{value}</dd><small>should reach: {target}</small></div>'
+        f"<div><dt>{name}</dt><dd{'' if ok else ' class=missed'}>{value}</dd><small>should reach: {target}</small></div>"
         for name, value, target, ok in figures
     )
     intro = (

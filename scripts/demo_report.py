@@ -62,7 +62,9 @@ def main() -> None:
         f1, wanted = at["f1"] or 0.0, F1[at["radius"]]
         figures.append((f"F1 within {at['radius']:g} px", f"{f1:.2f}", f"{wanted:.2f} or more", f1 >= wanted))
 
-    table = write_table(out / "results.md", results, guesses, [*figures, ("MSE (root of the mean square)", f"{rmse:.1f}", "", True)])
+    table = write_table(
+        out / "results.md", results, guesses, [*figures, ("MSE (root of the mean square)", f"{rmse:.1f}", "", True)]
+    )
     save_pictures(arguments.data_dir, arguments.run, out, tested, [guess.predicted for guess in guesses], figures)
     print(table)
     missed = [name for name, _, _, ok in figures if not ok]
@@ -90,14 +92,17 @@ def save_pictures(
     settings = yaml.safe_load((run / "config.yml").read_text(encoding="utf-8"))
     options = {"stride": CELL, **{name: settings[name] for name in KERNEL_OPTIONS}}
 
-    fullest = max(list_images(data / "train"), key=lambda path: len(read_points(points_path(path))))
+    trained = list_images(data / "train")
+    fullest = max(trained, key=lambda path: len(read_points(points_path(path))))
     image, gaussians = load_image(fullest), Gaussians2D.load(gaussians_path(fullest))
     arrays = (t.numpy() for t in (gaussians.means, gaussians.scales, gaussians.rotations))
     save_gaussians_figure(out / "gaussians.png", image, *arrays)
-    write_page(out / "index.html", image, gaussians, options, run, tested, guesses, figures)
+    write_page(out / "index.html", image, gaussians, options, run, len(trained), tested, guesses, figures)
 
     shown = sorted(tested, key=lambda image: len(image.points))[len(tested) // 2]
-    fitted = Gaussians2D.from_params(clean(fit_image(shown.image, shown.points, FitConfig(), seed=0).gaussians.params)[0])
+    fitted = Gaussians2D.from_params(
+        clean(fit_image(shown.image, shown.points, FitConfig(), seed=0).gaussians.params)[0]
+    )
     owners = owner_colors(fitted, *shown.image.shape[:2], options)
     with atomic_write(out / "overview.jpg") as partial:
         partial.write_bytes(overview(shown.image, fitted, owners, shown.density))

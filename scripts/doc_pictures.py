@@ -35,7 +35,9 @@ from utils.files import atomic_write, make_folder
 
 STRIDE = 8  # pixels in a cell
 PUBLISHED = {"scale_ratio": 1.0, "post_min": 1.0, "cut_off": 3.0, "background_ratio": 0.015}
-HALF = math.sqrt(2 * math.log(2))  # standard deviations at which a Gaussian has half its maximum: about where a fitted object ends
+HALF = math.sqrt(
+    2 * math.log(2)
+)  # standard deviations at which a Gaussian has half its maximum: about where a fitted object ends
 BORDER_VIEW = 160, 60, 280  # left, top, width: the part of the photograph of nuclei that is shown, pixels
 COLORS = 192  # of a picture's palette, which keeps it below 150 KB
 
@@ -173,9 +175,13 @@ def main() -> None:
 
     image = load_image(arguments.nuclei)
     points = read_ucf(arguments.nuclei.with_name(f"{arguments.nuclei.stem}_ann.mat"))
-    cleaned = Gaussians2D.from_params(clean(fit_image(image, points, FitConfig(arguments.iterations), seed=0).gaussians.params)[0])
+    cleaned = Gaussians2D.from_params(
+        clean(fit_image(image, points, FitConfig(arguments.iterations), seed=0).gaussians.params)[0]
+    )
     recipe = yaml.safe_load((root / "configs" / "demo.yml").read_text(encoding="utf-8"))
-    chosen = {name: recipe[name] for name in ("scale_ratio", "post_min", "cut_off", "background_ratio") if name in recipe}
+    chosen = {
+        name: recipe[name] for name in ("scale_ratio", "post_min", "cut_off", "background_ratio") if name in recipe
+    }
     save_small(border_figure(image, cleaned, {**PUBLISHED, **chosen}), folder / "border.png")
 
 

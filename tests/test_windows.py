@@ -173,4 +173,3 @@ def test_a_density_map_has_no_seams_and_sums_to_the_published_count():
     canvas = density_map(parts)
     torch.testing.assert_close(canvas, torch.full((24, 80), float(canvas.mean())))
     assert float(canvas.sum()) == pytest.approx(count(Local(), image, 40), rel=1e-6) == 2 * 16 * 32 * 0.5
-

@@ -194,7 +194,8 @@ def evaluate(
     model.eval()
     try:
         return [
-            Result(s.name, float(s.count), count(model, normalise(s.image.to(device)), window, overlap, flip)) for s in samples
+            Result(s.name, float(s.count), count(model, normalise(s.image.to(device)), window, overlap, flip))
+            for s in samples
         ]
     finally:
         model.train(training)
