@@ -25,15 +25,7 @@ from datasets.crowd import Batch, Crowd, collate
 from datasets.images import load_image
 from datasets.sampler import EpochSampler
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
-from models import (
-    MODELS,
-    attention_variance,
-    build_model,
-    load_backbone,
-    load_weights,
-    parameter_groups,
-    read_checkpoint,
-)
+from models import MODELS, attention_variance, build_model, load_backbone, load_weights, rate_groups, read_checkpoint
 from utils.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
 from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
@@ -152,9 +144,7 @@ def train_epoch(
         watch.lap("other")
     progress.set_postfix(sums.read(), refresh=False)
     totals = torch.tensor(sums.all(), dtype=torch.float64, device=fabric.device)
-    loss, absolute, squared, norms, batches, images, steps, skipped = fabric.all_reduce(
-        totals, reduce_op="sum"
-    ).tolist()
+    loss, absolute, squared, norms, batches, images, steps, skipped = fabric.all_reduce(totals, reduce_op="sum").tolist()
     times = watch.seconds()
     return {
         "loss": loss / batches,
@@ -284,7 +274,7 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
     average = AveragedModel(network, multi_avg_fn=guarded_average(arguments.ema, guard)) if arguments.ema else None
     # One pass over weights and moments, on a CPU several times as fast; it also takes the guard's flag.
     settings = {"lr": arguments.lr, "weight_decay": arguments.weight_decay, "fused": True, "foreach": None}
-    optimizer = torch.optim.Adam(parameter_groups(network, arguments.head_lr), **settings)
+    optimizer = torch.optim.Adam(rate_groups(network, arguments.head_lr), **settings)
     state = resume, fabric, network, optimizer, average, settings
     first_epoch, best = restore(*state) if resume else (0, math.inf)
     if first_epoch >= arguments.epochs:
@@ -363,9 +353,7 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             metrics |= train_epoch(*parts, epoch, arguments, progress, run.guard)
         except NonFinite as error:
             names, contents = describe_trouble(run, error, arguments.batch_size)
-            where = (
-                f"epoch {epoch}, batch {error.batches.stop - 1}: the {error.what} of {names}" if names else error.what
-            )
+            where = f"epoch {epoch}, batch {error.batches.stop - 1}: the {error.what} of {names}" if names else error.what
             saved = ""
             if names:
                 aside = set_aside(folder, epoch, error.batches.stop - 1, contents, **state())

@@ -20,7 +20,7 @@ __all__ = [
     "build_model",
     "load_backbone",
     "load_weights",
-    "parameter_groups",
+    "rate_groups",
     "read_checkpoint",
 ]
 
@@ -44,8 +44,8 @@ def build_model(name: str, pretrained: bool = False, topk: float = 0.3, usenum: 
     return model
 
 
-def parameter_groups(model: nn.Module, head_lr: float = 0.0) -> list[dict[str, Any]]:
-    """For an optimizer: all parameters as one group; with ``head_lr`` above 0 those behind ``features`` as a second one.
+def rate_groups(model: nn.Module, head_lr: float = 0.0) -> list[dict[str, Any]]:
+    """For an optimizer: all parameters as one group; with ``head_lr`` above 0 those behind ``features`` as a second.
 
     The features start from pretrained weights and what is behind them at random, so that their best rates differ.
     """

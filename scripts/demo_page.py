@@ -129,7 +129,7 @@ def peak(densities: Sequence[np.ndarray]) -> float:
 
 def curve(epochs: Sequence[dict[str, Any]]) -> str:
     """Training loss and validation MAE over the epochs as SVG, both on a logarithmic axis."""
-    width, height, left, bottom = 720, 300, 46, 34
+    width, height, left, bottom = 720, 320, 56, 44
     loss = [(epoch["epoch"] + 1, epoch["loss"]) for epoch in epochs]
     val = [(epoch["epoch"] + 1, epoch["val_mae"]) for epoch in epochs if "val_mae" in epoch]
     values = [max(value, 1e-3) for _, value in loss + val]

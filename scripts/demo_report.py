@@ -99,7 +99,7 @@ def save_pictures(
     save_gaussians_figure(out / "gaussians.png", image, *arrays)
     write_page(out / "index.html", image, gaussians, options, run, len(trained), tested, guesses, figures)
 
-    shown = sorted(tested, key=lambda image: len(image.points))[len(tested) // 2]
+    shown = tested[0]
     fitted = Gaussians2D.from_params(
         clean(fit_image(shown.image, shown.points, FitConfig(), seed=0).gaussians.params)[0]
     )
