@@ -134,6 +134,7 @@ def test_the_table_holds_what_the_runs_found(data, tmp_path, here):
         for key in ("mae", "mse"):
             values = [float(run[key]) for run in found]
             assert row[key.upper()] == f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+        assert row["F1 at 8 px"].startswith(f"{statistics.mean(float(run['f1']) for run in found):.2f} ± ")
         for run in found:
             results = read(tmp_path / f"{run['loss']}_seed{run['seed']}" / "test" / "results.csv")
             differences = [float(one["predicted"]) - float(one["truth"]) for one in results]
@@ -142,6 +143,13 @@ def test_the_table_holds_what_the_runs_found(data, tmp_path, here):
             assert 0 < float(run["loss_seconds"]) < float(run["train_seconds"])
     text = (tmp_path / "table.md").read_text()
     assert all(f"| {row['loss']} | {row['seeds']} | {row['MAE']} | {row['MSE']} |" in text for row in table)
+
+
+def test_gst_published_has_the_published_kernel_beside_another_for_gst(tmp_path):
+    options = ["DATA", "--out", str(tmp_path), "--losses", "gst", "gst-published", "--cut-off", "1", "--post-min", "4"]
+    runs = compare_losses.plan(*compare_losses.parse(options))
+    kernels = [[run.effective[name] for name in ("loss", "cut_off", "post_min", "background_ratio")] for run in runs]
+    assert kernels == [["gst", 1.0, 4.0, 0.015], ["gst", 3.0, 1.0, 0.015]] * 3
 
 
 def test_the_mean_predictor_is_the_mean_density_of_train_and_val(data, tmp_path, here):
