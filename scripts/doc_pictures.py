@@ -92,7 +92,7 @@ def kernel_figure(gaussians: Gaussians2D, height: int, width: int) -> Figure:
 def border_figure(image: np.ndarray, gaussians: Gaussians2D, chosen: dict[str, float]) -> Figure:
     """Where the background begins with the published and with the demo's kernel: on a photograph, and along a radius."""
     left, top, side = BORDER_VIEW
-    figure = Figure(figsize=(12.5, 4.0), layout="constrained", dpi=100)
+    figure = Figure(figsize=(12.5, 3.7), layout="constrained", dpi=90)
     panels = figure.subplots(1, 3)
     for axes, (title, options) in zip(panels, {"published": PUBLISHED, "demo": chosen}.items()):
         # Finer cells for a smooth line; the least scale stays that of cells of 8 pixels.
