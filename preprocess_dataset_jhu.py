@@ -7,8 +7,8 @@ P/train, P/val and P/test each hold images/0001.jpg and gt/0001.txt. The third c
 
 from __future__ import annotations
 
-from datasets.annotations import find_jhu, read_jhu
-from datasets.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
+from datasets.raw.annotations import find_jhu, read_jhu
+from datasets.raw.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
 from utils.cli import run_script
 from utils.files import make_folder
 

@@ -8,9 +8,9 @@ annotations of the test split are not public: its images are written without an 
 
 from __future__ import annotations
 
-from datasets.annotations import find_nwpu, read_nwpu
-from datasets.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
-from datasets.splits import split_nwpu
+from datasets.raw.annotations import find_nwpu, read_nwpu
+from datasets.raw.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
+from datasets.raw.splits import split_nwpu
 from utils.cli import run_script
 from utils.files import make_folder
 

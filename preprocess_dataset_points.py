@@ -1,17 +1,27 @@
 """Prepare a folder of one's own, images with annotated points or boxes, for training.
 
-    python preprocess_dataset_points.py --format csv --input-dataset-path P --output-dataset-path P
+    python preprocess_dataset_points.py --format auto --input-dataset-path P --output-dataset-path P
 
 Images may lie in P itself or in folders; those in folders called train, val and test (in any case) stay in that split, and
 without such folders, lists or fractions divide them. Annotations come in a file for each image, here IMG.jpg, or in one for
 all (--annotations FILE):
 
-    csv      IMG.csv with columns x, y; one for all: image, x, y (a row with x and y empty: nobody there)
-    json     IMG.json with [[x, y], ...] or {"points": [[x, y], ...]}; one for all: {"IMG.jpg": [[x, y], ...], ...}
-    coco     COCO's JSON for many images, boxes or keypoints
-    yolo     IMG.txt beside the image or in labels/ where that is in images/: class x y width height, parts of the image
-    labelme  IMG.json with points, rectangles, polygons or circles
-    via      JSON or CSV of the VGG Image Annotator for many images
+    csv          IMG.csv with columns x, y, or those of boxes; one for all: image, x, y (x and y empty: nobody there)
+    json         IMG.json with [[x, y], ...] or {"points": [[x, y], ...]}; one for all: {"IMG.jpg": [[x, y], ...], ...}
+    coco         COCO's JSON for many images, boxes or keypoints
+    yolo         IMG.txt beside the image or in labels/ where that is in images/: class x y width height, parts of the image;
+                 also pose and segmentation
+    labelme      IMG.json with points, rectangles, polygons or circles
+    via          JSON or CSV of the VGG Image Annotator, versions 1 to 3, for many images
+    cvat         XML of CVAT, "CVAT for images 1.1", its only export that keeps points
+    labelstudio  JSON of Label Studio, keypoints, rectangles, ellipses or polygons
+    xy           IMG.txt with lines x y, in pixels
+    pnt          a project of DotDotGoose
+    mat          IMG.mat, IMG_ann.mat or GT_IMG.mat with an array [N, 2] of points
+    auto         whichever of these the files are
+
+Photographs are turned upright by their EXIF orientation, and their points with them: docs/formats.md says for which format
+points are taken as made upright.
 
 A box becomes its centre, and its size, sqrt(width * height), the third column of a train npy; all other points get the
 distance to their neighbours there.
@@ -21,9 +31,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.point_folders import FORMATS, find_images, read_annotations
-from datasets.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
-from datasets.splits import add_split_options, divide_folders
+from datasets.raw.formats import FORMATS
+from datasets.raw.point_folders import find_images, read_annotations
+from datasets.raw.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
+from datasets.raw.splits import add_split_options, divide_folders
 from utils.cli import run_script
 from utils.config import number
 from utils.files import make_folder
@@ -32,11 +43,16 @@ from utils.files import make_folder
 def main() -> int:
     """Find images and annotations, divide them where their folders do not, and prepare all splits."""
     parser = make_preprocess_parser("Prepare images and points of your own for training.", Settings(512, 2048))
-    parser.add_argument("--format", choices=list(FORMATS), required=True, help="of the annotations")
+    parser.add_argument(
+        "--format", choices=[*FORMATS, "auto"], default="auto", help="of the annotations (default: what the files show)"
+    )
     parser.add_argument(
         "--annotations", type=Path, metavar="PATH", help="one file for all images, or the folder of the files"
     )
     parser.add_argument("--category", nargs="+", metavar="LABEL", help="count objects of these labels only")
+    parser.add_argument(
+        "--label-attribute", metavar="NAME", help="csv, via: the column or region attribute that holds the label"
+    )
     parser.add_argument(
         "--unannotated",
         choices=["skip", "empty"],
@@ -63,10 +79,11 @@ def main() -> int:
         arguments.annotations and arguments.annotations.resolve(),
         arguments.category or (),
         arguments.unannotated,
+        arguments.label_attribute,
     )
     folders = {name: kept for name, found in folders.items() if (kept := [image for image in found if image in points])}
     split = divide_folders(folders, make_folder(root), arguments)
-    jobs = make_jobs(root, split, points, None, settings)
+    jobs = make_jobs(root, split, points, None, settings, upright=True)
     return prepare(root, jobs, problems, arguments.workers, crop_size=arguments.crop_size)
 
 

@@ -9,9 +9,9 @@ becomes val, drawn with a seed, or chosen by --val-list. The test set stays what
 
 from __future__ import annotations
 
-from datasets.annotations import find_sh, find_sh_part, read_sh
-from datasets.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
-from datasets.splits import add_split_options, split_as_asked
+from datasets.raw.annotations import find_sh, find_sh_part, read_sh
+from datasets.raw.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
+from datasets.raw.splits import add_split_options, split_as_asked
 from utils.cli import run_script
 
 

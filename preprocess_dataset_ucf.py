@@ -7,9 +7,9 @@ P/Train and P/Test hold img_0001.jpg with img_0001_ann.mat. Without lists of nam
 
 from __future__ import annotations
 
-from datasets.annotations import find_ucf, read_ucf
-from datasets.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
-from datasets.splits import add_split_options, split_as_asked
+from datasets.raw.annotations import find_ucf, read_ucf
+from datasets.raw.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
+from datasets.raw.splits import add_split_options, split_as_asked
 from utils.cli import run_script
 
 

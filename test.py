@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import math
+import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +22,30 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from datasets.crowd import SPLITS, Crowd
-from datasets.images import load_image
-from models import MODELS, build_model, load_weights, read_checkpoint
-from utils.checkpoint import describe
+from models import MODELS, load_model, weights_file
 from utils.cli import EXIT_FAILED, one_line, progress_options, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
-from utils.device import fabric_devices, memory_errors
-from utils.evaluation import Result, count, density_map, predict
+from utils.device import environment, fabric_devices, memory_errors
+from utils.evaluation import Result, density_map, predict
+from utils.evaluation.localisation import locate_windows
+from utils.evaluation.model_card import CARD, note_evaluation
+from utils.evaluation.report import write_report
+from utils.evaluation.results import (
+    Counted,
+    ResultsFolder,
+    file_hash,
+    localisation,
+    read_ahead,
+    save_submission,
+    save_summary,
+)
+from utils.evaluation.scores import summarise
+from utils.evaluation.sources import find_sources, open_images
+from utils.evaluation.video import VideoCounts
 from utils.files import make_folder, points_path, read_points
-from utils.localisation import locate_windows
+from utils.images import load_image
 from utils.lock import hold
 from utils.pixels import normalise, to_planes
-from utils.report import write_report
-from utils.results import Counted, ResultsFolder, file_hash, read_ahead, save_submission, save_summary, summary
-from utils.sources import find_sources, open_images
-from utils.versions import environment
-
-COMPARED = 3  # images whose count is also computed in float32, to say what a lower precision changes
 
 
 def parse() -> argparse.Namespace:
@@ -53,6 +62,7 @@ def parse() -> argparse.Namespace:
     add("--data-dir", type=Path, metavar="P", help="prepared data set")
     add("--split", choices=SPLITS, default="test", help="of the data set")
     add("--images", type=Path, nargs="+", metavar="PATH", help="pictures, folders and videos without truth instead")
+    add("--video-out", type=Path, metavar="FILE", help="the video again with its density and count, .mp4 or .avi")
     add("--every", type=number(int, 1), default=1, metavar="N", help="of a video every n-th frame")
 
     add = parser.add_argument_group("prediction").add_argument
@@ -70,6 +80,8 @@ def parse() -> argparse.Namespace:
     arguments = parse_arguments(parser)
     if (arguments.data_dir is None) == (arguments.images is None):
         parser.error("give either --data-dir or --images")
+    if arguments.video_out and not arguments.images:
+        parser.error("--video-out needs a video in --images")
     if not arguments.out and (arguments.save_density or arguments.figures):
         parser.error("--save-density and --figures write into a folder; add --out DIR")
     return arguments
@@ -89,26 +101,22 @@ def split_images(data: Crowd) -> Iterator[tuple[str, np.ndarray | str, np.ndarra
             yield path.stem, f"{path}: its image is missing; add it, or remove the annotation", None
 
 
-def load_network(arguments: argparse.Namespace) -> tuple[torch.nn.Module, Path, dict[str, Any]]:
-    """The network of the checkpoint, in evaluation mode; the file; what it says of itself."""
-    path = arguments.save_path / "best_model.pth" if arguments.save_path.is_dir() else arguments.save_path
-    said = describe(read_checkpoint(path))
-    said |= {"model_name": arguments.model_name or said["model_name"], "topk": arguments.topk or said.get("topk", 0.3)}
-    model = build_model(said["model_name"], topk=said["topk"], usenum=said.get("usenum", 18))
-    load_weights(model, path)
-    return model.eval(), path, said
-
-
 def evaluate(arguments: argparse.Namespace) -> int:
     """Load, count, report."""
     devices = fabric_devices(arguments.device)
     if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
         raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
-    model, weights, said = load_network(arguments)
+    weights = weights_file(arguments.save_path)
+    model, said = load_model(weights, arguments.model_name, arguments.topk)
+    sources = []
     if arguments.images:
         sources = find_sources(arguments.images)[0]
         total = None if any(source.is_video for source in sources) else len(sources)
-        images = ((name, image, None) for name, image in open_images(arguments.images, load_image, arguments.every))
+        load = functools.partial(load_image, upright=True)  # as people see it, and as OpenCV turns videos
+        opened = open_images(
+            arguments.images, load, arguments.every, progress=lambda text: progress.set_postfix_str(text, refresh=False)
+        )
+        images = ((name, image, None) for name, image in opened)
     else:
         data = Crowd(arguments.data_dir, None, arguments.split, training=False)
         total, images = len(data), split_images(data)
@@ -117,12 +125,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
     fabric = Fabric(**devices, precision=arguments.precision)
     model = fabric.to_device(model)
     windows = {"window": arguments.window, "overlap": arguments.overlap, "flip": arguments.flip_average}
-    results, heads, truths, failed, changes = [], [], [], [], []
+    results, heads, truths, failed = [], [], [], []
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         folder = None
         if arguments.out:
             folder = stack.enter_context(ResultsFolder(arguments.out, arguments.save_density, arguments.figures))
+        keep = bool(arguments.save_density or arguments.figures)
+        videos = VideoCounts(sources, arguments.every, arguments.out, arguments.video_out, show_all=keep)
+        stack.enter_context(videos)
         progress = stack.enter_context(tqdm(total=total, desc="count", unit="img", **progress_options()))
         for name, image, points in read_ahead(images):
             begin = time.perf_counter()
@@ -132,56 +143,55 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 pixels = normalise(fabric.to_device(to_planes(image)))
                 with fabric.autocast():
                     parts = predict(model, pixels, **windows)
-                if arguments.precision != "32" and len(changes) < COMPARED:
-                    exact = count(model, pixels, **windows)
-                    changes.append(sum(float(part.density.sum()) for part in parts) - exact)
             except (OSError, ValueError) as error:
                 failed.append((name, one_line(error)))
                 progress.update()
                 continue
             parts = [part._replace(density=part.density.cpu()) for part in parts]
             predicted = sum(float(part.density.sum(dtype=torch.float64)) for part in parts)
-            seconds = time.perf_counter() - begin
-            density, found = density_map(parts).numpy(), locate_windows(parts)
-            counted = Counted(name, image, points, density, found, predicted, seconds)
+            if videos.add(name, image, parts, predicted):
+                progress.update()
+                continue
+            results.append(Result(name, math.nan if points is None else float(len(points)), predicted))
             if folder:
-                folder.add(counted)
-            results.append(Result(name, counted.truth, predicted))
-            heads.append(found)
-            truths.append(points)
+                seconds = time.perf_counter() - begin
+                density, found = density_map(parts).numpy(), locate_windows(parts)
+                folder.add(Counted(name, image, points, density, found, predicted, seconds))
+                heads.append(found)
+                truths.append(points)
             progress.update()
 
     for result in results:
         truth = "" if result.truth != result.truth else f"truth {result.truth:g}, "
         print(f"{result.name}: {truth}predicted {result.predicted:.2f}")
+    for line in videos.lines():
+        print(line)
     for name, reason in failed:
         print(f"error: {name}: {reason}" if name not in reason else f"error: {reason}", file=sys.stderr)
     if not results:
         raise ValueError(f"none of {len(failed)} images could be counted")
-    speed = len(results) / (time.perf_counter() - started)
-    facts = summary(
-        results,
-        heads,
-        truths,
-        failed,
-        model=said,
-        weights_sha256=file_hash(weights),
-        configuration=option_values(arguments),
-        versions=environment(),
-        images_per_second=speed,
-        precision_changes_count_by=changes or None,
-    )
-    if facts["scored"]:
-        mae, mse = facts["mae"], facts["mse"]
+    counted = len(results) + videos.left_out
+    speed = counted / (time.perf_counter() - started)
+    scores = summarise(results)
+    if scores["scored"]:
+        mae, mse = scores["mae"], scores["mse"]
         print(
-            f"{facts['scored']} images: MAE {mae['value']:.3f}, MSE {mse['value']:.3f} (MSE: root of the mean squared "
+            f"{scores['scored']} images: MAE {mae['value']:.3f}, MSE {mse['value']:.3f} (MSE: root of the mean squared "
             f"error; 95 % of resamples: MAE {mae['low']:.1f} to {mae['high']:.1f}, MSE {mse['low']:.1f} to {mse['high']:.1f})"
         )
-    if changes:
-        shown = ", ".join(f"{change:+.3f}" for change in changes)
-        print(f"{arguments.precision} changes the counts of the first images by {shown} against float32")
-    print(f"{len(results)} images counted, {facts['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
+    print(f"{counted} images counted, {scores['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
+    facts = {"failed": failed, "localisation": localisation(heads, truths), "model": said, "images": counted}
+    facts |= {"weights_sha256": file_hash(weights), "configuration": option_values(arguments)}
+    facts |= {"versions": environment(), "images_per_second": speed, "videos": videos.facts or None}
+    facts = scores | facts
+    if arguments.data_dir and facts["scored"]:
+        try:
+            note_evaluation(weights, arguments.data_dir, facts)
+        except OSError as error:
+            print(f"{one_line(error)}; the scores are not in the model card", file=sys.stderr)
     if arguments.out:
+        card = weights.parent / CARD
+        facts["model_card"] = os.path.relpath(card, arguments.out) if card.is_file() else None
         save_summary(arguments.out / "summary.json", facts)
         write_report([arguments.out], arguments.out / "report.html")
         print(f"look at {arguments.out / 'report.html'}")

@@ -18,29 +18,31 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from datasets.crowd import Batch, Crowd, collate
-from datasets.images import load_image
+from datasets.crowd import Batch, Crowd
+from datasets.loading import crop_loader, keep_pixels
 from datasets.sampler import EpochSampler
+from GS2D.options import KERNEL_OPTIONS, kernel_options
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
 from models import MODELS, attention_variance, build_model, load_backbone, load_weights, rate_groups, read_checkpoint
-from utils.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
 from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
 from utils.device import memory_errors, start_fabric
-from utils.evaluation import density_map, evaluate, predict
+from utils.evaluation import density_map, evaluate, in_threads, predict
+from utils.evaluation.model_card import write_card
 from utils.files import make_folder, remove_stale_partials
-from utils.guard import EpochSums, Guard, gradient_norm, guarded_average
-from utils.kernel_options import kernel_options
+from utils.images import load_image
 from utils.lock import hold
 from utils.pixels import normalise
-from utils.run_log import RunLog
-from utils.stopwatch import Stopwatch
-from utils.train_options import FREE_OPTIONS, parse_train_options
+from utils.training.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
+from utils.training.run_log import RunLog
+from utils.training.schedule import TimeBudget, rate_factor
+from utils.training.shared_memory import shared_memory_errors
+from utils.training.steps import EpochSums, Guard, Stopwatch, gradient_norm, guarded_average
+from utils.training.train_options import FREE_OPTIONS, parse_train_options
 
-WARM_UP = 0.05  # of the run
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
 CHECK_EVERY = 32  # batches from one look at the guard to the next: the device is waited for
 SHOW_SECONDS = 0.5  # from one look at loss and MAE to the next
@@ -68,16 +70,6 @@ def chosen_loss(arguments: argparse.Namespace) -> Callable[[Tensor, Batch], Tens
     return build_loss(arguments.loss)
 
 
-def rate_factor(schedule: str, progress: float, warm_up: float = 0.0) -> float:
-    """Factor on the learning rate when ``progress`` (0 to 1) of the run is done, of which ``warm_up`` is a linear rise.
-
-    It has no state, so that a resumed run agrees.
-    """
-    warm_up = warm_up or (WARM_UP if schedule == "warmup-cosine" else 0.0)
-    rise = min(1.0, progress / warm_up) if warm_up else 1.0
-    return rise * (1.0 if schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2)
-
-
 def train_epoch(
     fabric: Fabric,
     model: nn.Module,
@@ -88,6 +80,7 @@ def train_epoch(
     arguments: argparse.Namespace,
     progress: tqdm,
     guard: Guard,
+    budget: TimeBudget | None = None,
 ) -> dict[str, Any]:
     """One pass over the training crops -> means of loss, MAE, MSE and gradient norm, and where the time went.
 
@@ -98,6 +91,7 @@ def train_epoch(
     scaler = getattr(fabric.strategy.precision, "scaler", None)  # of 16-mixed, which skips steps that overflow
     if scaler is None:
         optimizer.optimizer.found_inf = guard.broken
+    guard.start_epoch()
     torch.backends.cudnn.benchmark = not arguments.deterministic  # all crops are of one size
     sums, watch, shown = EpochSums(), Stopwatch(fabric.device), time.monotonic()
     for index, batch in enumerate(loader):
@@ -140,11 +134,16 @@ def train_epoch(
             shown = time.monotonic()
         progress.update(len(images) * fabric.world_size)
         if (index + 1) % CHECK_EVERY == 0 or index == len(loader) - 1:
-            stop_if_broken(fabric, guard, arguments.accumulate, index + 1 if index + 1 < len(loader) else 0)
+            stop_if_broken(fabric, guard, arguments.accumulate, index + 1)
+            if budget:
+                arguments.epochs = fabric.broadcast(budget.epochs(epoch + (index + 1) / len(loader)))
+                progress.total = arguments.epochs * len(loader) * arguments.batch_size * fabric.world_size
         watch.lap("other")
     progress.set_postfix(sums.read(), refresh=False)
     totals = torch.tensor(sums.all(), dtype=torch.float64, device=fabric.device)
-    loss, absolute, squared, norms, batches, images, steps, skipped = fabric.all_reduce(totals, reduce_op="sum").tolist()
+    loss, absolute, squared, norms, batches, images, steps, skipped = fabric.all_reduce(
+        totals, reduce_op="sum"
+    ).tolist()
     times = watch.seconds()
     return {
         "loss": loss / batches,
@@ -159,9 +158,9 @@ def train_epoch(
     }
 
 
-def stop_if_broken(fabric: Fabric, guard: Guard, accumulate: int, following: int) -> None:
-    """Raise ``NonFinite`` on every process if one has met a loss or gradient that is not finite; ``following``: next batch."""
-    found = guard.found(following)
+def stop_if_broken(fabric: Fabric, guard: Guard, accumulate: int, end: int) -> None:
+    """Raise ``NonFinite`` on every process if one has met a loss or gradient that is not finite before batch ``end``."""
+    found = guard.found(end)
     anywhere = fabric.all_reduce(torch.tensor(float(found is not None), device=fabric.device), reduce_op="max")
     if not anywhere:
         return
@@ -178,8 +177,8 @@ def say(fabric: Fabric, text: str) -> None:
 
 def validate(fabric: Fabric, model: nn.Module, val: Crowd, arguments: argparse.Namespace) -> tuple[float, float]:
     """(MAE, MSE) over the validation images, of which each process counts its share."""
-    share = Subset(val, range(fabric.global_rank, len(val), fabric.world_size))
-    samples = DataLoader(share, batch_size=None, num_workers=arguments.num_workers, generator=torch.Generator())
+    share = range(fabric.global_rank, len(val), fabric.world_size)
+    samples = in_threads(val.__getitem__, share, max(arguments.num_workers, 1))
     torch.backends.cudnn.benchmark = False  # images differ in size: each would be measured anew
     with fabric.autocast():
         results = evaluate(model, samples, fabric.device, arguments.window)
@@ -220,8 +219,7 @@ def restore(
     try:
         saved = state["optimizer_state_dict"]
         # Rate, decay and form of the step are this run's: the file's would silently win.
-        pairs = zip(saved["param_groups"], optimizer.param_groups)
-        groups = [{**group, **settings, "lr": own["lr"]} for group, own in pairs]
+        groups = [{**g, **settings, "lr": own["lr"]} for g, own in zip(saved["param_groups"], optimizer.param_groups)]
         optimizer.load_state_dict({**saved, "param_groups": groups})
         if state.get("scaler"):  # absent in files of other precisions
             fabric.strategy.precision.load_state_dict(state["scaler"])
@@ -263,7 +261,7 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
         skip_bad=arguments.skip_bad_samples,
     )
     val = Crowd(arguments.data_dir, arguments.crop_size, "val")
-    train.check_annotations()
+    sizes = train.read_once()
     resume = find_start(arguments.resume, arguments.save_dir, option_values(arguments), FREE_OPTIONS)
 
     network = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
@@ -277,21 +275,18 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
     optimizer = torch.optim.Adam(rate_groups(network, arguments.head_lr), **settings)
     state = resume, fabric, network, optimizer, average, settings
     first_epoch, best = restore(*state) if resume else (0, math.inf)
+    if arguments.minutes and resume and read_checkpoint(resume).get("epochs") == first_epoch:
+        arguments.epochs = first_epoch  # its time was used up
     if first_epoch >= arguments.epochs:
         say(fabric, f"{resume}: {first_epoch} epochs are done, of {arguments.epochs}; nothing to do")
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
 
     sampler = EpochSampler(len(train), arguments.seed, fabric.global_rank, fabric.world_size)
-    loader = DataLoader(
-        train,
-        arguments.batch_size,
-        sampler=sampler,
-        num_workers=arguments.num_workers,
-        collate_fn=collate,
-        pin_memory=fabric.device.type == "cuda",
-        persistent_workers=arguments.num_workers > 0,
-        generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
-    )
+    load = arguments.batch_size, arguments.num_workers, arguments.prefetch
+    on_gpu, processes = fabric.device.type == "cuda", fabric.world_size // arguments.num_nodes
+    loader = crop_loader(train, sampler, *load, pin_memory=on_gpu, processes=processes)
+    if arguments.pixels == "decoded":
+        say(fabric, keep_pixels(train, sizes, arguments.pixels_dir))
     loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
     return Run(train, val, loader, sampler, network, model, optimizer, average, guard, first_epoch, best)
 
@@ -337,23 +332,28 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             "best": best,
             "arguments": description,
             "config": options,
+            "epochs": arguments.epochs,
         }
 
     images = arguments.epochs * len(run.train)
     shown = {"total": images, "initial": run.first_epoch * len(run.train), "desc": "train", "unit": "img"}
     progress = tqdm(**shown, disable=not fabric.is_global_zero, **progress_options())
     parts = fabric, run.model, run.optimizer, average, run.loader
-    for epoch in range(run.first_epoch, arguments.epochs):
+    budget = TimeBudget(arguments.minutes, run.first_epoch) if arguments.minutes else None
+    epoch = run.first_epoch - 1
+    while (epoch := epoch + 1) < arguments.epochs:
         # Order, augmentation and dropout of an epoch follow from seed and epoch alone: a resumed run continues exactly.
         run.train.set_epoch(epoch)
         run.sampler.epoch = epoch
         torch.manual_seed(arguments.seed + epoch * fabric.world_size + fabric.global_rank)
         metrics = {"epoch": epoch}
         try:
-            metrics |= train_epoch(*parts, epoch, arguments, progress, run.guard)
+            metrics |= train_epoch(*parts, epoch, arguments, progress, run.guard, budget)
         except NonFinite as error:
             names, contents = describe_trouble(run, error, arguments.batch_size)
-            where = f"epoch {epoch}, batch {error.batches.stop - 1}: the {error.what} of {names}" if names else error.what
+            where = (
+                f"epoch {epoch}, batch {error.batches.stop - 1}: the {error.what} of {names}" if names else error.what
+            )
             saved = ""
             if names:
                 aside = set_aside(folder, epoch, error.batches.stop - 1, contents, **state())
@@ -361,10 +361,13 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             raise ValueError(f"{where} is not finite; lower --lr{saved}") from None
         validations, waiting = divmod(epoch - arguments.val_start, arguments.val_every)
         if (epoch >= arguments.val_start and not waiting) or epoch == arguments.epochs - 1:
+            begin = time.monotonic()
             metrics["val_mae"], metrics["val_mse"] = validate(fabric, evaluated, run.val, arguments)
+            metrics["val_seconds"] = time.monotonic() - begin
             score = 2 * metrics["val_mse"] + metrics["val_mae"]
             if score < best and fabric.is_global_zero:
-                save_weights(folder / "best_model.pth", evaluated.state_dict(), {**description, "epoch": epoch})
+                for name in ("best_model.pth", *([f"best_model_{epoch}.pth"] if arguments.save_all else [])):
+                    save_weights(folder / name, evaluated.state_dict(), {**description, "epoch": epoch})
             best = min(best, score)
             if log:
                 tqdm.write("epoch {epoch}: loss {loss:.3f}, val MAE {val_mae:.3f}, MSE {val_mse:.3f}".format(**metrics))
@@ -372,6 +375,8 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
                 show_densities(fabric, evaluated, run.val, arguments.window, log, epoch)
         if log:
             log.add_epoch(metrics)
+            if "val_mae" in metrics:
+                write_card(folder)
             save_checkpoint(folder, epoch, arguments.max_model_num, step=(epoch + 1) * len(run.loader), **state())
     progress.close()
     if log:
@@ -381,12 +386,13 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train as the command line says."""
-    arguments = parse_train_options(tuple(MODELS), tuple(LOSSES))
+    arguments = parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS)
     fabric = start_fabric(arguments)
     size = f"--batch-size {arguments.batch_size} and --crop-size {arguments.crop_size}"
     remedy = f"lower one of {size} (--accumulate makes up for it), --num-workers, or take --precision bf16-mixed"
     folder = make_folder(arguments.save_dir)
-    with memory_errors(remedy), hold(folder) if fabric.is_global_zero else contextlib.nullcontext():
+    loading = shared_memory_errors(arguments.num_workers, arguments.batch_size)
+    with memory_errors(remedy), loading, hold(folder) if fabric.is_global_zero else contextlib.nullcontext():
         train(fabric, arguments)
 
 

@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
+from GS2D.fit_dataset import DEFAULT_CONFIG, UNUSED_KEYS, fit_options, gaussian_folders
 from GS2D.kernel import StoredKernel, cell_grid, params_hash, read_attributes, save_kernel, transport_kernel
+from GS2D.options import add_kernel_options, check_kernel_options, kernel_options
+from GS2D.prepared import load_annotations
+from utils.cli import default_workers, for_each, report_failures, run_script
+from utils.config import make_parser, number, parse_arguments
+from utils.files import gaussians_path, kernel_path, list_images, make_folder
+from utils.images import image_size
+from utils.lock import hold
 
 
 class KernelJob(NamedTuple):
@@ -25,12 +35,6 @@ class KernelJob(NamedTuple):
 
 def build_kernel(job: KernelJob) -> int | None:
     """Build and store one kernel -> its number of stored shares, or None where the stored one is up to date."""
-    import torch
-
-    from datasets.crowd import load_annotations
-    from datasets.images import image_size
-    from utils.files import kernel_path
-
     torch.set_num_threads(1)  # one image is one core's work, and sums do not depend on the number of threads
     points, _, scales, rotations = load_annotations(job.image)
     attributes = {**job.parameters, "params_hash": params_hash(points, scales, rotations)}
@@ -46,12 +50,6 @@ def build_kernel(job: KernelJob) -> int | None:
 
 def main() -> int:
     """Build what is missing or stale."""
-    from GS2D.fit_dataset import DEFAULT_CONFIG, UNUSED_KEYS, fit_options, gaussian_folders
-    from utils.cli import default_workers, for_each, report_failures
-    from utils.config import make_parser, number, parse_arguments
-    from utils.files import gaussians_path, kernel_path, list_images, make_folder
-    from utils.kernel_options import add_kernel_options, check_kernel_options, kernel_options
-    from utils.lock import hold
 
     parser = make_parser("Compute the transport kernels of whole images, once, into kernels/*.h5.")
     parser.add_argument("--root-path", type=Path, help="prepared data set (default: the configuration's root_path)")
@@ -85,6 +83,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from utils.cli import run_script
-
     run_script(main)

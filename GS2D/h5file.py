@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
+
+from utils.files import atomic_write
 
 
 @contextlib.contextmanager
@@ -20,23 +20,12 @@ def write_h5(path: Path) -> Iterator[h5py.File]:
 
     Raises ``OSError`` with one line that names ``path``, whatever the library says.
     """
-    partial = path.with_name(f".{path.stem}.{socket.gethostname()}.{os.getpid()}.partial{path.suffix}")
     # Made in memory: on a full disk the library fails again when it closes its file, and prints tracebacks about that.
     contents = io.BytesIO()
     with h5py.File(contents, "w") as file:
         yield file
-    try:
-        with partial.open("wb") as written:
-            written.write(contents.getbuffer())
-            written.flush()
-            os.fsync(written.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        reason = f"cannot write this file ({error.strerror or error}); check permissions and the space left"
-        raise OSError(f"{path}: {reason}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with atomic_write(path) as partial:
+        partial.write_bytes(contents.getbuffer())
 
 
 @contextlib.contextmanager

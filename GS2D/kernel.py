@@ -67,17 +67,23 @@ def transport_kernel(
     device = means.device if isinstance(means, Tensor) else "cpu"
     gaussians = _checked_gaussians(means, scales, rotations).float().cpu()
     points, sigma, angles = _clamped(gaussians, stride, scale_ratio, **options)
+    if not len(points):
+        return compress(torch.ones(1, math.prod(grid))).to(device)
     half_log_det = sigma.prod(dim=1).log()
     log_odds = math.log(background_ratio) - cut_off**2 / 2 if background_ratio else -math.inf
     reach = math.inf
-    if background_ratio and len(points):
+    if background_ratio:
         # Beyond it the background has all but 1e-7 of a cell: N annotations have at most N exp(l[n*] - l_bg) times what
         # the determinants of the nearest and of another may differ by, and l[n*] - l_bg = half log det - 2 reach - log_odds.
         low, high = half_log_det.aminmax()
         reach = float(math.log(len(points) / SMALLEST_SHARE) + 2 * high - low - log_odds) / 2
     table = torch.cat([points, _whitening(sigma, angles), half_log_det[:, None]], dim=1)
     background = (lambda nearest, log_det: log_odds + 2 * nearest - log_det) if background_ratio else None
-    return softmax_rows(table, grid, stride, background, max(reach, 0.0)).to(device)
+    kernel = softmax_rows(table, grid, stride, background, max(reach, 0.0))
+    if not background_ratio:  # a row without shares
+        starts = kernel.crow_indices()
+        kernel = csr(torch.cat([starts, starts[-1:]]), kernel.col_indices(), kernel.values(), kernel.shape[1])
+    return kernel.to(device)
 
 
 def dense_transport_kernel(
@@ -356,9 +362,7 @@ def _damage(
     return None
 
 
-def restrict(
-    stored: StoredKernel, kept: np.ndarray, top: int, left: int, grid: tuple[int, int], flip: bool
-) -> Tensor:
+def restrict(stored: StoredKernel, kept: np.ndarray, top: int, left: int, grid: tuple[int, int], flip: bool) -> Tensor:
     """The part of a whole image's kernel that belongs to a crop of ``grid`` cells whose first one is (top, left).
 
     ``kept`` bool [N] says which annotations stay as rows; each column is divided by the sum of its shares that stay, and a

@@ -18,7 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from GS2D.fit_dataset import DEFAULT_CONFIG, UNUSED_KEYS, fit_options, gaussian_folders
 from GS2D.gaussians import Gaussians2D, read_file
+from utils.cli import for_each, report_failures, run_script
+from utils.config import make_parser, number, parse_arguments
+from utils.lock import hold
 
 
 def clean(params: np.ndarray | Tensor, max_ratio: float = 1.5) -> tuple[np.ndarray | Tensor, int]:
@@ -53,10 +57,6 @@ def clean_file(path: Path, max_ratio: float = 1.5) -> tuple[int, int, int]:
 
 def main() -> int:
     """Clean every file of the configured data set."""
-    from GS2D.fit_dataset import DEFAULT_CONFIG, UNUSED_KEYS, fit_options, gaussian_folders
-    from utils.cli import for_each, report_failures
-    from utils.config import make_parser, number, parse_arguments
-    from utils.lock import hold
 
     parser = make_parser("Clean distorted Gaussians in gs_params/*.h5; the fitted ones stay in the files as 'fitted'.")
     parser.add_argument("--root-path", type=Path, help="prepared data set (default: the configuration's root_path)")
@@ -86,6 +86,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from utils.cli import run_script
-
     run_script(main)

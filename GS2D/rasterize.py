@@ -13,19 +13,17 @@ What is drawn (gsplat 1.5.3, Gaussians given in the image plane):
 
 from __future__ import annotations
 
-import functools
-import warnings
-
 import torch
 from torch import Tensor
 
+from GS2D.backends import BACKENDS, resolve_backend
 from GS2D.gaussians import Gaussians2D
 
 ALPHA_MAX = 0.999  # gsplat 1.5.3 (later versions: 0.99); keeps 1 - alpha invertible in the backward pass
 ALPHA_MIN = 1 / 255  # below one step of an 8-bit image a contribution is skipped
 TRANSMITTANCE_MIN = 1e-4  # a pixel is opaque from here on
 TILE = 16  # pixels; gsplat's tile size
-BACKENDS = ("auto", "reference", "native", "gsplat")
+__all__ = ["BACKENDS", "conics", "draw", "draw_pages", "radii", "rasterize", "rasterize_reference", "resolve_backend"]
 
 
 def rasterize(gaussians: Gaussians2D, width: int, height: int, backend: str = "auto") -> Tensor:
@@ -56,30 +54,26 @@ def draw(
     return function(means, conics, colors, opacities, width, height)
 
 
-def resolve_backend(backend: str, device: torch.device | str | None = None) -> str:
-    """The backend that ``auto`` stands for on this machine; ``ValueError`` for one that is unknown or cannot run."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
-    if backend == "gsplat" and not torch.cuda.is_available():
-        raise ValueError("backend: gsplat needs a CUDA device and none is available; use 'native' or 'reference'")
-    if backend != "auto":
-        return backend
-    on_cuda = torch.device(device).type == "cuda" if device is not None else torch.cuda.is_available()
-    if on_cuda:
-        return "gsplat"
-    return "native" if _native_engine_runs() else "reference"
+def draw_pages(
+    means: Tensor,
+    conics: Tensor,
+    colors: Tensor,
+    opacities: Tensor,
+    page: Tensor,
+    pages: int,
+    width: int,
+    height: int,
+    backend: str,
+    extent: Tensor | None = None,
+) -> Tensor:
+    """Draw on several pages of one size at once -> [pages, height, width, 3]; ``reference`` or ``gsplat``.
 
-
-@functools.cache
-def _native_engine_runs() -> bool:
-    from GS2D import native
-
-    try:
-        native.load()
-    except native.NativeUnavailable as error:
-        warnings.warn(f"{error}; drawing with the PyTorch reference, which is many times slower", stacklevel=2)
-        return False
-    return True
+    page int64 [N]: the page that a Gaussian is drawn on, in that page's own coordinates; it is seen on no other.
+    ``extent`` (float, [N, 2], pixels): what ``radii`` gives, where the caller has it already.
+    """
+    if backend == "gsplat":
+        return rasterize_gsplat(means, conics, colors, opacities, width, height, page, pages, extent)
+    return _reference_pages(means, conics, colors, opacities, width, height, page, pages)
 
 
 def conics(scales: Tensor, rotations: Tensor) -> Tensor:
@@ -108,23 +102,34 @@ def rasterize_reference(
     means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int
 ) -> Tensor:
     """The readable twin: any device, any float type, gradients by autograd. See ``draw``."""
+    page = torch.zeros(len(means), dtype=torch.int64, device=means.device)
+    return _reference_pages(means, conics, colors, opacities, width, height, page, 1)[0]
+
+
+def _reference_pages(
+    means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int, page: Tensor, pages: int
+) -> Tensor:
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
-    background = colors.sum() * 0 + means.sum() * 0  # keeps the graph where nothing is drawn
-    canvas = torch.zeros(tiles_y * tiles_x, TILE * TILE, 3, dtype=means.dtype, device=means.device) + background
+    background = (colors.sum() + means.sum() + conics.sum()) * 0  # keeps the graph where nothing is drawn
+    canvas = torch.zeros(pages * tiles_y * tiles_x, TILE * TILE, 3, dtype=means.dtype, device=means.device) + background
+    shape = [t.detach() for t in (means, conics, opacities)]
     parts = [
-        (tiles, _draw_tiles(tiles, members, means, conics, colors, opacities, tiles_x))
-        for tiles, members in _tile_lists(means.detach(), conics.detach(), opacities.detach(), tiles_x, tiles_y)
+        (tiles, _draw_tiles(tiles, members, means, conics, colors, opacities, tiles_x, tiles_y))
+        for tiles, members in _tile_lists(*shape, page, tiles_x, tiles_y)
     ]
     if parts:
         tiles, pixels = map(torch.cat, zip(*parts))
         canvas = canvas.index_copy(0, tiles, pixels)
-    canvas = canvas.reshape(tiles_y, tiles_x, TILE, TILE, 3).transpose(1, 2).reshape(tiles_y * TILE, tiles_x * TILE, 3)
-    return canvas[:height, :width]
+    canvas = canvas.reshape(pages, tiles_y, tiles_x, TILE, TILE, 3).transpose(2, 3)
+    return canvas.reshape(pages, tiles_y * TILE, tiles_x * TILE, 3)[:, :height, :width]
 
 
 @torch.no_grad()
-def _tile_lists(means: Tensor, conics: Tensor, opacities: Tensor, tiles_x: int, tiles_y: int):
-    """Yield (tiles [T], members [T, K]): tiles that hold about the same number of Gaussians, in index order, padded by -1."""
+def _tile_lists(means: Tensor, conics: Tensor, opacities: Tensor, page: Tensor, tiles_x: int, tiles_y: int):
+    """Yield (tiles [T], members [T, K]): tiles that hold about the same number of Gaussians, in index order, padded by -1.
+
+    Tiles are numbered through all pages, row by row.
+    """
     extent = radii(conics, opacities)
     limit = torch.tensor([tiles_x, tiles_y], device=means.device)
     # Pixel centres lie at +0.5; a box widened by one pixel cannot miss one by rounding.
@@ -134,7 +139,8 @@ def _tile_lists(means: Tensor, conics: Tensor, opacities: Tensor, tiles_x: int, 
     counts = torch.where(opacities >= ALPHA_MIN, spans[:, 0] * spans[:, 1], 0)
     index = torch.repeat_interleave(torch.arange(len(means), device=means.device), counts)
     rank = torch.arange(len(index), device=means.device) - (counts.cumsum(0) - counts)[index]
-    tile = (first[index, 1] + rank // spans[index, 0]) * tiles_x + first[index, 0] + rank % spans[index, 0]
+    row = page[index] * tiles_y + first[index, 1] + rank // spans[index, 0]
+    tile = row * tiles_x + first[index, 0] + rank % spans[index, 0]
     tile, order = torch.sort(tile, stable=True)
     index = index[order]
     tiles, sizes = torch.unique_consecutive(tile, return_counts=True)
@@ -153,12 +159,19 @@ def _tile_lists(means: Tensor, conics: Tensor, opacities: Tensor, tiles_x: int, 
 
 
 def _draw_tiles(
-    tiles: Tensor, members: Tensor, means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, tiles_x: int
+    tiles: Tensor,
+    members: Tensor,
+    means: Tensor,
+    conics: Tensor,
+    colors: Tensor,
+    opacities: Tensor,
+    tiles_x: int,
+    tiles_y: int,
 ) -> Tensor:
     """Pixels [T, TILE * TILE, 3] of the given tiles."""
     offsets = torch.arange(TILE, dtype=means.dtype, device=means.device) + 0.5
     x = (tiles % tiles_x * TILE).to(means.dtype)[:, None] + offsets.repeat(TILE)  # [T, P]
-    y = (tiles // tiles_x * TILE).to(means.dtype)[:, None] + offsets.repeat_interleave(TILE)
+    y = (tiles // tiles_x % tiles_y * TILE).to(means.dtype)[:, None] + offsets.repeat_interleave(TILE)
     present = (members >= 0)[:, None]  # [T, 1, K]
     members = members.clamp(min=0)
     dx = x[:, :, None] - means[members, 0][:, None]  # [T, P, K]
@@ -207,33 +220,40 @@ def rasterize_native(
 
 
 def rasterize_gsplat(
-    means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int
+    means: Tensor,
+    conics: Tensor,
+    colors: Tensor,
+    opacities: Tensor,
+    width: int,
+    height: int,
+    page: Tensor | None = None,
+    pages: int = 1,
+    extent: Tensor | None = None,
 ) -> Tensor:
-    """Stock gsplat 1.5.3 on CUDA, without a camera. See ``draw``."""
+    """Stock gsplat 1.5.3 on CUDA, without a camera. See ``draw``; with ``page`` see ``draw_pages``."""
     if means.device.type != "cuda":
         raise ValueError(f"backend: gsplat takes tensors on CUDA, got {means.device}; use 'native' or 'reference'")
     if len(means) == 0:
-        return torch.zeros(height, width, 3, device=means.device)
+        return torch.zeros(*([] if page is None else [pages]), height, width, 3, device=means.device)
     import gsplat
 
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
     with torch.no_grad():
         # 3.33 standard deviations: where exp(-q) falls to 1/255. Depths only keep the order of the index.
-        a, b, c = conics.unbind(-1)
-        variances = torch.stack([c, a], dim=-1) / (a * c - b * b)[:, None]
-        extent = torch.ceil(3.33 * torch.sqrt(variances)).to(torch.int32)
+        if extent is None:
+            a, b, c = conics.unbind(-1)
+            extent = 3.33 * torch.sqrt(torch.stack([c, a], dim=-1) / (a * c - b * b)[:, None])
+        extent = torch.ceil(extent).to(torch.int32)
         depths = torch.arange(1, len(means) + 1, dtype=torch.float32, device=means.device)
-        _, keys, flatten_ids = gsplat.isect_tiles(means[None], extent[None], depths[None], TILE, tiles_x, tiles_y)
-        offsets = gsplat.isect_offset_encode(keys, 1, tiles_x, tiles_y)
+    # One image has a leading dimension of 1; several are "packed": one row a Gaussian, and which image it belongs to.
+    packed = page is not None
+    gaussians = [t if packed else t[None] for t in (means, conics, colors, opacities)]
+    which = {"packed": True, "n_images": pages, "image_ids": page, "gaussian_ids": page} if packed else {}
+    lists = [t if packed else t[None] for t in (extent, depths)]
+    _, keys, flatten_ids = gsplat.isect_tiles(gaussians[0].detach(), *lists, TILE, tiles_x, tiles_y, **which)
+    offsets = gsplat.isect_offset_encode(keys, pages, tiles_x, tiles_y)
+    gaussians = [t.contiguous() for t in gaussians]
     image, _ = gsplat.rasterize_to_pixels(
-        means[None].contiguous(),
-        conics[None].contiguous(),
-        colors[None].contiguous(),
-        opacities[None].contiguous(),
-        width,
-        height,
-        TILE,
-        offsets,
-        flatten_ids,
+        *gaussians, width, height, TILE, offsets, flatten_ids, **({"packed": True} if packed else {})
     )
-    return image[0]
+    return image if packed else image[0]

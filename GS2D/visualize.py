@@ -17,7 +17,14 @@ from torch import Tensor
 
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import cell_grid, transport_kernel
+from GS2D.options import STRIDE, add_kernel_options, check_kernel_options, kernel_options
+from GS2D.prepared import load_annotations
 from GS2D.rasterize import rasterize
+from utils.cli import run_script
+from utils.config import make_parser, parse_arguments
+from utils.evaluation.figures import save_kernel_figure
+from utils.files import gaussians_path, make_folder
+from utils.images import load_image
 
 
 class KernelSummary(NamedTuple):
@@ -30,9 +37,7 @@ class KernelSummary(NamedTuple):
 
 def summarise(kernel: Tensor, grid: tuple[int, int]) -> KernelSummary:
     """Read a sparse kernel K [N + 1, M], the last row being the background, column by column."""
-    indptr, indices, data = (
-        part.numpy() for part in (kernel.crow_indices(), kernel.col_indices(), kernel.values())
-    )
+    indptr, indices, data = (part.numpy() for part in (kernel.crow_indices(), kernel.col_indices(), kernel.values()))
     cells, rows = grid[0] * grid[1], len(indptr) - 1
     row = np.repeat(np.arange(rows), np.diff(indptr))
     order = np.lexsort((data, indices))  # by cell, then by share: the last entry of a cell is its largest
@@ -48,12 +53,6 @@ def summarise(kernel: Tensor, grid: tuple[int, int]) -> KernelSummary:
 
 def main() -> None:
     """Draw the panels of one image into one PNG."""
-    from datasets.crowd import load_annotations
-    from datasets.images import load_image
-    from utils.config import make_parser, parse_arguments
-    from utils.figures import save_kernel_figure
-    from utils.files import gaussians_path, make_folder
-    from utils.kernel_options import STRIDE, add_kernel_options, check_kernel_options, kernel_options
 
     parser = make_parser("Draw an image's annotations, fitted Gaussians, their rendering and the transport kernel.")
     parser.add_argument("image", type=Path, help="image of a prepared data set, with its npy and gs_params")
@@ -78,6 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from utils.cli import run_script
-
     run_script(main)

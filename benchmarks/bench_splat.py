@@ -1,11 +1,12 @@
 """Cost of fitting Gaussians: nanoseconds for each covered pixel-Gaussian pair and iteration, by backend.
 
-    python benchmarks/bench_splat.py [--gaussians 50 800 5000 20000] [--backends native reference gsplat]
+    python benchmarks/bench_splat.py [--gaussians 50 800 5000 20000] [--backends native reference gsplat] [--atlas 1 4 16 64]
 
 A pair is covered when the pixel lies within the Gaussian's 1/255 footprint, an ellipse of 34.8 s1 s2 pixels. A time includes
 drawing, loss, backward pass, chain rule and optimiser step. Scenes are generated: random means, standard deviations of 3 to
 7 px, on an image that grows with their number. Also: the gain from a second worker, and what UCF-QNRF's training images
-would take.
+would take. Then many images in one atlas, on the GPU if there is one, beside the native engine on all cores: milliseconds an
+image and iteration, and UCF-QNRF's images an hour.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from GS2D.fitting import FitConfig, Parameters, foreground, optimise
+from GS2D.atlas import Atlas, Entry
+from GS2D.fitting import MAX_RATIO, SHAPE_WEIGHT, FitConfig, Parameters, foreground, optimise
 from GS2D.rasterize import resolve_backend
+from utils.cli import default_workers
 
 SIZES = {50: (384, 512), 800: (1024, 1536), 5000: (2048, 3072), 20000: (2048, 3072)}  # Gaussians -> height, width
 STANDING = (
@@ -66,18 +69,57 @@ def seconds_per_iteration(count: int, backend: str, repeats: int) -> tuple[float
     return statistics.median((run(many) - run(few)) / (many - few) for _ in range(repeats)), pairs
 
 
-def throughput(workers: int, count: int, fits: int) -> float:
+def throughput(workers: int, count: int, fits: int, iterations: int = 2000) -> float:
     """Fits in a second of scenes with ``count`` Gaussians, by ``workers`` threads."""
     scenes = [scene(count, seed) for seed in range(workers)]
 
     def fit(index: int) -> None:
         image, mask, start, _ = scenes[index % workers]
-        optimise(image, mask, start, count, FitConfig(2000, learning_rate=STANDING), "native")
+        optimise(image, mask, start, count, FitConfig(iterations, learning_rate=STANDING), "native")
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         begin = time.perf_counter()
         list(pool.map(fit, range(fits)))
         return fits / (time.perf_counter() - begin)
+
+
+def full_atlas(images: int, scenes: list, backend: str) -> Atlas:
+    """An atlas of so many images, the scenes in turn; on the current GPU for gsplat."""
+    device = torch.device("cuda", torch.cuda.current_device()) if backend == "gsplat" else torch.device("cpu")
+    atlas = Atlas(backend, device, SHAPE_WEIGHT, MAX_RATIO)
+    chosen = [scenes[index % len(scenes)] for index in range(images)]
+    atlas.hold([Entry(image, mask, torch.cat(start, dim=1), len(start.means)) for image, mask, start, _ in chosen])
+    return atlas
+
+
+def atlas_seconds(atlas: Atlas, iterations: int, repeats: int = 3) -> float:
+    """Median seconds of an iteration of all images together; every run ends with the losses on the host."""
+    times = []
+    atlas.advance(max(1, iterations // 3), STANDING)
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        atlas.advance(iterations, STANDING)
+        times.append((time.perf_counter() - begin) / iterations)
+    return statistics.median(times)
+
+
+def compare_atlas(counts: list[int]) -> None:
+    """Print what an image and iteration cost side by side, and on all cores, with UCF-QNRF's images an hour."""
+    gpu = torch.cuda.is_available() and resolve_backend("auto", "cuda") == "gsplat"
+    backend, gaussians, iterations = ("gsplat", 800, 30) if gpu else ("reference", 50, 2)
+    scenes = [scene(gaussians, seed) for seed in range(8)]
+    height, width = SIZES[gaussians]
+    print(f"atlas of images with {gaussians} Gaussians on {width} x {height} pixels, {backend}")
+
+    def line(what: str, seconds: float) -> None:
+        hourly = 3600 / (seconds * 4000 * QNRF_POINTS_PER_IMAGE / 800)
+        rate = f", {hourly:.0f} of UCF-QNRF's images an hour" if gaussians == 800 else ""
+        print(f"{what:>24}: {seconds * 1e3:8.3f} ms an image and iteration{rate}", flush=True)
+
+    for images in counts:
+        line(f"{images} images side by side", atlas_seconds(full_atlas(images, scenes, backend), iterations) / images)
+    cores = default_workers()
+    line(f"native on {cores} cores", 1 / (throughput(cores, gaussians, 2 * cores, 500) * 500))
 
 
 def main() -> None:
@@ -86,6 +128,9 @@ def main() -> None:
     parser.add_argument("--gaussians", type=int, nargs="+", default=list(SIZES), help="numbers of Gaussians")
     parser.add_argument(
         "--backends", nargs="+", default=["native", "reference"], choices=("native", "reference", "gsplat")
+    )
+    parser.add_argument(
+        "--atlas", type=int, nargs="*", default=[1, 4, 16, 64], help="images side by side; none: no atlas"
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--reference-up-to", type=int, default=5000, help="largest scene that the reference draws")
@@ -123,6 +168,8 @@ def main() -> None:
                 f"UCF-QNRF at {native[800] / 800 * 1e6:.2f} us for each Gaussian and iteration: {hours:.1f} core hours for "
                 f"{QNRF_IMAGES} images of {QNRF_POINTS_PER_IMAGE} points, {QNRF_IMAGES / hours * 2:.0f} images an hour on two cores"
             )
+    if arguments.atlas:
+        compare_atlas(arguments.atlas)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@
 
 Per number of points, median milliseconds and peak memory of
 
-* sparse: `transport_kernel`, `TransportedMassLoss` and the gradient of the density;
-* dense: the same with `dense_transport_kernel` and a matrix product;
-* stored: loss and gradient only, the kernel made from compressed rows as `GS2D/build_kernels.py` writes them;
+* kernel: `transport_kernel` on the CPU, which a loading process makes beside decoding an image, on one core;
+* loss: `transported_mass_loss` of that kernel and the gradient of the density, all that a training step does;
+* product: the same two products with plain `torch.sparse_csr` tensors, the bound on what the loss can do;
+* dense: `dense_transport_kernel` and its product, and the gradient;
 * sinkhorn: the transport plan of DM-Count (Wang et al., NeurIPS 2020), 100 iterations, and its gradient.
 
 Points are uniform in the crop, fitted scales log-normal around 5.5 px (two thirds within 3 to 10 px). Each round runs
-all four, so that the ratios compare like with like on a busy machine. Memory: tensors and arrays alive at once beyond the
+all of them, so that the ratios compare like with like on a busy machine. Memory: tensors and arrays alive at once beyond the
 inputs.
 """
 
@@ -35,12 +36,9 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from losses.transport import (  # noqa: E402
-    TransportedMassLoss,
-    TransportKernel,
-    dense_transport_kernel,
-    transport_kernel,
-)
+from datasets.crowd import Batch, TrainSample, collate  # noqa: E402
+from GS2D.kernel import dense_transport_kernel, transport_kernel  # noqa: E402
+from losses.transport import transported_mass_loss  # noqa: E402
 
 STRIDE = 8
 
@@ -54,6 +52,18 @@ def scene(points: int, crop: int, device: torch.device) -> tuple[Tensor, Tensor,
     cells = crop // STRIDE
     density = torch.rand(1, 1, cells, cells, generator=random) * (2 * points / cells**2)
     return tuple(value.to(device) for value in (means, scales, rotations, density))
+
+
+def batch_of(means: Tensor, scales: Tensor, rotations: Tensor, kernel: Tensor | None, crop: int) -> Batch:
+    """The crop as the loader gives it: targets of 1; on the device of ``means``."""
+    columns = [value.cpu() for value in (means, scales, rotations)]
+    image = torch.zeros(3, 1, 1, dtype=torch.uint8)
+    batch = collate([TrainSample(image, *columns, torch.ones(len(means)), "crop", float(crop), kernel)])
+    moved = {name: getattr(batch, name).to(means.device) for name in ("points", "targets", "counts")}
+    if kernel is not None:
+        moved["kernel"] = type(batch.kernel)(*(part.to(means.device) for part in batch.kernel))
+        moved["received"] = batch.received.to(means.device)
+    return batch._replace(**moved)
 
 
 def sinkhorn(means: Tensor, density: Tensor, crop: int, iterations: int = 100, regularisation: float = 10.0) -> Tensor:
@@ -78,23 +88,35 @@ def sinkhorn(means: Tensor, density: Tensor, crop: int, iterations: int = 100, r
 
 
 def steps(points: int, crop: int, device: torch.device) -> dict[str, Callable[[], None]]:
-    """What is measured: each computes a loss and its gradient by the density."""
+    """What is measured: the kernel, and what computes a loss and its gradient by the density."""
     means, scales, rotations, density = scene(points, crop, device)
     density.requires_grad_()
     target = torch.ones(points, device=device)
-    loss = TransportedMassLoss()
-    with torch.no_grad():
-        kernel = transport_kernel(means, scales, rotations, crop, stride=STRIDE)
-        stored = TransportKernel.from_csr(*kernel.csr(), kernel.grid)
+    arguments = means.cpu(), scales.cpu(), rotations.cpu(), crop
+    batch = batch_of(means, scales, rotations, transport_kernel(*arguments, stride=STRIDE), crop)
+    sizes = (points + 1, (crop // STRIDE) ** 2)
+    matrix = torch.sparse_csr_tensor(*batch.kernel[:3], sizes, check_invariants=False)
+    transposed = torch.sparse_csr_tensor(*batch.kernel[3:], sizes[::-1], check_invariants=False)
+
+    def kernel() -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        transport_kernel(*arguments, stride=STRIDE)
+        torch.set_num_threads(threads)
+
+    def product() -> None:
+        with torch.no_grad():
+            residual = batch.received - matrix @ density.flatten()
+            density.grad = -(transposed @ residual.sign()).view_as(density)
+            residual.abs().sum()
 
     def dense() -> Tensor:
         transported = dense_transport_kernel(means, scales, rotations, crop, stride=STRIDE) @ density.flatten()
         return (target - transported[:-1]).abs().sum() + transported[-1].abs()
 
     losses = {
-        "sparse": lambda: loss(density, [transport_kernel(means, scales, rotations, crop, stride=STRIDE)], [target]),
+        "loss": lambda: transported_mass_loss(density, batch),
         "dense": dense,
-        "stored": lambda: loss(density, [stored], [target]),
         "sinkhorn": lambda: sinkhorn(means, density, crop),
     }
 
@@ -102,7 +124,8 @@ def steps(points: int, crop: int, device: torch.device) -> dict[str, Callable[[]
         density.grad = None
         losses[name]().backward()
 
-    return {name: lambda name=name: step(name) for name in losses}
+    runs = {name: lambda name=name: step(name) for name in losses}
+    return {"kernel": kernel, "product": product, **runs}
 
 
 def milliseconds(run: Callable[[], None], device: torch.device) -> float:
@@ -169,11 +192,11 @@ def main() -> None:
     # In training the network's activations have taught the C library's allocator to keep what is freed. Without them each
     # step would ask the system for its memory again, which costs a quarter of the time. 32 MiB is the most that counts.
     torch.empty((32 << 20) - 4096, dtype=torch.uint8).fill_(0)
-    names = ["sparse", "dense", "stored", "sinkhorn"]
+    names = ["kernel", "loss", "product", "dense", "sinkhorn"]
     where = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
     print(f"torch {torch.__version__}, {where}, crop {arguments.crop}, stride {STRIDE}, median of {arguments.repeats}")
     header = "".join(f"{name:>23}" for name in names)
-    print(f"points{header}    sinkhorn/sparse  dense/sparse: time  memory")
+    print(f"points{header}    sinkhorn/loss  dense/loss: time  memory")
     for points in arguments.points:
         runs = steps(points, arguments.crop, device)
         for run in runs.values():
@@ -182,8 +205,8 @@ def main() -> None:
         time_of = {name: statistics.median(taken[name] for taken in rounds) for name in names}
         memory = {name: peak_megabytes(runs[name], device) for name in names}
         columns = "".join(f"{time_of[name]:10.2f} ms {memory[name]:6.1f} MB" for name in names)
-        cheaper = f"{time_of['sinkhorn'] / time_of['sparse']:19.1f}{time_of['dense'] / time_of['sparse']:20.1f}"
-        print(f"{points:>6}{columns}{cheaper}{memory['dense'] / memory['sparse']:8.1f}", flush=True)
+        cheaper = f"{time_of['sinkhorn'] / time_of['loss']:17.1f}{time_of['dense'] / time_of['loss']:18.1f}"
+        print(f"{points:>6}{columns}{cheaper}{memory['dense'] / memory['loss']:8.1f}", flush=True)
 
 
 if __name__ == "__main__":

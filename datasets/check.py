@@ -3,7 +3,7 @@
     python -m datasets.check --data-dir P [--dataset D]
 
 Decodes every image, and reads every annotation, every file of fitted Gaussians and every stored kernel. Prints errors, which
-stop training or spoil it (exit code 1), warnings, and the table of the preprocessing; P/dataset_report.json holds all of it.
+stop training or spoil it (exit code 1), warnings, the table of the preprocessing and that of the stages; P/dataset_report.json holds all of it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from datasets.images import load_image
-from datasets.preprocess import is_grey
-from datasets.record import read_record
-from datasets.report import (
+from datasets.audit.report import (
     CROP_SIZES,
     PUBLISHED,
     SPLITS,
@@ -28,13 +25,19 @@ from datasets.report import (
     find_images,
     look_at,
     print_report,
+    read_record,
     save_report,
     summarise,
 )
+from datasets.audit.stages import look, print_stages
+from datasets.raw.preprocess import is_grey
+from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import load_kernel, params_hash
+from GS2D.prepared import load_annotations
 from utils.cli import EXIT_FAILED, default_workers, for_each, one_line, run_script
 from utils.config import make_parser, number, parse_arguments
 from utils.files import gaussians_path, kernel_path, points_path
+from utils.images import load_image
 
 _MIN_SCALE = 1 - 1e-4  # the fit adds 1 to what is never negative; a little for rounding
 _COLUMN_SUM = 1e-3  # shares below 1e-7 are not stored
@@ -86,10 +89,6 @@ def check_image(item: Item) -> Finding:
 
 def _check_fit(image: Path, facts: ImageFacts, has_kernel: bool) -> tuple[list[str], list[str]]:
     """Errors and warnings about the fitted Gaussians and the stored kernel of an image."""
-    # Imported here, since they bring torch along: a data set that is not fitted yet is checked without.
-    from datasets.crowd import load_annotations
-    from GS2D.gaussians import Gaussians2D
-
     path = gaussians_path(image)
     remedy = f"delete it and run python 2dgs_counting_1gs_gsplat.py --root-path {image.parents[1]}"
     try:
@@ -181,6 +180,7 @@ def main() -> int:
     for error in report["errors"]:
         print(f"error: {error}", file=sys.stderr)
     print_report(report)
+    print_stages(look(root, Path("runs"))["stages"])
     fitted, kernels = (sum(finding[i] for finding in findings) for i in (2, 3))
     numbers = f"{len(report['errors'])} errors, {len(report['warnings'])} warnings"
     print(f"checked {len(items)} images, {fitted} files of Gaussians, {kernels} kernels: {numbers}")

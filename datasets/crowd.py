@@ -13,15 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.images import load_image
-from datasets.preprocess import neighbour_distance
-from datasets.transforms import MIN_BOX_FRACTION, Sample, augment, box_fraction, draw_augmentation
-from GS2D.gaussians import SAME_POINT, Gaussians2D, distance_to_points
+from datasets.decoded import DecodedPixels
+from datasets.kept import FileList, KeptAnnotations
+from datasets.transforms import MIN_BOX_FRACTION, Sample, augment, box_fraction, draw_augmentation, too_small
 from GS2D.kernel import BlockKernel, StoredKernel, block_diagonal, load_kernel, params_hash, restrict, transport_kernel
-from utils.files import gaussians_path, kernel_path, list_images, points_path, read_points
+from GS2D.prepared import fit_command, load_annotations
+from utils.files import SPLITS, gaussians_path, kernel_path, list_images, points_path, read_points
+from utils.images import image_size, load_image
 from utils.pixels import to_planes
-
-SPLITS = ("train", "val", "test")
 
 
 class TrainSample(NamedTuple):
@@ -88,7 +87,9 @@ def collate(samples: Sequence[TrainSample]) -> Batch:
     )
 
 
-def default_kernel(*, points: np.ndarray, scales: np.ndarray, rotations: np.ndarray, crop_size: int, **_: float) -> Tensor:
+def default_kernel(
+    *, points: np.ndarray, scales: np.ndarray, rotations: np.ndarray, crop_size: int, **_: float
+) -> Tensor:
     """GST's K with its published parameters."""
     return transport_kernel(points, scales, rotations, crop_size)
 
@@ -102,7 +103,8 @@ class Crowd(Dataset):
     ``set_epoch`` before each epoch. Without ``use_gaussians`` no fitted Gaussians are read: scales are then a sixth of
     the neighbour distance, which also replaces fitted scales that are NaN, and rotations are 0. With ``skip_bad`` the next
     image takes the place of a training image that cannot be read, and the sample says why. A test split without any
-    annotation file is one whose annotations are kept secret (NWPU-Crowd): its counts are NaN.
+    annotation file is one whose annotations are kept secret (NWPU-Crowd): its counts are NaN. Training images come out of
+    ``pixels``, if that is set, which fills up with them.
 
     Raises ``ValueError`` for an unknown split and ``FileNotFoundError`` for missing images, annotations or Gaussians;
     items raise ``ValueError``, naming the file, for what cannot be read or does not fit together.
@@ -128,24 +130,44 @@ class Crowd(Dataset):
         self.use_gaussians = use_gaussians and self.training
         self.kernel, self.kernel_parameters = kernel, kernel_parameters if self.training else None
         self.skip_bad = skip_bad
-        self.images = list_images(self.root / split)
+        self.images = FileList(list_images(self.root / split))
+        self.pixels: DecodedPixels | None = None
+        self._annotations: KeptAnnotations | None = None
         # Shared memory: workers that outlive an epoch (persistent_workers=True) see the new number too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.annotated = split != "test" or self.training or any(self.images[0].parent.glob("*.npy"))
         if self.annotated:
             _require([points_path(image) for image in self.images], "run preprocess_dataset_*.py again")
         if self.use_gaussians:
-            _require([gaussians_path(image) for image in self.images], f"run {_fit_command(self.root / split)}")
+            _require([gaussians_path(image) for image in self.images], f"run {fit_command(self.root / split)}")
         if self.kernel_parameters:
             _require([kernel_path(image) for image in self.images], f"run {_kernel_command(self.root / split)}")
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def check_annotations(self) -> None:
-        """Read every npy and every file of Gaussians once: what is wrong with one is said before the first epoch."""
-        for image in self.images if self.training and not self.skip_bad else ():
-            load_annotations(image, self.use_gaussians)
+    def read_once(self) -> list[tuple[int, int] | None]:
+        """Read every npy, every file of Gaussians and the size of every image -> (height, width) of each.
+
+        What is wrong with one is said before the first epoch (with ``skip_bad`` it is left for later, its size None), and
+        loading processes that start from here on need not read annotations again.
+        """
+        self._annotations = KeptAnnotations(
+            self.images, lambda image: load_annotations(image, self.use_gaussians), self.skip_bad
+        )
+        sizes: list[tuple[int, int] | None] = []
+        for image in self.images:
+            try:
+                sizes.append(image_size(image))
+            except (OSError, ValueError):
+                if not self.skip_bad:
+                    raise
+                sizes.append(None)
+        if not self.skip_bad:
+            index = min(range(len(sizes)), key=lambda i: min(sizes[i]))
+            if min(sizes[index]) < self.crop_size:
+                raise ValueError(too_small(str(self.images[index]), *sizes[index], self.crop_size))
+        return sizes
 
     def set_epoch(self, epoch: int) -> None:
         """Make the augmentation that of ``epoch``."""
@@ -168,8 +190,9 @@ class Crowd(Dataset):
 
     def _crop(self, index: int) -> TrainSample:
         path = self.images[index]
-        image = load_image(path)
-        points, distance, scales, rotations = load_annotations(path, self.use_gaussians)
+        image = self.pixels.load(path) if self.pixels else load_image(path)
+        kept = self._annotations.get(index) if self._annotations else None
+        points, distance, scales, rotations = kept or load_annotations(path, self.use_gaussians)
         generator = np.random.default_rng([self.seed, int(self._epoch), index])
         stride = int(self.kernel_parameters["stride"]) if self.kernel_parameters else None
         augmentation = draw_augmentation(generator, *image.shape[:2], self.crop_size, str(path), stride=stride)
@@ -193,42 +216,6 @@ class Crowd(Dataset):
         return TrainSample(to_planes(sample.image), *tensors, path.stem, short_side, kernel, index)
 
 
-def load_annotations(image: Path, use_gaussians: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Points [N, 2], neighbour distances [N], scales [N, 2] and rotations [N, 1] of a prepared image, float32.
-
-    Scales that are NaN, and all without ``use_gaussians``, are a sixth of the neighbour distance, and such rotations 0.
-    Raises ``FileNotFoundError`` or ``ValueError``, naming the file, also where points and Gaussians differ in number.
-    """
-    annotations = read_points(points_path(image))
-    points = annotations[:, :2]
-    # Without the third column: an npy that was prepared for evaluation.
-    distance = annotations[:, 2] if annotations.shape[1] == 3 else neighbour_distance(points).astype(np.float32)
-    fallback = np.repeat(distance[:, None] / 6, 2, axis=1)
-    if not use_gaussians:
-        return points, distance, fallback, np.zeros((len(points), 1), np.float32)
-    gaussians = Gaussians2D.load(gaussians_path(image))
-    if len(gaussians) != len(points):
-        raise ValueError(
-            f"{gaussians_path(image)}: {len(gaussians)} Gaussians, but {points_path(image)} has {len(points)} points; "
-            f"delete the former and run {_fit_command(image.parent)}"
-        )
-    gap = distance_to_points(gaussians.means, points)
-    if not gap <= SAME_POINT:
-        raise ValueError(
-            f"{gaussians_path(image)}: centres lie up to {gap:.1f} pixels from the points of {points_path(image)}; delete "
-            f"the former and run {_fit_command(image.parent)}"
-        )
-    scales, rotations = gaussians.scales.numpy(), gaussians.rotations.numpy()
-    bad = np.flatnonzero(((scales < 0) | np.isinf(scales) | np.isinf(rotations)).any(axis=1))
-    if bad.size:
-        row = [*scales[bad[0]].tolist(), *rotations[bad[0]].tolist()]
-        raise ValueError(
-            f"{gaussians_path(image)}: row {bad[0]} has scales and rotation {row}, expected finite numbers and no negative "
-            f"scale; delete the file and run {_fit_command(image.parent)}"
-        )
-    return points, distance, np.where(np.isnan(scales), fallback, scales), np.nan_to_num(rotations, nan=0.0)
-
-
 def _current_kernel(image: Path, parameters: Mapping[str, float], current_hash: str) -> StoredKernel:
     """The stored kernel of an image; ``ValueError`` where it was built from other Gaussians or with other parameters."""
     path = kernel_path(image)
@@ -244,10 +231,6 @@ def _current_kernel(image: Path, parameters: Mapping[str, float], current_hash: 
 
 def _kernel_command(split: Path) -> str:
     return f"python GS2D/build_kernels.py --root-path {split.parent}"
-
-
-def _fit_command(split: Path) -> str:
-    return f"python 2dgs_counting_1gs_gsplat.py --root-path {split.parent}"
 
 
 def _require(paths: Sequence[Path], remedy: str) -> None:

@@ -11,8 +11,8 @@ from torch.utils.data import Sampler
 class EpochSampler(Sampler[int]):
     """A permutation of ``range(size)`` drawn from (seed, epoch), of which process ``rank`` takes every ``processes``-th.
 
-    P processes with a batch of 1 so see in each step the images that one process with a batch of P sees. The permutation is
-    continued from its start until it divides evenly. Assign ``epoch`` before iterating. (It is no ``set_epoch`` method: Lightning
+    In each step P processes with a batch of 1 get the images of one process with a batch of P. The permutation is continued
+    from its start until it divides evenly. Assign ``epoch`` before iterating. (It is no ``set_epoch`` method: Lightning
     Fabric would call one with the number of epochs since the process began, which a resumed run starts from 0.)
     """
 

@@ -1,28 +1,30 @@
 """Synthetic crowds in the raw layout of any of the five data sets, with the exact truth beside them.
 
-    python -m datasets.synthetic --layout {qnrf,jhu,nwpu,sha,shb} --out P --images 50 --seed 0
+    python -m datasets.synthetic --layout {qnrf,jhu,nwpu,sha,shb,ucf50} --out P --images 50 --seed 0
 
-For tests, for scaling runs and for teaching; no substitute for photographs. The same arguments give the same bytes at any
-number of workers. An interrupted run goes on where it stopped. P/truth.json holds the heads of every image, also of those
-whose layout has no annotations (NWPU-Crowd's test split) or rounds them (JHU-Crowd++, to whole pixels).
+For tests and teaching; no substitute for photographs. The same arguments give the same bytes at any number of workers, an
+interrupted run goes on where it stopped. P/truth.json holds the heads of every image, unrounded, with or without annotations.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import scipy.io
+from numpy.random import Generator
 
-from datasets.images import save_jpeg
-from datasets.synthetic_scene import Scene, scene
 from utils.cli import default_workers, for_each, report_failures, run_script
 from utils.config import make_parser, number, parse_arguments
 from utils.files import atomic_write, make_folder, remove_stale_partials
+from utils.images import save_jpeg
 
 # Raw splits with their published numbers of images, which a synthetic set shares out in proportion.
 SPLITS = {
@@ -31,23 +33,127 @@ SPLITS = {
     "nwpu": {"train": 3109, "val": 500, "test": 1500},
     "sha": {"train_data": 300, "test_data": 182},
     "shb": {"train_data": 400, "test_data": 316},
+    "ucf50": {"": 50},
 }
-_PIXELS_PER_HEAD = 80
-_JPEG_QUALITY = 92
+MIN_HEAD, MAX_HEAD = 3.0, 60.0  # height of a head, pixels
+SPACING = 0.7  # least distance of two heads, in heights of a head: neither hides the other's centre
+_HEAD_ASPECT = 0.8  # width over height
+_TRIES = 20  # places drawn for each head
 _TRUTH, _PROGRESS = "truth.json", "truth.jsonl"
+
+_SKIN = np.array(((226, 184, 154), (208, 150, 112), (172, 117, 80), (124, 80, 53), (80, 52, 38)))
+_HAIR = np.array(((22, 18, 17), (52, 36, 26), (84, 58, 38), (186, 150, 96), (150, 147, 144)))
+_CLOTHES = np.array(((26, 27, 31), (92, 94, 98), (232, 230, 224), (142, 124, 104), (180, 52, 54), (50, 86, 148)))
+
+
+class Scene(NamedTuple):
+    """A picture and the N heads in it, in pixels of the picture; pixel (0, 0) covers [0, 1) x [0, 1)."""
+
+    image: np.ndarray  # uint8 [H, W, 3], RGB
+    points: np.ndarray  # float64 [N, 2], (x, y), centres of the heads, the farthest first
+    sizes: np.ndarray  # float64 [N], heights of the heads, 3 to 60
+    boxes: np.ndarray  # float64 [N, 4], (x, y, width, height) of the heads, x, y being the top left corner
+
+
+def scene(seed: int, height: int, width: int, people: int) -> Scene:
+    """Draw ``people`` on a plane that a camera looks down at; a function of the arguments alone.
+
+    The size of a head grows linearly with the distance of its row from the horizon. Raises ``ValueError`` for a picture
+    under 32 pixels, and for more people than it can hold.
+    """
+    if min(height, width) < 32 or people < 0:
+        raise ValueError(f"scene of {width} x {height} pixels with {people} people; give 32 pixels, 0 people or more")
+    rng = np.random.default_rng([seed, height, width, people])
+    horizon = height * rng.uniform(-0.6, 0.25)
+    largest = min(MAX_HEAD, 0.22 * min(height, width))
+    nearest = math.exp(rng.uniform(math.log(min(10, largest)), math.log(largest)))  # a head's size in the last row
+    while True:
+        size = np.clip(nearest * (np.arange(height) + 0.5 - horizon) / (height - horizon), MIN_HEAD, MAX_HEAD)
+        size[: max(0, math.ceil(horizon + 0.06 * (height - horizon)))] = np.inf  # sky, where nobody stands
+        room = 0.5 * width * (1 / (math.pi / 4 * np.square(SPACING * size))).sum()
+        if people <= room and len(points := _places(rng, size, width, people)) == people:
+            break
+        if nearest <= MIN_HEAD:
+            raise ValueError(f"{people} people do not fit into {width} x {height} pixels; lower their number")
+        nearest = max(MIN_HEAD, 0.85 * nearest)
+    points = points[np.argsort(points[:, 1], kind="stable")]
+    sizes = size[points[:, 1].astype(int)]
+    extent = sizes[:, None] * (_HEAD_ASPECT, 1)
+    return Scene(_paint(rng, points, sizes, size, width), points, sizes, np.hstack([points - extent / 2, extent]))
+
+
+def _places(rng: Generator, size: np.ndarray, width: int, people: int) -> np.ndarray:
+    """Up to ``people`` places (x, y), ``SPACING`` apart, denser with the distance and where a coarse noise gathers people."""
+    height, count = len(size), _TRIES * people
+    weights = size ** -rng.uniform(0.5, 2)
+    y = rng.choice(height, count, p=weights / weights.sum()) + rng.random(count)
+    x = rng.uniform(0, width, count)
+    attraction = cv2.resize(rng.random((4, 6)), (width, height), interpolation=cv2.INTER_CUBIC)
+    wanted = rng.random(count) < np.where(np.arange(count) < count / 2, attraction[y.astype(int), x.astype(int)], 1)
+    places, taken = [], np.zeros((height, width), np.uint8)
+    for place in zip(x[wanted].tolist(), y[wanted].tolist(), strict=True):
+        if len(places) == people:
+            break
+        column, row = int(place[0]), int(place[1])
+        if not taken[row, column]:
+            places.append(place)
+            # The pixel that holds the place spreads by its own size.
+            cv2.circle(taken, (column, row), math.ceil(SPACING * size[row]) + 1, 1, -1)
+    return np.array(places).reshape(-1, 2)
+
+
+def _paint(rng: Generator, points: np.ndarray, sizes: np.ndarray, size: np.ndarray, width: int) -> np.ndarray:
+    """The picture, uint8 [H, W, 3]: ground and sky, the people from the farthest to the nearest, then lens and sensor."""
+    picture = np.ascontiguousarray(_ground(rng, size, width).clip(0, 255).astype(np.uint8))
+    length = rng.uniform(2, 6)  # of a body in heads: a camera high above sees it shortened
+    kinds = [rng.integers(0, len(colors), len(points)) for colors in (_SKIN, _HAIR, _CLOTHES)]
+    tones = rng.uniform(0.75, 1.1, len(points))
+    for (x, y), head, skin, hair, clothes, tone in zip(points, sizes, *kinds, tones, strict=True):
+        _paint_person(picture, x, y, head, length, tone * _SKIN[skin], _HAIR[hair], tone * _CLOTHES[clothes])
+    photograph = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.4, 0.8)) * rng.uniform(0.7, 1.15)
+    photograph += rng.normal(0, rng.uniform(1, 5), picture.shape)
+    return np.clip(np.rint(photograph), 0, 255).astype(np.uint8)
+
+
+def _ground(rng: Generator, size: np.ndarray, width: int) -> np.ndarray:
+    """A textured plane in perspective below the sky, float32 [H, W, 3]."""
+    tile = sum(cv2.resize(rng.standard_normal((n, n)), (256, 256)) for n in (16, 64, 256)).astype(np.float32)
+    scale = np.minimum(size, size[-1]).astype(np.float32)[:, None]  # pixels a head
+    u = 40 * (np.arange(width, dtype=np.float32) - width / 2) / scale
+    v = np.broadcast_to(np.cumsum(40 / scale, axis=0), u.shape)
+    noise = cv2.remap(tile, u, np.ascontiguousarray(v), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    picture = rng.uniform(70, 160, 3) * (1 + 0.12 * noise * np.minimum(1, scale / 20))[:, :, None]
+    sky = np.flatnonzero(~np.isfinite(size))
+    picture[sky] = (np.array((150, 185, 225)) * np.linspace(0.8, 1.1, len(sky))[:, None])[:, None]
+    return picture
+
+
+def _paint_person(picture: np.ndarray, x: float, y: float, size: float, length: float, skin, hair, clothes) -> None:
+    """Shadow, body, head and hair of one person, whose head of height ``size`` has its centre in (x, y)."""
+
+    def oval(dx: float, dy: float, rx: float, ry: float, color: np.ndarray, arc: tuple[int, int] = (0, 360)) -> None:
+        # OpenCV counts from the centre of the first pixel, here in sixteenths.
+        center = round(16 * (x + dx * size - 0.5)), round(16 * (y + dy * size - 0.5))
+        axes = max(8, round(16 * rx * size)), max(8, round(16 * ry * size))
+        cv2.ellipse(picture, center, axes, 0, *arc, np.clip(color, 0, 255).tolist(), -1, cv2.LINE_AA, 4)
+
+    oval(0.3, length + 0.3, 1.0, 0.25, np.array((45, 45, 50)))
+    oval(0, 0.4 + length / 2, 0.6, length / 2, 0.6 * clothes)
+    oval(0, 0.4 + 0.3 * length, 0.85, 0.3 * length, clothes)
+    oval(0.25, 0.45 + 0.3 * length, 0.55, 0.27 * length, 0.8 * clothes)  # the side away from the light
+    oval(0, 0, _HEAD_ASPECT / 2, 0.5, skin)
+    oval(0, 0, _HEAD_ASPECT / 2, 0.5, hair, (190, 350))
 
 
 class Item(NamedTuple):
-    """One image to draw; ``number`` counts as the layout's file names do, ``index`` through all splits."""
+    """One image to draw."""
 
     root: Path
+    settings: Mapping[str, Any]  # the command's options
     layout: str
     split: str
-    number: int
-    index: int
-    seed: int
-    size: tuple[int, int]  # height and width that images have on average
-    people: tuple[int, int]  # fewest and most
+    number: int  # in the file's name
+    index: int  # through all splits
 
 
 def files_of(item: Item) -> list[Path]:
@@ -55,6 +161,8 @@ def files_of(item: Item) -> list[Path]:
     name, split = f"{item.number:04}", Path(item.split)
     if item.layout == "qnrf":
         return [split / f"img_{name}.jpg", split / f"img_{name}_ann.mat"]
+    if item.layout == "ucf50":
+        return [Path(f"{item.number}.jpg"), Path(f"{item.number}_ann.mat")]
     if item.layout == "jhu":
         return [split / "images" / f"{name}.jpg", split / "gt" / f"{name}.txt"]
     if item.layout == "nwpu":
@@ -64,40 +172,43 @@ def files_of(item: Item) -> list[Path]:
     return [folder / "images" / f"IMG_{item.number}.jpg", folder / "ground_truth" / f"GT_IMG_{item.number}.mat"]
 
 
+def annotation_bytes(item: Item, drawn: Scene, suffix: str) -> bytes:
+    """The annotation file of ``item``'s layout that ends in ``suffix``."""
+    corners = np.hstack([drawn.boxes[:, :2], drawn.boxes[:, :2] + drawn.boxes[:, 2:]])  # left, top, right, bottom
+    if item.layout == "jhu":
+        heads = np.rint(np.hstack([drawn.points, drawn.boxes[:, 2:]])).astype(int)
+        return "".join(f"{x} {y} {w} {h} 1 0\n" for x, y, w, h in heads).encode()
+    if suffix == ".json":
+        heads = {"points": drawn.points.tolist(), "boxes": corners.tolist()}
+        return json.dumps({"img_id": f"{item.number:04}.jpg", "human_num": len(drawn.points), **heads}).encode()
+    buffer = io.BytesIO()
+    if item.layout in ("sha", "shb"):  # a cell with a struct
+        cell = np.empty((1, 1), object)
+        cell[0, 0] = {"location": drawn.points, "number": float(len(drawn.points))}
+        scipy.io.savemat(buffer, {"image_info": cell})
+    else:
+        boxes = {"annBoxes": corners} if item.layout == "nwpu" else {}
+        scipy.io.savemat(buffer, {"annPoints": drawn.points, **boxes})
+    # The first 116 bytes are a text in which the library notes the time.
+    return b"MATLAB 5.0 MAT-file".ljust(116) + buffer.getvalue()[116:]
+
+
 def draw_item(item: Item) -> dict[str, Any]:
     """Draw one image, write it with its annotations and return its line of the truth."""
-    rng = np.random.default_rng([item.seed, item.index])
-    height, width = item.size
+    rng = np.random.default_rng([item.settings["seed"], item.index])
+    height, width, low, high = (item.settings[name] for name in ("height", "width", "min_people", "max_people"))
     if item.layout != "shb":  # the one data set whose images are all of one size
         factor = rng.uniform(0.7, 1.3)
         height, width = max(32, round(height * factor)), max(32, round(width * factor * rng.uniform(0.9, 1.1)))
-        if rng.random() < 0.15:
-            height, width = width, height
-    low, high = item.people
     people = 0 if low == 0 and rng.random() < 0.03 else round(np.exp(rng.uniform(*np.log([max(low, 1), max(high, 1)]))))
-    people = min(people, high, height * width // _PIXELS_PER_HEAD)
-    drawn = scene(int(rng.integers(2**31)), height, width, people)
+    drawn = scene(int(rng.integers(2**31)), height, width, min(people, high, height * width // 80))
     image, *annotations = files_of(item)
     for path in annotations:
-        _WRITERS[item.layout, path.suffix](item.root / path, drawn, item)
-    grey = (drawn.image == drawn.image[:, :, :1]).all()
+        _write(item.root / path, annotation_bytes(item, drawn, path.suffix))
     # The image comes last, so that one that is there is whole with all that belongs to it.
-    save_jpeg(drawn.image[:, :, 0] if grey else drawn.image, item.root / image, _JPEG_QUALITY)
-    return {
-        "image": image.as_posix(),
-        "split": item.split,
-        "height": height,
-        "width": width,
-        "points": drawn.points.tolist(),
-        "sizes": drawn.sizes.tolist(),
-    }
-
-
-def _write_mat(path: Path, **contents: Any) -> None:
-    buffer = io.BytesIO()
-    scipy.io.savemat(buffer, contents)
-    # The first 116 bytes are a text in which the library notes the time.
-    _write(path, b"MATLAB 5.0 MAT-file".ljust(116) + buffer.getvalue()[116:])
+    save_jpeg(drawn.image, item.root / image, 92)
+    truth = {"image": image.as_posix(), "split": item.split, "height": height, "width": width}
+    return {**truth, "points": drawn.points.tolist(), "sizes": drawn.sizes.tolist()}
 
 
 def _write(path: Path, contents: bytes) -> None:
@@ -105,52 +216,9 @@ def _write(path: Path, contents: bytes) -> None:
         partial.write_bytes(contents)
 
 
-def _corners(drawn: Scene) -> np.ndarray:
-    """Boxes as NWPU-Crowd has them: left, top, right, bottom."""
-    return np.hstack([drawn.boxes[:, :2], drawn.boxes[:, :2] + drawn.boxes[:, 2:]])
-
-
-def _write_qnrf(path: Path, drawn: Scene, item: Item) -> None:
-    _write_mat(path, annPoints=drawn.points)
-
-
-def _write_jhu(path: Path, drawn: Scene, item: Item) -> None:
-    heads = np.rint(np.hstack([drawn.points, drawn.boxes[:, 2:]])).astype(int)
-    _write(path, "".join(f"{x} {y} {w} {h} 1 0\n" for x, y, w, h in heads).encode())
-
-
-def _write_nwpu_mat(path: Path, drawn: Scene, item: Item) -> None:
-    _write_mat(path, annPoints=drawn.points, annBoxes=_corners(drawn))
-
-
-def _write_nwpu_json(path: Path, drawn: Scene, item: Item) -> None:
-    contents = {"img_id": f"{item.number:04}.jpg", "human_num": len(drawn.points)}
-    contents |= {"points": drawn.points.tolist(), "boxes": _corners(drawn).tolist()}
-    _write(path, json.dumps(contents).encode())
-
-
-def _write_shanghai(path: Path, drawn: Scene, item: Item) -> None:
-    info = np.empty((1, 1), [("location", object), ("number", object)])
-    info[0, 0] = drawn.points, np.array([[len(drawn.points)]])
-    cell = np.empty((1, 1), object)
-    cell[0, 0] = info
-    _write_mat(path, image_info=cell)
-
-
-_WRITERS: Mapping[tuple[str, str], Callable[[Path, Scene, Item], None]] = {
-    ("qnrf", ".mat"): _write_qnrf,
-    ("jhu", ".txt"): _write_jhu,
-    ("nwpu", ".mat"): _write_nwpu_mat,
-    ("nwpu", ".json"): _write_nwpu_json,
-    ("sha", ".mat"): _write_shanghai,
-    ("shb", ".mat"): _write_shanghai,
-}
-
-
-def make_items(
-    root: Path, layout: str, images: int, seed: int, size: tuple[int, int], people: tuple[int, int]
-) -> list[Item]:
-    """What there is to draw: ``images`` shared out to the splits in proportion, at least one each."""
+def make_items(root: Path, settings: Mapping[str, Any]) -> list[Item]:
+    """What there is to draw: the number of images shared out to the splits in proportion, at least one each."""
+    layout, images = settings["layout"], settings["images"]
     published = SPLITS[layout]
     if images < len(published):
         raise ValueError(f"--images {images}: {layout} has {len(published)} splits; give {len(published)} or more")
@@ -159,35 +227,37 @@ def make_items(
     items: list[Item] = []
     for split, share in zip(published, shares, strict=True):
         first = len(items) if layout in ("jhu", "nwpu") else 0  # the others count each split from 1
-        items += [Item(root, layout, split, first + i + 1, len(items) + i, seed, size, people) for i in range(share)]
+        items += [Item(root, settings, layout, split, first + i + 1, len(items) + i) for i in range(share)]
     return items
-
-
-def _write_lists(items: Sequence[Item]) -> None:
-    """NWPU-Crowd's lists: id, luminance and density level."""
-    for split in SPLITS["nwpu"]:
-        lines = [f"{item.number:04} {item.index % 3} {item.index % 5}\n" for item in items if item.split == split]
-        _write(items[0].root / f"{split}.txt", "".join(lines).encode())
 
 
 def _read_truth(root: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The images that earlier runs with the same settings finished; a line that a kill cut off does not count."""
-    entries: list[dict[str, Any]] = []
-    found = []
-    if (root / _TRUTH).exists():
+    lines: list[dict[str, Any]] = []
+    with contextlib.suppress(FileNotFoundError):
         contents = json.loads((root / _TRUTH).read_text(encoding="utf-8"))
-        found.append(contents["settings"])
-        entries += contents["images"]
-    if (root / _PROGRESS).exists():
+        lines += [contents["settings"], *contents["images"]]
+    with contextlib.suppress(FileNotFoundError):
         for line in (root / _PROGRESS).read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            (entries if "image" in entry else found).append(entry)
-    if any(other != settings for other in found):
-        raise ValueError(f"{root}: holds images of other arguments ({found[0]}); choose another --out")
-    return {entry["image"]: entry for entry in entries}
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
+    for line in lines:
+        if "image" not in line and line != settings:
+            raise ValueError(f"{root}: holds images of other arguments ({line}); choose another --out")
+    return {line["image"]: line for line in lines if "image" in line}
+
+
+def _draw_all(root: Path, settings: Mapping, todo: Sequence[Item], truth: dict[str, Any], workers: int) -> int:
+    """Draw the items, note each in the progress and in ``truth``, and give the exit code."""
+    _write(root / _PROGRESS, "".join(json.dumps(entry) + "\n" for entry in (settings, *truth.values())).encode())
+    outcomes = []
+    with (root / _PROGRESS).open("a", encoding="utf-8", buffering=1) as progress:
+        for outcome in for_each(draw_item, todo, workers, "draw"):
+            outcomes.append(outcome)
+            if outcome.error is None:
+                truth[outcome.result["image"]] = outcome.result
+                progress.write(json.dumps(outcome.result) + "\n")
+    return report_failures(outcomes)
 
 
 def main() -> int:
@@ -200,53 +270,33 @@ def main() -> int:
     parser.add_argument("--width", type=number(int, 32), default=1024, help="average width, pixels")
     parser.add_argument("--min-people", type=number(int, 0), default=0, help="fewest people in an image")
     parser.add_argument(
-        "--max-people",
-        type=number(int, 0),
-        default=1000,
-        help=f"most people in an image, where it has {_PIXELS_PER_HEAD} pixels for each",
+        "--max-people", type=number(int, 0), default=1000, help="most people, one for 80 pixels at most"
     )
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of everything drawn")
     parser.add_argument("--workers", type=number(int, 1), default=default_workers(), help="parallel processes")
     arguments = parse_arguments(parser)
     if arguments.min_people > arguments.max_people:
         parser.error(f"--min-people {arguments.min_people} is greater than --max-people {arguments.max_people}")
-    names = ("layout", "images", "height", "width", "min_people", "max_people", "seed")
-    settings = {name: getattr(arguments, name) for name in names}
-    root, size = make_folder(arguments.out), (arguments.height, arguments.width)
-    people = arguments.min_people, arguments.max_people
-    items = make_items(root, arguments.layout, arguments.images, arguments.seed, size, people)
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "workers", "config")}
+    root = make_folder(arguments.out)
+    items = make_items(root, settings)
     truth = _read_truth(root, settings)
-    for folder in {root, *((root / path).parent for item in items for path in files_of(item))}:
+    files = [files_of(item) for item in items]
+    for folder in {root, *((root / path).parent for paths in files for path in paths)}:
         remove_stale_partials(make_folder(folder))
-    if arguments.layout == "nwpu":
-        _write_lists(items)
-    todo = []
-    for item in items:
-        files = files_of(item)
-        if files[0].as_posix() not in truth or not all((root / path).exists() for path in files):
-            todo.append(item)
-    outcomes = list(_draw_all(root, todo, truth, settings, arguments.workers))
-    code = report_failures(outcomes)
+    for split in SPLITS["nwpu"] if arguments.layout == "nwpu" else ():  # its lists: id, luminance and density level
+        ids = [f"{item.number:04} {item.index % 3} {item.index % 5}\n" for item in items if item.split == split]
+        _write(root / f"{split}.txt", "".join(ids).encode())
+    whole = [paths[0].as_posix() in truth and all((root / path).exists() for path in paths) for paths in files]
+    todo = [item for item, is_whole in zip(items, whole, strict=True) if not is_whole]
+    code = _draw_all(root, settings, todo, truth, arguments.workers) if todo else 0
     if code == 0:
-        images = [truth[files_of(item)[0].as_posix()] for item in items]
+        images = [truth[paths[0].as_posix()] for paths in files]
         _write(root / _TRUTH, (json.dumps({"settings": settings, "images": images}) + "\n").encode())
         (root / _PROGRESS).unlink(missing_ok=True)
     heads = sum(len(entry["points"]) for entry in truth.values())
-    print(f"{root}: {len(truth)} images with {heads:,} heads, {len(items) - len(todo)} of them were there")
+    print(f"{root}: {len(truth)} images with {heads:,} heads, {sum(whole)} of them were there")
     return code
-
-
-def _draw_all(root: Path, todo: Sequence[Item], truth: dict[str, Any], settings: Mapping[str, Any], workers: int):
-    if not todo:
-        return
-    _write(root / _PROGRESS, "".join(json.dumps(entry) + "\n" for entry in (settings, *truth.values())).encode())
-    with (root / _PROGRESS).open("a", encoding="utf-8") as progress:
-        for outcome in for_each(draw_item, todo, workers, "draw"):
-            if outcome.error is None:
-                truth[outcome.result["image"]] = outcome.result
-                progress.write(json.dumps(outcome.result) + "\n")
-                progress.flush()
-            yield outcome
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
+
+from datasets.rescaling import rescaled_rectangle
+from utils.pixels import COARSEST
 
 GREY_PROBABILITY = 0.12
 FLIP_PROBABILITY = 0.5
@@ -50,10 +52,7 @@ def draw_augmentation(
     the image is.
     """
     if min(height, width) < crop_size:
-        raise ValueError(
-            f"{name}: {width} x {height} pixels, smaller than the crop of {crop_size}; lower --crop-size to "
-            f"{min(height, width)} or less, or preprocess with --min-size {crop_size}"
-        )
+        raise ValueError(too_small(name, height, width, crop_size))
     grey, scale, top, left, flip = generator.random(5)
     factor = MIN_SCALE + (MAX_SCALE - MIN_SCALE) * float(scale)
     if stride or min(_rescaled(height, width, factor)) < crop_size:
@@ -68,26 +67,39 @@ def draw_augmentation(
     )
 
 
+def too_small(name: str, height: int, width: int, crop_size: int) -> str:
+    """What is said of an image that no crop fits into: the largest crop that does is a multiple of the networks' stride."""
+    fits = min(height, width) // COARSEST * COARSEST
+    lower = f"lower --crop-size to {fits} or less, or " if fits else ""
+    return f"{name}: {width} x {height} pixels, smaller than the crop of {crop_size}; {lower}preprocess with --min-size {crop_size}"
+
+
 def augment(sample: Sample, augmentation: Augmentation, crop_size: int) -> tuple[Sample, np.ndarray]:
-    """Rescale, crop, make grey, flip -> (crop with the points it keeps, their targets float32 [n])."""
-    sample = rescale(sample, augmentation.scale)
-    sample, targets = crop(sample, augmentation.left, augmentation.top, crop_size)
+    """Rescale, crop, make grey, flip -> (crop with the points it keeps, their targets float32 [n]).
+
+    Of the image only the pixels under the crop are read: it may lie in a file that is mapped into memory.
+    """
+    image = cut_out(sample.image, augmentation, crop_size)
+    sample, targets = crop(rescale(sample, augmentation.scale), augmentation.left, augmentation.top, crop_size)
+    sample = sample._replace(image=image)
     if augmentation.grey:
         sample = sample._replace(image=grey(sample.image))
     return (hflip(sample) if augmentation.flip else sample), targets
 
 
+def cut_out(image: np.ndarray, augmentation: Augmentation, size: int) -> np.ndarray:
+    """The pixels of a crop: uint8 [size, size, 3], those that all of the image, rescaled (bilinear), would have there."""
+    top, left = augmentation.top, augmentation.left
+    if augmentation.scale == 1:
+        return np.array(image[top : top + size, left : left + size])
+    return rescaled_rectangle(image, _rescaled(*image.shape[:2], augmentation.scale), top, left, size, size)
+
+
 def rescale(sample: Sample, factor: float) -> Sample:
-    """Resize the image (bilinear); multiply points, neighbour distances and scales of the Gaussians by ``factor``."""
-    if factor == 1:
-        return sample
-    height, width = _rescaled(*sample.image.shape[:2], factor)
+    """Multiply points, neighbour distances and scales of the Gaussians by ``factor``; the image stays (see ``cut_out``)."""
     factor = np.float32(factor)
     return sample._replace(
-        image=cv2.resize(sample.image, (width, height), interpolation=cv2.INTER_LINEAR),
-        points=sample.points * factor,
-        distance=sample.distance * factor,
-        scales=sample.scales * factor,
+        points=sample.points * factor, distance=sample.distance * factor, scales=sample.scales * factor
     )
 
 
@@ -104,14 +116,13 @@ def box_fraction(points: np.ndarray, distance: np.ndarray, left: float, top: flo
 
 
 def crop(sample: Sample, left: int, top: int, size: int) -> tuple[Sample, np.ndarray]:
-    """Cut out a square and move the origin to its corner -> (sample, targets).
+    """Keep the annotations of a square and move the origin to its corner -> (sample, targets); the image stays.
 
     Points stay whose box lies at least 30 % inside, also some just outside the square; that fraction is their target.
     """
     fraction = box_fraction(sample.points, sample.distance, left, top, size)
     kept = fraction >= MIN_BOX_FRACTION
-    return Sample(
-        image=sample.image[top : top + size, left : left + size],
+    return sample._replace(
         points=sample.points[kept] - np.array([left, top], sample.points.dtype),
         distance=sample.distance[kept],
         scales=sample.scales[kept],

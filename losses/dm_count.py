@@ -168,7 +168,8 @@ def _sinkhorn(
         u = share / to_points(v)
         if iteration % CHECK_EVERY == 0 or iteration == iterations:
             final = torch.where(stopped, final, v)
-            error = (to_cells(u) * v - mass).square().sum(dim=(1, 2), keepdim=True)
+            received = (to_cells(u) - TINY) * v  # the rule's have nothing added: v is up to 1e16 D'
+            error = (received - mass).square().sum(dim=(1, 2), keepdim=True)
             stopped = stopped | (error <= tolerance)
     broken = ~mass.sum(dim=(1, 2), keepdim=True).isfinite()
     return (torch.where(broken, start, final) + TINY).log()

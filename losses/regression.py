@@ -32,7 +32,7 @@ def regression_loss(
     total = density.new_zeros((), dtype=torch.float32)
     for cells, points, targets in samples(density, batch):
         with torch.no_grad():
-            widths = beta * neighbour_distance(points) if adaptive else torch.full_like(targets, sigma)
+            widths = beta * clipped_neighbour_distance(points) if adaptive else torch.full_like(targets, sigma)
             truth = density_map(points, widths, cells.shape, stride, targets if renormalise else None)
         total = total + (cells - truth).square().sum() / 2
     return total / len(density)
@@ -58,7 +58,7 @@ def density_map(
     return rows.T @ columns
 
 
-def neighbour_distance(points: Tensor) -> Tensor:
+def clipped_neighbour_distance(points: Tensor) -> Tensor:
     """Mean distance to the 3 nearest other points (fewer where there are fewer), clipped to [4, 128] pixels: [n].
 
     A single point has 128.

@@ -77,18 +77,21 @@ class _Kernels:
 
 
 class _TransportedMass(torch.autograd.Function):
-    """sum |target - K D| / B and its gradient -K^T sign(target - K D) / B: a product each, no gradient for K."""
+    """sum |K D - target| / B and its gradient K^T sign(K D - target) / B: a product each, no gradient for K."""
 
     @staticmethod
     def forward(ctx, cells: Tensor, target: Tensor, samples: int, *kernel: Tensor) -> Tensor:
-        residual = target - _product(*kernel[:3], cells)
-        ctx.save_for_backward(residual.sign().mul_(-1 / samples), *kernel[3:])
-        return torch.linalg.vector_norm(residual, 1) / samples
+        residual = _product(*kernel[:3], cells) - target
+        ctx.save_for_backward(residual.sign(), *kernel[3:])
+        ctx.samples, loss = samples, torch.linalg.vector_norm(residual, 1)
+        return loss / samples if samples > 1 else loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return _product(*ctx.saved_tensors[1:], ctx.saved_tensors[0]).mul_(gradient), *[None] * 8
+        sign, *transposed = ctx.saved_tensors
+        cells = _product(*transposed, sign).mul_(gradient)
+        return cells.div_(ctx.samples) if ctx.samples > 1 else cells, *[None] * 8
 
 
 def _product(indptr: Tensor, indices: Tensor, data: Tensor, vector: Tensor) -> Tensor:

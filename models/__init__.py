@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from torch import nn
@@ -9,7 +10,8 @@ from torch import nn
 from models.backbone import load_backbone
 from models.vgg import VGG, Prediction
 from models.vgg_trans import VGGTrans, attention_variance
-from models.weights import load_weights, read_checkpoint
+from models.weights import load_weights, read_checkpoint, weights_file
+from utils.training.checkpoint import describe
 
 MODELS = {network.name: network for network in (VGG, VGGTrans)}
 
@@ -19,9 +21,11 @@ __all__ = [
     "attention_variance",
     "build_model",
     "load_backbone",
+    "load_model",
     "load_weights",
     "rate_groups",
     "read_checkpoint",
+    "weights_file",
 ]
 
 
@@ -54,3 +58,19 @@ def rate_groups(model: nn.Module, head_lr: float = 0.0) -> list[dict[str, Any]]:
     features = list(model.features.parameters())
     known = set(map(id, features))
     return [{"params": features}, {"params": [p for p in model.parameters() if id(p) not in known], "lr": head_lr}]
+
+
+def load_model(
+    path: str | os.PathLike, name: str | None = None, topk: float | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """(The network of a checkpoint in evaluation mode, what the checkpoint says of itself).
+
+    path: .pth, .tar or .safetensors, or the folder of a run, for its best model. name and topk take the place of what the
+    file says (`utils.training.checkpoint.describe`). Raises OSError or ValueError, in one line, as `load_weights`.
+    """
+    path = weights_file(path)
+    said = describe(read_checkpoint(path))
+    said |= {"model_name": name or said["model_name"], "topk": topk or said.get("topk", 0.3)}
+    model = build_model(said["model_name"], topk=said["topk"], usenum=said.get("usenum", 18))
+    load_weights(model, path)
+    return model.eval(), said

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.pixels import COARSEST
+
 # Output channels and number of 3x3 convolutions of the five blocks of VGG19 (Simonyan and Zisserman, ICLR 2015,
 # configuration E); every block but the last ends in a 2x2 max pooling.
 VGG19_BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
-FEATURE_STRIDE = 16
-DENSITY_STRIDE = 8
 
 
 class Prediction(NamedTuple):
@@ -61,10 +61,9 @@ def check_images(images: torch.Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must have shape [B, 3, H, W], got {list(images.shape)}")
     height, width = images.shape[-2:]
-    if min(height, width) < FEATURE_STRIDE:
+    if min(height, width) < COARSEST:
         raise ValueError(
-            f"images must be at least {FEATURE_STRIDE} x {FEATURE_STRIDE} pixels, got {height} x {width}: "
-            "enlarge or pad them"
+            f"images must be at least {COARSEST} x {COARSEST} pixels, got {height} x {width}: enlarge or pad them"
         )
 
 

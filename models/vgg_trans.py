@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.vgg import DENSITY_STRIDE, Prediction, check_images, regression_head, vgg19_features
+from models.vgg import Prediction, check_images, regression_head, vgg19_features
+from utils.pixels import STRIDE
 
 CHANNELS = 512
 HEADS = 8
@@ -85,6 +86,8 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """Two layers of attention over the L = h w cells of a feature map; each sample is treated as if alone."""
 
+    in_degree_index = staticmethod(in_degree_index)  # models.export puts one in its place that can be traced
+
     def __init__(self, topk: float, usenum: int) -> None:
         super().__init__()
         self.topk, self.usenum = topk, usenum
@@ -107,7 +110,7 @@ class Encoder(nn.Module):
         tokens = features.flatten(2).transpose(1, 2)  # [B, L, 512]
         attentions = []
         for layer in self.layers:
-            position = self.near_embeddings(in_degree_index(tokens, self.topk, self.usenum))
+            position = self.near_embeddings(self.in_degree_index(tokens, self.topk, self.usenum))
             tokens, attention = layer(tokens, position, edges)
             attentions.append(attention)
         return tokens.transpose(1, 2).reshape(features.shape), tuple(attentions)
@@ -132,7 +135,7 @@ class VGGTrans(nn.Module):
         """Normalised RGB [B, 3, H, W] -> Prediction; ValueError for another shape or a side under 16 pixels."""
         check_images(images)
         features, attention = self.encoder(self.features(images))
-        size = (images.shape[-2] // DENSITY_STRIDE, images.shape[-1] // DENSITY_STRIDE)
+        size = (images.shape[-2] // STRIDE, images.shape[-1] // STRIDE)
         features = F.interpolate(features, size=size, mode="bilinear", align_corners=True)
         return Prediction(self.reg_layer_0(features).abs(), attention)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import sys
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils.training.checkpoint import DESCRIPTION
+
+_COMPILED = "_orig_mod."
+_PREFIXES = ("module.", "model.", _COMPILED)
+
+
+def weights_file(path: str | os.PathLike) -> Path:
+    """The file of a checkpoint: the path itself, or the best model in the folder of a run."""
+    path = Path(path)
+    return path / "best_model.pth" if path.is_dir() else path
+
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Contents of a checkpoint (.tar), or of a bare state_dict (.pth) as {"model_state_dict": ...}, on the CPU.
 
-    The prefix "module." that DataParallel puts before every name is taken off. Only tensors and plain containers are
+    So are those of a .safetensors file of `models.export`, with the description that it carries as "arguments". The
+    prefixes that wrappers put before every name are taken off (``strip_prefixes``), and those that were are the text
+    ``removed_prefixes``. A dict of tensors as ``state_dict`` or ``model`` stands for ``model_state_dict``. Only tensors and plain containers are
     unpickled. Raises OSError (missing or unreadable file) or ValueError (damaged, refused or not a state_dict).
     """
     path = Path(path)
@@ -29,7 +45,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             if zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
                     _check_claim(path, sum(entry.file_size for entry in archive.infolist()))
-            content = torch.load(path, weights_only=True, map_location="cpu")
+            if path.suffix == ".safetensors":
+                content = _read_safetensors(path)
+            else:
+                content = torch.load(path, weights_only=True, map_location="cpu")
             for tensor in _tensors(content):
                 _check_claim(path, tensor.untyped_storage().nbytes())
     except Exception as error:  # a damaged file makes the unpickler fail with anything, KeyError included
@@ -46,10 +65,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             f"{path}: not a readable PyTorch weights file (damaged, incomplete or of another kind), "
             "fetch or save it again"
         ) from None
-    checkpoint = (
-        content if isinstance(content, dict) and "model_state_dict" in content else {"model_state_dict": content}
-    )
-    state = checkpoint["model_state_dict"]
+    keys = ("model_state_dict", "state_dict", "model")  # ours, Lightning's, and many others'
+    key = next((key for key in keys if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
+    checkpoint = {name: value for name, value in content.items() if name != key} if key else {}
+    state = content[key] if key else content
     if (
         not isinstance(state, dict)
         or not state
@@ -58,9 +77,40 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(
             f"{path}: neither a state_dict nor a checkpoint with model_state_dict, save model.state_dict()"
         )
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return {**checkpoint, "model_state_dict": state}
+    state, removed = strip_prefixes(state)
+    return {**checkpoint, "model_state_dict": state, "removed_prefixes": removed}
+
+
+def strip_prefixes(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
+    """``state`` without what wrappers add to names, and what that was, in their order.
+
+    "module." of DataParallel and "model." of Lightning stand before all names, "_orig_mod." of torch.compile before all
+    or in the names of the modules that were compiled.
+    """
+    names, removed = list(state), []
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in names)), None):
+        names = [name.removeprefix(prefix) for name in names]
+        removed.append(prefix)
+    inside = [name.replace(f".{_COMPILED}", ".") for name in names]
+    inside = [name.removeprefix(_COMPILED) for name in inside]
+    if inside != names:
+        removed.append(_COMPILED)
+    if not removed or len(set(inside)) < len(state):
+        return state, ""
+    stripped = OrderedDict(zip(inside, state.values(), strict=True))
+    if hasattr(state, "_metadata"):  # where a checkpoint describes itself
+        stripped._metadata = state._metadata
+    return stripped, ", ".join(removed)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors import safe_open
+    except ImportError:
+        raise ValueError(f"{path}: needs the package safetensors: pip install -r requirements-export.txt") from None
+    with safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}
+        return {"model_state_dict": state, "arguments": json.loads((file.metadata() or {}).get(DESCRIPTION, "{}"))}
 
 
 def _check_claim(path: Path, claimed: int) -> None:
@@ -94,7 +144,10 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
     Raises OSError or ValueError, each with one line that names the file, what differs and the likely cause; the model
     is then unchanged.
     """
-    state, expected = read_state_dict(path), model.state_dict()
+    checkpoint, expected = read_checkpoint(path), model.state_dict()
+    state, removed = checkpoint["model_state_dict"], checkpoint["removed_prefixes"]
+    if removed:
+        print(f"{path}: {removed} before the names of its layers is taken off", file=sys.stderr)
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     if missing or unexpected:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from tqdm import tqdm
 
+from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
 from scripts.experiments import Children, ended_with_us, guess_counts, read_counts, write_table
@@ -31,7 +32,7 @@ from utils.cli import EXIT_FAILED, one_line, progress_options, run_script
 from utils.config import make_parser, number, option_values
 from utils.evaluation import mae_mse
 from utils.files import atomic_write, list_images, make_folder, points_path
-from utils.train_options import parse_train_options
+from utils.training.train_options import parse_train_options
 
 TRAIN, TEST = ROOT / "train_gs.py", ROOT / "test.py"
 FIRST_SEED = 4073
@@ -112,14 +113,14 @@ def plan(arguments: argparse.Namespace, passed: Sequence[str]) -> list[Run]:
                 str(seed),
             ]
             if arguments.recipes and label in RECIPES:
-                dataset = parse_train_options(tuple(MODELS), tuple(LOSSES), options).dataset
+                dataset = parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, options).dataset
                 recipe = ROOT / "configs" / f"{RECIPES[label]}_{dataset}.yml"
                 if not recipe.is_file():
                     raise ValueError(f"{recipe}: no such recipe; leave {label} out with --losses, or drop --recipes")
                 options = ["--config", str(recipe), *options]
             folder = arguments.out / f"{label}_seed{seed}"
             options += ["--save-dir", str(folder)]
-            parsed = parse_train_options(tuple(MODELS), tuple(LOSSES), options)
+            parsed = parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, options)
             effective = {key: value for key, value in option_values(parsed).items() if key not in MAY_DIFFER}
             effective |= {"data": str(arguments.data.resolve()), "split": arguments.split}
             device = parsed.device.partition(",")[0]

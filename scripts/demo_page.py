@@ -22,7 +22,7 @@ from PIL import Image
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import cell_grid, transport_kernel
 from GS2D.visualize import summarise
-from utils.figures import add_ellipses, truth_density
+from utils.evaluation.figures import add_ellipses, truth_density
 from utils.files import atomic_write
 
 CELL = 8  # pixels in a cell

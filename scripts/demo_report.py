@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import yaml
 
-from datasets.images import load_image
 from GS2D.fitting import FitConfig, fit_image
 from GS2D.gaussians import Gaussians2D
 from GS2D.process_gaussians import clean
@@ -21,11 +20,12 @@ from scripts.experiments import guess_counts
 from utils.cli import run_script
 from utils.config import make_parser
 from utils.evaluation import Result, mae_mse
-from utils.figures import save_gaussians_figure
+from utils.evaluation.figures import save_gaussians_figure
+from utils.evaluation.localisation import localisation_scores
 from utils.files import atomic_write, gaussians_path, list_images, points_path, read_points
-from utils.localisation import localisation_scores
+from utils.images import load_image
 
-KERNEL_OPTIONS = ("background_ratio", "cut_off", "post_min", "post_max", "scale_ratio")
+KERNEL_NAMES = ("background_ratio", "cut_off", "post_min", "post_max", "scale_ratio")
 # What the demo should reach: MAE as a share of the mean count, F1 at half a nucleus' radius and more, and at its radius.
 MAE_SHARE, F1 = 0.06, {8.0: 0.5, 12.0: 0.75}
 
@@ -90,7 +90,7 @@ def save_pictures(
 ) -> None:
     """index.html; gaussians.png of a training image; overview.jpg of a test image, fitted here for the picture alone."""
     settings = yaml.safe_load((run / "config.yml").read_text(encoding="utf-8"))
-    options = {"stride": CELL, **{name: settings[name] for name in KERNEL_OPTIONS}}
+    options = {"stride": CELL, **{name: settings[name] for name in KERNEL_NAMES}}
 
     trained = list_images(data / "train")
     fullest = max(trained, key=lambda path: len(read_points(points_path(path))))

@@ -20,8 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from datasets.annotations import read_ucf
-from datasets.images import load_image
+from datasets.raw.annotations import read_ucf
 from GS2D.fitting import FitConfig, fit_image, foreground, initial_parameters
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import cell_grid, dense_transport_kernel, transport_kernel
@@ -30,8 +29,9 @@ from GS2D.rasterize import rasterize
 from GS2D.visualize import summarise
 from utils.cli import run_script
 from utils.config import make_parser, number
-from utils.figures import add_ellipses, show_image
+from utils.evaluation.figures import add_ellipses, show_image
 from utils.files import atomic_write, make_folder
+from utils.images import load_image
 
 STRIDE = 8  # pixels in a cell
 PUBLISHED = {"scale_ratio": 1.0, "post_min": 1.0, "cut_off": 3.0, "background_ratio": 0.015}

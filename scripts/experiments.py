@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.images import load_image
 from utils.evaluation import Result
 from utils.files import atomic_write, list_images, points_path, read_points
+from utils.images import load_image
 
 
 def mean_density(images: Sequence[Path]) -> float:

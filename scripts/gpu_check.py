@@ -28,13 +28,15 @@ from torch.profiler import ProfilerActivity, profile
 
 import train_gs
 from datasets.crowd import Batch, TrainSample, collate
-from datasets.images import save_jpeg
-from datasets.preprocess import neighbour_distance
 from GS2D.gaussians import Gaussians2D
+from GS2D.options import KERNEL_OPTIONS
+from GS2D.points import mean_neighbour_distance
 from losses import LOSSES, build_kernel, build_loss
-from utils.checkpoint import checkpoints
+from scripts import gpu_fit_check
 from utils.files import gaussians_path, points_path
-from utils.train_options import parse_train_options
+from utils.images import save_jpeg
+from utils.training.checkpoint import checkpoints
+from utils.training.train_options import parse_train_options
 
 CUDA = "cuda"
 CROP = 512
@@ -192,7 +194,7 @@ def make_data(root: Path, images: int, side: int, points: int) -> Path:
             pixels = np.kron(random.integers(0, 255, (side // 8, side // 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
             save_jpeg(pixels, path, 90)
             means = random.uniform(0, side, (points, 2)).astype(np.float32)
-            np.save(points_path(path), np.c_[means, neighbour_distance(means)].astype(np.float32))
+            np.save(points_path(path), np.c_[means, mean_neighbour_distance(means)].astype(np.float32))
             shapes = random.uniform(3, 14, (points, 2)), random.uniform(0, 3, (points, 1)), np.ones((points, 3))
             Gaussians2D(means, *shapes).save(gaussians_path(path))
     return root
@@ -201,7 +203,9 @@ def make_data(root: Path, images: int, side: int, points: int) -> Path:
 def run_of(folder: Path, data: Path, *options: str) -> tuple[train_gs.Fabric, argparse.Namespace, train_gs.Run]:
     """A training run as ``train_gs.py`` with these options would set it up."""
     fixed = ["--data-dir", str(data), "--save-dir", str(folder), "--backbone-weights", "none", "--device", "0"]
-    arguments = parse_train_options(("vgg", "vgg_trans"), tuple(LOSSES), [*fixed, "--num-workers", "2", *options])
+    arguments = parse_train_options(
+        ("vgg", "vgg_trans"), tuple(LOSSES), KERNEL_OPTIONS, [*fixed, "--num-workers", "2", *options]
+    )
     fabric = train_gs.start_fabric(arguments)
     return fabric, arguments, train_gs.set_up_run(fabric, arguments)
 
@@ -216,8 +220,17 @@ def epoch_of(fabric, arguments, run, loader=None, epoch: int = 0) -> dict:
 def trains() -> Iterator[Row]:
     """30 steps of both networks in every precision, and with every option that changes the step."""
     variants = [("vgg", "--precision", p) for p in PRECISIONS] + [("vgg_trans", "--precision", p) for p in PRECISIONS]
-    variants += [("vgg", "--channels-last"), ("vgg", "--ema", "0.9"), ("vgg", "--accumulate", "3"), ("vgg", "--compile")]
-    variants += [("vgg", "--grad-clip", "1", "--precision", "16-mixed"), ("vgg", "--no-tf32"), ("vgg", "--deterministic")]
+    variants += [
+        ("vgg", "--channels-last"),
+        ("vgg", "--ema", "0.9"),
+        ("vgg", "--accumulate", "3"),
+        ("vgg", "--compile"),
+    ]
+    variants += [
+        ("vgg", "--grad-clip", "1", "--precision", "16-mixed"),
+        ("vgg", "--no-tf32"),
+        ("vgg", "--deterministic"),
+    ]
     variants += [("vgg", "--loss", name) for name in LOSSES if name != "gst"]
     with tempfile.TemporaryDirectory() as folder:
         data = make_data(Path(folder) / "data", 30, 192, 20)
@@ -230,7 +243,9 @@ def trains() -> Iterator[Row]:
             ok = bool(finite or ("16-mixed" in options and np.isfinite(metrics["loss"])))
             torch.use_deterministic_algorithms(False)
             took = time.perf_counter() - begin
-            yield Row(name, ok, f"30 steps, loss {metrics['loss']:.2f}, gradient {metrics['gradient_norm']:.3g}, {took:.0f} s")
+            yield Row(
+                name, ok, f"30 steps, loss {metrics['loss']:.2f}, gradient {metrics['gradient_norm']:.3g}, {took:.0f} s"
+            )
 
 
 def resumes() -> Iterator[Row]:
@@ -257,7 +272,9 @@ def resumes() -> Iterator[Row]:
             yield Row(f"resume, {precision}", same, "the same bits" if same else "other weights")
             half["scaler"] = {}
             torch.save(half, root / "foreign.tar")
-            again = train("other" + precision, "--epochs", "2", "--resume", str(root / "foreign.tar"), "--weight-decay", "0.5")
+            again = train(
+                "other" + precision, "--epochs", "2", "--resume", str(root / "foreign.tar"), "--weight-decay", "0.5"
+            )
             decay = again["optimizer_state_dict"]["param_groups"][0]["weight_decay"]
             yield Row(f"resume without a scaler, {precision}", decay == 0.5, f"weight decay {decay}")
     torch.use_deterministic_algorithms(False)
@@ -339,7 +356,12 @@ def network_alone(fabric, arguments, run, batch) -> float:
     return 1000 * (time.perf_counter() - begin) / 60
 
 
-CHECKS = {check.__name__: check for check in (versions, losses_equal, costs, trains, resumes, steps)}
+def fitting() -> Iterator[Row]:
+    """The checks of scripts/gpu_fit_check.py."""
+    yield from (Row(*row) for row in gpu_fit_check.checks())
+
+
+CHECKS = {check.__name__: check for check in (versions, losses_equal, fitting, costs, trains, resumes, steps)}
 
 
 def rows(names: list[str]) -> Iterator[Row]:

@@ -1,9 +1,11 @@
-"""From raw data to the rows of GST's published table: prepare, splat, clean, train, evaluate, and print both numbers.
+"""From raw data to the rows of published tables: prepare, splat, clean, train, evaluate, and print both numbers.
 
     python scripts/reproduce_tables.py qnrf vgg                               train, then evaluate
     python scripts/reproduce_tables.py qnrf --checkpoint best_model.pth       evaluate a released checkpoint instead
+    python scripts/reproduce_tables.py sha bl gst --train-options "--minutes 60"    two losses on ShanghaiTech A, an hour each
 
-Without names every data set and both networks. The same command goes on where it was interrupted: each stage skips what is done.
+Without names every data set, both networks and the losses with published numbers, those other than GST's on vgg. The same command goes on where it
+was interrupted: each stage skips what is done.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from datasets.raw.annotations import FOLDS
 from models import MODELS
 from scripts.experiments import read_counts, write_table
 from utils.cli import run_script
@@ -27,7 +30,10 @@ from utils.evaluation import mae_mse
 from utils.files import make_folder
 
 REMARKS = (
+    "UCF_CC_50: the mean of the MAE and of the MSE of its five folds; GST published none.",
     "Published: GST's row of a later paper's comparison table, which does not name the backbone; both networks stand beside it.",
+    "ShanghaiTech: BL (Ma et al., ICCV 2019), DM-Count (Wang et al., NeurIPS 2020) and the generalized loss (Wan et al., CVPR 2021) "
+    "on VGG19, as their papers say; GST's has no published number.",
     "MSE: root of the mean squared error. Difference: measured minus published; below zero is better than published.",
     "NWPU-Crowd's test annotations are not public: measured is val, the published number is test's, and the two are not compared. "
     "The submission file that was written gets its test score at https://www.crowdbenchmark.com.",
@@ -44,7 +50,9 @@ class Source(NamedTuple):
     script: str
     parts: tuple[tuple[str, ...], ...]  # what the raw folder holds, one of each
     measured: str  # split whose annotations are public
-    published: tuple[float, float]  # MAE, MSE on test
+    published: Mapping[str, tuple[float, float]]  # MAE, MSE on test, by loss
+    options: tuple[str, ...] = ()  # of the script
+    folds: int = 0  # of cross validation, each prepared, trained and measured on its own
 
 
 SOURCES = {
@@ -56,7 +64,7 @@ SOURCES = {
         "preprocess_dataset_ucf.py",
         (("Train",), ("Test",)),
         "test",
-        (80.7, 131.1),
+        {"gst": (80.7, 131.1)},
     ),
     "jhu": Source(
         "JHU-Crowd++",
@@ -66,7 +74,7 @@ SOURCES = {
         "preprocess_dataset_jhu.py",
         tuple((f"{split}/{part}",) for split in ("train", "val", "test") for part in ("images", "gt")),
         "test",
-        (53.9, 225.4),
+        {"gst": (53.9, 225.4)},
     ),
     "nwpu": Source(
         "NWPU-Crowd",
@@ -76,17 +84,57 @@ SOURCES = {
         "preprocess_dataset_nwpu.py",
         (("images", "images_part1"), ("mats", "jsons"), ("train.txt",), ("val.txt",), ("test.txt",)),
         "val",
-        (74.4, 306.2),
+        {"gst": (74.4, 306.2)},
     ),
+    "ucf50": Source(
+        "UCF_CC_50",
+        "https://www.crcv.ucf.edu/data/ucf-cc-50/",
+        "UCF_CC_50",
+        "UCF50-Train-Val-Test",
+        "preprocess_dataset_ucf50.py",
+        (("1.jpg", "UCF_CC_50"),),
+        "test",
+        {},
+        folds=FOLDS,
+    ),
+    **{
+        f"sh{part.lower()}": Source(
+            f"ShanghaiTech {part}",
+            "https://github.com/desenzhou/ShanghaiTechDataset",
+            "ShanghaiTech",
+            f"SH{part}-Train-Val-Test",
+            "preprocess_dataset_sh.py",
+            tuple((f"part_{part}/{split}_data", f"part_{part}_final/{split}_data") for split in ("train", "test")),
+            "test",
+            published,
+            ("--part", part),
+        )
+        for part, published in (
+            ("A", {"bl": (62.8, 101.8), "dm-count": (59.7, 95.7), "gloss": (61.3, 95.4)}),
+            ("B", {"bl": (7.7, 12.7), "dm-count": (7.4, 11.8), "gloss": (7.3, 11.7)}),
+        )
+    },
 }
 LISTS = ("train.txt", "val.txt")  # of the Bayesian-Crowd-Counting repository, for UCF-QNRF
+RECIPES = ("gst", *dict.fromkeys(loss for source in SOURCES.values() for loss in source.published if loss != "gst"))
+
+
+class Row(NamedTuple):
+    """A row of the table: what is trained on what, in which folder; ``network`` as the table names it."""
+
+    data: str
+    network: str
+    loss: str
+    folder: Path
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options; wrong ones end the script."""
     parser = make_parser("Reproduce the rows of GST's published table that can be produced here.")
     add = parser.add_argument
-    names = f"rows: of {', '.join(SOURCES)} and {', '.join(MODELS)}; none of a kind: all of it"
+    names = (
+        f"rows: of {', '.join(SOURCES)}, of {', '.join(MODELS)} and of {', '.join(RECIPES)}; none of a kind: all of it"
+    )
     add("names", nargs="*", metavar="NAME", help=names)
     add("--data", type=Path, default=Path("data"), metavar="P", help="folder of the raw and prepared data sets")
     add("--runs", type=Path, default=Path("runs"), metavar="P", help="folder of training runs and of the table")
@@ -97,9 +145,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="print the commands only")
     arguments = parse_arguments(parser, argv)
     for name in arguments.names:
-        if name not in SOURCES and name not in MODELS:
-            parser.error(f"{name!r}: neither a data set ({', '.join(SOURCES)}) nor a network ({', '.join(MODELS)})")
+        if name not in SOURCES and name not in MODELS and name not in RECIPES:
+            kinds = f"neither a data set ({', '.join(SOURCES)}) nor a network ({', '.join(MODELS)})"
+            parser.error(f"{name!r}: {kinds} nor a loss ({', '.join(RECIPES)})")
     arguments.datasets = [name for name in SOURCES if name in arguments.names] or list(SOURCES)
+    arguments.losses = [name for name in RECIPES if name in arguments.names]
     arguments.models = [name for name in MODELS if name in arguments.names] or list(MODELS)
     if arguments.checkpoint and len(arguments.datasets) > 1:
         parser.error(f"--checkpoint {arguments.checkpoint}: name the data set that it is evaluated on")
@@ -120,33 +170,68 @@ def missing(arguments: argparse.Namespace) -> list[str]:
     return lines
 
 
-def prepare_commands(name: str, arguments: argparse.Namespace) -> list[list[str]]:
+def folds(name: str) -> list[int | None]:
+    """The folds of a data set, None for the whole."""
+    return list(range(1, SOURCES[name].folds + 1)) or [None]
+
+
+def part(folder: Path, fold: int | None) -> Path:
+    """What belongs to a fold, in a folder below that of the whole."""
+    return folder / f"fold{fold}" if fold else folder
+
+
+def all_rows(runs: Path) -> list[Row]:
+    """The rows that can be trained: GST on both networks, losses with published numbers on vgg."""
+    rows = []
+    for name, source in SOURCES.items():
+        rows += [Row(name, model, "gst", runs / f"{name}_{model}") for model in MODELS]
+        others = (loss for loss in source.published if loss != "gst")
+        rows += [Row(name, f"vgg, {loss}", loss, runs / f"{name}_vgg_{loss}") for loss in others]
+    return rows
+
+
+def chosen_rows(name: str, arguments: argparse.Namespace) -> list[Row]:
+    """The rows of a data set that are asked for."""
+    return [
+        row
+        for row in all_rows(arguments.runs)
+        if row.data == name
+        and row.network.partition(",")[0] in arguments.models
+        and (not arguments.losses or row.loss in arguments.losses)
+    ]
+
+
+def prepare_commands(name: str, arguments: argparse.Namespace, fold: int | None = None) -> list[list[str]]:
     """Raw data to what training needs; without fitted Gaussians for a checkpoint, which is evaluated only."""
     source = SOURCES[name]
-    raw, prepared = arguments.data / source.raw, str(arguments.data / source.prepared)
-    lists = []
+    raw, prepared = arguments.data / source.raw, str(part(arguments.data / source.prepared, fold))
+    lists = ["--fold", str(fold)] if fold else []
     if name == "qnrf" and all((raw / file).exists() for file in LISTS):
         lists = ["--train-list", str(raw / LISTS[0]), "--val-list", str(raw / LISTS[1])]
     paths = ["--input-dataset-path", str(raw), "--output-dataset-path", prepared]
-    commands = [[source.script, *paths, *lists, *shlex.split(arguments.preprocess_options)]]
-    if not arguments.checkpoint:
+    commands = [[source.script, *paths, *source.options, *lists, *shlex.split(arguments.preprocess_options)]]
+    if not arguments.checkpoint and any(row.loss == "gst" for row in chosen_rows(name, arguments)):
         splat = ["2dgs_counting_1gs_gsplat.py", "--root-path", prepared, *shlex.split(arguments.splat_options)]
         commands += [splat, ["GS2D/process_gaussians.py", "--root-path", prepared]]
     return commands
 
 
-def model_commands(name: str, model: str | None, folder: Path, arguments: argparse.Namespace) -> Iterator[list[str]]:
+def model_commands(
+    row: Row, model: str | None, arguments: argparse.Namespace, fold: int | None = None
+) -> Iterator[list[str]]:
     """Training, if there is no checkpoint, and evaluation, unless its result is newer than the checkpoint.
 
     ``model`` None: what the checkpoint says.
     """
+    name, folder = row.data, row.folder
     source = SOURCES[name]
-    data = ["--data-dir", str(arguments.data / source.prepared)]
+    data, folder = ["--data-dir", str(part(arguments.data / source.prepared, fold))], part(folder, fold)
     network = ["--model-name", model] if model else []
     checkpoint = arguments.checkpoint or folder / "best_model.pth"
     if not arguments.checkpoint:
         place = ["--dataset", name, *data, "--save-dir", str(folder), "--device", arguments.device]
-        yield ["train_gs.py", *network, *place, *shlex.split(arguments.train_options)]
+        recipe = ["--config", str(ROOT / "configs" / f"{row.loss}_{name}.yml")] if row.loss != "gst" else []
+        yield ["train_gs.py", *recipe, *network, *place, *shlex.split(arguments.train_options)]
     device = arguments.device.partition(",")[0]
     test = ["test.py", "--save-path", str(checkpoint), *network, *data, "--device", device]
     counted, submission = folder / source.measured, folder / "submission.txt"
@@ -168,19 +253,24 @@ def execute(command: Sequence[str]) -> None:
         raise ValueError(f"{command[0]} ended with exit code {code}; mend it and run this again, finished work is kept")
 
 
-def report(rows: Sequence[tuple[str, str, Path]], folder: Path) -> str:
+def report(rows: Sequence[Row], folder: Path) -> str:
     """Write the table of the rows (data set, network, run's folder), measured or not -> its Markdown."""
     table = [("data set", "network", "split", "measured MAE / MSE", "published MAE / MSE (test)", "difference")]
-    for name, model, run in rows:
+    for name, model, loss, run in rows:
         source = SOURCES[name]
-        results = run / source.measured / "results.csv"
+        known = source.published.get(loss)
+        results = [part(run, fold) / source.measured / "results.csv" for fold in folds(name)]
+        scores = [mae_mse(read_counts(path)) for path in results if path.exists()]
         measured, difference = "not measured yet", ""
-        if results.exists():
-            found = mae_mse(read_counts(results))
+        if scores:
+            found = [sum(values) / len(scores) for values in zip(*scores, strict=True)]
             measured = f"{found[0]:.1f} / {found[1]:.1f}"
-            change = (f"{one - other:+.1f}" for one, other in zip(found, source.published))
-            difference = " / ".join(change) if source.measured == "test" else "not comparable"
-        published = f"{source.published[0]} / {source.published[1]}"
+            if len(scores) < len(results):
+                measured += f" ({len(scores)} of {len(results)} folds)"
+            if known:
+                change = (f"{one - other:+.1f}" for one, other in zip(found, known))
+                difference = " / ".join(change) if source.measured == "test" else "not comparable"
+        published = f"{known[0]} / {known[1]}" if known else "none"
         table.append((source.title, model, source.measured, measured, published, difference))
     return write_table(folder, "reproduction", table, "\n\n".join(REMARKS))
 
@@ -193,22 +283,24 @@ def main() -> int:
         print("\n".join(f"error: {line}" for line in said), file=sys.stderr)
         return 1
     do = (lambda command: print(shlex.join(["python", *command]))) if arguments.dry_run else execute
-    rows = [(name, model, arguments.runs / f"{name}_{model}") for name in SOURCES for model in MODELS]
+    rows = all_rows(arguments.runs)
     for name in arguments.datasets:
         if arguments.checkpoint:
             models = [model for model in arguments.models if model in arguments.names]
-            model = models[0] if models else None
-            todo = [(name, model, arguments.runs / f"{name}_{arguments.checkpoint.stem}_released")]
-            rows.append((name, f"{model or ''} {arguments.checkpoint}".strip(), todo[0][2]))
+            model, folder = (models or [None])[0], arguments.runs / f"{name}_{arguments.checkpoint.stem}_released"
+            todo = [Row(name, f"{model or ''} {arguments.checkpoint}".strip(), "gst", folder)]
+            rows += todo
         else:
-            todo = [row for row in rows if row[0] == name and row[1] in arguments.models]
-        for command in prepare_commands(name, arguments):
-            do(command)
-        for _, model, folder in todo:
-            for command in model_commands(name, model, folder, arguments):
+            todo = chosen_rows(name, arguments)
+        for fold in folds(name):
+            for command in prepare_commands(name, arguments, fold):
                 do(command)
-            if not arguments.dry_run:
-                text = report(rows, make_folder(arguments.runs))
+            for row in todo:
+                network = model if arguments.checkpoint else row.network.partition(",")[0]
+                for command in model_commands(row, network, arguments, fold):
+                    do(command)
+                if not arguments.dry_run:
+                    text = report(rows, make_folder(arguments.runs))
     if not arguments.dry_run:
         print(text, end="")
     return 0

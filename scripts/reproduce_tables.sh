@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# GST's published table from raw data: bash scripts/reproduce_tables.sh [qnrf|jhu|nwpu ...] [vgg|vgg_trans ...] [options]
+# Published tables from raw data:
+# bash scripts/reproduce_tables.sh [qnrf|jhu|nwpu|ucf50|sha|shb ...] [vgg|vgg_trans ...] [gst|bl|... ...] [options]
 set -euo pipefail
 set -- requirements.txt "$@"
 source "$(dirname "$0")/venv.sh"

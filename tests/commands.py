@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import io
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,13 @@ def call(script, *arguments, code=0):
         except SystemExit as stop:
             status = stop.code or 0
     return _checked(status, out.getvalue(), err.getvalue(), code)
+
+
+def free_port():
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _checked(status, out, err, expected):

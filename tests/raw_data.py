@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
-from datasets.images import save_jpeg
+from utils.images import save_jpeg
 
 ROOT = Path(__file__).resolve().parents[1]
 TREES = ROOT / "examples" / "trees"
@@ -73,6 +73,17 @@ def make_nwpu(root, parts=True, kind="mat", lists="{:04} 0 1\n"):
     for name, numbers in (("train", (1, 2, 3)), ("val", (4,)), ("test", (5, 6))):
         write(root / f"{name}.txt", "".join(lists.format(i) for i in numbers))
     return root
+
+
+def make_ucf50(folder, images=50):
+    """UCF_CC_50: image i has i points, of which number 7 has one far outside, as the published files do."""
+    for i in range(1, images + 1):
+        save_noise(folder / f"{i}.jpg", seed=i)
+        points = draw_points(i)
+        if i == 7:
+            points[0] = -358, 10
+        scipy.io.savemat(folder / f"{i}_ann.mat", {"annPoints": points})
+    return folder
 
 
 def image_info(points):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from datasets.annotations import find_ucf, prepared_stem, read_ucf
+from datasets.raw.annotations import find_ucf, prepared_stem, read_ucf
 
 TREES = Path(__file__).resolve().parents[1] / "examples" / "trees"
 

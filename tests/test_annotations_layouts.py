@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_data import draw_points, image_info, make_jhu, make_nwpu, make_sh, save_noise, write
 
-from datasets.annotations import find_jhu, find_nwpu, find_sh, find_sh_part, read_jhu, read_nwpu, read_sh
+from datasets.raw.annotations import find_jhu, find_nwpu, find_sh, find_sh_part, read_jhu, read_nwpu, read_sh
 
 
 def one_line(function, *arguments, kind=ValueError):

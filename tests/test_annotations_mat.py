@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from raw_data import image_info
 
-from datasets.annotations import read_sh, read_ucf
-from datasets.mat_file import read_mat
+from datasets.raw.annotations import read_sh, read_ucf
+from datasets.raw.mat_file import read_mat
 
 NUMBERS = arrays.arrays(
     st.sampled_from([np.dtype(kind) for kind in ("f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4")]),
@@ -84,7 +84,7 @@ def test_a_variable_that_is_there_twice(tmp_path):
 
 
 def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.mat_file._MAX_BYTES", 1000)
+    monkeypatch.setattr("datasets.raw.mat_file._MAX_BYTES", 1000)
     (tmp_path / "a.mat").write_bytes(saved(True, annPoints=np.zeros((5000, 2))))
     with pytest.raises(ValueError, match="too large"):
         read_ucf(tmp_path / "a.mat")
@@ -117,15 +117,18 @@ def test_damaged_bytes_are_points_or_one_line(tmp_path_factory, kind, data):
 
 
 @pytest.mark.parametrize("kind", ["ucf", "sh"])
-@pytest.mark.parametrize("position", range(128, 260, 4))
-def test_every_tag_word_may_be_wrong(tmp_path, kind, position):
-    """Type codes out of range are what ends ``scipy.io.loadmat`` with a segmentation fault."""
-    for word in (0, 15, 16, 255, 65536 * 4 + 99, 0x7FFFFFFF, 0xFFFFFFFF):
-        damaged = bytearray(WHOLE[kind])
-        damaged[position : position + 4] = struct.pack("<I", word)
-        (tmp_path / "a.mat").write_bytes(damaged)
-        try:
-            points = (read_ucf if kind == "ucf" else read_sh)(tmp_path / "a.mat")
-            assert points.shape[1] == 2
-        except ValueError as error:
-            assert "a.mat" in str(error) and "\n" not in str(error)
+def test_every_word_may_be_wrong(tmp_path, kind):
+    """Type codes out of range, as in byte 192 of the first file, end ``scipy.io.loadmat`` with a segmentation fault."""
+    path, read = tmp_path / "a.mat", read_ucf if kind == "ucf" else read_sh
+    refused = 0
+    for position in range(128, min(len(WHOLE[kind]), 460), 4):
+        for word in (0, 15, 16, 255, 65536 * 4 + 99, 0x7FFFFFFF, 0xFFFFFFFF):
+            damaged = bytearray(WHOLE[kind])
+            damaged[position : position + 4] = struct.pack("<I", word)
+            path.write_bytes(damaged)
+            try:
+                assert read(path).shape[1] == 2
+            except ValueError as error:
+                assert str(path) in str(error) and "\n" not in str(error)
+                refused += 1
+    assert refused > 60

@@ -15,7 +15,7 @@ from test_report import add
 
 from datasets.crowd import load_annotations
 from GS2D.gaussians import Gaussians2D
-from GS2D.kernel_file import StoredKernel, params_hash, save_kernel
+from GS2D.kernel import StoredKernel, csr, params_hash, save_kernel
 from utils.files import gaussians_path, kernel_path, points_path, read_points
 
 POINTS = np.array([[5, 5], [20, 20], [40, 30]], np.float32)
@@ -50,11 +50,14 @@ def build(image, grid=(6, 8), **changes):
     """A kernel whose every cell belongs to the background."""
     points, _, scales, rotations = load_annotations(image)
     cells = grid[0] * grid[1]
-    indptr = np.r_[np.zeros(len(points) + 1, int), cells]
+    arrays = {
+        "indptr": np.r_[np.zeros(len(points) + 1, int), cells],
+        "indices": np.arange(cells),
+        "data": np.ones(cells),
+    }
     attributes = {"params_hash": params_hash(points, scales, rotations), "stride": 8}
-    kernel = StoredKernel(indptr, np.arange(cells), np.ones(cells), grid, attributes)
     kernel_path(image).parent.mkdir(exist_ok=True)
-    save_kernel(kernel_path(image), kernel._replace(**changes))
+    save_kernel(kernel_path(image), StoredKernel(csr(**(arrays | changes), columns=cells), grid, attributes))
 
 
 @pytest.fixture
@@ -152,7 +155,7 @@ def test_the_crop_size_is_that_of_the_data_set(tmp_path):
     "columns, message",
     [
         ({"means": POINTS + 2}, "centres lie up to 2.0 pixels from the points"),
-        ({"means": POINTS * np.nan}, "holds NaN or infinite values"),
+        ({"means": POINTS * np.nan}, "centres lie up to nan pixels from the points"),
         ({"colors": np.full((3, 3), np.inf)}, "holds NaN or infinite values"),
         ({"rotations": np.full((3, 1), np.nan)}, "holds NaN or infinite values"),
         (

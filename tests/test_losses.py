@@ -2,16 +2,16 @@
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import yaml
+from loss_batches import Crop, batch_of, crop_at, loss_and_gradient, loss_on_crops
 
-from GS2D.kernel_file import StoredKernel
-from losses import LOSSES, NEEDS_GAUSSIANS, build_loss
-from losses.transport import TransportedMassLoss, transport_kernel
+from GS2D.kernel import dense_transport_kernel, transport_kernel
+from losses import KERNELS, LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
+from losses.bayesian import posterior
+from losses.transport import TransportedMassLoss
 
 VARIANTS = [
     ("gst", {}),
@@ -19,7 +19,6 @@ VARIANTS = [
     ("bl+", {}),
     ("bl+", {"background": "code"}),
     ("dm-count", {}),
-    ("dm-count", {"solver": "dense"}),
     ("dm-count", {"solver": "log"}),
     ("gloss", {}),
     ("gloss", {"cost": "perspective"}),
@@ -31,24 +30,17 @@ VARIANTS = [
 every_loss = pytest.mark.parametrize(
     "name, options", VARIANTS, ids=["-".join([name, *map(str, options.values())]) for name, options in VARIANTS]
 )
-KEYS = ("scales", "rotations", "targets")
 BAD = pytest.mark.parametrize("count", [0, 1, 5, 60])
 
 
-def annotations(count, size=128, seed=0, low=-0.1, high=1.1, dtype=torch.float32):
+def annotations(count, size=128, seed=0, low=-0.1, high=1.1):
     """One crop's points (some outside, where low and high allow it), scales, rotations, targets."""
     random = torch.Generator().manual_seed(seed)
     points = (torch.rand(count, 2, generator=random, dtype=torch.float64) * (high - low) + low) * size
     scales = torch.exp(torch.randn(count, 2, generator=random, dtype=torch.float64) * 0.6 + 2)
     rotations = torch.rand(count, 1, generator=random, dtype=torch.float64) * math.pi
     targets = 0.3 + 0.7 * torch.rand(count, generator=random, dtype=torch.float64)
-    return batch([(points, scales, rotations, targets)], dtype)
-
-
-def batch(rows, dtype=torch.float32):
-    columns = [[value.to(dtype) for value in column] for column in zip(*rows)]
-    names = ("points", "scales", "rotations", "targets")
-    return SimpleNamespace(**dict(zip(names, columns)), kernels=[None] * len(rows))
+    return Crop(points.float(), scales.float(), rotations.float(), targets.float())
 
 
 def random_density(*shape, seed=0, total=None, dtype=torch.float32):
@@ -56,39 +48,35 @@ def random_density(*shape, seed=0, total=None, dtype=torch.float32):
     return (density if total is None else density * (total / density.sum())).to(dtype)
 
 
-def loss_and_gradient(loss, density, sample):
-    density = density.clone().requires_grad_()
-    value = loss(density, sample)
-    value.backward()
-    return value.detach(), density.grad
-
-
 @every_loss
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 60, 3000])
 def test_scalar_and_gradient_are_finite(name, options, count):
-    sample = annotations(count, 80)
-    value, gradient = loss_and_gradient(build_loss(name, **options), random_density(1, 1, 8, 10, total=50), sample)
+    density = random_density(1, 1, 8, 10, total=50)
+    value, gradient = loss_and_gradient(loss_on_crops(name, **options), density, [annotations(count, 80)])
     assert value.shape == () and value.dtype == torch.float32 and value.isfinite()
     assert gradient.shape == (1, 1, 8, 10) and gradient.isfinite().all() and gradient.any()
 
 
 @every_loss
 def test_same_bits_twice_and_inputs_unchanged(name, options):
-    sample, density = annotations(40), random_density(1, 1, 12, 20)
-    before = [sample.points[0].clone(), sample.targets[0].clone(), density.clone()]
-    first, second = (loss_and_gradient(build_loss(name, **options), density, sample) for _ in range(2))
+    density = random_density(2, 1, 12, 20)
+    batch = batch_of([annotations(40), annotations(7, seed=1)], (96, 160), build_kernel(name, **options))
+    tensors = [density, batch.points, batch.targets, batch.counts, *(batch.kernel or ()), batch.received]
+    before = [tensor.clone() for tensor in tensors if tensor is not None]
+    loss = build_loss(name, **({} if name in KERNELS else options))
+    first, second = (loss_and_gradient(loss, density, batch) for _ in range(2))
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
-    for old, new in zip(before, [sample.points[0], sample.targets[0], density]):
+    for old, new in zip(before, [tensor for tensor in tensors if tensor is not None], strict=True):
         assert torch.equal(old, new)
 
 
 @every_loss
 def test_order_of_the_points_does_not_matter(name, options):
-    sample, density = annotations(40), random_density(1, 1, 16, 16, total=30)
+    crop, density = annotations(40), random_density(1, 1, 16, 16, total=30)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    shuffled = batch([[getattr(sample, key)[0][order] for key in ("points", "scales", "rotations", "targets")]])
-    expected = loss_and_gradient(build_loss(name, **options), density, sample)
-    value, gradient = loss_and_gradient(build_loss(name, **options), density, shuffled)
+    expected = loss_and_gradient(loss_on_crops(name, **options), density, [crop])
+    shuffled = Crop(*(column[order] for column in crop))
+    value, gradient = loss_and_gradient(loss_on_crops(name, **options), density, [shuffled])
     torch.testing.assert_close(value, expected[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradient, expected[1], rtol=1e-3, atol=1e-4)
 
@@ -97,11 +85,11 @@ def test_order_of_the_points_does_not_matter(name, options):
 def test_flipped_left_to_right(name, options):
     if options.get("offset"):
         pytest.skip("the released grid is no mirror image of itself")
-    sample, density = annotations(40), random_density(1, 1, 16, 16, total=30)
-    points = sample.points[0] * torch.tensor([-1.0, 1]) + torch.tensor([128.0, 0])
-    mirrored = batch([(points, sample.scales[0], -sample.rotations[0], sample.targets[0])])
-    expected = loss_and_gradient(build_loss(name, **options), density, sample)
-    value, gradient = loss_and_gradient(build_loss(name, **options), density.flip(3), mirrored)
+    crop, density = annotations(40), random_density(1, 1, 16, 16, total=30)
+    points = crop.points * torch.tensor([-1.0, 1]) + torch.tensor([128.0, 0])
+    mirrored = crop._replace(points=points, rotations=-crop.rotations)
+    expected = loss_and_gradient(loss_on_crops(name, **options), density, [crop])
+    value, gradient = loss_and_gradient(loss_on_crops(name, **options), density.flip(3), [mirrored])
     torch.testing.assert_close(value, expected[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradient.flip(3), expected[1], rtol=1e-3, atol=1e-4)
 
@@ -111,27 +99,27 @@ def test_moved_by_whole_cells(name, options):
     """Annotations and mass far from the border: only their places relative to each other count."""
     if options.get("cost") == "perspective":
         pytest.skip("its cost depends on the height in the image")
-    sample = annotations(20, 256, low=0.4, high=0.6)
+    crop = annotations(20, 256, low=0.4, high=0.6)
     density = torch.zeros(1, 1, 32, 32)
     density[..., 12:20, 12:20] = random_density(8, 8, total=20)
-    moved = batch([(sample.points[0] + torch.tensor([16.0, -8]), *[getattr(sample, key)[0] for key in KEYS])])
-    expected = build_loss(name, **options)(density, sample)
-    value = build_loss(name, **options)(density.roll((-1, 2), dims=(2, 3)), moved)
+    loss = loss_on_crops(name, **options)
+    expected = loss(density, [crop])
+    value = loss(density.roll((-1, 2), dims=(2, 3)), [crop._replace(points=crop.points + torch.tensor([16.0, -8]))])
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
 
 
 @every_loss
 def test_batch_is_the_mean_of_its_samples(name, options):
-    singles = [annotations(count, 96, seed) for seed, count in enumerate([30, 0, 1, 12])]
+    crops = [annotations(count, 96, seed) for seed, count in enumerate([30, 0, 1, 12])]
     density = random_density(4, 1, 12, 12, total=60)
-    together = batch([[getattr(one, key)[0] for key in ("points", *KEYS)] for one in singles])
-    value, gradient = loss_and_gradient(build_loss(name, **options), density, together)
-    alone = [loss_and_gradient(build_loss(name, **options), density[b : b + 1], singles[b]) for b in range(4)]
+    loss = loss_on_crops(name, **options)
+    value, gradient = loss_and_gradient(loss, density, crops)
+    alone = [loss_and_gradient(loss, density[b : b + 1], crops[b : b + 1]) for b in range(4)]
     torch.testing.assert_close(value, torch.stack([one[0] for one in alone]).mean(), rtol=1e-4, atol=1e-5)
     expected = torch.cat([one[1] for one in alone]) / 4
     if name == "dm-count":  # its transport is summed: three quarters of each sample's are missing in the mean
-        rest = build_loss(name, **options, ot_weight=0)
-        counts = torch.cat([loss_and_gradient(rest, density[b : b + 1], singles[b])[1] for b in range(4)]) / 4
+        rest = loss_on_crops(name, **options, ot_weight=0)
+        counts = torch.cat([loss_and_gradient(rest, density[b : b + 1], crops[b : b + 1])[1] for b in range(4)]) / 4
         expected = 4 * (expected - counts) + counts
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
@@ -141,25 +129,25 @@ def test_mass_on_the_annotations_is_best(name, options):
     if name == "mse":
         pytest.skip("wants a blurred map")
     cells = torch.tensor([[3, 3], [3, 12], [8, 7], [13, 3], [12, 12]])
-    points = (cells * 8 + options.get("offset", 4.0)).flip(1)
-    sample = batch([(points, torch.full((5, 2), 8.0), torch.zeros(5, 1), torch.ones(5))])
+    crops = [crop_at((cells * 8 + options.get("offset", 4.0)).flip(1))]
     density = torch.zeros(1, 1, 16, 16)
     density[0, 0, cells[:, 0], cells[:, 1]] = 1
-    loss = build_loss(name, **options)
-    best = loss(density, sample)
-    assert best < min(loss(density * factor, sample) for factor in (0.7, 1.3))
-    assert best < loss(density.roll(3, dims=2), sample)
+    loss = loss_on_crops(name, **options)
+    best = loss(density, crops)
+    assert best < min(loss(density * factor, crops) for factor in (0.7, 1.3))
+    assert best < loss(density.roll(3, dims=2), crops)
     if name in ("gst", "bl", "dm-count"):
         assert best < 1e-3
 
 
 @every_loss
 def test_half_precision_is_computed_in_float32(name, options):
-    sample = annotations(20)
+    loss, crops = loss_on_crops(name, **options), [annotations(20)]
     for dtype in (torch.float16, torch.bfloat16):
         density = random_density(1, 1, 16, 16).to(dtype)
-        value, gradient = loss_and_gradient(build_loss(name, **options), density, sample)
-        expected = loss_and_gradient(build_loss(name, **options), density.float(), sample)
+        with torch.autocast("cpu", torch.bfloat16, enabled=name in KERNELS):
+            value, gradient = loss_and_gradient(loss, density, crops)
+        expected = loss_and_gradient(loss, density.float(), crops)
         assert value.dtype == torch.float32 and torch.equal(value, expected[0])
         assert gradient.dtype == dtype and torch.equal(gradient, expected[1].to(dtype))
 
@@ -167,9 +155,8 @@ def test_half_precision_is_computed_in_float32(name, options):
 @every_loss
 @BAD
 def test_zero_density(name, options, count):
-    value, gradient = loss_and_gradient(
-        build_loss(name, **options), torch.zeros(1, 1, 16, 16), annotations(count, low=0.1, high=0.9)
-    )
+    crops = [annotations(count, low=0.1, high=0.9)]
+    value, gradient = loss_and_gradient(loss_on_crops(name, **options), torch.zeros(1, 1, 16, 16), crops)
     assert value.isfinite() and gradient.isfinite().all()
     assert value > 0 if count else value == 0
 
@@ -181,60 +168,90 @@ def test_zero_density(name, options, count):
 def test_a_density_that_is_not_finite_makes_the_loss_not_finite(name, options, count, bad, everywhere):
     density = random_density(1, 1, 16, 16)
     density[0, 0, slice(None) if everywhere else 5, slice(None) if everywhere else 9] = bad
-    value = build_loss(name, **options)(density, annotations(count))
+    value = loss_on_crops(name, **options)(density, [annotations(count)])
     assert not value.isfinite() and (value.isnan() or math.isinf(bad))
 
 
 @every_loss
 def test_sizes_that_do_not_fit(name, options):
-    loss, density, sample = build_loss(name, **options), random_density(1, 1, 16, 16), annotations(5)
-    without_last = SimpleNamespace(**{**vars(sample), "targets": [sample.targets[0][:-1]]})
-    wide = SimpleNamespace(**{**vars(sample), "points": [torch.zeros(5, 3)]})
-    infinite = SimpleNamespace(**{**vars(sample), "points": [torch.full((5, 2), math.inf)]})
+    loss, density = build_loss(name, **({} if name in KERNELS else options)), random_density(1, 1, 16, 16)
+    batch = batch_of([annotations(5)], (128, 128), build_kernel(name, **options))
     cases = [
-        (density[0], sample, "density"),
-        (density[0, 0, 0], sample, "density"),
-        (density.expand(1, 3, 16, 16), sample, "density"),
-        (density[:, :, :0], sample, "density"),
-        (density.expand(2, 1, 16, 16), sample, "2"),
-        (density, without_last, "targets"),
-        (density, wide, "points|means"),
-        (density, infinite, "points|means"),
+        (density[0], "density: "),
+        (density[0, 0, 0], "density: "),
+        (density.expand(1, 3, 16, 16), "density: "),
+        (density[:, :, :0], "density: "),
+        (density.expand(2, 1, 16, 16), "density.*2.* 1 samples|density.* 512 cells.* 256 columns"),
     ]
-    for given, annotated, message in cases:
+    for given, message in cases:
         with pytest.raises(ValueError, match=message) as caught:
-            loss(given, annotated)
+            loss(given, batch)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_that_do_not_fit(name):
+    density, make = random_density(1, 1, 16, 16), build_kernel(name)
+    crop = annotations(5)
+    batch = batch_of([crop], (128, 128), make)
+    cases = [
+        (batch._replace(kernel=None), "batch: has no transport kernels; give Crowd the kernel of this loss"),
+        (batch._replace(received=batch.received[:-1]), f"{len(batch.received) - 1} targets"),
+        (batch_of([crop], (128, 136), make), "256 cells.* 272 columns"),
+    ]
+    for given, message in cases:
+        with pytest.raises(ValueError, match=message) as caught:
+            build_loss(name)(density, given)
+        assert "\n" not in str(caught.value)
+    for points, message in ((torch.zeros(5, 3), "shape"), (torch.full((5, 2), math.inf), "inf in row 0")):
+        with pytest.raises(ValueError, match=f"^(points|means): {message}"):
+            batch_of([crop._replace(points=points)], (128, 128), make)
 
 
 @every_loss
 def test_gradients_stay_switched_off(name, options):
     with torch.no_grad():
-        value = build_loss(name, **options)(random_density(1, 1, 8, 8), annotations(5, 64))
+        value = loss_on_crops(name, **options)(random_density(1, 1, 8, 8), [annotations(5, 64)])
         assert not torch.is_grad_enabled() and not value.requires_grad
 
 
 @every_loss
 def test_one_cell(name, options):
-    sample = batch([(torch.full((1, 2), 4.0), torch.full((1, 2), 8.0), torch.zeros(1, 1), torch.ones(1))])
-    value, gradient = loss_and_gradient(build_loss(name, **options), torch.full((1, 1, 1, 1), 2.0), sample)
+    crops = [crop_at([[4.0, 4.0]])]
+    value, gradient = loss_and_gradient(loss_on_crops(name, **options), torch.full((1, 1, 1, 1), 2.0), crops)
     assert value.isfinite() and gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - NEEDS_GAUSSIANS))
 def test_reads_no_gaussians(name):
-    sample = annotations(5)
-    bare = SimpleNamespace(points=sample.points, targets=sample.targets)
+    crop = annotations(5)
+    bare = crop._replace(scales=torch.full((5, 2), math.nan), rotations=torch.full((5, 1), math.nan))
     density = random_density(1, 1, 16, 16)
-    assert torch.equal(build_loss(name)(density, bare), build_loss(name)(density, sample))
+    assert torch.equal(loss_on_crops(name)(density, [bare]), loss_on_crops(name)(density, [crop]))
 
 
-@pytest.mark.parametrize("name", ["bl", "bl+", "gst", "mse"])
 @pytest.mark.parametrize("count", [1, 25])
-def test_gradient_is_that_of_the_value(name, count):
-    sample = annotations(count, 64, dtype=torch.float64)
+def test_gradient_is_that_of_the_value(count):
+    crop = annotations(count, 64)
     density = random_density(1, 1, 8, 8, total=count / 2, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda given: build_loss(name)(given, sample), density)
+    assert torch.autograd.gradcheck(lambda given: loss_on_crops("mse")(given, [crop]), density)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("count", [1, 25])
+def test_gradient_is_that_of_the_dense_kernel_in_float64(name, count):
+    crop = annotations(count, 64)
+    exact = Crop(*(column.double() for column in crop))
+    if name == "gst":
+        dense = dense_transport_kernel(*exact[:3], 64)
+    else:
+        dense = posterior(exact.points, (8, 8), 8, 8.0, {"bl": None, "bl+": "paper"}[name], 0.15 * 64)
+    target = torch.cat([exact.targets, exact.targets.new_zeros(len(dense) - count)])
+    density = random_density(1, 1, 8, 8, total=count / 2, dtype=torch.float64)
+    residual = target - dense @ density.flatten()
+    value, gradient = loss_and_gradient(loss_on_crops(name), density, [crop])
+    assert value.item() == pytest.approx(residual.abs().sum().item(), rel=1e-5)
+    torch.testing.assert_close(gradient.flatten(), -dense.T @ residual.sign(), rtol=0, atol=1e-5)
 
 
 def test_unknown_name():
@@ -247,19 +264,19 @@ def test_unknown_name():
 )
 def test_unknown_choice(name, option):
     with pytest.raises(ValueError, match="'x', must be"):
-        build_loss(name, **option)(random_density(1, 1, 8, 8), annotations(3))
+        loss_on_crops(name, **option)(random_density(1, 1, 8, 8), [annotations(3)])
 
 
 def test_gst_is_the_loss_of_its_kernels():
-    sample, density = annotations(30), random_density(1, 1, 16, 20, total=15)
-    arguments = sample.points[0], sample.scales[0], sample.rotations[0], (128, 160)
-    kernel = transport_kernel(*arguments, cut_off=2.5, post_max=16.0)
-    expected = TransportedMassLoss()(density, [kernel], sample.targets)
-    assert torch.equal(build_loss("gst", cut_off=2.5, post_max=16.0)(density, sample), expected)
-    assert (build_loss("gst")(density, sample) - expected).abs() > 1e-3
-    indptr, indices, data = (value.numpy() for value in kernel.csr())
-    sample.kernels = [StoredKernel(indptr, indices.astype(np.int32), data, (16, 20), {})]
-    torch.testing.assert_close(build_loss("gst")(density, sample), expected, rtol=1e-5, atol=1e-5)
+    crop, density = annotations(30), random_density(1, 1, 16, 20, total=15)
+    kernel = transport_kernel(*crop[:3], (128, 160), cut_off=2.5, post_max=16.0)
+    expected = TransportedMassLoss()(density, [kernel], [crop.targets])
+    assert torch.equal(loss_on_crops("gst", cut_off=2.5, post_max=16.0)(density, [crop]), expected)
+    assert (loss_on_crops("gst")(density, [crop]) - expected).abs() > 1e-3
+
+
+def test_only_losses_that_transport_have_kernels():
+    assert [name for name in LOSSES if build_kernel(name)] == ["gst", "bl", "bl+"]
 
 
 RECIPES = [

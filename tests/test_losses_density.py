@@ -1,30 +1,34 @@
 """BL, BL+ and direct regression against closed forms."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from loss_batches import crop_at, loss_and_gradient, loss_on_crops
 
-from losses import build_loss
-from losses.bayesian import posterior
-from losses.regression import density_map, neighbour_distance
+from GS2D import native
+from GS2D.kernel import compress
+from losses.bayesian import bayesian_kernel, posterior
+from losses.regression import clipped_neighbour_distance, density_map
 
 GRID = (12, 16)
 
 
+@pytest.fixture(params=["native", "reference"])
+def backend(request):
+    """Where the kernels of BL and BL+ come from."""
+    if request.param == "native" and not native.works():
+        pytest.skip("no C++ compiler here")
+    return request.param
+
+
 def random_case(count, seed=0):
-    """Points [n, 2], targets [n] and a density [12, 16], float64."""
+    """Points [n, 2], targets [n] and a density [12, 16], float64 numbers that float32 holds too."""
     random = np.random.default_rng(seed)
     points = random.uniform(-10, 8 * np.array(GRID[::-1]) + 10, (count, 2))
-    return points, random.uniform(0.3, 1, count), random.uniform(0, 2 * count / math.prod(GRID), GRID)
-
-
-def on(points, targets, density, **attributes):
-    """The arguments of a loss."""
-    sample = SimpleNamespace(points=[torch.as_tensor(points)], targets=[torch.as_tensor(targets)], **attributes)
-    return torch.as_tensor(density)[None, None].clone().requires_grad_(), sample
+    arrays = points, random.uniform(0.3, 1, count), random.uniform(0, 2 * count / math.prod(GRID), GRID)
+    return tuple(array.astype(np.float32).astype(np.float64) for array in arrays)
 
 
 def plain_bayesian(points, targets, density, sigma=8.0, squared_background=None):
@@ -50,22 +54,45 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("count", [1, 2, 30])
-def test_bayesian_loss_against_its_closed_form(form, count):
+def test_bayesian_loss_against_its_closed_form(form, count, backend):
     options, squared_background = FORMS[form]
-    case = random_case(count, seed=count)
-    expected, expected_gradient = plain_bayesian(*case, squared_background=squared_background)
-    density, sample = on(*case)
-    value = build_loss(form.split()[0], **options)(density, sample)
-    value.backward()
-    np.testing.assert_allclose(value.item(), expected, rtol=1e-10)
-    np.testing.assert_allclose(density.grad[0, 0], expected_gradient, rtol=1e-8, atol=1e-10)
+    points, targets, density = random_case(count, seed=count)
+    expected, expected_gradient = plain_bayesian(points, targets, density, squared_background=squared_background)
+    loss = loss_on_crops(form.split()[0], **options, backend=backend)
+    value, gradient = loss_and_gradient(loss, density[None, None], [crop_at(points, targets)])
+    np.testing.assert_allclose(value.item(), expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient[0, 0], expected_gradient, rtol=0, atol=1e-5)
 
 
-def test_sigma_and_short_side_of_the_image():
-    case = random_case(10)
-    expected = plain_bayesian(*case, sigma=5.0, squared_background=lambda d: (0.15 * 300 - d) ** 2)[0]
-    value = build_loss("bl+", sigma=5.0)(*on(*case, short_sides=[300.0]))
-    np.testing.assert_allclose(value.item(), expected, rtol=1e-10)
+def test_sigma_and_short_side_of_the_image(backend):
+    points, targets, density = random_case(10)
+    expected = plain_bayesian(points, targets, density, 5.0, lambda d: (0.15 * 300 - d) ** 2)[0]
+    loss = loss_on_crops("bl+", short_side=300.0, sigma=5.0, backend=backend)
+    value = loss(torch.as_tensor(density)[None, None], [crop_at(points, targets)])
+    np.testing.assert_allclose(value.item(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", [1, 2, 30, 300])
+def test_bayesian_kernel_is_the_posterior_made_sparse(form, count, backend):
+    """Of points that occur twice too, and of one far away."""
+    options, _ = FORMS[form]
+    options = {"background": {"bl": None, "bl+": "paper"}[form.split()[0]]} | options
+    points = torch.as_tensor(random_case(count, seed=count)[0])
+    points = torch.cat([points, points[: count // 3], torch.tensor([[-4000.0, 20.0]])]).float()
+    nothing = torch.empty(0)
+    found = bayesian_kernel(points, nothing, nothing, (96, 128), 96.0, **options, backend=backend)
+    reach = 96 * options.get("background_ratio", {"paper": 0.15, "code": 1.0, None: 0}[options["background"]])
+    expected = posterior(points.double(), GRID, 8, 8.0, options["background"], reach)
+    assert found.shape == expected.shape and found.layout == torch.sparse_csr and found.dtype == torch.float32
+    torch.testing.assert_close(found.to_dense(), compress(expected).to_dense(), rtol=0, atol=1e-5)
+
+
+def test_bayesian_kernel_without_points(backend):
+    nothing = torch.empty(0, 2)
+    for background in (None, "paper", "code"):
+        kernel = bayesian_kernel(nothing, nothing, nothing, 64, 64.0, background=background, backend=backend)
+        assert torch.equal(kernel.to_dense(), torch.ones(1, 64))
 
 
 def test_posterior_columns_sum_to_one_far_from_every_point_too():
@@ -119,11 +146,11 @@ def test_neighbour_distance():
     random = np.random.default_rng(0)
     points = random.uniform(0, 200, (20, 2))
     distances = np.sort(np.sqrt(((points[:, None] - points) ** 2).sum(2)), axis=1)[:, 1:4].mean(axis=1)
-    np.testing.assert_allclose(neighbour_distance(torch.as_tensor(points)), distances.clip(4, 128))
-    assert neighbour_distance(torch.zeros(1, 2)).tolist() == [128.0]
-    assert neighbour_distance(torch.tensor([[0.0, 0.0], [30, 40]])).tolist() == [50.0, 50.0]
-    assert neighbour_distance(torch.tensor([[0.0, 0.0], [0, 10], [0, 30]])).tolist() == [20.0, 15.0, 25.0]
-    assert neighbour_distance(torch.zeros(5, 2)).tolist() == [4.0] * 5
+    np.testing.assert_allclose(clipped_neighbour_distance(torch.as_tensor(points)), distances.clip(4, 128))
+    assert clipped_neighbour_distance(torch.zeros(1, 2)).tolist() == [128.0]
+    assert clipped_neighbour_distance(torch.tensor([[0.0, 0.0], [30, 40]])).tolist() == [50.0, 50.0]
+    assert clipped_neighbour_distance(torch.tensor([[0.0, 0.0], [0, 10], [0, 30]])).tolist() == [20.0, 15.0, 25.0]
+    assert clipped_neighbour_distance(torch.zeros(5, 2)).tolist() == [4.0] * 5
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -131,12 +158,11 @@ def test_neighbour_distance():
 def test_regression_loss(adaptive, renormalise):
     points, targets, density = random_case(10)
     tensors = torch.as_tensor(points), torch.as_tensor(targets)
-    widths = 0.5 * neighbour_distance(tensors[0]) if adaptive else torch.full((10,), 11.0).double()
+    widths = 0.5 * clipped_neighbour_distance(tensors[0]) if adaptive else torch.full((10,), 11.0).double()
     truth = density_map(tensors[0], widths, GRID, 8, tensors[1] if renormalise else None)
-    loss = build_loss("mse", sigma=11.0, beta=0.5, adaptive=adaptive, renormalise=renormalise)
-    given, sample = on(points, targets, density)
-    value = loss(given, sample)
-    value.backward()
+    loss = loss_on_crops("mse", sigma=11.0, beta=0.5, adaptive=adaptive, renormalise=renormalise)
+    crops = [crop_at(points, targets)]
+    value, gradient = loss_and_gradient(loss, density[None, None], crops)
     np.testing.assert_allclose(value.item(), ((density - truth.numpy()) ** 2).sum() / 2, rtol=1e-10)
-    np.testing.assert_allclose(given.grad[0, 0], density - truth.numpy(), rtol=1e-10)
-    assert loss(truth[None, None], sample) == 0
+    np.testing.assert_allclose(gradient[0, 0], density - truth.numpy(), rtol=1e-10)
+    assert loss(truth[None, None], crops) == 0

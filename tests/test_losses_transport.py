@@ -2,40 +2,37 @@
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from loss_batches import batch_of, crop_at, loss_and_gradient, loss_on_crops
 
-from losses import build_loss
-from losses.dm_count import _sinkhorn, dense_dual, dm_count_terms, dots, log_dual, separable_dual
+from GS2D.kernel import centres
+from losses.dm_count import dm_count_terms, dot_map, log_dual, separable_dual
 from losses.generalized import exponential_cost, generalized_terms
-from losses.inputs import offsets
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "baselines.npz")
 CASES = sorted({key.split("/")[0] for key in GOLDEN})
 GRIDS = {"gl_aligned": {}, "gl_released": {"offset": 8.0}}
 
 
-def sample_of(points):
-    points = torch.as_tensor(points)
-    return SimpleNamespace(points=[points], targets=[points.new_ones(len(points))])
-
-
 def random_case(count, grid=(8, 8), seed=0, dtype=torch.float64):
-    """Points [n, 2] and a density [1, 1, h, w] of about as many."""
+    """Points [n, 2], which float32 holds, and a density [1, 1, h, w] of about as many."""
     random = torch.Generator().manual_seed(seed)
-    points = torch.rand(count, 2, generator=random, dtype=torch.float64) * 8 * torch.tensor(grid).flip(0)
+    points = (torch.rand(count, 2, generator=random, dtype=torch.float64) * 8 * torch.tensor(grid).flip(0)).float()
     density = torch.rand(1, 1, *grid, generator=random, dtype=torch.float64) * (2 * count / math.prod(grid))
     return points.to(dtype), density.to(dtype)
 
 
-def loss_and_gradient(loss, density, sample):
-    density = torch.as_tensor(density).clone().requires_grad_()
-    value = loss(density, sample)
-    value.backward()
-    return value.item(), density.grad
+def dual(solver, masses, points, iterations=100, tolerance=1e-9):
+    """``solver`` on the masses [B, h, w] and the points of each crop, padded as in a batch."""
+    batch = batch_of([crop_at(each) for each in points])
+    padded, number = batch.points.to(masses), batch.counts.to(masses)
+    dx2 = (centres(masses.shape[2], 8, masses) - padded[..., :1]).square()
+    dy2 = (centres(masses.shape[1], 8, masses) - padded[..., 1:]).square()
+    present = torch.arange(padded.shape[1]) < number[:, None]
+    return solver(masses, dx2, dy2, present, number, 10.0, iterations, tolerance)
 
 
 def assert_gradient(gradient, expected):
@@ -44,107 +41,153 @@ def assert_gradient(gradient, expected):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("solver", ["separable", "dense"])
-def test_released_dm_count(case, solver):
+def test_released_dm_count(case):
     points, density, crop, terms, expected = (
         GOLDEN[f"{case}/{key}"] for key in ("points", "density", "crop", "dm_terms", "dm_grad")
     )
     assert density.shape == (1, 1, crop // 8, crop // 8)
-    found = dm_count_terms(torch.as_tensor(density), sample_of(points), solver=solver)[0].numpy() * [0.1, 1, 0.01]
+    found = dm_count_terms(torch.as_tensor(density), batch_of([crop_at(points)]))[0].numpy() * [0.1, 1, 0.01]
     np.testing.assert_allclose(found[1:], terms[1:], rtol=1e-3)
     # <D, g> is 0 in exact arithmetic: what is left is rounding, in the released code too.
     assert abs(found[0]) < 1e-5 and abs(terms[0]) < 1e-5
-    value, gradient = loss_and_gradient(build_loss("dm-count", solver=solver), density, sample_of(points))
+    value, gradient = loss_and_gradient(loss_on_crops("dm-count"), density, [crop_at(points)])
     np.testing.assert_allclose(value, terms.sum(), rtol=1e-3)
     assert_gradient(gradient, expected)
+
+
+def test_released_dm_count_in_one_batch():
+    """Crops of one size together, each with its own number of points: OT is summed, the rest averaged."""
+    sizes = {case: GOLDEN[f"{case}/density"].shape for case in CASES}
+    cases = [case for case in CASES if list(sizes.values()).count(sizes[case]) > 1 and sizes[case] == sizes[CASES[-1]]]
+    assert len(cases) > 1
+    density = torch.cat([torch.as_tensor(GOLDEN[f"{case}/density"]) for case in cases])
+    batch = batch_of([crop_at(GOLDEN[f"{case}/points"]) for case in cases])
+    found = dm_count_terms(density, batch).numpy()[:, 1:] * [1, 0.01]
+    np.testing.assert_allclose(found, [GOLDEN[f"{case}/dm_terms"][1:] for case in cases], rtol=1e-3)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_released_generalized_loss(case, grid):
     points, density = GOLDEN[f"{case}/points"], GOLDEN[f"{case}/density"]
-    value, gradient = loss_and_gradient(build_loss("gloss", **GRIDS[grid]), density, sample_of(points))
+    value, gradient = loss_and_gradient(loss_on_crops("gloss", **GRIDS[grid]), density, [crop_at(points)])
     np.testing.assert_allclose(value, GOLDEN[f"{case}/{grid}_loss"], rtol=1e-3)
     assert_gradient(gradient, GOLDEN[f"{case}/{grid}_grad"])
     if len(points):
-        terms = generalized_terms(torch.as_tensor(density), sample_of(points), **GRIDS[grid])[0]
+        terms = generalized_terms(torch.as_tensor(density), batch_of([crop_at(points)]), **GRIDS[grid])[0]
         np.testing.assert_allclose(terms, GOLDEN[f"{case}/{grid}_terms"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-6), (torch.float32, 2e-2)])
-def test_separable_dual_is_the_dense_one(dtype, tolerance):
-    points, density = random_case(50, (12, 20), dtype=dtype)
-    squared = [offset.square() for offset in offsets(points, (12, 20), 8)]
-    mass = density[0, 0] / density.sum()
-    expected = dense_dual(mass, *squared, 10.0, 100, 1e-9)
-    torch.testing.assert_close(separable_dual(mass, *squared, 10.0, 100, 1e-9), expected, rtol=0, atol=tolerance)
-
-
 def plain_dual(mass, points, iterations, tolerance):
-    """The released recursion, written out in float64; and the number of iterations it took."""
-    count, cells = len(points), mass.size
-    y, x = np.divmod(np.arange(cells), mass.shape[1])
+    """The released recursion with its dense kernel, written out in the type of ``mass``; and how many iterations it took."""
+    points = points.astype(mass.dtype)
+    count, cells, tiny = len(points), mass.size, mass.dtype.type(1e-16)
+    y, x = (part.astype(mass.dtype) for part in np.divmod(np.arange(cells), mass.shape[1]))
     cost = (8 * x + 4 - points[:, :1]) ** 2 + (8 * y + 4 - points[:, 1:]) ** 2
     kernel, target = np.exp(-cost / 10), mass.ravel()
-    u = np.full(count, 1 / count)
+    u = np.full(count, 1 / count, mass.dtype)
     for iteration in range(1, iterations + 1):
-        v = target / (u @ kernel + 1e-16)
-        u = (1 / count) / (kernel @ v + 1e-16)
+        v = target / (u @ kernel + tiny)
+        u = mass.dtype.type(1 / count) / (kernel @ v + tiny)
         if iteration % 10 == 0 and (((u @ kernel) * v - target) ** 2).sum() <= tolerance:
             break
-    return (10 * np.log(v + 1e-16)).reshape(mass.shape), iteration
+    return (10 * np.log(v + tiny)).reshape(mass.shape), iteration
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-6), (torch.float32, 2e-2)])
+def test_separable_dual_is_the_dense_one_as_published(dtype, tolerance):
+    points, density = random_case(50, (12, 20), dtype=dtype)
+    mass = density[0] / density.sum()
+    expected = plain_dual(mass[0].numpy(), points.numpy(), 100, 1e-9)[0]
+    np.testing.assert_allclose(dual(separable_dual, mass, [points])[0], expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("tolerance, expected_iterations", [(1e-9, 100), (1e-2, 10), (2.5e-4, 30)])
 def test_dm_count_looks_at_its_stopping_rule_every_tenth_iteration(tolerance, expected_iterations):
     points, density = random_case(40, (8, 8))
-    mass = density[0, 0] / (density.sum() + 1e-6)
-    expected, iterations = plain_dual(mass.numpy(), points.numpy(), 100, tolerance)
+    mass = density[0] / (density.sum() + 1e-6)
+    expected, iterations = plain_dual(mass[0].numpy(), points.numpy(), 100, tolerance)
     assert iterations == expected_iterations
-    squared = [offset.square() for offset in offsets(points, (8, 8), 8)]
-    for solver in (separable_dual, dense_dual):
-        np.testing.assert_allclose(solver(mass, *squared, 10.0, 100, tolerance), expected, rtol=0, atol=1e-6)
+    found = dual(separable_dual, mass, [points], tolerance=tolerance)
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("received", [math.nan, -1e-16])
-def test_dm_count_goes_back_one_iterate_from_what_is_not_finite(received):
-    """The second iterate's v would be twice D', but its u contains 1 / 3 / (received + 1e-16)."""
-    mass, answers = torch.tensor([[0.25, 0.75]]), iter([torch.full((3,), 2.0), torch.tensor([2.0, received, 2.0])])
-    log_v = _sinkhorn(mass, 3, lambda u: u.sum().expand(1, 2), lambda v: next(answers), 100, 0.0)
-    torch.testing.assert_close(log_v.exp(), mass)
+def test_each_crop_of_a_batch_stops_by_itself():
+    """After 10, 30, 50 and 100 iterations or so, with as many points as they like; an empty crop between them."""
+    cases = [random_case(count, (8, 8), seed) for count, seed in ((40, 0), (3, 1), (25, 2), (90, 3))]
+    cases.insert(2, (torch.zeros(0, 2), torch.rand(1, 1, 8, 8, dtype=torch.float64)))
+    density = torch.cat([density for _, density in cases])
+    masses = density[:, 0] / (density.sum(dim=(2, 3)) + 1e-6)[..., None]
+    found = {
+        solver: dual(solver, masses, [points for points, _ in cases], tolerance=2.5e-4)
+        for solver in (separable_dual, log_dual)
+    }
+    stopped_at = set()
+    for b, (points, _) in enumerate(cases):
+        for solver, duals in found.items():
+            if len(points):
+                single = dual(solver, masses[b : b + 1], [points], tolerance=2.5e-4)[0]
+                torch.testing.assert_close(duals[b], single, rtol=0, atol=1e-9)
+        if len(points):
+            expected, iterations = plain_dual(masses[b].numpy(), points.numpy(), 100, 2.5e-4)
+            np.testing.assert_allclose(found[separable_dual][b], expected, rtol=0, atol=1e-6)
+            stopped_at.add(iterations)
+    assert len(stopped_at) >= 3, stopped_at
+    batch = batch_of([crop_at(points) for points, _ in cases])
+    terms = dm_count_terms(density, batch, tolerance=2.5e-4)
+    for b, (points, _) in enumerate(cases):
+        single = dm_count_terms(density[b : b + 1], batch_of([crop_at(points)]), tolerance=2.5e-4)[0]
+        torch.testing.assert_close(terms[b], single, rtol=1e-9, atol=1e-9)
+    assert terms[2, 0] == 0 and terms[2, 2] == 0 and terms[2, 1] == density[2].sum()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_mass_that_is_not_finite_leaves_the_start_and_the_other_crops_alone(bad):
+    """The published rule goes back one iterate from what is not finite; of such a mass that is the first one, 1 / M."""
+    points, density = random_case(12, (4, 6))
+    masses = (density[0] / density.sum()).repeat(2, 1, 1)
+    expected = dual(separable_dual, masses, [points, points])[1]
+    masses[0, 1, 3] = bad
+    found = dual(separable_dual, masses, [points, points])
+    torch.testing.assert_close(found[0], torch.full((4, 6), 10 * math.log(1 / 24), dtype=torch.float64))
+    assert torch.equal(found[1], expected)
 
 
 def test_log_dual_is_that_of_pot():
     import ot
 
     points, density = random_case(30, (10, 14))
-    mass = density[0, 0] / density.sum()
-    squared = [offset.square() for offset in offsets(points, (10, 14), 8)]
-    cost = (squared[1][:, :, None] + squared[0][:, None]).flatten(1)
+    mass = density[0] / density.sum()
+    cost = cost_matrix(points, (10, 14))
     share = torch.full((30,), 1 / 30, dtype=torch.float64)
     _, log = ot.sinkhorn(
         share, mass.flatten(), cost, 10.0, "sinkhorn_log", numItermax=100, stopThr=0, log=True, warn=False
     )
-    found = log_dual(mass, *squared, 10.0, 100, 0.0)
+    more = random_case(7, seed=5)[0], torch.zeros(0, 2)  # other crops of the batch change nothing
+    found = dual(log_dual, mass.expand(3, 10, 14), [more[0], points, more[1]], tolerance=0.0)[1]
     expected = 10 * log["log_v"].view(10, 14)  # up to a constant, which the loss does not see
     torch.testing.assert_close(found - found.mean(), expected - expected.mean(), rtol=0, atol=1e-8)
+
+
+def cost_matrix(points, grid):
+    """Squared distances [n, M] of points from the centres of cells, pixels."""
+    y, x = (centres(count, 8, points) for count in grid)
+    return (torch.cartesian_prod(y, x).flip(1) - points[:, None]).square().sum(2)
 
 
 def test_gradient_of_dm_count_is_that_of_the_transport_cost():
     """Central differences of the converged entropic cost of D / sum D, against <D, g>."""
     points, density = random_case(6, (4, 5))
-    squared = [offset.square() for offset in offsets(points, (4, 5), 8)]
-    cost = (squared[1][:, :, None] + squared[0][:, None]).flatten(1)
+    cost = cost_matrix(points, (4, 5))
 
     def transport_cost(density):
-        mass = density[0, 0] / density.sum()
-        log_v = log_dual(mass, *squared, 10.0, 500, 0.0).flatten() / 10
+        log_v = dual(log_dual, density[0] / density.sum(), [points], 500, 0.0).flatten() / 10
         plan = torch.softmax(log_v - cost / 10, dim=1) / 6
         return ((plan * cost).sum() + 10 * (plan * (plan.log() - 1)).sum()).item()
 
-    loss = build_loss("dm-count", solver="log", iterations=500, tolerance=0.0)
-    without = build_loss("dm-count", ot_weight=0)
-    gradients = [loss_and_gradient(each, density, sample_of(points))[1] for each in (loss, without)]
+    loss = loss_on_crops("dm-count", solver="log", iterations=500, tolerance=0.0)
+    without = loss_on_crops("dm-count", ot_weight=0)
+    gradients = [loss_and_gradient(each, density, [crop_at(points)])[1] for each in (loss, without)]
     found = (gradients[0] - gradients[1]).flatten() / 0.1
     for cell in range(0, 20, 3):
         step = torch.zeros_like(density)
@@ -155,13 +198,15 @@ def test_gradient_of_dm_count_is_that_of_the_transport_cost():
 
 def test_gradient_of_count_and_total_variation():
     points, density = random_case(10)
-    loss = build_loss("dm-count", ot_weight=0, tv_weight=0.3)
-    assert torch.autograd.gradcheck(lambda given: loss(given, sample_of(points)), density.requires_grad_())
+    loss = loss_on_crops("dm-count", ot_weight=0, tv_weight=0.3)
+    assert torch.autograd.gradcheck(lambda given: loss(given, [crop_at(points)]), density.requires_grad_())
 
 
 def test_points_outside_count_in_the_nearest_cell():
-    points = torch.tensor([[-3.0, 5], [16, 16], [7.9, 8], [40, -2]])
-    assert torch.equal(dots(points, (2, 2), 8), torch.tensor([[1.0, 1], [1, 1]]))
+    points = torch.tensor([[[-3.0, 5], [16, 16], [7.9, 8], [40, -2]], [[9.0, 9], [9, 9], [0, 0], [0, 0]]])
+    present = torch.tensor([[True] * 4, [True, True, False, False]])
+    expected = torch.tensor([[[1.0, 1], [1, 1]], [[0, 0], [0, 2]]])
+    assert torch.equal(dot_map(points, present, (2, 2), 8), expected)
 
 
 def plain_generalized(points, density, cost, offset=4.0):
@@ -206,9 +251,9 @@ def plain_generalized(points, density, cost, offset=4.0):
 def test_generalized_loss_against_its_formulas(cost, offset, count):
     points, density = random_case(count, (9, 13), seed=count)
     expected, expected_gradient = plain_generalized(points.numpy(), density.numpy(), cost, offset)
-    terms = generalized_terms(density, sample_of(points), cost=cost, offset=offset)[0]
+    terms = generalized_terms(density, batch_of([crop_at(points)]), cost=cost, offset=offset)[0]
     np.testing.assert_allclose(terms, expected, rtol=1e-6)
-    value, gradient = loss_and_gradient(build_loss("gloss", cost=cost, offset=offset), density, sample_of(points))
+    value, gradient = loss_and_gradient(loss_on_crops("gloss", cost=cost, offset=offset), density, [crop_at(points)])
     np.testing.assert_allclose(value, expected @ np.array([1, 0.1, 0.1, 0.01]), rtol=1e-6)
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6, atol=1e-9)
 

@@ -12,7 +12,6 @@ import torch
 from GS2D import native
 from GS2D.native import build
 from GS2D.rasterize import conics, rasterize_reference
-from losses.kernel import Transport
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = np.load(ROOT / "tests/data/fit.npz")
@@ -324,38 +323,3 @@ def test_bad_inputs():
         native.fit(*fitting, iterations=-1)
     with pytest.raises(ValueError, match="fixed_means: 5"):
         native.fit(*fitting, iterations=1, fixed_means=5)
-
-
-@pytest.mark.parametrize(
-    ("lanes", "width", "tiles", "most"), [(16, 1, 9, 40), (16, 8, 5, 3), (1, 1, 300, 6), (4, 2, 3, 0)]
-)
-def test_sending_equals_its_pytorch_twin(lanes, width, tiles, most):
-    random = np.random.default_rng(lanes + width)
-    starts = np.concatenate([[0], random.integers(0, most + 1, tiles).cumsum()])
-    annotation, count = random.integers(0, 17, (width, starts[-1])), 17
-    mass, cells = random.random((lanes, width, starts[-1]), np.float32), random.random((tiles, lanes), np.float32)
-    gradient = random.standard_normal(count).astype(np.float32)
-    kernel = tuple(map(torch.from_numpy, (annotation, starts, mass.astype(np.float64))))  # float64: PyTorch computes
-    density = torch.from_numpy(cells.astype(np.float64)).requires_grad_()
-    received = Transport.apply(density, *kernel, count)
-    received.backward(torch.from_numpy(gradient.astype(np.float64)))
-    assert native.send(cells, annotation, starts, mass, count) == pytest.approx(received.detach().numpy(), rel=1e-6)
-    found = native.send_back(gradient, annotation, starts, mass)
-    assert found == pytest.approx(density.grad.numpy(), rel=1e-5, abs=1e-5)
-    assert np.array_equal(found, native.send_back(gradient, annotation, starts, mass))
-
-
-def test_the_engine_reads_only_what_is_there():
-    cells, mass, starts = np.ones((2, 16), np.float32), np.ones((16, 1, 3), np.float32), np.array([0, 1, 3])
-    for annotation, begins in (
-        ([[0, 1, 2]], starts),
-        ([[0, -1, 1]], starts),
-        ([[0, 1, 1]], [0, 4, 3]),
-        ([[0, 1]], starts),
-    ):
-        with pytest.raises(ValueError, match="annotation"):
-            native.send(cells, np.array(annotation), np.array(begins), mass, 2)
-    with pytest.raises(ValueError, match=r"cells: shape \[1, 16\], expected \[2, 16\]"):
-        native.send(cells[:1], np.array([[0, 1, 1]]), starts, mass, 2)
-    density = np.full((2, 16), np.nan, np.float32)
-    assert np.isnan(native.send(density, np.array([[0, 1, 1]]), starts, mass, 2)).all()

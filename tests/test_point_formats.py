@@ -6,7 +6,11 @@ import math
 import pytest
 from raw_data import write
 
-from datasets.point_formats import read_coco, read_csv, read_labelme, read_points_json, read_via, read_yolo
+from datasets.raw.dots import read_points_json
+from datasets.raw.lines import read_yolo
+from datasets.raw.point_formats import read_coco, read_labelme
+from datasets.raw.tables import read_csv
+from datasets.raw.via import read_via
 
 BOM = b"\xef\xbb\xbf"
 
@@ -83,7 +87,7 @@ def test_csv_names_of_all_kinds(tmp_path):
         ("x,y\n1,2\nx,y\n", "line 3: 'x'"),
         ("x,y,x\n1,2,3\n", "line 1: the header"),
         ("x,count\n1,2\n", "line 1: the header"),
-        ("col,row\n1,2\n", "line 1: 'col'"),
+        ("col,row\n1,2\n", "line 1: the header 'col, row' lacks x and y"),
         ('x,y\n"1,2\n3,4\n', "not valid CSV"),
         ("x,y\n1,\0\n", "line 2"),
         ("x,y\n1,2\n".encode("utf-16"), "not a UTF-8"),
@@ -188,7 +192,7 @@ def test_coco_says_the_size_of_images(tmp_path):
         ({"images": [1], "annotations": []}, "no list 'images'"),
         (coco([], categories=3), "no list 'categories'"),
         (coco([{"image_id": 2, "bbox": [1, 2, 3, 4]}]), "entry 1: image_id 2"),
-        (coco([{"image_id": "1", "bbox": [1, 2, 3, 4]}]), "entry 1: image_id '1'"),
+        (coco([{"image_id": "a", "bbox": [1, 2, 3, 4]}]), "entry 1: image_id 'a'"),
         (coco([{"image_id": [1], "bbox": [1, 2, 3, 4]}]), "entry 1: image_id [1]"),
         (coco([{"bbox": [1, 2, 3, 4]}]), "image_id None"),
         (coco([{"image_id": 1, "segmentation": [[1, 2]]}]), "neither bbox nor"),

@@ -6,9 +6,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_data import write
+from test_field_formats import CVAT, VIA3, result, task
 from test_point_formats import BOM, VIA_SHAPES, coco, shape, via
 
-from datasets.point_formats import read_coco, read_csv, read_labelme, read_points_json, read_via, read_yolo
+from datasets.raw.cvat import read_cvat
+from datasets.raw.dots import read_pnt, read_points_json
+from datasets.raw.labelstudio import read_labelstudio
+from datasets.raw.lines import read_xy, read_yolo
+from datasets.raw.point_formats import read_coco, read_labelme
+from datasets.raw.tables import read_csv
+from datasets.raw.via import read_via
 
 CELLS = st.sampled_from(["1", "2.5", "1,5", "nan", "x", "y", "image", "a.jpg", "", '"', "é", "1e999"]) | st.text(
     max_size=4
@@ -18,6 +25,7 @@ LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from(["a.jpg", "point", "rect", "1"])
 )
 KEYS = ["images", "annotations", "id", "image_id", "file_name", "bbox", "keypoints", "shapes", "points", "shape_type"]
+KEYS += ["data", "result", "value", "type", "original_width", "metadata", "view", "file", "fid_list", "xy", "vid", "av"]
 KEYS += ["filename", "regions", "shape_attributes", "name", "cx", "cy", "x", "y", "width", "height", "imageWidth"]
 TREE = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner), max_leaves=12
@@ -28,6 +36,9 @@ VALID = [
     via(*VIA_SHAPES),
     {"a.jpg": [[1, 2], [3, 4]]},
     {"points": [[1, 2]]},
+    VIA3,
+    [task(result("keypointlabels", x=1, y=2), result("rectanglelabels", "2", x=1, y=2, width=3, height=4))],
+    {"points": {"a.jpg": {"head": [{"x": 1, "y": 2}]}}},
 ]
 
 
@@ -64,8 +75,8 @@ def read_or_refuse(path, reads):
 def test_fuzzed_tables(tmp_path_factory, rows, separator, end, mark):
     text = end.join(separator.join(row) for row in rows).encode("utf-8", "surrogatepass")
     path = write(tmp_path_factory.getbasetemp() / "fuzz.csv", (BOM if mark else b"") + text)
-    readers = [read_csv, lambda p: read_csv(p, named=False), read_via, lambda p: read_yolo(p, 64, 48)]
-    assert read_or_refuse(path, readers) == 4
+    readers = [read_csv, lambda p: read_csv(p, named=False), read_via, lambda p: read_yolo(p, 64, 48), read_xy]
+    assert read_or_refuse(path, readers) == 5
 
 
 @settings(max_examples=200, deadline=None)
@@ -76,4 +87,21 @@ def test_fuzzed_json(tmp_path_factory, data):
     cut = data.draw(st.sampled_from([0, 0, 0, 1, 10]))
     path = write(tmp_path_factory.getbasetemp() / "fuzz.json", text[: len(text) - cut])
     readers = [read_coco, read_labelme, read_via, read_points_json, lambda p: read_points_json(p, named=False)]
-    assert read_or_refuse(path, readers) == 5
+    readers += [read_labelstudio, read_pnt]
+    assert read_or_refuse(path, readers) == 7
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_fuzzed_xml(tmp_path_factory, data):
+    text = CVAT
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        end = start + data.draw(st.integers(0, 12))
+        text = (
+            text[:start]
+            + data.draw(st.sampled_from(["", "<", "/>", '"', "1e999", "-5", ";", "&x;", "nan"]))
+            + text[end:]
+        )
+    path = write(tmp_path_factory.getbasetemp() / "fuzz.xml", text)
+    assert read_or_refuse(path, [read_cvat, lambda p: read_cvat(p, ["head"])]) == 2

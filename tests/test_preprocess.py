@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from raw_data import make_raw
 
-from datasets.annotations import read_ucf
-from datasets.images import load_image, save_jpeg
-from datasets.preprocess import Job, Settings, neighbour_distance, points_inside, prepare_image, resized_size
+from datasets.raw.annotations import read_ucf
+from datasets.raw.preprocess import Job, Settings, points_inside, prepare_image, resized_size
+from GS2D.points import mean_neighbour_distance
 from utils.files import points_path
+from utils.images import load_image, save_jpeg
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "misc.npz")
 GOLDEN_CASES = [
@@ -67,7 +68,7 @@ def test_neighbour_distance_is_the_mean_of_the_three_nearest():
     points[7] = points[8]
     points[20:25] = points[19]
     distances = np.sort(np.linalg.norm(points[:, None] - points[None], axis=2), axis=1)
-    found = neighbour_distance(points)
+    found = mean_neighbour_distance(points)
     # float32 squares of up to 500^2 + 500^2 are good to 0.03: distances of more than a pixel to 0.02, others to 0.2.
     np.testing.assert_allclose(found, distances[:, 1:4].mean(axis=1), rtol=0, atol=0.2)
     far = distances[:, 1] > 1
@@ -76,15 +77,15 @@ def test_neighbour_distance_is_the_mean_of_the_three_nearest():
 
 def test_neighbour_distance_of_a_crowd_larger_than_a_block():
     points = np.random.default_rng(2).uniform(0, 300, (1500, 2)).astype(np.float32)
-    alone = [neighbour_distance(points[np.r_[i, np.delete(np.arange(1500), i)]])[0] for i in (0, 777, 1499)]
-    np.testing.assert_allclose(neighbour_distance(points)[[0, 777, 1499]], alone, rtol=1e-3)
+    alone = [mean_neighbour_distance(points[np.r_[i, np.delete(np.arange(1500), i)]])[0] for i in (0, 777, 1499)]
+    np.testing.assert_allclose(mean_neighbour_distance(points)[[0, 777, 1499]], alone, rtol=1e-3)
 
 
 def test_neighbour_distance_of_few_points():
-    assert neighbour_distance(np.zeros((0, 2))).shape == (0,)
-    assert neighbour_distance(np.array([[7.0, 8.0]])).tolist() == [128]
-    assert neighbour_distance(np.array([[0.0, 0.0], [3.0, 4.0]])).tolist() == [5, 5]
-    assert neighbour_distance(np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])).tolist() == pytest.approx(
+    assert mean_neighbour_distance(np.zeros((0, 2))).shape == (0,)
+    assert mean_neighbour_distance(np.array([[7.0, 8.0]])).tolist() == [128]
+    assert mean_neighbour_distance(np.array([[0.0, 0.0], [3.0, 4.0]])).tolist() == [5, 5]
+    assert mean_neighbour_distance(np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])).tolist() == pytest.approx(
         [3, (5 + 18**0.5) / 2, (1 + 18**0.5) / 2]
     )
 

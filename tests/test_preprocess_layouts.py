@@ -22,7 +22,7 @@ from raw_data import (
     write,
 )
 
-from datasets.preprocess import LONE_POINT_DISTANCE, neighbour_distance
+from GS2D.points import FARTHEST, mean_neighbour_distance
 from utils.files import list_images, points_path, read_points
 
 SIZE = ["--min-size", "96", "--max-size", "96", "--workers", "1"]  # the raw images are 48 x 64: everything doubles
@@ -80,8 +80,8 @@ def test_nwpu(tmp_path, kind, lists):
     text, err = run("nwpu", raw, out)
     for i in (1, 2, 3):
         truth = draw_points(i - 1)
-        check(out / "train" / f"{i:04}.jpg", truth, neighbour_distance(2 * truth))
-    assert np.load(out / "train" / "0002.npy")[0, 2] == LONE_POINT_DISTANCE
+        check(out / "train" / f"{i:04}.jpg", truth, mean_neighbour_distance(2 * truth))
+    assert np.load(out / "train" / "0002.npy")[0, 2] == FARTHEST
     check(out / "val" / "0004.jpg", draw_points(3))
     assert {path.name for path in (out / "test").iterdir()} == {"0005.jpg", "0006.jpg"}
     entry = record(out)["test/0005.jpg"]
@@ -158,7 +158,7 @@ def test_sh(tmp_path, layout, folder, options):
     for split, paths in images.items():
         for path in paths:
             truth = draw_points(int(path.stem[4:]))
-            check(path, truth, neighbour_distance(2 * truth) if split == "train" else None)
+            check(path, truth, mean_neighbour_distance(2 * truth) if split == "train" else None)
 
 
 def test_sh_by_a_list(tmp_path):

@@ -9,8 +9,8 @@ from commands import call
 from PIL import Image
 from raw_data import TREES, contents, draw_points, errors, prepared, record, save_noise, write
 
-from datasets.annotations import read_ucf
-from datasets.preprocess import neighbour_distance
+from datasets.raw.annotations import read_ucf
+from GS2D.points import mean_neighbour_distance
 from utils.files import list_images, points_path, read_points
 
 SIZE = ["--min-size", "48", "--max-size", "48", "--workers", "1"]  # the images are 48 x 64: nothing changes
@@ -58,7 +58,9 @@ def check_split(out, size=None):
         np.testing.assert_allclose(stored[:, :2], truth, rtol=1e-5)
         assert stored.shape == (i, 3 if name.startswith("train") else 2)
         if stored.shape[1] == 3:
-            np.testing.assert_allclose(stored[:, 2], neighbour_distance(truth) if size is None else size, rtol=1e-4)
+            np.testing.assert_allclose(
+                stored[:, 2], mean_neighbour_distance(truth) if size is None else size, rtol=1e-4
+            )
     return len(record(out))
 
 

@@ -16,16 +16,16 @@ from PIL import Image
 from raw_data import ROOT, SMALL, TREES, contents, errors, make_raw, partials, prepared, record, script, times
 
 import preprocess_dataset_ucf
-from datasets.annotations import read_ucf
-from datasets.images import load_image
-from datasets.preprocess import neighbour_distance
+from datasets.raw.annotations import read_ucf
+from GS2D.points import mean_neighbour_distance
 from utils.files import list_images, points_path
+from utils.images import load_image
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the script in this process, which is faster, without its report -> (exit code, stdout, stderr)."""
-    monkeypatch.setattr("datasets.report.write_report", lambda *arguments: None)
+    monkeypatch.setattr("datasets.audit.report.write_report", lambda *arguments: None)
 
     def run(source, output, *options):
         paths = ["--input-dataset-path", str(source), "--output-dataset-path", str(output)]
@@ -69,7 +69,7 @@ def test_trees(tmp_path):
             assert stored.shape == (len(points), 3 if target == "train" else 2)
             np.testing.assert_allclose(stored[:, :2], points * ratio, rtol=1e-6)
             if target == "train":
-                np.testing.assert_allclose(stored[:, 2], neighbour_distance(stored[:, :2]), rtol=1e-6)
+                np.testing.assert_allclose(stored[:, 2], mean_neighbour_distance(stored[:, :2]), rtol=1e-6)
     assert [len(list_images(one / split)) for split in ("train", "val", "test")] == [9, 1, 4]
     assert np.load(one / "train" / "IMG_0001.npy")[0, 2] == 128
 

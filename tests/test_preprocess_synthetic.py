@@ -8,8 +8,8 @@ from commands import call
 from PIL import Image
 from raw_data import contents, errors, record
 
-from datasets.annotations import prepared_stem
-from datasets.preprocess import resized_size
+from datasets.raw.annotations import prepared_stem
+from datasets.raw.preprocess import resized_size
 from utils.files import points_path, read_points
 
 SCRIPTS = {"qnrf": "ucf", "jhu": "jhu", "nwpu": "nwpu", "sha": "sh", "shb": "sh"}

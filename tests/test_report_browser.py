@@ -8,7 +8,7 @@ import shutil
 import pytest
 from test_report_page import SCRIPT, TAG, write_results
 
-from utils.report import write_report
+from utils.evaluation.report import write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (requirements-test.txt)")
 from selenium.webdriver.common.action_chains import ActionChains

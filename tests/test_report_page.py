@@ -15,8 +15,8 @@ import pytest
 from commands import run
 from PIL import Image
 
-from utils import report
-from utils.report import report_line, write_report
+from utils.evaluation import report
+from utils.evaluation.report import report_line, write_report
 
 TAG, SCRIPT = "<img src=x onerror=alert(1)>.jpg", "</script><script>alert(2)</script>&amp;%%images%%.jpg"
 
@@ -276,9 +276,9 @@ def test_broken_input_is_one_line_that_names_the_file(tmp_path, name, content, m
 
 def test_the_command_line(tmp_path):
     folder = write_results(tmp_path / "a", [1], [1.0])
-    out, _ = run("-m", "utils.report", folder)
+    out, _ = run("-m", "utils.evaluation.report", folder)
     assert (folder / "report.html").is_file() and out.startswith(f"{folder / 'report.html'}: ")
-    out, _ = run("-m", "utils.report", folder, folder, "--out", tmp_path / "both.html")
+    out, _ = run("-m", "utils.evaluation.report", folder, folder, "--out", tmp_path / "both.html")
     assert len(Page(tmp_path / "both.html").json("report")["results"]) == 2
-    _, error = run("-m", "utils.report", tmp_path / "missing", code=1)
+    _, error = run("-m", "utils.evaluation.report", tmp_path / "missing", code=1)
     assert error.startswith(f"error: {tmp_path / 'missing'}: no such folder") and error.count("\n") == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from utils.evaluation import Result, mae_mse
-from utils.scores import bootstrap, mae, mse, paired_difference, summarise
+from utils.evaluation.scores import bootstrap, mae, mse, paired_difference, summarise
 
 NAN = math.nan
 BY_HAND = [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+
 import cv2
 import numpy as np
 import pytest
 
-from datasets.images import load_image
-from utils.sources import find_sources, open_images
+from utils.evaluation.sources import find_sources, open_images
+from utils.images import load_image
 
 
 def picture(path, value=0, size=(20, 30)):
@@ -29,8 +32,8 @@ def video(path, frames=10):
 
 
 def opened(*paths, every=1):
-    notes = []
-    return list(open_images(paths, load_image, every, notes.append)), notes
+    with contextlib.redirect_stderr(io.StringIO()) as notes:
+        return list(open_images(paths, load_image, every)), notes.getvalue().splitlines()
 
 
 def test_mixed_folders_are_read_with_their_subfolders(tmp_path):
@@ -106,7 +109,7 @@ def test_a_video_that_ends_early_is_reported_after_its_frames(tmp_path):
     assert 0 < len(frames) < 20 and all(name.startswith("clip.avi frame 0000") for name, _ in frames)
     assert (name, reason) == (
         "clip.avi",
-        f"{path}: ends after {len(frames)} of 20 announced frames; it is cut off or damaged",
+        f"{path}: ends after {len(frames)} frames, before its container says; it is cut off, get it again",
     )
     assert last == "z.png" and image.shape == (20, 30, 3)
 

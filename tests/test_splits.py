@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.splits import split_train_val
+from datasets.raw.splits import split_train_val
 
 
 def split(images, root, train=None, val=None, fraction=0.1, seed=4073):

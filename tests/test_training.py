@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 import torch
-from commands import ROOT, errors
+from commands import ROOT, errors, free_port
 from training_runs import Tiny, largest_difference, make_data, metrics, train, weights
 
 import train_gs
@@ -19,6 +19,11 @@ from datasets.sampler import EpochSampler
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("training") / "data")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setattr(train_gs, "build_model", Tiny)
 
 
 def test_order_is_a_function_of_seed_and_epoch():
@@ -47,7 +52,8 @@ def test_schedules():
     assert factor("warmup-cosine", 0.05, 0.2) == pytest.approx(0.25 * factor("cosine", 0.05))
 
 
-def test_accumulated_batches_are_one_larger_batch(data, tmp_path):
+def test_accumulated_batches_are_one_larger_batch(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Tiny, "dropout", 0)  # whose mask follows the batch
     train(data, tmp_path / "one", "--epochs", 1, "--batch-size", 4, "--lr", 1e-4)
     train(data, tmp_path / "two", "--epochs", 1, "--batch-size", 2, "--accumulate", 2, "--lr", 1e-4)
     train(data, tmp_path / "other", "--epochs", 1, "--batch-size", 2, "--lr", 1e-4)
@@ -71,7 +77,8 @@ def test_clipping_bounds_the_gradient(data, tmp_path, monkeypatch):
     assert min(norms[:4]) > 0.6 and max(norms[4:]) == pytest.approx(0.5, rel=1e-3)
 
 
-def test_mixed_precision_and_memory_layout_train_alike(data, tmp_path):
+def test_mixed_precision_and_memory_layout_train_alike(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Tiny, "dropout", 0)  # whose mask follows the memory's order
     losses = {}
     for name, options in {"plain": (), "bf16": ("--precision", "bf16-mixed"), "layout": ("--channels-last",)}.items():
         train(data, tmp_path / name, "--epochs", 1, "--batch-size", 4, "--lr-schedule", "cosine", *options)
@@ -84,8 +91,8 @@ def test_mixed_precision_and_memory_layout_train_alike(data, tmp_path):
 
 
 def test_workers_do_not_change_the_result_and_a_resumed_run_continues_exactly(data, tmp_path):
-    """vgg_trans, whose dropout draws random numbers; workers that live on between epochs."""
-    options = ["--model-name", "vgg_trans", "--batch-size", 2]
+    """A network whose dropout draws random numbers; workers that live on between epochs."""
+    options = ["--batch-size", 2, "--lr", 1e-3]
     train(data, tmp_path / "whole", *options, "--epochs", 3)
     train(data, tmp_path / "parts", *options, "--epochs", 2, "--num-workers", 1)
     train(data, tmp_path / "parts", *options, "--epochs", 3, "--num-workers", 1)
@@ -94,14 +101,13 @@ def test_workers_do_not_change_the_result_and_a_resumed_run_continues_exactly(da
 
 def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, monkeypatch):
     """Six steps that move a weight by up to 6e-3."""
-    monkeypatch.setattr(train_gs, "build_model", Tiny)
     monkeypatch.setattr(Tiny, "dropout", 0)
     fixed = f"--device cpu --backbone-weights none --crop-size 64 --epochs 3 --lr 1e-3 --data-dir {data}"
     train(data, tmp_path / "one", *fixed.split(), "--batch-size", 2)
     train(data, tmp_path / "other", *fixed.split(), "--batch-size", 1)
-    launch = f"{sys.executable} -m torch.distributed.run --nproc-per-node 2 --master-port 29731 tests/train_tiny.py"
+    launch = f"-m torch.distributed.run --nproc-per-node 2 --master-port {free_port()} tests/train_tiny.py"
     done = subprocess.run(
-        [*launch.split(), *fixed.split(), "--save-dir", str(tmp_path / "two"), "--batch-size", "1"],
+        [sys.executable, *launch.split(), *fixed.split(), "--save-dir", str(tmp_path / "two"), "--batch-size", "1"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

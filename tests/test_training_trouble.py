@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -46,10 +48,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_is_set_aside(data, 
     monkeypatch.setattr(train_gs, "build_model", Broken)
     _, err = train(data, tmp_path / "run", "--epochs", 3, code=1)
     aside = tmp_path / "run" / "trouble"
-    assert len(errors(err)) == 1 and "epoch 1, batch 2: the loss of IMG_000" in err and "is nan; lower --lr" in err
+    assert (
+        len(errors(err)) == 1 and "epoch 1, batch 2: the loss of IMG_000" in err and "is not finite; lower --lr" in err
+    )
     assert str(aside) in err
     batch = torch.load(aside / "epoch1_step2_batch.pt", weights_only=True)
-    assert batch["images"].shape == (1, 3, 64, 64) and batch["names"][0] in err
+    assert [image.shape for image in batch["images"]] == [(3, 64, 64)] and batch["names"][0] in err
     out, _ = train(data, tmp_path / "again", "--epochs", 2, "--resume", aside / "last_good_ckpt.tar")
     assert "going on with epoch 1" in out and len(metrics(tmp_path / "again")) == 1
 
@@ -65,7 +69,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(data, tmp_path, mon
 
     monkeypatch.setattr(train_gs, "build_model", Broken)
     _, err = train(data, tmp_path, "--epochs", 1, code=1)
-    assert len(errors(err)) == 1 and "the gradient of IMG_000" in err and "is nan" in err
+    assert len(errors(err)) == 1 and "epoch 0, batch 0: the gradient of IMG_000" in err and "is not finite" in err
     state = torch.load(tmp_path / "trouble" / "last_good_ckpt.tar", weights_only=True)
     assert all(value.isfinite().all() for value in state["model_state_dict"].values())
 
@@ -155,12 +159,29 @@ def test_released_checkpoints_start_a_run(data, tmp_path, tiny):
     assert "going on with epoch 2" in out
     assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "on")) == 0
     assert [line["epoch"] for line in metrics(tmp_path / "on")] == [2, 3]
+    for group in released["optimizer_state_dict"]["param_groups"]:  # of a run without the fused step
+        group |= {"fused": None, "foreach": True, "capturable": False, "maximize": False, "differentiable": False}
+    torch.save(released, tmp_path / "1_ckpt.tar")
+    train(data, tmp_path / "foreign", "--epochs", 4, "--resume", tmp_path / "1_ckpt.tar")
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "foreign")) == 0
 
     torch.save(released["model_state_dict"], tmp_path / "best_model.pth")
     out, _ = train(data, tmp_path / "weights", "--epochs", 1, "--resume", tmp_path / "best_model.pth")
     assert "training begins with them at epoch 0" in out
     start, end = released["model_state_dict"], weights(tmp_path / "weights")
     assert 0 < largest_difference(start, end) <= 4 * 5e-6 * 1.01
+
+
+def test_another_weight_decay_takes_effect_in_a_run_that_goes_on(data, tmp_path, tiny):
+    """Adam's state holds the decay of the run that it comes from."""
+    train(data, tmp_path / "run", "--epochs", 1)
+    start = tmp_path / "run" / "0_ckpt.tar"
+    for name, decay in (("same", 1e-5), ("other", 10.0)):
+        train(data, tmp_path / name, "--epochs", 2, "--resume", start, "--weight-decay", decay)
+        state = torch.load(tmp_path / name / "1_ckpt.tar", weights_only=True)
+        (group,) = state["optimizer_state_dict"]["param_groups"]
+        assert group["weight_decay"] == decay and group["fused"] and not group["foreach"]
+    assert largest_difference(weights(tmp_path / "same"), weights(tmp_path / "other")) > 1e-6
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(data, tmp_path, tiny, monkeypatch):
@@ -205,6 +226,21 @@ def test_missing_points_and_gaussians_are_named(data, tmp_path, tiny):
     np.save(points_path(copy / "train" / "IMG_0001.jpg"), np.zeros((1, 3), np.float32))
     _, err = train(copy, tmp_path / "run", "--epochs", 1, code=1)
     assert len(errors(err)) == 1 and "Gaussians, but" in err and "has 1 points" in err
+
+
+@pytest.mark.parametrize("change", [lambda means: means * 1.5, lambda means: means[::-1]], ids=["scaled", "reversed"])
+def test_gaussians_of_other_points_stop_the_run_before_its_first_epoch(data, tmp_path, tiny, change):
+    copy = shutil.copytree(data, tmp_path / "data")
+    path = gaussians_path(copy / "train" / "IMG_0001.jpg")
+    with h5py.File(path, "r+") as file:
+        file["params"][:, :2] = change(file["params"][:, :2])
+    _, err = train(copy, tmp_path / "run", "--epochs", 1, code=1)
+    (line,) = errors(err)
+    points = copy / "train" / "IMG_0001.npy"
+    assert re.fullmatch(
+        rf"error: {path}: centres lie up to \d+\.\d pixels from the points of {points}; delete .*", line
+    )
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_second_run_in_the_folder_is_told_who_is_there(data, tmp_path, tiny):

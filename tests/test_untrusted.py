@@ -9,7 +9,6 @@ import pickle
 import re
 import resource
 import struct
-import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -23,14 +22,14 @@ from commands import ROOT, call, errors
 from PIL import Image
 from training_runs import Tiny
 
-from datasets.annotations import read_sh, read_ucf
-from datasets.images import image_size, load_image
-from datasets.raw_text import read_json
+from datasets.raw.annotations import read_sh, read_ucf
+from datasets.raw.raw_text import read_json
 from GS2D.gaussians import Gaussians2D, read_file
-from GS2D.kernel_file import StoredKernel, load_kernel, save_kernel
+from GS2D.kernel import StoredKernel, csr, load_kernel, save_kernel
 from models import read_checkpoint
-from utils.checkpoint import describe
 from utils.files import read_points
+from utils.images import image_size, load_image
+from utils.training.checkpoint import describe
 
 ADDRESSES = 2 << 30  # bytes that a reader may ask for
 TOUCHED = 600  # megabytes that it may use
@@ -38,7 +37,7 @@ HUGE = 10**10
 
 
 def refusal(read, path):
-    """The message with which ``read`` refuses a small file, quickly and within bounds, in a process of its own."""
+    """The message with which ``read`` refuses a small file, within bounds of memory, in a process of its own."""
     assert path.stat().st_size < 1 << 20
     receive, send = os.pipe()
     child = os.fork()
@@ -58,12 +57,11 @@ def refusal(read, path):
         finally:
             os._exit(0)
     os.close(send)
-    begin = time.perf_counter()
     with os.fdopen(receive) as pipe:
         megabytes, outcome, message = pipe.read().split(" ", 2)
     os.waitpid(child, 0)
     assert outcome == "refused" and int(megabytes) < TOUCHED, (megabytes, outcome, message)
-    assert str(path) in message and "\n" not in message and time.perf_counter() - begin < 20
+    assert str(path) in message and "\n" not in message
     return message
 
 
@@ -172,8 +170,7 @@ def test_data_of_other_files_are_not_read(tmp_path):
 @pytest.mark.parametrize("name", ["indptr", "indices", "data", "shape"])
 def test_kernels(tmp_path, name):
     path = tmp_path / "a_kernel.h5"
-    arrays = np.array([0, 1]), np.array([0]), np.ones(1, np.float32)
-    save_kernel(path, StoredKernel(*arrays, (1, 1), {}))
+    save_kernel(path, StoredKernel(csr(np.array([0, 1]), np.array([0]), np.ones(1), 1), (1, 1), {}))
     assert load_kernel(path).grid == (1, 1)
     kind = "f4" if name == "data" else "i8"
     h5(path, name, shape=(HUGE,), dtype=kind, chunks=(1000,), compression="gzip")
@@ -182,8 +179,7 @@ def test_kernels(tmp_path, name):
 
 def test_a_kernel_of_a_huge_shape(tmp_path):
     path = tmp_path / "a_kernel.h5"
-    arrays = np.array([0, 1]), np.array([0]), np.ones(1, np.float32)
-    save_kernel(path, StoredKernel(*arrays, (1, 1), {}))
+    save_kernel(path, StoredKernel(csr(np.array([0, 1]), np.array([0]), np.ones(1), 1), (1, 1), {}))
     h5(path, "shape", data=np.array([HUGE, HUGE]))
     assert "do not fit shape" in refusal(load_kernel, path)
     with h5py.File(path, "a") as file:

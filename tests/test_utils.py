@@ -17,7 +17,6 @@ import yaml
 from golden_weights import fill
 
 from models import build_model, read_checkpoint
-from utils.checkpoint import checkpoints, describe, save_checkpoint, save_weights
 from utils.cli import for_each, one_line, report_failures
 from utils.config import make_parser, number, parse_arguments, save_arguments
 from utils.device import fabric_devices
@@ -31,6 +30,7 @@ from utils.files import (
     read_points,
     remove_stale_partials,
 )
+from utils.training.checkpoint import checkpoints, describe, save_checkpoint, save_weights
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "models.npz")
 

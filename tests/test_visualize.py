@@ -6,12 +6,12 @@ import numpy as np
 from commands import call
 from PIL import Image
 
-from datasets.images import save_jpeg
 from GS2D.gaussians import Gaussians2D
+from GS2D.kernel import transport_kernel
 from GS2D.visualize import summarise
-from losses.transport import transport_kernel
-from utils.figures import truth_density
+from utils.evaluation.figures import truth_density
 from utils.files import gaussians_path, points_path
+from utils.images import save_jpeg
 
 
 def test_summary_of_a_kernel_equals_the_dense_matrix():
@@ -19,8 +19,8 @@ def test_summary_of_a_kernel_equals_the_dense_matrix():
     kernel = transport_kernel(
         random.uniform(0, 96, (9, 2)), random.uniform(2, 15, (9, 2)), random.uniform(0, 3, (9, 1)), (64, 96)
     )
-    dense = kernel.dense().double().numpy()
-    summary = summarise(*(array.numpy() for array in kernel.csr()), kernel.grid)
+    dense = kernel.to_dense().double().numpy()
+    summary = summarise(kernel, (8, 12))
     owner = dense.argmax(0)
     np.testing.assert_array_equal(summary.owner, np.where(owner == 9, -1, owner).reshape(8, 12))
     np.testing.assert_allclose(summary.background, dense[-1].reshape(8, 12), atol=1e-6)
@@ -29,10 +29,7 @@ def test_summary_of_a_kernel_equals_the_dense_matrix():
 
 
 def test_a_cell_without_annotations_belongs_to_the_background():
-    summary = summarise(
-        *(array.numpy() for array in transport_kernel(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 1)), 16).csr()),
-        (2, 2),
-    )
+    summary = summarise(transport_kernel(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 1)), 16), (2, 2))
     assert (summary.owner == -1).all() and (summary.background == 1).all() and (summary.entropy == 0).all()
 
 

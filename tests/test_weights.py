@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import urllib.error
+from collections import OrderedDict
 
 import h5py
 import numpy as np
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import vgg as torchvision_vgg
 
-from models import build_model, load_backbone, load_weights
+from models import build_model, load_backbone, load_weights, read_checkpoint
+from utils.training.checkpoint import describe, save_weights
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
@@ -325,3 +327,32 @@ def test_imagenet_not_to_be_had(monkeypatch, tmp_path):
         assert text in line
     (tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth").write_bytes(b"cut short")
     assert "--backbone-weights PATH" in error_line(OSError, build_model, "vgg", True)
+
+
+@pytest.mark.parametrize(
+    "rename, removed",
+    [
+        (lambda name: f"module.{name}", "module."),
+        (lambda name: f"_orig_mod.{name}", "_orig_mod."),
+        (lambda name: f"model.{name}", "model."),
+        (lambda name: f"module._orig_mod.model.{name}", "module., _orig_mod., model."),
+        (lambda name: name.replace("features.", "features._orig_mod."), "_orig_mod."),
+    ],
+)
+@pytest.mark.parametrize("key", [None, "model_state_dict", "state_dict", "model"])
+def test_prefixes_of_wrappers_are_removed_and_said(vgg, file, capsys, rename, removed, key):
+    state = snapshot(vgg)
+    renamed = {rename(name): tensor for name, tensor in state.items()}
+    torch.save({key: renamed, "epoch": 3} if key else renamed, file)
+    with torch.no_grad():
+        for parameter in vgg.parameters():
+            parameter.add_(1)
+    load_weights(vgg, file)
+    assert same(state, vgg.state_dict())
+    assert capsys.readouterr().err == f"{file}: {removed} before the names of its layers is taken off\n"
+
+
+def test_a_wrapped_checkpoint_still_describes_itself(vgg, file):
+    state = OrderedDict((f"_orig_mod.{name}", tensor) for name, tensor in vgg.state_dict().items())
+    save_weights(file, state, {"model_name": "vgg", "topk": 0.2})
+    assert describe(read_checkpoint(file)) == {"model_name": "vgg", "topk": 0.2}

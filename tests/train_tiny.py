@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,15 @@ import train_gs  # noqa: E402
 from utils.cli import run_script  # noqa: E402
 
 Tiny.dropout = 0  # each process would draw a mask of its own
+if os.environ.get("BROKEN_RANK") == os.environ.get("RANK", "0"):
+
+    def not_a_number(self, images, forward=Tiny.forward, calls=[]):  # noqa: B006
+        """The third density of this process is NaN."""
+        calls.append(1)
+        prediction = forward(self, images)
+        return prediction._replace(density=prediction.density * float("nan")) if len(calls) == 3 else prediction
+
+    Tiny.forward = not_a_number
 train_gs.build_model = Tiny
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ import torch
 from commands import call
 from torch import nn
 
-from datasets.images import save_jpeg
-from datasets.preprocess import neighbour_distance
 from GS2D.gaussians import Gaussians2D
+from GS2D.points import mean_neighbour_distance
 from models import Prediction
 from utils.files import gaussians_path, points_path
+from utils.images import save_jpeg
 
 
 class Tiny(nn.Module):
@@ -50,7 +50,7 @@ def make_data(root):
             for x, y in points.astype(int):
                 pixels[y - 4 : y + 4, x - 4 : x + 4] = 220
             save_jpeg(pixels, image, 95)
-            np.save(points_path(image), np.c_[points, neighbour_distance(points)].astype(np.float32))
+            np.save(points_path(image), np.c_[points, mean_neighbour_distance(points)].astype(np.float32))
             shapes = random.uniform(3, 14, (len(points), 2)), np.zeros((len(points), 1)), np.ones((len(points), 3))
             Gaussians2D(points, *shapes).save(gaussians_path(image))
     return root

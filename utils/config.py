@@ -145,6 +145,8 @@ def _convert(action: argparse.Action, value: Any) -> Any:
         if not isinstance(value, bool):
             raise argparse.ArgumentTypeError(f"{value!r} is neither true nor false")
         return value
+    if action.const is True and isinstance(value, bool):  # a switch that also takes a value
+        return value
     if value is None:
         if action.default is not None or action.required:
             raise argparse.ArgumentTypeError("has no value")

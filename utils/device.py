@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import os
+import platform
+import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric, seed_everything
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def fabric_devices(device: str) -> dict[str, object]:
@@ -37,6 +43,8 @@ def start_fabric(arguments: argparse.Namespace) -> Fabric:
 
     Raises ``ValueError`` for what this machine or the way the job was started does not allow.
     """
+    from lightning_fabric import Fabric, seed_everything  # here: fitting asks for devices only, and it takes seconds
+
     devices = fabric_devices(arguments.device)
     if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
         raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
@@ -66,3 +74,16 @@ def memory_errors(remedy: str) -> Iterator[None]:
         if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
             raise ValueError(f"out of memory; {remedy}") from None
         raise
+
+
+def environment() -> dict[str, Any]:
+    """Versions of Python, of every installed package and of the GPU's software."""
+    packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cuda": torch.version.cuda,
+        "gpus": gpus,
+        "packages": dict(sorted(packages.items(), key=lambda item: str(item[0]).lower())),
+    }

@@ -6,6 +6,7 @@ Layout of a prepared data set (every path is derived from the stem of the image)
     ROOT/train/IMG_0001.npy                          float [N, 3] = x, y, neighbour distance (val, test: [N, 2])
     ROOT/train/gs_params/IMG_0001_gs_params.h5
     ROOT/train/kernels/IMG_0001_kernel.h5
+    ROOT/train/pixels/IMG_0001.npy                   decoded (see datasets/decoded.py)
 """
 
 from __future__ import annotations
@@ -15,13 +16,33 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # of prepared and published data sets
+PICTURES = (*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")  # of people's own photographs
+# Photographs and pictures that people have and that are not read.
+UNREAD = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".jp2",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".raf",
+    ".orf",
+    ".psd",
+    ".gif",
+)
 _STALE_AFTER_SECONDS = 24 * 3600
+
+SPLITS = ("train", "val", "test")
 
 
 def points_path(image: Path) -> Path:
@@ -37,6 +58,26 @@ def gaussians_path(image: Path) -> Path:
 def kernel_path(image: Path) -> Path:
     """The stored transport kernel of a prepared image."""
     return image.parent / "kernels" / f"{image.stem}_kernel.h5"
+
+
+def find_files(root: Path) -> list[Path]:
+    """The files in ``root`` and its folders, sorted, without hidden ones; links to folders are followed once."""
+    seen, found = set(), []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            found += [Path(folder, name) for name in files if not name.startswith(".")]
+        seen.add(real)
+    return sorted(found)
+
+
+def unread_kinds(names: Iterable[str]) -> str | None:
+    """What to say of images of a kind that is not read."""
+    suffixes = [suffix for name in names if (suffix := os.path.splitext(name)[1].lower()) in UNREAD]
+    if not suffixes:
+        return None
+    return f"{len(suffixes)} images are of a kind that is not read: {', '.join(sorted(set(suffixes)))}"
 
 
 def list_images(folder: Path) -> list[Path]:

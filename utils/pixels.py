@@ -1,4 +1,4 @@
-"""What the networks see of an image: RGB with the mean and the deviation of ImageNet."""
+"""What the networks see of an image, RGB with the mean and the deviation of ImageNet, and how finely they answer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+STRIDE = 8  # pixels in a density cell
+COARSEST = (
+    16  # pixels; the stride of the features: of a longer side the networks leave out what remains beyond its multiples
+)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -25,6 +25,7 @@ __all__ = [
     "loss_and_gradients",
     "render",
     "render_backward",
+    "resize",
     "works",
 ]
 
@@ -52,6 +53,7 @@ def load() -> ctypes.CDLL:
     library.gst_kernel_nearest.argtypes = [*cells, real, pointer, pointer]
     library.gst_kernel_visit.argtypes = [*cells, *[pointer] * 4]
     library.gst_kernel_fill.argtypes = [*cells, *[pointer] * 5, real, integer, *[pointer] * 3]
+    library.gst_resize.argtypes = [pointer, ctypes.c_int64, integer, integer, *[pointer] * 3]
     return library
 
 
@@ -223,6 +225,21 @@ def kernel_rows(
     indices, data = np.empty(room, np.int32), np.empty(room, np.float32)
     _call(load().gst_kernel_fill, *shape, spans, ends, *values, smallest, int(background), indptr, indices, data)
     return indptr, indices[: indptr[-1]], data[: indptr[-1]]
+
+
+def resize(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """uint8 [len(rows), len(columns), 3], made of uint8 [H, W, 3] as ``datasets.rescaling.taps`` say; the rest is not read."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.strides[1:] != (3, 1):
+        raise ValueError(f"image: {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3] with contiguous rows")
+    axes = []
+    for name, taps, side in (("rows", rows, image.shape[0]), ("columns", columns, image.shape[1])):
+        axes.append(np.ascontiguousarray(taps, np.int32))
+        sources = taps[:, :2]
+        if taps.shape[1:] != (4,) or (len(taps) and (sources.min() < 0 or sources.max() >= side)):
+            raise ValueError(f"{name}: of {side} pixels, expected [n, 4] with sources from 0 to {side - 1}")
+    out = np.empty((len(rows), len(columns), 3), np.uint8)
+    _call(load().gst_resize, image, image.strides[0], len(rows), len(columns), *axes, out)
+    return out
 
 
 def _call(function, *arguments) -> None:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-SOURCES = [Path(__file__).with_name(name) for name in ("engine.cpp", "scene.hpp", "kernel.hpp")]
+SOURCES = [Path(__file__).with_name(name) for name in ("engine.cpp", "scene.hpp", "kernel.hpp", "resize.hpp")]
 # No -ffast-math: NaN has to compare as NaN. Contraction to fused multiply-adds is most of what it would bring.
 FLAGS = "-O3 -std=c++17 -shared -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=fast"
 # An opaque Gaussian of standard deviation 2 in the center of pixel (8, 8), looked at there and two pixels to the right.

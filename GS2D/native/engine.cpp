@@ -1,11 +1,12 @@
 // The fit of GS2D/fitting.py as one loop on one core (losses, gradients by the parameters, Adam), and the functions
-// that Python calls. The drawing is in scene.hpp, the transport kernel in kernel.hpp.
+// that Python calls. The drawing is in scene.hpp, the transport kernel in kernel.hpp, rescaling in resize.hpp.
 
 #include <new>
 #include <stdexcept>
 
 #include "scene.hpp"
 #include "kernel.hpp"
+#include "resize.hpp"
 
 namespace {
 
@@ -296,6 +297,15 @@ int gst_kernel_fill(int n, const float* table, int rows, int columns, float stri
         const auto* visited = reinterpret_cast<const kernel::Span*>(spans);
         kernel::fill({rows, columns, stride}, n, gaussians, visited, ends, nearest, log_det, log_odds, smallest,
                      background != 0, indptr, indices, data);
+    });
+}
+
+// rows [height, 4] and columns [width, 4]: see resize::Tap; out [height, width, 3].
+int gst_resize(const uint8_t* image, int64_t pitch, int height, int width, const int32_t* rows, const int32_t* columns,
+               uint8_t* out) {
+    return guarded([&] {
+        resize::rectangle(image, pitch, height, width, reinterpret_cast<const resize::Tap*>(rows),
+                          reinterpret_cast<const resize::Tap*>(columns), out);
     });
 }
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import h5py
 import numpy as np
 import scipy.io
@@ -173,6 +174,37 @@ def nothing(work: Work) -> None:
     """The command line alone is wrong."""
 
 
+POINT = {"shapes": [{"shape_type": "point", "points": [[1, 2]], "label": "a"}]}
+POLYLINE = "<image name='a.jpg'><polyline label='p' points='1,2;3,4'/></image>"
+
+
+def coco(annotations: list[dict]) -> dict:
+    images = [{"id": i, "file_name": f"{name}.jpg"} for i, name in enumerate("abc")]
+    return {"images": images, "annotations": annotations}
+
+
+def via3(shape: list) -> dict:
+    """A project of VIA's third version with one region."""
+    file = {"1": {"fname": "a.jpg", "type": 2}}
+    return {"file": file, "view": {"1": {"fid_list": ["1"]}}, "metadata": {"m": {"vid": "1", "xy": shape}}}
+
+
+def task(result: dict, annotations: int = 1) -> dict:
+    """A task of Label Studio, annotated that many times."""
+    return {"id": 4, "data": {"image": "a.jpg"}, "annotations": [{"result": [result]}] * annotations}
+
+
+def mine_mat(work: Work, **contents) -> None:
+    scipy.io.savemat(work.mine / "a.mat", contents)
+
+
+def deep() -> bytes:
+    """A PNG of 16 bits a channel that Pillow would read by their upper 8."""
+    done, data = cv2.imencode(".png", np.full((40, 40, 3), 4000, np.uint16))
+    assert done
+    return data.tobytes()
+
+
 IMAGES = [
     Case("an empty image", PREPARE, lambda w: w.raw_image.write_bytes(b"")),
     Case("an image cut off", PREPARE, lambda w: cut(w.raw_image)),
@@ -239,6 +271,52 @@ ANNOTATIONS = [
         mine("a.json", {"a": {"filename": "a.jpg", "regions": [{"shape_attributes": {"name": "polyline"}}]}}),
     ),
     Case("no annotation at all", MINE + "csv", nothing),
+]
+FIELD = [
+    Case("coco: no annotation", MINE + "coco", mine("a.json", coco([]))),
+    Case("yolo: empty files", MINE + "yolo", lambda w: [write(w.mine / f"{name}.txt", "") for name in "abc"]),
+    Case("csv: a header without y", MINE + "csv", mine("a.csv", "x,label\n1,a\n")),
+    Case("csv: a corner without a size", MINE + "csv", mine("a.csv", "left,top,label\n1,2,a\n")),
+    Case("csv: parts of the image", MINE + "csv", mine("a.csv", "x,y\n0.1,0.2\n0.3,0.4\n0.5,0.6\n0.7,0.8\n")),
+    Case("csv: no such label column", MINE + "csv --label-attribute who", mine("a.csv", "x,y,label\n1,2,a\n")),
+    Case("a label column where labels are known", MINE + "coco --label-attribute who", nothing),
+    Case("coco: an unknown id", MINE + "coco", mine("a.json", coco([{"image_id": "7", "bbox": [1, 2, 3, 4]}]))),
+    Case(
+        "labelme: of an image of another size",
+        MINE + "labelme",
+        mine("a.json", {**POINT, "imageWidth": 9, "imageHeight": 7}),
+    ),
+    Case("via: version 3, a line", MINE + "via", mine("a.json", via3([5, 1, 2, 3, 4]))),
+    Case("cvat: cut off", MINE + "cvat", mine("a.xml", "<annotations><image")),
+    Case(
+        "cvat: an entity", MINE + "cvat", mine("a.xml", '<!DOCTYPE a [<!ENTITY e "x">]><annotations>&e;</annotations>')
+    ),
+    Case("cvat: for video", MINE + "cvat", mine("a.xml", "<annotations><track id='0'/></annotations>")),
+    Case("cvat: Pascal VOC", MINE + "cvat", mine("a.xml", "<annotation/>")),
+    Case("cvat: a polyline", MINE + "cvat", mine("a.xml", f"<annotations>{POLYLINE}</annotations>")),
+    Case("label studio: a brush", MINE + "labelstudio", mine("a.json", [task({"type": "brushlabels", "value": {}})])),
+    Case("label studio: nothing but data", MINE + "labelstudio", mine("a.json", [{"data": {"image": "a.jpg"}}])),
+    Case("label studio: two annotations", MINE + "labelstudio", mine("a.json", [task({}, 2)])),
+    Case("xy: three numbers", MINE + "xy", mine("a.txt", "1 2\n3 4 5\n")),
+    Case("pnt: no points", MINE + "pnt", mine("a.pnt", {"classes": []})),
+    Case(
+        "mat: nothing that looks like points",
+        MINE + "mat",
+        lambda w: mine_mat(w, a=np.zeros((2, 2)), b=np.ones((1, 1))),
+    ),
+    Case("auto: nothing", MINE + "auto", nothing),
+    Case(
+        "auto: several formats",
+        MINE + "auto",
+        lambda w: (write(w.mine / "a.txt", "1 2\n"), write(w.mine / "b.csv", "x,y\n")),
+    ),
+    Case("a HEIC photograph called jpg", PREPARE, lambda w: w.raw_image.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))),
+    Case("16 bits a channel, in colour", PREPARE, lambda w: w.raw_image.write_bytes(deep())),
+    Case(
+        "nothing but HEIC photographs",
+        MINE + "csv",
+        lambda w: [p.rename(p.with_suffix(".heic")) for p in w.mine.iterdir()],
+    ),
 ]
 CONFIGURATION = [
     Case("yml: missing", TRAIN + " --config {d}/none.yml", nothing),
@@ -357,6 +435,6 @@ COMMAND_LINE = [
     Case("no such list", PREPARE + " --train-list {d}/none.txt", nothing),
     Case("an unknown format", MINE + "voc", nothing),
     Case("a checkpoint that is not there, to go on from", TRAIN + " --resume {d}/none.tar", nothing),
-    Case("no data set to look at", "utils/status.py --data-dir {d}/none", nothing),
+    Case("no data set to look at", "datasets/audit/stages.py --data-dir {d}/none", nothing),
 ]
-CASES = IMAGES + ANNOTATIONS + CONFIGURATION + H5 + NPY + CHECKPOINTS + COMMAND_LINE
+CASES = IMAGES + ANNOTATIONS + FIELD + CONFIGURATION + H5 + NPY + CHECKPOINTS + COMMAND_LINE

@@ -23,17 +23,21 @@ from PIL import Image
 from raw_data import image_info
 from training_runs import Tiny
 
-from datasets.annotations import read_jhu, read_nwpu, read_sh, read_ucf
-from datasets.images import load_image
-from datasets.point_formats import read_coco, read_csv, read_labelme, read_points_json, read_via, read_yolo
-from datasets.splits import split_train_val
-from datasets.status import look
+from datasets.audit.stages import look
+from datasets.raw.annotations import read_jhu, read_nwpu, read_sh, read_ucf
+from datasets.raw.dots import read_points_json
+from datasets.raw.lines import read_yolo
+from datasets.raw.point_formats import read_coco, read_labelme
+from datasets.raw.splits import split_train_val
+from datasets.raw.tables import read_csv
+from datasets.raw.via import read_via
 from GS2D.gaussians import Gaussians2D, read_file
-from GS2D.kernel_file import StoredKernel, load_kernel, read_attributes, restrict, save_kernel
+from GS2D.kernel import StoredKernel, csr, load_kernel, read_attributes, restrict, save_kernel
 from models import read_checkpoint
-from utils.checkpoint import describe, find_start
 from utils.config import make_parser, number, parse_arguments
 from utils.files import read_points
+from utils.images import load_image
+from utils.training.checkpoint import describe, find_start
 
 MEMORY = 3 << 30  # bytes that a reader may ask for, with a file of a few kilobytes
 _EXTREMES = (
@@ -75,18 +79,16 @@ def _image(kind: str) -> Callable[[Path], None]:
 
 
 def _kernel(path: Path) -> None:
-    kernel = StoredKernel(
-        np.array([0, 1, 2, 4]), np.array([0, 1, 0, 1]), np.full(4, 0.5, np.float32), (1, 2), {"stride": 8}
-    )
-    save_kernel(path, kernel)
+    kernel = csr(np.array([0, 1, 2, 4]), np.array([0, 1, 0, 1]), np.full(4, 0.5), 2)
+    save_kernel(path, StoredKernel(kernel, (1, 2), {"stride": 8}))
 
 
 def _read_kernel(path: Path) -> None:
-    kernel = load_kernel(path)
+    stored = load_kernel(path)
     read_attributes(path)
-    kept = np.arange(min(len(kernel.indptr) - 2, 10**6)) % 2 == 0
-    if len(kept) == len(kernel.indptr) - 2:
-        restrict(kernel, kept, 0, 0, (1, 2), True)
+    annotations = stored.kernel.shape[0] - 1
+    if annotations <= 10**6:
+        restrict(stored, np.arange(annotations) % 2 == 0, 0, 0, (1, 2), True)
 
 
 def _checkpoint(path: Path) -> None:

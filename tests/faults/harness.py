@@ -22,11 +22,11 @@ import yaml
 from raw_data import make_raw
 from training_runs import make_data
 
-from datasets.images import load_image
 from GS2D.gaussians import Gaussians2D, read_file
-from GS2D.kernel_file import load_kernel
+from GS2D.kernel import load_kernel
 from models import read_checkpoint
 from utils.files import gaussians_path, list_images, read_points
+from utils.images import load_image
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("seconds", "images_per_second", "time")

@@ -14,7 +14,7 @@ from commands import call, errors
 from training_runs import Tiny
 
 import datasets.crowd
-import datasets.preprocess
+import datasets.raw.preprocess
 import models
 import train_gs
 import utils.cli
@@ -120,7 +120,7 @@ def test_a_file_that_vanishes_after_it_was_listed(work, monkeypatch, tmp_path):
         return real(function, items, *rest, **options)
 
     monkeypatch.setattr(utils.cli, "for_each", vanish)
-    monkeypatch.setattr(datasets.preprocess, "for_each", vanish)
+    monkeypatch.setattr(datasets.raw.preprocess, "for_each", vanish)
     for name in ("preprocess", "splat", "clean", "kernels"):
         folder, script, arguments = work(name, tmp_path / name)
         before = {path for path in folder.rglob("*") if path.is_file()}

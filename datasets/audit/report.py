@@ -1,0 +1,318 @@
+"""What a prepared data set holds and what is odd about it: warnings, a table and ``dataset_report.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from PIL import Image
+from scipy.spatial import cKDTree
+
+from utils.cli import one_line
+from utils.files import SPLITS, atomic_write, list_images, points_path, read_points
+
+REPORT = "dataset_report.json"
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CROP_SIZES = {  # of training, pixels
+    name: (yaml.safe_load((_CONFIGS / f"{name}.yml").read_text(encoding="utf-8")) or {}).get("crop_size", 512)
+    for name in ("qnrf", "jhu", "nwpu", "sha", "shb", "ucf50")
+}
+CLOSE = 0.5  # pixels
+_PRINTED = 40
+_OUTSIDE = 1.0  # pixels: the sides of a resized image are rounded, its points are not
+_AGAIN = "run preprocess_dataset_*.py again"
+RECORD = "preprocess.jsonl"  # one line an image: what preprocessing made of it and from what
+
+
+def read_record(root: Path) -> dict[str, dict[str, Any]]:
+    """The entries of ``root/preprocess.jsonl`` by image; lines that cannot be read are left out, a later one wins."""
+    record: dict[str, dict[str, Any]] = {}
+    path = root / RECORD
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("image"), str):
+            record[entry["image"]] = entry
+    return record
+
+
+class Published(NamedTuple):
+    """Numbers that a data set was published with; ``train+val`` where its authors give no validation split."""
+
+    images: Mapping[str, int]
+    points: int | None = None
+
+
+PUBLISHED = {
+    "qnrf": Published({"train+val": 1201, "test": 334}, 1_251_642),
+    "jhu": Published({"train": 2272, "val": 500, "test": 1600}),
+    "nwpu": Published({"train": 3109, "val": 500, "test": 1500}),
+    "sha": Published({"train+val": 300, "test": 182}, 241_677),
+    "shb": Published({"train+val": 400, "test": 316}, 88_488),
+    "ucf50": Published({"train+val": 40, "test": 10}, 63_974),
+}
+
+
+class ImageFacts(NamedTuple):
+    """What is known of one prepared image; ``errors`` are lines that name a file and the remedy."""
+
+    name: str  # relative to the root: train/IMG_0001.jpg
+    height: int | None
+    width: int | None
+    grey: bool | None
+    points: int | None  # None: no annotations, or none that can be read
+    dropped: int
+    duplicates: int
+    close: int
+    bytes: int
+    jpeg_problem: str | None
+    errors: tuple[str, ...]
+    orientation: int = 1  # the EXIF orientation by which the raw image was turned upright
+
+    @property
+    def split(self) -> str:
+        return self.name.split("/")[0]
+
+
+def find_images(root: Path) -> list[Path]:
+    """The images of all splits. Raises ``FileNotFoundError`` where there is none at all."""
+    folders = [folder for split in SPLITS if (folder := root / split).is_dir() and any(folder.iterdir())]
+    if not folders:
+        raise FileNotFoundError(f"{root}: holds no images in train, val or test; preprocess_dataset_*.py writes them")
+    return [image for folder in folders for image in _list(folder)]
+
+
+def _list(folder: Path) -> list[Path]:
+    try:
+        return list_images(folder)
+    except FileNotFoundError:  # without an image, after a run in which all of them failed
+        return []
+
+
+def look_at(root: Path, image: Path, entry: Mapping[str, Any], problem: str | None = None) -> ImageFacts:
+    """What the npy, the record's entry and, where that lacks something, the header of the image say.
+
+    ``problem`` is a line that says why the image cannot be decoded, from a caller who tried; its header is then not read.
+    """
+    height, width, grey = (entry.get(key) for key in ("height", "width", "grey"))
+    size = 0
+    if problem is None:
+        try:
+            size = image.stat().st_size
+            if height is None or width is None or grey is None:
+                with Image.open(image) as header:
+                    width, height = header.size
+                    grey = True if header.mode == "L" else grey  # a grey picture may be stored in colour
+            elif not size:
+                raise ValueError("the file is empty")
+        # Pillow answers damaged headers with OSError, ValueError, SyntaxError, struct.error and others.
+        except Exception as error:
+            size, problem = 0, f"{image}: no readable image ({one_line(error)}); {_AGAIN}"
+    errors = [problem] if problem else []
+    points, duplicates, close = None, 0, 0
+    if points_path(image).exists():
+        try:
+            rows = read_points(points_path(image))[:, :2]
+            points, (duplicates, close) = len(rows), crowding(rows)
+            errors += _outside(points_path(image), rows, height, width)
+        except (OSError, ValueError) as error:
+            errors.append(one_line(error))
+    dropped = entry.get("dropped")
+    dropped = dropped if isinstance(dropped, int) else 0
+    name = image.relative_to(root).as_posix()
+    orientation = entry.get("orientation", 1)
+    return ImageFacts(
+        name, height, width, grey, points, dropped, duplicates, close, size, problem, tuple(errors), orientation
+    )
+
+
+def crowding(points: np.ndarray) -> tuple[int, int]:
+    """How many of the points [N, 2] repeat another, and how many of the different ones lie closer than ``CLOSE``."""
+    distinct = np.unique(points.astype(np.float64), axis=0)
+    duplicates = len(points) - len(distinct)
+    if len(distinct) < 2:
+        return duplicates, 0
+    nearest = cKDTree(distinct).query(distinct, k=2)[0][:, 1]
+    return duplicates, int((nearest < CLOSE).sum())
+
+
+def _outside(path: Path, points: np.ndarray, height: int | None, width: int | None) -> Iterator[str]:
+    if height is None or width is None:
+        return
+    outside = (points < -_OUTSIDE).any(axis=1) | (points > (width + _OUTSIDE, height + _OUTSIDE)).any(axis=1)
+    if outside.any():
+        first = points[outside][0].tolist()
+        yield f"{path}: {outside.sum()} points lie outside the image of {width} x {height}, as {first}; {_AGAIN}"
+
+
+def summarise(
+    root: Path,
+    dataset: str | None,
+    crop_size: int,
+    facts: Sequence[ImageFacts],
+    errors: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The report as ``dataset_report.json`` holds it; ``errors`` and ``warnings`` are lines to add to its own."""
+    errors = [error for fact in facts for error in fact.errors] + list(errors)
+    missing = [root / name for name in read_record(root) if not (root / name).exists()]
+    errors += [f"{path}: was prepared but is missing; {_AGAIN}" for path in missing]
+    unreadable = {fact.name for fact in facts if fact.points is None and points_path(root / fact.name).exists()}
+    findings = {
+        "without_annotations": [f.name for f in facts if f.points is None and f.name not in unreadable],
+        "without_points": [f.name for f in facts if f.points == 0],
+        "dropped": {f.name: f.dropped for f in facts if f.dropped},
+        "duplicates": {f.name: f.duplicates for f in facts if f.duplicates},
+        "close": {f.name: f.close for f in facts if f.close},
+        "smaller_than_crop": [f.name for f in facts if f.height and f.width and min(f.height, f.width) < crop_size],
+        "jpeg_problems": {f.name: f.jpeg_problem for f in facts if f.jpeg_problem},
+        "grey": [f.name for f in facts if f.grey],
+        "turned": {f.name: f.orientation for f in facts if f.orientation != 1},
+        "in_two_splits": _in_two_splits(root, facts),
+    }
+    for name in findings["smaller_than_crop"]:
+        if name.startswith("train/"):
+            errors.append(
+                f"{root / name}: smaller than the crop of {crop_size}, so it cannot be trained on; lower --crop-size, or "
+                f"preprocess with --min-size {crop_size}"
+            )
+    splits = {split: _split_numbers([f for f in facts if f.split == split], findings) for split in SPLITS}
+    splits = {split: numbers for split, numbers in splits.items() if numbers["images"]}
+    warnings = list(warnings)
+    for split, numbers in splits.items():
+        lacking = [name for name in findings["without_annotations"] if name.startswith(f"{split}/")]
+        if split == "test" and len(lacking) == numbers["images"]:
+            if dataset != "nwpu":  # whose authors keep them
+                warnings.append(f"{root / split}: no image has annotations; test.py then predicts without scoring")
+            continue
+        errors += [f"{points_path(root / name)}: no such annotation file; {_AGAIN}" for name in lacking]
+    warnings += _warnings(findings)
+    published = _published(dataset, splits)
+    for group, (found, expected) in published.get("images", {}).items():
+        if found != expected:
+            warnings.append(f"{root}: {found} images in {group.replace('+', ' and ')}, published are {expected}")
+    found, expected = published.get("points", (0, 0))
+    if abs(found - expected) > 0.01 * expected:
+        warnings.append(f"{root}: {found:,} points with the dropped ones, published are {expected:,}")
+    return {
+        "dataset": dataset,
+        "crop_size": crop_size,
+        "errors": errors,
+        "warnings": warnings,
+        "splits": splits,
+        "published": published,
+        "findings": findings,
+    }
+
+
+def _split_numbers(facts: Sequence[ImageFacts], findings: Mapping[str, Any]) -> dict[str, Any]:
+    counts = [fact.points for fact in facts if fact.points is not None]
+    numbers: dict[str, Any] = {"images": len(facts), "annotated": len(counts), "points": sum(counts)}
+    for name, statistic in (("min", np.min), ("median", np.median), ("mean", np.mean), ("max", np.max)):
+        numbers[name] = round(float(statistic(counts)), 2) if counts else None
+    names = {fact.name for fact in facts}
+    for key in ("without_points", "smaller_than_crop", "grey"):
+        numbers[key] = sum(name in names for name in findings[key])
+    for key in ("dropped", "duplicates", "close"):
+        numbers[key] = sum(getattr(fact, key) for fact in facts)
+    return numbers
+
+
+def _published(dataset: str | None, splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """(found, published) of images by split, and of points where all splits are there."""
+    if dataset is None:
+        return {}
+    images, points = PUBLISHED[dataset]
+    groups = {
+        group: (sum(splits[split]["images"] for split in group.split("+") if split in splits), expected)
+        for group, expected in images.items()
+    }
+    comparison: dict[str, Any] = {"images": groups}
+    if points:
+        comparison["points"] = (sum(numbers["points"] + numbers["dropped"] for numbers in splits.values()), points)
+    return comparison
+
+
+def _in_two_splits(root: Path, facts: Sequence[ImageFacts]) -> list[list[str]]:
+    """Images of different splits whose files have the same bytes. Only files of the same length are read."""
+    by_size = defaultdict(list)
+    for fact in facts:
+        if fact.bytes:
+            by_size[fact.bytes].append(fact)
+    by_digest = defaultdict(list)
+    for group in by_size.values():
+        if len({fact.split for fact in group}) > 1:
+            for fact in group:
+                by_digest[hashlib.sha256((root / fact.name).read_bytes()).digest()].append(fact)
+    return [[fact.name for fact in same] for same in by_digest.values() if len({fact.split for fact in same}) > 1]
+
+
+def _warnings(findings: Mapping[str, Any]) -> Iterator[str]:
+    for names in findings["in_two_splits"]:
+        yield f"{' and '.join(names)}: the same picture in two splits; keep it in one"
+    for key, what in (
+        ("dropped", "points lay outside their image and were dropped"),
+        ("duplicates", "points repeat another of their image; correct the annotations if they are no two people"),
+        (
+            "close",
+            f"points lie closer than {CLOSE} pixels to another; correct the annotations if they are no two people",
+        ),
+    ):
+        if findings[key]:
+            where = sorted(findings[key], key=findings[key].get, reverse=True)
+            some = ", ".join(f"{name} {findings[key][name]}" for name in where[:3]) + (
+                ", ..." if len(where) > 3 else ""
+            )
+            yield f"{sum(findings[key].values())} {what}, in {len(where)} images ({some})"
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """Warnings on stderr, the first ``_PRINTED`` of them, then a table."""
+    sys.stdout.flush()
+    warnings = report["warnings"]
+    for warning in warnings[:_PRINTED]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if len(warnings) > _PRINTED:
+        print(f"warning: {len(warnings) - _PRINTED} more are listed in {REPORT}", file=sys.stderr)
+    titles = {"images": 7, "points": 9, "min": 6, "median": 7, "mean": 8, "max": 6, "without_points": 6, "dropped": 8}
+    titles |= {"duplicates": 11, "close": 6, "smaller_than_crop": 6, "grey": 6}
+    short = {"without_points": "empty", "smaller_than_crop": "small"}
+    print(f"{'split':<6}" + "".join(f" {short.get(title, title):>{width}}" for title, width in titles.items()))
+    for split, numbers in report["splits"].items():
+        cells = ("-" if numbers[title] is None else f"{numbers[title]:.10g}" for title in titles)
+        print(f"{split:<6}" + "".join(f" {cell:>{width}}" for cell, width in zip(cells, titles.values(), strict=True)))
+    parts = [f"{group} {n} of {of} images" for group, (n, of) in report["published"].get("images", {}).items()]
+    if "points" in report["published"]:
+        parts.append("{:,} of {:,} points".format(*report["published"]["points"]))
+    if parts:
+        print(f"of the published {report['dataset']}: {', '.join(parts)}")
+
+
+def save_report(root: Path, report: Mapping[str, Any]) -> None:
+    """Write ``root/dataset_report.json`` unless it says so already."""
+    text = (json.dumps(report, indent=1) + "\n").encode()
+    if not (root / REPORT).exists() or (root / REPORT).read_bytes() != text:
+        with atomic_write(root / REPORT) as partial:
+            partial.write_bytes(text)
+
+
+def write_report(root: Path, dataset: str | None, crop_size: int) -> None:
+    """Print what ``root`` holds, warnings first, and write ``root/dataset_report.json``.
+
+    Fast enough for the end of a preprocessing run: it trusts ``preprocess.jsonl`` and decodes no image; ``python -m
+    datasets.check`` does. ``dataset`` is one of ``PUBLISHED``, or None where nothing was published.
+    """
+    record = read_record(root)
+    facts = [look_at(root, path, record.get(path.relative_to(root).as_posix(), {})) for path in find_images(root)]
+    report = summarise(root, dataset, crop_size, facts)
+    print_report({**report, "warnings": report["errors"] + report["warnings"]})
+    save_report(root, report)

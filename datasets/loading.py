@@ -1,0 +1,54 @@
+"""The loading processes of a training, and where they find pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from datasets.crowd import Crowd, collate
+from datasets.decoded import open_decoded
+from datasets.sampler import EpochSampler
+from utils.training.shared_memory import TIMEOUT, check_shared_memory, tensor_bytes
+
+_MEASURED = 4  # crops at most, of which a batch's bytes are reckoned
+
+
+def crop_loader(
+    train: Crowd,
+    sampler: EpochSampler,
+    batch_size: int,
+    num_workers: int,
+    prefetch: int,
+    *,
+    pin_memory: bool,
+    processes: int = 1,
+) -> DataLoader:
+    """A loader of ``Batch``es whose ``num_workers`` processes each make ``prefetch`` batches ahead, from one epoch to the next.
+
+    ``processes``: trainings on this machine. Raises ``ValueError`` where shared memory cannot hold the batches under way.
+    """
+    if num_workers:
+        some = [train[index] for index in list(sampler)[: min(batch_size, _MEASURED)]]
+        batch = tensor_bytes(collate(some)) * batch_size // len(some)
+        check_shared_memory(batch, num_workers, prefetch, batch_size, processes)
+    return DataLoader(
+        train,
+        batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        prefetch_factor=prefetch if num_workers else None,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        timeout=TIMEOUT if num_workers else 0,
+        generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
+    )
+
+
+def keep_pixels(train: Crowd, sizes: Sequence[tuple[int, int] | None], folder: Path | None) -> str:
+    """Let training images, of the given (height, width), be kept decoded in ``folder`` -> what to say about it."""
+    train.pixels, said = open_decoded(folder or train.root / train.split / "pixels", train.images, sizes)
+    return said

@@ -1,0 +1,338 @@
+"""From raw images and points to a prepared data set: what all preprocess_dataset_*.py scripts share."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from datasets.audit.report import CROP_SIZES, RECORD, read_record, write_report
+from datasets.raw.annotations import prepared_stem
+from GS2D.points import mean_neighbour_distance
+from utils.cli import Outcome, default_workers, for_each, report_failures
+from utils.config import make_parser, number, parse_arguments
+from utils.files import IMAGE_SUFFIXES, atomic_write, gaussians_path, make_folder, points_path, remove_stale_partials
+from utils.images import image_shape, load_image, save_jpeg
+from utils.lock import hold
+
+INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+_JPEG_MAX_SIDE = 65500
+
+
+class Settings(NamedTuple):
+    """How images are resized and encoded."""
+
+    min_size: int = 512
+    max_size: int = 2048
+    interpolation: str = "bilinear"
+    quality: int = 75
+
+
+class Job(NamedTuple):
+    """One image to prepare: ``output`` is the JPEG, beside it the npy.
+
+    Points are float64 [N, 2], (x, y), or [N, 3] with a size in pixels, NaN where it is unknown. They come from
+    ``read(annotation)`` or are the annotation; an image whose annotation is None gets no npy. With ``upright`` the image
+    is turned by its EXIF orientation, and the points are those of the turned one.
+    """
+
+    image: Path
+    annotation: Path | np.ndarray | None
+    read: Callable[[Path], np.ndarray] | None
+    output: Path
+    with_distance: bool
+    settings: Settings
+    upright: bool = False
+
+
+class Prepared(NamedTuple):
+    """What the record keeps of an image: points (None: not annotated), points dropped since they lie outside, size.
+
+    ``orientation`` is the EXIF orientation by which the image was turned; 1: as it was stored.
+    """
+
+    points: int | None
+    dropped: int
+    height: int
+    width: int
+    grey: bool
+    orientation: int = 1
+
+
+def resized_size(height: int, width: int, minimum: int, maximum: int) -> tuple[int, int, float]:
+    """Height, width and ratio that bring the short side into [minimum, maximum], the aspect ratio kept."""
+    short = min(height, width)
+    ratio = min(max(short, minimum), maximum) / short
+    return round(height * ratio), round(width * ratio), ratio
+
+
+def points_inside(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Which points (x, y) lie in [0, width] x [0, height], borders included: bool [N]."""
+    return ((points >= 0) & (points <= (width, height))).all(axis=1)
+
+
+def prepare_image(job: Job) -> Prepared:
+    """Resize one image and its points; write the JPEG and the npy, float32 [N, 2], or [N, 3] with distances.
+
+    The distance is the size that the annotation gives, and to the neighbours where it gives none.
+    """
+    rows = job.read(job.annotation) if isinstance(job.annotation, Path) else job.annotation
+    image = load_image(job.image, job.upright)
+    orientation = image_shape(job.image).orientation if job.upright else 1
+    grey = is_grey(image)
+    minimum, maximum, interpolation, quality = job.settings
+    raw_height, raw_width = image.shape[:2]
+    height, width, ratio = resized_size(raw_height, raw_width, minimum, maximum)
+    if max(height, width) > _JPEG_MAX_SIDE:
+        raise ValueError(
+            f"{job.image}: becomes {width} x {height} pixels, too long for a JPEG; cut it up or lower --min-size"
+        )
+    if ratio != 1:
+        image = cv2.resize(image, (width, height), interpolation=INTERPOLATIONS[interpolation])
+    # The npy goes first and comes last, so that an image with an npy is whole at any moment.
+    points_path(job.output).unlink(missing_ok=True)
+    save_jpeg(image, job.output, quality)
+    if rows is None:
+        return Prepared(None, 0, height, width, grey, orientation)
+    inside = points_inside(rows[:, :2], raw_height, raw_width)
+    # float32 before the product, as in the released data: large coordinates then agree to the last bit.
+    with np.errstate(over="ignore"):
+        rows = rows[inside].astype(np.float32) * np.float32(ratio)
+    points = rows[:, :2]
+    if job.with_distance:
+        sizes = rows[:, 2] if rows.shape[1] == 3 else np.full(len(rows), np.nan)
+        if np.isinf(sizes).any():
+            raise ValueError(f"{job.image}: the annotated size of a point is no number of pixels; correct it")
+        unknown = np.isnan(sizes)
+        distance = np.where(unknown, mean_neighbour_distance(points), sizes) if unknown.any() else sizes
+        points = np.hstack([points, distance[:, None]])
+    with atomic_write(points_path(job.output)) as partial:
+        np.save(partial, points.astype(np.float32))
+    return Prepared(len(points), int((~inside).sum()), height, width, grey, orientation)
+
+
+def is_grey(image: np.ndarray) -> bool:
+    """Whether the three channels of uint8 [H, W, 3] are equal everywhere."""
+    # A few pixels settle it for nearly every photograph in colour.
+    return all(
+        (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all()
+        for pixels in (image[::16, ::16], image)
+    )
+
+
+def make_jobs(
+    root: Path,
+    split: Mapping[str, Sequence[Path]],
+    annotations: Mapping[Path, Path | np.ndarray | None],
+    read: Callable[[Path], np.ndarray] | None,
+    settings: Settings,
+    unannotated: Sequence[str] = (),
+    upright: bool = False,
+) -> list[Job]:
+    """A job for each image of ``split`` that has an annotation, and for all images of the splits ``unannotated``."""
+    return [
+        Job(
+            image,
+            None if name in unannotated else annotations[image],
+            read,
+            root / name / f"{prepared_stem(image.stem)}.jpg",
+            name == "train",
+            settings,
+            upright,
+        )
+        for name, images in split.items()
+        for image in images
+        if name in unannotated or annotations[image] is not None
+    ]
+
+
+def make_preprocess_parser(description: str, defaults: Settings) -> argparse.ArgumentParser:
+    """The options that all preprocessing scripts have."""
+    parser = make_parser(description)
+    parser.add_argument(
+        "--input-dataset-path", "--origin-dir", type=Path, required=True, metavar="P", help="folder of the raw data set"
+    )
+    parser.add_argument(
+        "--output-dataset-path", "--data-dir", type=Path, required=True, metavar="P", help="folder to write to"
+    )
+    parser.add_argument(
+        "--min-size", type=number(int, 1), default=defaults.min_size, help="smallest short side, pixels"
+    )
+    parser.add_argument("--max-size", type=number(int, 1), default=defaults.max_size, help="largest short side, pixels")
+    parser.add_argument(
+        "--interpolation", choices=list(INTERPOLATIONS), default=defaults.interpolation, help="how images are resized"
+    )
+    parser.add_argument("--quality", type=number(int, 1, 100), default=defaults.quality, help="JPEG quality")
+    parser.add_argument("--workers", type=number(int, 1), default=default_workers(), help="parallel processes")
+    return parser
+
+
+def parse_preprocess_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Settings]:
+    """Parse the command line, and check the two folders before anything is written."""
+    arguments = parse_arguments(parser)
+    if arguments.min_size > arguments.max_size:
+        parser.error(f"--min-size {arguments.min_size} is greater than --max-size {arguments.max_size}")
+    arguments.input_dataset_path = source = arguments.input_dataset_path.resolve()
+    root = arguments.output_dataset_path.resolve()
+    if root.is_relative_to(source):
+        raise ValueError(f"{root}: lies in the input folder {source}; choose an output path outside of it")
+    if root.is_dir():
+        with hold(root):  # a second run must not get as far as another split.json; ``prepare`` holds it for good
+            pass
+    return arguments, Settings(*(getattr(arguments, name) for name in Settings._fields))
+
+
+def prepare(
+    root: Path,
+    jobs: Sequence[Job],
+    problems: Sequence[str],
+    workers: int,
+    dataset: str | None = None,
+    crop_size: int = 512,
+) -> int:
+    """Run the jobs that are not done yet, print what became of them and return the exit code.
+
+    ``problems`` are lines about files for which there is no job; they count as failures. ``root/preprocess.jsonl``
+    records from what each image was made (settings, size and time of the raw files or a hash of the points): an image is
+    done if that has not changed and its files are there. The record grows with each finished image, so that an
+    interrupted run goes on where it stopped. ``dataset`` is one of the published ones, with whose numbers and crop the
+    report compares, or None; then the crop is ``crop_size``. Raises ``OSError`` where another run works in ``root``.
+    """
+    with hold(make_folder(root)):
+        return _prepare(root, jobs, problems, workers, dataset, crop_size)
+
+
+def _prepare(
+    root: Path, jobs: Sequence[Job], problems: Sequence[str], workers: int, dataset: str | None, crop_size: int
+) -> int:
+    started = time.perf_counter()
+    planned = {str(job.output.relative_to(root)): job for job in jobs}
+    made_from = {name: _made_from(job) for name, job in planned.items()}
+    folders = list(dict.fromkeys(job.output.parent for job in jobs))
+    for folder in folders:
+        remove_stale_partials(make_folder(folder))
+    record = _read_record(root)
+    moved = _remove_moved(root, planned, record)
+    _warn_of_strangers(root, folders, planned)
+    done = [
+        name
+        for name in planned
+        if name in record
+        and record[name]["made_from"] == made_from[name]
+        and (root / name).exists()
+        and points_path(root / name).exists() == (planned[name].annotation is not None)
+    ]
+    todo = {name: job for name, job in planned.items() if name not in set(done)}
+    record = {name: entry for name, entry in record.items() if name not in todo}
+    if todo or moved:
+        _write_record(root, record)
+    outcomes = [Outcome(problem, None, problem) for problem in problems] + [Outcome(name, None, None) for name in done]
+    dropped_lines = []
+    for name, outcome in zip(todo, for_each(prepare_image, list(todo.values()), workers, "preprocess"), strict=True):
+        outcomes.append(outcome)
+        if outcome.error:
+            continue
+        made, source = outcome.result, todo[name].image
+        record[name] = {"image": name, "source": str(source), **made._asdict(), "made_from": made_from[name]}
+        _append_record(root, record[name])
+        if made.dropped:
+            total = made.points + made.dropped
+            dropped_lines.append(f"{source}: {made.dropped} of {total} points lie outside the image and are dropped")
+    print(*dropped_lines, sep="\n", end="\n" if dropped_lines else "")
+    if any(name in record for name in planned):
+        write_report(root, dataset, CROP_SIZES.get(dataset, crop_size))
+    finished, seconds = len(todo.keys() & record.keys()), time.perf_counter() - started
+    if todo:
+        speed = f"{seconds:.1f} s ({finished / seconds:.1f} images/s)"
+        print(f"prepared {finished} images in {speed}, {len(done)} were up to date")
+    elif done:
+        print(f"nothing to do: all {len(done)} images in {root} are up to date")
+    else:
+        print(f"no image was prepared: none of {len(problems)} has an annotation that can be read")
+    fitted = sum(name in record and gaussians_path(root / name).exists() for name in todo)
+    if fitted:
+        print(
+            f"warning: {fitted} of these images had Gaussians already; unless those were fitted to images prepared the "
+            "same way, run 2dgs_counting_1gs_gsplat.py with --overwrite",
+            file=sys.stderr,
+        )
+    return report_failures(outcomes)
+
+
+def _made_from(job: Job) -> dict[str, Any]:
+    """What decides over the contents of a job's files."""
+    files = [path for path in (job.image, job.annotation) if isinstance(path, Path)]
+    # A dangling link has no stat; it becomes that image's error.
+    stats = [path.stat() for path in files if path.exists()]
+    made_from = {**job.settings._asdict(), "raw_files": [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
+    if isinstance(job.annotation, np.ndarray):
+        made_from["points_hash"] = hashlib.sha256(np.ascontiguousarray(job.annotation)).hexdigest()[:16]
+    if job.upright and (orientation := _orientation(job.image)) != 1:
+        made_from["orientation"] = orientation
+    return made_from
+
+
+def _orientation(image: Path) -> int:
+    """By which the image is to be turned; one that cannot be read fails when it is prepared."""
+    try:
+        return image_shape(image).orientation
+    except (OSError, ValueError):
+        return 1
+
+
+def _read_record(root: Path) -> dict[str, dict[str, Any]]:
+    """The entries of the record by image; a line that a kill cut off, or of an older form, counts as not written."""
+    kinds: dict[str, Any] = {"image": str, "source": str, "points": (int, type(None)), "dropped": int}
+    kinds |= {"height": int, "width": int, "grey": bool, "orientation": int, "made_from": dict}
+    return {
+        name: {key: entry[key] for key in kinds}
+        for name, entry in ((name, {"orientation": 1, **entry}) for name, entry in read_record(root).items())
+        if all(key in entry and isinstance(entry[key], kind) for key, kind in kinds.items())
+    }
+
+
+def _write_record(root: Path, record: Mapping[str, Mapping[str, Any]]) -> None:
+    with atomic_write(root / RECORD) as partial:
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in record.values()), encoding="utf-8")
+
+
+def _append_record(root: Path, entry: Mapping[str, Any]) -> None:
+    try:
+        with (root / RECORD).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+    except OSError as error:
+        reason = f"cannot write this file ({error.strerror}); check its permissions and the space left"
+        raise OSError(f"{root / RECORD}: {reason}") from None
+
+
+def _remove_moved(root: Path, planned: Mapping[str, Job], record: dict[str, dict[str, Any]]) -> bool:
+    """Remove what earlier runs made of an image that now belongs to another split, lest it be in both."""
+    sources = {str(job.image) for job in planned.values()}
+    moved = [name for name, entry in record.items() if name not in planned and entry["source"] in sources]
+    for name in moved:
+        (root / name).unlink(missing_ok=True)
+        points_path(root / name).unlink(missing_ok=True)
+        del record[name]
+    if moved:
+        print(f"{len(moved)} images changed their split and were removed from the old one")
+    return bool(moved)
+
+
+def _warn_of_strangers(root: Path, folders: Sequence[Path], planned: Mapping[str, Job]) -> None:
+    for folder in folders:
+        images = [path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+        strangers = [path.name for path in images if str(path.relative_to(root)) not in planned]
+        if strangers:
+            print(
+                f"warning: {folder}: {len(strangers)} images are not of this input and split (first {strangers[0]}); "
+                "remove them, or choose a new output path",
+                file=sys.stderr,
+            )

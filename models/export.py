@@ -1,0 +1,267 @@
+"""Write a trained network for other programs: ONNX, TorchScript or safetensors.
+
+    python -m models.export --save-path runs/qnrf_vgg --format onnx --out vgg.onnx
+
+The network of an ONNX or TorchScript file takes ``image``, normalised RGB float32 [B, 3, H, W] of any batch and size (of sides
+that are no multiples of 16 the rest goes uncounted, as in PyTorch), and returns ``density`` float32 [B, 1, H / 8, W / 8], whose
+sum is the count. Before the file appears it is run beside PyTorch on three sizes. examples/onnx_count.py counts with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import MODELS, load_model, weights_file
+from utils.cli import run_script
+from utils.config import make_parser
+from utils.files import atomic_write, make_folder
+from utils.training.checkpoint import DESCRIPTION
+
+CHECKED = ((128, 192), (512, 512), (384, 256))  # height, width, pixels; 512 is the published window
+CHECKED_SLOW = ((32, 48), (64, 64), (48, 32))  # where PyTorch computes in half precision, on a CPU 40 times slower
+# Largest difference from PyTorch, as a share of the largest cell: half precision has 11 bits, and a density of many terms.
+TOLERANCES = {"32": 1e-4, "16": 2e-2}
+OPSET = 18
+Run = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]  # image -> density, in-degree indexes if known
+NEEDS = {"onnx": ("onnx", "onnxruntime"), "torchscript": (), "safetensors": ("safetensors",)}
+
+
+class Exported(nn.Module):
+    """The network as others run it: float32 in, the density in float32 out, whatever it computes in."""
+
+    def __init__(self, network: nn.Module, precision: str = "32") -> None:
+        super().__init__()
+        self.network = network.half() if precision == "16" else network
+        self.dtype = torch.float16 if precision == "16" else torch.float32
+        if hasattr(network, "encoder"):
+            network.encoder.in_degree_index = traceable_in_degree_index
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.network(image.to(self.dtype)).density.float()
+
+
+@torch.no_grad()
+def traceable_in_degree_index(tokens: torch.Tensor, topk: float, usenum: int) -> torch.Tensor:
+    """`models.vgg_trans.in_degree_index` in operations that a trace keeps for any number of tokens.
+
+    The number of neighbours k = max(1, int(topk L)) would be written into the trace as a constant. Here ranks 1 .. L are
+    compared with topk L instead, in double precision as Python computes it; distances are squared, which keeps their order, and
+    made by one matrix product, since ONNX has no other than one of L x L x C numbers. Equally near neighbours beyond the
+    k-th may be chosen differently.
+    """
+    tokens = tokens.float()
+    tokens = tokens - tokens.mean(dim=1, keepdim=True)  # smaller numbers cancel less
+    squares = tokens.square().sum(dim=-1, keepdim=True)
+    distances = squares + squares.transpose(1, 2) - 2 * tokens @ tokens.transpose(1, 2)  # [B, L, L]
+    ranks = torch.ones_like(distances[0, 0], dtype=torch.float64).cumsum(0)  # 1 .. L
+    itself = (ranks[:, None] == ranks).to(distances.dtype)
+    distances = distances * (1 - itself) + distances.amax(dim=(1, 2), keepdim=True) * itself
+    order = distances.sort(dim=-1).indices
+    linked = ((ranks <= topk * ranks[-1:]) | (ranks <= 1)).to(distances.dtype)
+    in_degree = torch.zeros_like(distances).scatter(2, order, linked.expand_as(distances)).sum(dim=1)  # [B, L]
+    return (in_degree / in_degree.amax(dim=1, keepdim=True) * (usenum - 1)).long()
+
+
+def save_onnx(model: Exported, path: Path, description: dict[str, Any]) -> None:
+    """Write ``model`` as ONNX; ``description`` rides on its metadata as JSON under ``gst``."""
+    import onnx
+
+    axes = {"image": {0: "batch", 2: "height", 3: "width"}, "density": {0: "batch", 2: "rows", 3: "columns"}}
+    names = {"input_names": ["image"], "output_names": ["density"], "dynamic_axes": axes}
+    with _quiet():
+        torch.onnx.export(model, (_image(2, 32, 48),), str(path), dynamo=False, opset_version=OPSET, **names)
+    content = onnx.load(path)
+    onnx.helper.set_model_props(content, {DESCRIPTION: json.dumps(description)})
+    onnx.checker.check_model(content, full_check=True)
+    onnx.save(content, path)
+
+
+def save_torchscript(model: Exported, path: Path, description: dict[str, Any]) -> None:
+    """Write ``model`` as TorchScript for ``torch.jit.load`` and C++; ``description`` as its extra file ``gst.json``."""
+    with _quiet():
+        traced = torch.jit.trace(model, _image(2, 32, 48), check_trace=False)
+        torch.jit.save(traced, str(path), _extra_files={f"{DESCRIPTION}.json": json.dumps(description)})
+
+
+def save_safetensors(model: Exported, path: Path, description: dict[str, Any]) -> None:
+    """Write the weights alone, under the names of a checkpoint; ``description`` as JSON in the metadata, under ``gst``."""
+    from safetensors.torch import save
+
+    state = {name: tensor.contiguous() for name, tensor in model.network.state_dict().items()}
+    path.write_bytes(save(state, metadata={DESCRIPTION: json.dumps(description)}))
+
+
+def run_onnx(path: Path) -> Run:
+    """The network of an ONNX file on the CPU, with PyTorch's number of threads."""
+    import onnx
+    import onnxruntime
+
+    content = onnx.load(path)
+    gathers = (node for node in content.graph.node if node.op_type == "Gather")
+    indexes = [node.input[1] for node in gathers if node.input[0].endswith("near_embeddings.weight")]
+    content.graph.output.extend(onnx.ValueInfoProto(name=name) for name in indexes)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def run(image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        density, *found = map(torch.from_numpy, session.run(["density", *indexes], {"image": image.numpy()}))
+        return density, found
+
+    return run
+
+
+def run_torchscript(path: Path) -> Run:
+    """The network of a TorchScript file on the CPU."""
+    with _quiet():
+        loaded = torch.jit.load(str(path), map_location="cpu").eval()
+    return lambda image: (loaded(image), [])
+
+
+def run_safetensors(path: Path) -> Run:
+    """The network that ``load_model`` builds from a safetensors file."""
+    return run_network(load_model(path)[0])
+
+
+def run_network(network: nn.Module) -> Run:
+    """A network of ``build_model``, and what the graph of vgg_trans says."""
+    found: list[torch.Tensor] = []
+    if encoder := getattr(network, "encoder", None):
+        index_of = encoder.in_degree_index
+        encoder.in_degree_index = lambda *arguments: found.append(index_of(*arguments)) or found[-1]
+
+    def run(image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        found.clear()
+        return network(image).density, found[:]
+
+    return run
+
+
+FORMATS = {
+    "onnx": (save_onnx, run_onnx),
+    "torchscript": (save_torchscript, run_torchscript),
+    "safetensors": (save_safetensors, run_safetensors),
+}
+
+
+@torch.no_grad()
+def compare(network: nn.Module, exported: Run, sizes: Sequence[tuple[int, int]], tolerance: float) -> list[str]:
+    """Run both on images of ``sizes`` (height, width) -> a line of figures for each.
+
+    Raises ``ValueError`` where a cell differs by more than ``tolerance`` times the largest one. The graph of vgg_trans is
+    discrete: where two neighbours are equally near but for rounding, any two programs may choose differently, and a token
+    then has another embedding. So where indexes differ, their number is said, and the network is held to the rest: it
+    computes again with the indexes of the other.
+    """
+    lines, run = [], run_network(network)
+    for height, width in sizes:
+        image = _image(1, height, width)
+        (expected, ours), here = _timed(lambda: run(image))
+        (found, theirs), there = _timed(lambda: exported(image))
+        if found.shape != expected.shape:
+            raise ValueError(
+                f"{height} x {width}: the density has shape {list(found.shape)}, not {list(expected.shape)}"
+            )
+        difference = held = float((found - expected).abs().max() / expected.abs().max())
+        line = f"{height} x {width}: {there:.0f} ms, PyTorch {here:.0f} ms; "
+        line += f"count {float(found.sum()):.3f}, PyTorch {float(expected.sum()):.3f}; "
+        line += f"largest difference {difference:.1e} of the largest cell"
+        if theirs and (other := sum(int((a != b).sum()) for a, b in zip(ours, theirs, strict=True))):
+            held = _difference_with(network, theirs, image, found)
+            total = sum(index.numel() for index in ours)
+            line += f", {held:.1e} with the same graph ({other} of {total} in-degree indexes differ)"
+        if not held <= tolerance:
+            raise ValueError(f"{line}; more than {tolerance:g}: not written, report it with the model")
+        lines.append(line)
+    return lines
+
+
+def _difference_with(
+    network: nn.Module, indexes: list[torch.Tensor], image: torch.Tensor, found: torch.Tensor
+) -> float:
+    """Largest difference from ``found``, as a share of the largest cell, where the graph is given by ``indexes``."""
+    index_of, given = network.encoder.in_degree_index, iter(indexes)
+    network.encoder.in_degree_index = lambda *_: next(given)
+    try:
+        expected = network(image).density
+    finally:
+        network.encoder.in_degree_index = index_of
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def _image(batch: int, height: int, width: int) -> torch.Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """The result and the milliseconds of a second call: the first one allocates."""
+    call()
+    started = time.perf_counter()
+    return call(), 1e3 * (time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the remarks on tracing: checks of shapes are not to be in the trace, and the rest is compared afterwards."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def require(form: str) -> None:
+    """``ValueError`` where a package that a format needs is missing: none of them is in requirements.txt."""
+    for package in NEEDS[form]:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            remedy = "pip install -r requirements-export.txt"
+            raise ValueError(f"format {form}: needs the package {package}: {remedy}") from None
+
+
+def parse() -> argparse.Namespace:
+    parser = make_parser("Write a trained network for other programs.")
+    parser.prog = "python -m models.export"
+    add = parser.add_argument
+    add("--save-path", "--save-dir", type=Path, required=True, metavar="P", help=".pth, .tar, or a run's folder")
+    add("--format", choices=tuple(FORMATS), default="onnx", help="of the file")
+    add("--out", type=Path, required=True, metavar="FILE", help="the file")
+    add("--precision", choices=tuple(TOLERANCES), default="32", help="bits of weights and arithmetic")
+    add("--model-name", choices=tuple(MODELS), help="network (default: what the file says of itself)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Load, write, compare, report."""
+    arguments = parse()
+    require(arguments.format)
+    weights = weights_file(arguments.save_path)
+    if (arguments.out.suffix == ".safetensors") != (arguments.format == "safetensors"):
+        raise ValueError(f"--out {arguments.out}: .safetensors is the suffix of --format safetensors alone")
+    reference, said = load_model(weights, arguments.model_name)
+    model = Exported(load_model(weights, arguments.model_name)[0], arguments.precision).eval().requires_grad_(False)
+    save, run = FORMATS[arguments.format]
+    make_folder(arguments.out.parent)
+    with atomic_write(arguments.out) as partial:
+        save(model, partial, {key: value for key, value in said.items() if isinstance(value, (int, float, str))})
+        sizes = CHECKED_SLOW if (arguments.format, arguments.precision) == ("torchscript", "16") else CHECKED
+        lines = compare(reference, run(partial), sizes, TOLERANCES[arguments.precision])
+    for line in lines:
+        print(line)
+    size = arguments.out.stat().st_size / 1e6
+    print(f"{arguments.out}: {said['model_name']}, {arguments.format}, {arguments.precision} bits, {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    run_script(main)

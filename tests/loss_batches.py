@@ -1,0 +1,59 @@
+"""Batches of annotations for losses, put together as the loading processes do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from datasets.crowd import Batch, TrainSample, collate
+from losses import KERNELS, build_kernel, build_loss
+
+
+class Crop(NamedTuple):
+    """The annotations of one crop."""
+
+    points: Tensor
+    scales: Tensor
+    rotations: Tensor
+    targets: Tensor
+
+
+def crop_at(points, targets=None, scale=8.0) -> Crop:
+    """Round Gaussians at ``points``, each with its target (1 where none are given)."""
+    points = torch.as_tensor(points).float().reshape(-1, 2)
+    targets = torch.ones(len(points)) if targets is None else torch.as_tensor(targets).float()
+    return Crop(points, torch.full_like(points, scale), torch.zeros(len(points), 1), targets)
+
+
+def batch_of(crops, size=None, kernel: Callable[..., Tensor] | None = None, short_side=None) -> Batch:
+    """``crops`` through ``collate``, with what ``kernel`` makes of each in a crop of ``size`` (height, width)."""
+    samples = []
+    for crop in crops:
+        annotations = crop._asdict()
+        targets, side = annotations.pop("targets"), min(size or (8, 8)) if short_side is None else short_side
+        made = kernel(**annotations, crop_size=size, short_side=side) if kernel else None
+        image = torch.zeros(3, 1, 1, dtype=torch.uint8)
+        samples.append(TrainSample(image, **annotations, targets=targets, name="IMG", short_side=side, kernel=made))
+    return collate(samples)
+
+
+def loss_on_crops(name: str, short_side=None, **options) -> Callable[..., Tensor]:
+    """(density, crops) -> the loss of that name, with the options of its kernel where it has one, else its own."""
+    kernel = build_kernel(name, **options)
+    loss = build_loss(name, **({} if name in KERNELS else options))
+
+    def compute(density, crops):
+        return loss(density, batch_of(crops, tuple(8 * side for side in density.shape[-2:]), kernel, short_side))
+
+    return compute
+
+
+def loss_and_gradient(loss, density, crops):
+    """The loss of crops and its gradient by the density."""
+    density = torch.as_tensor(density).clone().requires_grad_()
+    value = loss(density, crops)
+    value.backward()
+    return value.detach(), density.grad

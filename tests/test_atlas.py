@@ -1,0 +1,303 @@
+"""Many images on one atlas: equal to single fits, exact gradients, packing, and how memory that runs out is met."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import GS2D.side_by_side as side_by_side
+from GS2D.atlas import COLUMNS, MAX_PAGES, Atlas, Entry, fits_together, shapes, whole_tiles
+from GS2D.fitting import (
+    MAX_RATIO,
+    SHAPE_WEIGHT,
+    FitConfig,
+    Parameters,
+    fit_image,
+    fit_images,
+    fit_side_by_side,
+    loss_terms,
+    prepare,
+)
+from GS2D.rasterize import TILE, conics, draw, draw_pages
+
+SIZES = ((40, 61), (64, 48), (33, 80), (17, 16), (70, 20))  # height, width
+
+
+def photograph(height, width, seed):
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return np.ascontiguousarray(coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width])
+
+
+def crowd():
+    """Five images of different sizes, one without points, with points on borders and outside."""
+    images = [photograph(*size, seed) for seed, size in enumerate(SIZES)]
+    random = np.random.default_rng(3)
+    points = [random.uniform((0, 0), (w, h), (n, 2)) for (h, w), n in zip(SIZES, (12, 7, 9, 0, 5))]
+    points[0][:4] = [[0, 0], [61, 40], [61, 12.5], [30, 0]]
+    points[1][:2] = [[-5, 10], [51, 70]]
+    points[2][0] = [300, 300]
+    return images, points
+
+
+def assert_same_fits(results, images, points, config, seeds):
+    for result, image, some, seed in zip(results, images, points, seeds, strict=True):
+        alone = fit_image(image, some, config, backend="reference", seed=seed)
+        assert result.iterations == alone.iterations
+        assert result.render_loss == pytest.approx(alone.render_loss, abs=1e-5)
+        assert result.shape_loss == pytest.approx(alone.shape_loss, abs=1e-5)
+        for got, expected in ((result.gaussians, alone.gaussians), (result.background, alone.background)):
+            assert len(got) == len(expected)
+            torch.testing.assert_close(got.scales, expected.scales, rtol=0, atol=1e-4)
+            torch.testing.assert_close(got.params, expected.params, rtol=0, atol=1e-3)
+
+
+def test_an_atlas_equals_single_fits():
+    images, points = crowd()
+    config, seeds = FitConfig(iterations=200), (4, 0, 7, 1, 2)
+    results = fit_images(images, points, config, backend="reference", seeds=seeds)
+    assert [len(result.gaussians) for result in results] == [12, 7, 9, 0, 5]
+    assert results[3].iterations == 0 and results[3].render_loss == 0
+    assert_same_fits(results, images, points, config, seeds)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"background_gaussians": 3}, {"learn_means": True}, {"use_background_mask": False}],
+    ids=["background", "means", "unmasked"],
+)
+def test_an_atlas_equals_single_fits_with_every_option(options):
+    images, points = crowd()
+    config = FitConfig(iterations=40, **options)
+    results = fit_images(images, points, config, backend="reference")
+    assert_same_fits(results, images, points, config, [0] * 5)
+
+
+def test_images_that_are_done_leave_and_others_come_in(monkeypatch):
+    """Pages for two images: five pass through, each stops when its own loss stalls."""
+    monkeypatch.setattr(side_by_side, "room", lambda device: 2 * 80 * 80)
+    held = []
+    hold = Atlas.hold
+    monkeypatch.setattr(Atlas, "hold", lambda atlas, entries: (held.append(len(entries)), hold(atlas, entries)))
+    images, points = crowd()
+    config = FitConfig(iterations=330, tolerance=0.1)
+    results = fit_images(images, points, config, backend="reference")
+    assert max(held) == 2 and len({result.iterations for result in results}) >= 3
+    assert_same_fits(results, images, points, config, [0] * 5)
+
+
+def test_the_gradient_is_that_of_the_readable_loss():
+    """One image's entry against autograd of ``loss_terms``, far enough along that a shape is punished."""
+    image, some = photograph(48, 64, 1), np.random.default_rng(2).uniform((0, 0), (64, 48), (9, 2))
+    problem = prepare(image, some, FitConfig(background_gaussians=2), seed=5)
+    start = problem.start._replace(scale=torch.rand(11, 2, generator=torch.manual_seed(0)) * 6 - 1)
+    entry = Entry(image, problem.mask, torch.cat(start, dim=1), fixed=9)
+    atlas = Atlas("reference", torch.device("cpu"), SHAPE_WEIGHT, MAX_RATIO)
+    atlas.hold([entry])
+    render, shape = atlas._gradient(losses=True)
+
+    leaves = Parameters(*(tensor.clone().requires_grad_() for tensor in start))
+    tensors = torch.from_numpy(image).float() / 255, torch.from_numpy(problem.mask).float()
+    expected = loss_terms(leaves, *tensors, "reference")
+    assert float(expected[1].detach()) > 0
+    assert (float(render), float(shape)) == pytest.approx([float(term.detach()) for term in expected], rel=1e-5)
+    gradients = torch.autograd.grad(sum(expected), leaves)
+    assert (entry.gradient[:9, :2] == 0).all()  # the annotated means stay
+    torch.testing.assert_close(entry.gradient[9:, :2], gradients[0][9:], rtol=1e-4, atol=1e-7)
+    for columns, gradient in zip(COLUMNS[1:], gradients[1:]):
+        torch.testing.assert_close(entry.gradient[:, columns], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_shapes_are_the_activated_parameters():
+    params = torch.randn(50, 8, generator=torch.manual_seed(1)) * 3
+    gaussians = Parameters(*(params[:, columns] for columns in COLUMNS)).activate()
+    got = shapes(params)
+    torch.testing.assert_close(got.conics, conics(gaussians.scales, gaussians.rotations), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(got.colors, gaussians.colors)
+    covariance = torch.linalg.inv(got.conics[:, [0, 1, 1, 2]].double().reshape(-1, 2, 2))
+    torch.testing.assert_close(got.extent, 3.33 * covariance.diagonal(dim1=1, dim2=2).sqrt().float(), rtol=1e-3, atol=0)
+
+
+def test_pages_are_drawn_as_if_alone():
+    random = np.random.default_rng(0)
+    parts = [(n, random.uniform(-5, 45, (n, 2)), random.uniform(1, 9, (n, 2))) for n in (5, 0, 8)]
+    means = torch.tensor(np.concatenate([part[1] for part in parts]))
+    shape = conics(torch.tensor(np.concatenate([part[2] for part in parts])), torch.zeros(13, dtype=torch.float64))
+    colors, ones = torch.rand(13, 3, dtype=torch.float64), torch.ones(13, dtype=torch.float64)
+    page = torch.repeat_interleave(torch.arange(3), torch.tensor([5, 0, 8]))
+    together = draw_pages(means, shape, colors, ones, page, 3, 40, 24, "reference")
+    for index in range(3):
+        own = page == index
+        alone = draw(means[own], shape[own], colors[own], ones[own], 40, 24, "reference")
+        torch.testing.assert_close(together[index], alone, rtol=0, atol=1e-14)
+
+
+sizes = st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), min_size=1, max_size=MAX_PAGES + 6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes, st.integers(0, 3_000_000))
+def test_what_fits_together_fills_at_least_half_of_whole_tiles_within_the_room(shapes_of_images, pixels):
+    height, width = (max(whole_tiles(size)[axis] for size in shapes_of_images) for axis in (0, 1))
+    area = len(shapes_of_images) * height * width
+    used = sum(whole_tiles(size)[0] * whole_tiles(size)[1] for size in shapes_of_images)
+    expected = area <= pixels and 2 * used >= area and len(shapes_of_images) <= MAX_PAGES
+    assert fits_together(shapes_of_images, pixels) == (expected or len(shapes_of_images) == 1)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=6), st.randoms())
+def test_every_image_has_a_page_of_its_own_in_whole_tiles(shapes_of_images, random):
+    atlas = Atlas("reference", torch.device("cpu"), 0.2, 1.5)
+    entries = [
+        Entry(np.full((*size, 3), 10 * i + 5, np.uint8), np.ones(size, bool), torch.full((2, 8), float(i)), 2)
+        for i, size in enumerate(shapes_of_images)
+    ]
+    held = entries
+    for _ in range(3):  # any images leave and come
+        atlas.hold(held)
+        pages, height, width, _ = atlas.target.shape
+        assert height % TILE == width % TILE == 0 and len({entry.page for entry in held}) == len(held) <= pages
+        for entry in held:
+            h, w = entry.mask.shape
+            number = entries.index(entry)
+            assert (atlas.target[entry.page, :h, :w] * 255 - 10 * number - 5).abs().max() < 1e-4
+            assert float(atlas.weight[entry.page].sum()) == pytest.approx(1 / 3, rel=1e-4)  # h w / (3 h w)
+            assert (atlas.weight[entry.page, h:] == 0).all() and (atlas.weight[entry.page, :, w:] == 0).all()
+            assert (entry.params == number).all()
+        assert atlas.weight.sum() == pytest.approx(len(held) / 3, rel=1e-4)
+        held = [entry for entry in entries if random.random() < 0.6] or entries[:1]
+
+
+def test_memory_that_runs_out_halves_the_atlas(monkeypatch):
+    """The device holds two images and fails at the third step of four: every image is fitted all the same."""
+    images = [photograph(48, 64, seed) for seed in range(4)]
+    points = [np.random.default_rng(seed).uniform((0, 0), (64, 48), (4 + seed, 2)) for seed in range(4)]
+    config = FitConfig(iterations=30)
+    gradient = Atlas._gradient
+    calls = Counter()
+
+    def fail(atlas, losses):
+        calls[len(atlas.entries)] += 1
+        if len(atlas.entries) > 2 and calls[len(atlas.entries)] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradient(atlas, losses)
+
+    monkeypatch.setattr(Atlas, "_gradient", fail)
+    results = fit_images(images, points, config, backend="reference")
+    assert calls == {4: 3, 2: 28 + 28}  # two steps together, the other 28 in two halves
+    monkeypatch.setattr(Atlas, "_gradient", gradient)
+    assert_same_fits(results, images, points, config, [0] * 4)
+
+
+def test_an_image_that_is_too_large_even_alone_is_named(monkeypatch):
+    gradient = Atlas._gradient
+
+    def fail(atlas, losses):
+        if any(len(entry) == 9 for entry in atlas.entries):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradient(atlas, losses)
+
+    monkeypatch.setattr(Atlas, "_gradient", fail)
+    images, points = crowd()
+    problems = [prepare(image, some, FitConfig(), 0) for image, some in zip(images, points)]
+    loads = [lambda problem=problem: problem for problem in problems]
+    outcomes = dict(fit_side_by_side(SIZES, loads, FitConfig(iterations=3), "reference"))
+    assert str(outcomes.pop(2)) == "80 x 33 pixels: too large for cpu's memory; use --backend native"
+    assert sorted(outcomes) == [0, 1, 3, 4] and all(result.iterations in (0, 3) for result in outcomes.values())
+
+
+def test_an_unreadable_image_is_given_back_and_the_others_are_fitted():
+    images, points = crowd()
+
+    def broken():
+        raise OSError("a.jpg: truncated")
+
+    loads = [lambda: prepare(images[0], points[0], FitConfig(), 0), broken]
+    outcomes = dict(fit_side_by_side([SIZES[0], (9, 9)], loads, FitConfig(iterations=2), "reference"))
+    assert str(outcomes[1]) == "a.jpg: truncated" and outcomes[0].iterations == 2
+
+
+def test_unusable_images_are_named_before_anything_is_fitted():
+    images, points = crowd()
+    points[2][1] = np.nan
+    with pytest.raises(ValueError, match=r"image 2: points: row 1 is \[nan, nan\]; coordinates must be finite numbers"):
+        fit_images(images, points)
+    with pytest.raises(ValueError, match="images, points, seeds: 5, 4 and 5; one each an image"):
+        fit_images(images, points[:4])
+    assert fit_images([], []) == []
+
+
+def test_the_native_engine_fits_them_one_a_core():
+    images, points = crowd()
+    config = FitConfig(iterations=60)
+    for result, image, some in zip(fit_images(images, points, config, backend="native"), images, points):
+        alone = fit_image(image, some, config, backend="native")
+        assert torch.equal(result.gaussians.params, alone.gaussians.params) and result.render_loss == alone.render_loss
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that a GPU would launch, and those that wait for it."""
+
+    VIEWS = frozenset(
+        "view _unsafe_view reshape transpose t permute expand slice select unsqueeze squeeze detach alias as_strided "
+        "unbind split split_with_sizes narrow".split()
+    )
+    WAITS = frozenset("_local_scalar_dense nonzero item masked_select _unique2 unique_consecutive equal".split())
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count[func.__name__.split(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def launches(self):
+        return sum(n for name, n in self.count.items() if name not in self.VIEWS)
+
+    @property
+    def waits(self):
+        return sum(n for name, n in self.count.items() if name in self.WAITS)
+
+
+def count_iteration(monkeypatch, images):
+    """Launches and waits of an iteration but for the drawing, which is gsplat's on a GPU."""
+    crowds = crowd()
+    problems = [prepare(image, some, FitConfig(), 0) for image, some in zip(*crowds)]
+    problems = [problem for problem in problems if len(problem.start.means)]
+    atlas = Atlas("reference", torch.device("cpu"), 0.2, 1.5)
+    atlas.hold([Entry(p.image, p.mask, torch.cat(p.start, dim=1), p.annotated) for p in (problems * 8)[:images]])
+    pages, height, width, _ = atlas.target.shape
+
+    class Drawing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, conics, colors):
+            ctx.gradients = torch.zeros_like(conics), torch.zeros_like(colors)
+            return image.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return ctx.gradients
+
+    image = torch.zeros(pages, height, width, 3)
+    monkeypatch.setattr("GS2D.atlas.draw_pages", lambda m, conics, colors, *a: Drawing.apply(conics, colors))
+    counts = []
+    for iterations in (10, 20):
+        with Launches() as counter:
+            atlas.advance(iterations, 0.01)
+        counts.append((counter.launches, counter.waits))
+    (few, waits), (many, more_waits) = counts
+    return (many - few) / 10, (more_waits - waits) / 10
+
+
+def test_launches_of_an_iteration_do_not_grow_with_the_images(monkeypatch):
+    launches, waits = count_iteration(monkeypatch, 1)
+    assert launches <= 75 and waits == 0
+    assert count_iteration(monkeypatch, 30) == (launches, 0)

@@ -1,0 +1,157 @@
+"""Networks as ONNX, TorchScript and safetensors, beside PyTorch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from commands import ROOT, call, errors
+from golden_weights import fill
+from PIL import Image
+
+from models import build_model, load_model
+from models.export import compare, run_network, traceable_in_degree_index
+from models.vgg_trans import in_degree_index
+from utils.evaluation import count
+from utils.images import load_image
+from utils.pixels import normalise, to_planes
+from utils.training.checkpoint import save_weights
+
+INSTALLED = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "safetensors"))
+pytestmark = pytest.mark.skipif(not INSTALLED, reason="pip install -r requirements-export.txt")
+DESCRIPTION = {"model_name": "vgg", "topk": 0.3, "usenum": 18}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("export")
+    for name in ("vgg", "vgg_trans"):
+        save_weights(root / f"{name}.pth", fill(build_model(name)).state_dict(), {**DESCRIPTION, "model_name": name})
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr("models.export.CHECKED", ((64, 96), (112, 64), (32, 48)))
+    monkeypatch.setattr("models.export.CHECKED_SLOW", ((16, 32),))
+
+
+def export(folder, name, form, *options, code=0):
+    suffix = {"torchscript": "pt"}.get(form, form)
+    path = folder / f"{name}.{suffix}"
+    return path, *call(
+        "models/export.py", "--save-path", folder / f"{name}.pth", "--format", form, "--out", path, *options, code=code
+    )
+
+
+@pytest.mark.parametrize("name", ["vgg", "vgg_trans"])
+def test_onnx_agrees_at_sizes_it_was_not_traced_with(folder, name):
+    import onnx
+    import onnxruntime
+
+    path, out, _ = export(folder, name, "onnx")
+    assert len(out.splitlines()) == 4 and f"{path}: {name}, onnx, 32 bits" in out
+    said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert json.loads(said["gst"])["model_name"] == name
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    network = load_model(folder / f"{name}.pth")[0]
+    for batch, height, width in ((1, 80, 80), (2, 48, 128), (3, 32, 16)):
+        image = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
+        with torch.no_grad():
+            expected = network(image).density
+        (found,) = session.run(None, {"image": image.numpy()})
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * float(expected.max()))
+
+
+@pytest.mark.parametrize("model", ["vgg", "vgg_trans"])
+def test_the_example_counts_as_the_evaluation_does(folder, tmp_path, model):
+    path, _, _ = export(folder, model, "onnx")
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((531, 79)).save(
+        tmp_path / "photo.png"
+    )  # two windows, sides that are no multiples of 16
+    command = [sys.executable, ROOT / "examples" / "onnx_count.py", path, tmp_path / "photo.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    expected = count(load_model(folder / f"{model}.pth")[0], normalise(to_planes(load_image(tmp_path / "photo.png"))))
+    name, _, number = done.stdout.strip().rpartition(": ")
+    assert name.endswith("photo.png") and float(number) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "form"), [("vgg_trans", "torchscript"), ("vgg", "torchscript"), ("vgg", "onnx")])
+def test_half_precision_takes_half_the_space(folder, name, form):
+    path, out, _ = export(folder, name, form, "--precision", "16")
+    parameters = sum(p.numel() for p in load_model(folder / f"{name}.pth")[0].parameters())
+    assert 2 * parameters < path.stat().st_size < 2.1 * parameters
+    assert "16 bits" in out and all("largest difference" in line for line in out.splitlines()[:-1])
+
+
+def test_safetensors_is_a_checkpoint(folder, tmp_path):
+    path, out, _ = export(folder, "vgg_trans", "safetensors")
+    network, said = load_model(path)
+    assert said == {**DESCRIPTION, "model_name": "vgg_trans"}
+    expected = torch.load(folder / "vgg_trans.pth", weights_only=True)
+    assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
+    assert path.stat().st_mode & 0o777 == (folder / "vgg_trans.pth").stat().st_mode & 0o777
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="cut.safetensors: not a readable PyTorch weights file"):
+        load_model(cut)
+
+
+@pytest.mark.parametrize("topk", [0.3, 1.0, 0.29, 0.001])
+@pytest.mark.parametrize("length", [1, 2, 10, 100, 130])
+def test_the_traceable_graph_is_the_graph(topk, length):
+    """Also where topk L is whole but for rounding: int(0.29 * 100) is 28."""
+    tokens = torch.randn(2, length, 512, generator=torch.Generator().manual_seed(length))
+    assert torch.equal(traceable_in_degree_index(tokens, topk, 18), in_degree_index(tokens, topk, 18))
+
+
+def test_a_difference_is_not_written(folder):
+    network = load_model(folder / "vgg.pth")[0]
+    run = run_network(network)
+
+    def wrong(image):
+        density, found = run(image)
+        density[0, 0, 1, 1] += 1e-3 * density.max()
+        return density, found
+
+    assert len(compare(network, run, ((32, 32),), 1e-4)) == 1
+    with pytest.raises(
+        ValueError, match=r"largest difference 1.0e-03 of the largest cell; more than 0.0001: not written"
+    ):
+        compare(network, wrong, ((32, 32),), 1e-4)
+    with pytest.raises(ValueError, match="the density has shape .1, 1, 4, 3., not .1, 1, 4, 4."):
+        compare(network, lambda image: (run(image)[0][..., 1:], []), ((32, 32),), 1e-4)
+
+
+def test_another_graph_is_named_and_the_rest_is_compared(folder):
+    """A token at the border of two indexes: the network is held to what it says with the other's graph."""
+    network, other = (load_model(folder / "vgg_trans.pth")[0] for _ in range(2))
+    index_of = other.encoder.in_degree_index
+
+    def nudged(*arguments):
+        index = index_of(*arguments)
+        index[0, 3] = (index[0, 3] + 1) % 18
+        return index
+
+    other.encoder.in_degree_index = nudged
+    (line,) = compare(network, run_network(other), ((64, 64),), 1e-4)
+    assert line.endswith("with the same graph (2 of 32 in-degree indexes differ)")
+    assert float(line.split("largest difference ")[1].split()[0]) > 1e-4
+
+
+def test_what_is_missing_is_one_line(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    _, _, err = export(folder, "vgg", "onnx", code=1)
+    assert errors(err) == ["error: format onnx: needs the package onnxruntime: pip install -r requirements-export.txt"]
+    _, _, err = export(folder, "vgg", "safetensors", "--out", folder / "a.onnx", code=1)
+    assert "a.onnx: .safetensors is the suffix of --format safetensors alone" in errors(err)[0]

@@ -1,0 +1,364 @@
+"""What people really fed in, and what must come of it. The sources are issues of the tools' own trackers."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from commands import call, errors
+from own_folders import photo, photos, points, prepare, report, write
+from PIL import Image
+from training_runs import Tiny
+
+import models
+import preprocess_dataset_points
+from utils.evaluation.containers import is_cut_off
+from utils.evaluation.sources import find_sources, open_images
+from utils.images import load_image
+
+KEEP = "export 'CVAT for images 1.1' and take --format cvat, or Label Studio's JSON and --format labelstudio, which keep them"
+
+
+def test_coco_without_one_object(tmp_path):
+    """cvat#1602 #2910 #5831 #7161, label-studio#4475."""
+    folder = photos(tmp_path / "in")
+    images = [{"id": i, "width": 200, "height": 150, "file_name": f"{name}.jpg"} for i, name in enumerate("abc")]
+    path = write(folder / "instances_default.json", {"images": images, "annotations": [], "categories": []})
+    _, _, err = prepare(folder, "coco", code=1)
+    assert err == (
+        f"error: {path}: lists 3 images and no annotation, not one object; the COCO exports of CVAT and Label Studio leave "
+        f"points out: {KEEP}\n"
+    )
+
+
+def test_yolo_without_one_object(tmp_path):
+    """cvat#821 #6609 #7737, label-studio#6366, X-AnyLabeling#202 #922."""
+    folder = photos(tmp_path / "in")
+    for name in ("train/a", "train/b", "val/c"):
+        write(folder / f"{name}.txt", "")
+    for form in ("yolo", "auto"):
+        _, _, err = prepare(folder, form, code=1)
+        assert f"error: {folder}: lists 3 images and no annotation, not one object; the YOLO exports of" in err
+    write(folder / "val" / "c.txt", "0 .5 .5 .1 .1\n")
+    assert {stem: len(found) for stem, found in points(prepare(folder, "yolo")[0]).items()} == {"a": 0, "b": 0, "c": 1}
+
+
+@pytest.mark.parametrize("form, text", [("csv", "x,y\n"), ("xy", "\n"), ("json", "[]"), ("labelme", '{"shapes": []}')])
+def test_any_format_without_one_object(tmp_path, form, text):
+    folder = photos(tmp_path / "in")
+    for name in ("train/a", "train/b", "val/c"):
+        write(folder / f"{name}.{ {'csv': 'csv', 'xy': 'txt'}.get(form, 'json') }", text)
+    _, _, err = prepare(folder, form, code=1)
+    assert err == (
+        f"error: {folder}: lists 3 images and no annotation, not one object; annotate objects, or check --format and how "
+        "the annotations were exported\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "form, name, contents, expected",
+    [
+        ("yolo", "{}.txt", "0 0.1 0.9 0.05 0.05\n0 0.8 0.3 0.05 0.05\n", [[15, 180], [120, 60]]),
+        ("csv", "{}.csv", "x,y\n20,180\n100,60\n140,30\n75,190\n", [[20, 180], [100, 60], [140, 30], [75, 190]]),
+        (
+            "labelme",
+            "{}.json",
+            '{"shapes": [{"label": "h", "points": [[20, 180]], "shape_type": "point"}], "imageHeight": 200, "imageWidth": 150}',
+            [[20, 180]],
+        ),
+    ],
+)
+def test_photographs_of_phones(tmp_path, form, name, contents, expected):
+    """labelme#1529 #232, label-studio#6608, ultralytics#19222: stored 200 x 150, shown and annotated 150 x 200."""
+    folder = photos(tmp_path / "in", orientation=6)
+    for stem in ("train/a", "train/b", "val/c"):
+        write(folder / name.format(stem), contents)
+    out, _, err = prepare(folder, form)
+    np.testing.assert_allclose(points(out)["a"], expected, rtol=1e-5)
+    assert load_image(out / "train/a.jpg").shape == (200, 150, 3)
+    assert report(out)["splits"]["train"]["dropped"] == 0
+    assert err.startswith(
+        "warning: 3 images have an EXIF orientation and are turned upright: a.jpg, b.jpg, c.jpg; their annotations are "
+        "taken as made upright\n"
+    )
+
+
+def test_labelme_of_a_photograph_turned_by_180_degrees(tmp_path):
+    folder = photos(tmp_path / "in", orientation=3)
+    shape = {"label": "head", "points": [[20, 130]], "shape_type": "point"}
+    for stem in ("train/a", "train/b", "val/c"):
+        write(folder / f"{stem}.json", {"shapes": [shape], "imageHeight": 150, "imageWidth": 200})
+    out, *_ = prepare(folder, "labelme")
+    upright = load_image(folder / "val/c.jpg")[::-1, ::-1]
+    assert points(out)["c"] == [[20, 130]]
+    made = load_image(out / "val/c.jpg").astype(int)
+    assert np.abs(made - upright).mean() < 20 < np.abs(made - upright[::-1, ::-1]).mean()
+
+
+def test_boxes_of_make_sense(tmp_path):
+    """make-sense#253, VoTT#244: x, y is the upper left corner."""
+    folder = photos(tmp_path / "in")
+    rows = [f"head,{x},{y},20,30,{name}.jpg,200,150\n" for name in "abc" for x, y in ((10, 20), (20, 25), (40, 35))]
+    header = "label_name,x,y,width,height,image,image_width,image_height\n"
+    table = write(tmp_path / "labels.csv", header + "".join(rows))
+    out, said, _ = prepare(folder, "csv", "--annotations", table)
+    assert points(out)["c"] == [[20, 35], [30, 40], [50, 50]]
+    assert said.startswith(
+        f"{table}: x, y is the upper left corner of a box, width, height its width and height; its centre is counted; "
+        "label_name is the label; image_width, image_height is the image's size\n"
+    )
+
+
+def test_labels_of_via_and_csv(tmp_path):
+    """Mask_RCNN#372 #818 #1337, make-sense#253."""
+    folder, entries = photos(tmp_path / "in"), {}
+    for name in "abc":
+        regions = [
+            {"shape_attributes": {"name": "point", "cx": x, "cy": 40}, "region_attributes": {"type": label}}
+            for x, label in ((30, "head"), (60, "car"))
+        ]
+        entries[name] = {"filename": f"{name}.jpg", "size": 1, "regions": regions}
+    via = write(tmp_path / "via.json", entries)
+    rows = "".join(f"{name}.jpg,{x},40,{label}\n" for name in "abc" for x, label in ((30, "head"), (60, "car")))
+    table = write(tmp_path / "labels.csv", f"image,x,y,label\n{rows}")
+    for form, path in (("via", via), ("csv", table)):
+        out, said, _ = prepare(folder, form, "--annotations", path)
+        assert "labels found: 'head' 3, 'car' 3; all are counted, --category chooses" in said
+        assert points(out)["a"] == [[30, 40], [60, 40]]
+        out, said, _ = prepare(folder, form, "--annotations", path, "--category", "head")
+        assert "counted: 'head'" in said and points(out)["a"] == [[30, 40]]
+        assert "labels found: 'head' 3" in prepare(folder, form, "--annotations", path, "--category", "head", "car")[1]
+    for name, other in (("head", "type"), ("car", "kind")):
+        options = ("--annotations", via, "--category", name, "--label-attribute", other)
+        code = 0 if other == "type" else 1
+        assert (
+            "--label-attribute kind: is not there; found: type" in prepare(folder, "via", *options, code=code)[2]
+        ) == code
+    err = prepare(folder, "coco", "--annotations", via, "--label-attribute", "x", code=1)[2]
+    assert "--label-attribute x: format coco has its labels in one place; drop this option" in err
+
+
+def test_categories_without_any_labels(tmp_path):
+    folder = photos(tmp_path / "in")
+    table = write(tmp_path / "labels.csv", "image,x,y\na.jpg,1,2\nb.jpg,1,2\nc.jpg,1,2\n")
+    assert prepare(folder, "csv", "--annotations", table, "--category", "head", code=1)[2] == (
+        "error: --category head: these annotations give no labels; drop this option, or name with --label-attribute the column "
+        "(csv) or attribute (via) that holds them\n"
+    )
+
+
+def test_folders_of_phone_photographs_to_count(tmp_path):
+    photos(tmp_path / "in", "a.jpg")
+    for name in ("b.heic", "c.HEIC", "d.txt"):
+        write(tmp_path / "in" / name, "x")
+    assert find_sources([tmp_path / "in"])[1] == [
+        f"{tmp_path / 'in'}: skipped 3 of 4 files, neither pictures nor videos; 2 images are of a kind that is not read: "
+        ".heic: convert them to JPEG"
+    ]
+
+
+def test_the_formats_that_people_have_can_be_named(tmp_path):
+    out, _ = call("preprocess_dataset_points.py", "--help")
+    assert "--format {csv,json,coco,yolo,labelme,via,cvat,labelstudio,xy,pnt,mat,auto}" in out
+    for name in ("cvat", "labelstudio", "xy", "pnt", "mat", "auto"):
+        assert f"\n    {name} " in preprocess_dataset_points.__doc__
+
+
+def test_labelme_shapes_of_other_labels(tmp_path):
+    """labelme#1213 #243, X-AnyLabeling#202."""
+    folder = photos(tmp_path / "in")
+    head = {"label": "head", "points": [[10, 20]], "shape_type": "point"}
+    road = {"label": "road", "points": [[1, 2], [30, 40], [60, 20]], "shape_type": "linestrip"}
+    for stem, shapes in (("train/a", [head, road]), ("train/b", [head]), ("val/c", [head])):
+        write(folder / f"{stem}.json", {"shapes": shapes, "imageHeight": 150, "imageWidth": 200})
+    out, _, err = prepare(folder, "labelme", "--category", "head")
+    assert points(out) == {name: [[10, 20]] for name in "abc"} and not errors(err)
+    assert "a.json: shape 2: is a 'linestrip'" in errors(prepare(folder, "labelme", code=1)[2])[0]
+
+
+def test_labelme_files_named_otherwise_than_their_image(tmp_path):
+    folder = photos(tmp_path / "in")
+    head = {"label": "head", "points": [[10, 20]], "shape_type": "point"}
+    for i, name in enumerate(("train/a.jpg", "train/b.jpg", "val/c.jpg")):
+        write(folder / "notes" / f"task{i}.json", {"shapes": [head], "imagePath": f"..\\photos\\{name}"})
+    out, _, err = prepare(folder, "labelme", "--annotations", folder / "notes")
+    assert points(out) == {name: [[10, 20]] for name in "abc"} and "belong to no image" not in err
+
+
+@pytest.mark.parametrize(
+    "of_images, of_annotations", [(int, str), (str, int), (int, float), (float, int), (str, float)]
+)
+def test_coco_ids_that_are_text_here_and_numbers_there(tmp_path, of_images, of_annotations):
+    """VIA's COCO export writes text, pandas writes 1.0."""
+    folder = photos(tmp_path / "in")
+    images = [{"id": of_images(i), "file_name": f"{name}.jpg"} for i, name in enumerate("abc", start=1)]
+    boxes = [{"image_id": of_annotations(i), "category_id": 1.0, "bbox": [i, 20, 20, 20]} for i in (1, 2, 3)]
+    contents = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "head"}]}
+    write(folder / "coco.json", contents)
+    out, said, _ = prepare(folder, "coco", "--category", "head")
+    assert points(out) == {"a": [[11, 30]], "b": [[12, 30]], "c": [[13, 30]]}
+
+
+def test_coco_ids_that_are_ambiguous(tmp_path):
+    folder = photos(tmp_path / "in")
+    images = [{"id": key, "file_name": f"{name}.jpg"} for key, name in ((1, "a"), ("1", "b"), (2, "c"))]
+    boxes = [{"image_id": key, "bbox": [1, 2, 2, 2]} for key in (1, "1", "1", 2)]
+    path = write(folder / "coco.json", {"images": images, "annotations": boxes})
+    assert {stem: len(found) for stem, found in points(prepare(folder, "coco")[0]).items()} == {"a": 1, "b": 2, "c": 1}
+    boxes[0]["image_id"] = "3"
+    write(path, {"images": images, "annotations": boxes})
+    assert "entry 1: image_id '3' is not among the images" in prepare(folder, "coco", code=1)[2]
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".bmp", ".webp"])
+def test_photographs_of_drones_and_microscopes(tmp_path, suffix):
+    folder = photos(tmp_path / "in", f"train/a{suffix}", "train/b.jpg", "val/c.jpg")
+    table = write(tmp_path / "labels.csv", f"image,x,y\na{suffix},10,20\nb.jpg,10,20\nc.jpg,10,20\n")
+    out, _, err = prepare(folder, "csv", "--annotations", table)
+    assert points(out) == {name: [[10, 20]] for name in "abc"} and "not in the input" not in err
+
+
+def test_images_of_kinds_that_are_not_read_are_named(tmp_path):
+    folder = photos(tmp_path / "in", "train/a.jpg", "val/c.jpg")
+    for name in ("train/b.HEIC", "val/d.heic"):
+        write(folder / name, b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    table = write(tmp_path / "labels.csv", "image,x,y\na.jpg,1,2\nb.HEIC,1,2\nc.jpg,1,2\nd.heic,1,2\n")
+    _, _, err = prepare(folder, "csv", "--annotations", table)
+    unread = "2 images are of a kind that is not read: .heic"
+    assert f"warning: {folder}: {unread}; convert them to JPEG, or they are left out\n" in err
+    assert f"warning: 2 annotated images are not in the input (first {table}: 'b.HEIC'): {unread}\n" in err
+    (folder / "train/a.jpg").unlink(), (folder / "val/c.jpg").unlink()
+    assert (
+        prepare(folder, "csv", "--annotations", table, code=1)[2]
+        == f"error: {folder}: {unread}; convert them to JPEG\n"
+    )
+    renamed = folder / "e.jpg"
+    (folder / "train/b.HEIC").rename(renamed)
+    with pytest.raises(ValueError) as caught:
+        load_image(renamed)
+    assert (
+        str(caught.value)
+        == f"{renamed}: cannot read this image (it is HEIC, which is not read); convert it to JPEG or PNG"
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_images_deeper_than_8_bits_are_never_nearly_black(tmp_path, channels, suffix, kind):
+    if kind is np.float32 and suffix == ".png":
+        return
+    path = tmp_path / f"a{suffix}"
+    assert cv2.imwrite(str(path), np.full((20, 30, channels), 4000).astype(kind))
+    with pytest.raises(ValueError, match=r"cannot read this image \((more than 8 bits per channel|cannot identify)"):
+        load_image(path)
+
+
+def test_coordinates_in_parts_of_the_image(tmp_path):
+    folder = photos(tmp_path / "in")
+    for stem in ("train/a", "train/b", "val/c"):
+        write(folder / f"{stem}.csv", "x,y\n0.1,0.2\n0.5,0.9\n")
+    assert prepare(folder, "csv", code=1)[2] == (
+        f"error: {folder}: all 6 points lie within 0..1, on each other; they are parts of the image, it seems: multiply x by "
+        "its width and y by its height\n"
+    )
+
+
+def test_x_and_y_exchanged(tmp_path):
+    folder = photos(tmp_path / "in", size=(400, 100))
+    for stem in ("train/a", "train/b", "val/c"):
+        write(folder / f"{stem}.csv", "x,y\n10,390\n20,300\n30,200\n40,50\n")
+    assert prepare(folder, "csv", code=1)[2] == (
+        f"error: {folder}: 9 of 12 points lie outside their image; with x and y exchanged 0 would: write x, the column, first\n"
+    )
+    for stem in ("train/a", "train/b", "val/c"):  # fewer than half: only said
+        write(folder / f"{stem}.csv", "x,y\n10,390\n20,30\n30,20\n40,50\n")
+    out, _, err = prepare(folder, "csv")
+    assert f"warning: {folder}: 3 of 12 points lie outside their image; with x and y exchanged 0 would: write x" in err
+    for stem in ("train/a", "train/b", "val/c"):
+        write(folder / f"{stem}.csv", "x,y\n1000,390\n2000,30\n30,20\n40,50\n")
+    assert "6 of 12 points lie outside their image; were the images scaled or cut" in prepare(folder, "csv")[2]
+
+
+def test_lists_that_windows_wrote(tmp_path):
+    folder = photos(tmp_path / "in", "a.jpg", "b.jpg", "c.jpg")
+    for stem in "abc":
+        write(folder / f"{stem}.csv", "1,2\n")
+    lists = [
+        write(tmp_path / f"{name}.txt", text)
+        for name, text in (("train", "x\\a.jpg\r\n.\\b\r\n"), ("val", "c.jpg\r\n"))
+    ]
+    out, *_ = prepare(folder, "csv", "--train-list", lists[0], "--val-list", lists[1])
+    assert sorted(path.name for path in out.glob("*/*.jpg")) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert (out / "train" / "b.jpg").exists()
+
+
+def test_nothing_done_is_not_called_up_to_date(tmp_path):
+    folder = photos(tmp_path / "in")
+    for stem in ("train/a", "train/b", "val/c"):
+        write(folder / f"{stem}.csv", "1,2,3,4\n")
+    _, said, err = prepare(folder, "csv", code=1)
+    assert "up to date" not in said and "no image was prepared: none of 3 has an annotation that can be read" in said
+    assert errors(err)[-1] == "error: 3 of 3 failed; mend them and run the same command again"
+
+
+def video(path, frames=10, codec="MJPG"):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10, (64, 48))
+    for i in range(frames):
+        writer.write(np.random.default_rng(i).integers(0, 255, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    return path
+
+
+def announce(path, frames):
+    """Write another number of frames into the header of an AVI file, as programs do that only guess it."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"avih") + 8 + 16
+    data[at : at + 4] = frames.to_bytes(4, "little")
+    at = data.index(b"strh") + 8 + 32
+    data[at : at + 4] = frames.to_bytes(4, "little")
+    path.write_bytes(data)
+
+
+def test_a_header_that_announces_too_many_frames_is_no_damage(tmp_path, monkeypatch, capsys):
+    """video2x#742, annolid#2, PosePipeline#59, opencv#16821."""
+    path = video(tmp_path / "clip.avi")
+    announce(path, 66)
+    times = []
+    found = list(open_images([path], load_image, 3, times.append))
+    assert [name for name, _ in found] == [f"clip.avi frame 00000{i}" for i in (0, 3, 6, 9)]
+    assert all(isinstance(image, np.ndarray) for _, image in found)
+    assert capsys.readouterr().err == f"{path}: the header announces about 66 frames, 10 could be read\n"
+    assert times[0] == "clip.avi 0:00 of about 0:06" and len(times) == 4
+    torch.save(Tiny().state_dict(), tmp_path / "best_model.pth")
+    monkeypatch.setattr(models, "build_model", Tiny)
+    out, err = call("test.py", "--device", "cpu", "--save-path", tmp_path / "best_model.pth", "--images", path)
+    assert "10 images counted, 0 scored, 0 failed" in out and not errors(err)
+
+
+@pytest.mark.parametrize("suffix, codec", [(".avi", "MJPG"), (".mp4", "mp4v"), (".mkv", "MJPG")])
+def test_a_video_that_was_cut_off_is_shorter_than_it_says(tmp_path, suffix, codec):
+    path = video(tmp_path / f"clip{suffix}", codec=codec)
+    assert not is_cut_off(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
+    assert is_cut_off(path)
+    (*_, (name, reason)) = open_images([path], load_image)
+    assert name == f"clip{suffix}" and "cut off" in reason
+
+
+def test_what_is_no_container_says_nothing_of_its_length(tmp_path):
+    for content in (
+        b"",
+        b"RIFF",
+        b"\x1a\x45\xdf\xa3",
+        b"\x1a\x45\xdf\xa3\x01",
+        b"\0\0\0\0ftyp",
+        b"\0\0\0\1ftyp" + bytes(8),
+        b"no",
+    ):
+        path = write(tmp_path / "clip.mp4", content)
+        assert is_cut_off(path) is False or content == b"RIFF"
+
+
+def test_photo_helper_writes_what_it_says(tmp_path):
+    with Image.open(photo(tmp_path / "a.jpg", 6)) as image:
+        assert image.getexif()[0x0112] == 6 and image.size == (200, 150)

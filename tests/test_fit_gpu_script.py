@@ -1,0 +1,155 @@
+"""The data set's script on a machine with GPUs; the atlas is drawn by the reference where there is none."""
+
+from __future__ import annotations
+
+import csv
+import sys
+
+import numpy as np
+import pytest
+import torch
+from commands import call, errors
+from PIL import Image
+
+from GS2D import fit_dataset
+from GS2D.backends import Choice
+from GS2D.fitting import fit_image, fit_side_by_side
+from GS2D.gaussians import Gaussians2D
+
+SCRIPT = "2dgs_counting_1gs_gsplat.py"
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Two GPUs, as far as the script can tell."""
+    chosen = []
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(
+        fit_dataset, "choose_backend", lambda: Choice("gsplat", "NVIDIA H200 takes many images side by side")
+    )
+
+    def draw_by_reference(sizes, loads, config, backend, *, workers):
+        assert backend == "gsplat"
+        return fit_side_by_side(sizes, loads, config, "reference", workers=workers)
+
+    monkeypatch.setattr(fit_dataset, "fit_side_by_side", draw_by_reference)
+    return chosen
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data" / "train"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for i, (height, width, count) in enumerate([(40, 48, 5), (33, 60, 3), (48, 48, 0), (40, 40, 4), (50, 37, 2)]):
+        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        np.save(folder / f"{i}.npy", random.uniform((0, 0), (width, height), (count, 2)))
+    return folder.parent
+
+
+def test_a_data_set_goes_through_the_atlas(data, gpus):
+    out, _ = call(SCRIPT, "--root-path", data, "--num-epochs", 12, "--downsample-ratio", 2)
+    assert out.splitlines()[:2] == [
+        "backend gsplat: NVIDIA H200 takes many images side by side",
+        "train: 5 images, 0 already there, 5 to fit (gsplat)",
+    ]
+    assert gpus == [0]
+    files = sorted((data / "train" / "gs_params").glob("*.h5"))
+    assert [len(Gaussians2D.load(path)) for path in files] == [5, 3, 0, 4, 2]
+    with (data / "train" / "gs_params" / "loss_results.csv").open() as file:
+        assert [row[0] for row in csv.reader(file)] == [path.name for path in files]
+    one = files[0]
+    one.unlink()
+    out, _ = call(SCRIPT, "--root-path", data, "--num-epochs", 12, "--downsample-ratio", 2)
+    assert "4 already there, 1 to fit" in out
+    got, means = Gaussians2D.load(one), np.load(data / "train" / "0.npy")
+    np.testing.assert_allclose(got.means, means, rtol=1e-6)
+    one.unlink()
+    call(SCRIPT, "--root-path", data, "--num-epochs", 12, "--downsample-ratio", 2, "--backend", "reference")
+    np.testing.assert_allclose(Gaussians2D.load(one).params, got.params, rtol=0, atol=1e-3)
+
+
+def test_each_file_appears_when_its_fit_ends(data, gpus, monkeypatch):
+    """With a tolerance images end at different times: what is done is on disk while the others go on."""
+    seen, written = [], fit_dataset.write_result
+
+    def write(job, result):
+        seen.append((result.iterations, len(list((data / "train" / "gs_params").glob("*.h5")))))
+        return written(job, result)
+
+    monkeypatch.setattr(fit_dataset, "write_result", write)
+    call(SCRIPT, "--root-path", data, "--num-epochs", 400, "--tolerance", 0.1)
+    assert [count for _, count in seen] == [0, 1, 2, 3, 4] and len({iterations for iterations, _ in seen}) >= 3
+
+
+def test_what_cannot_be_fitted_is_named_and_the_others_are(data, gpus, monkeypatch):
+    folder = data / "train"
+    whole = (folder / "0.png").read_bytes()
+    (folder / "0.png").write_bytes(whole[: len(whole) // 2])  # the header is there, the pixels are not
+    (folder / "1.png").write_bytes(b"no picture")
+    np.save(folder / "3.npy", np.array([[1, 2], [np.nan, 3]]))
+    _, err = call(SCRIPT, "--root-path", data, "--num-epochs", 5, code=1)
+    lines = errors(err)
+    assert lines.pop() == "error: 3 of 5 failed; mend them and run the same command again" and len(lines) == 3
+    for line, name in zip(sorted(lines), ("0.png: cannot read this image", "1.png: cannot read", "3.npy: row 1 is")):
+        assert line.startswith(f"error: {folder}/{name}")
+    assert sorted(path.name for path in (folder / "gs_params").glob("*.h5")) == ["2_gs_params.h5", "4_gs_params.h5"]
+
+
+def test_several_gpus_get_a_process_each(data, gpus, monkeypatch):
+    commands = []
+
+    class Process:
+        def __init__(self, command):
+            commands.append(command)
+            self.code = len(commands) - 1
+
+        def wait(self):
+            return self.code
+
+    monkeypatch.setattr(fit_dataset.subprocess, "Popen", Process)
+    call(SCRIPT, "--root-path", data, "--device", "0,1", code=1)  # the second process ends with 1
+    same = [sys.executable, SCRIPT, "--root-path", str(data), "--device", "0,1"]
+    assert commands == [[*same, "--shard", f"{i + 1}/2", "--device", str(i)] for i in range(2)]
+    commands.clear()
+    call(SCRIPT, "--root-path", data, "--device", "0,1", "--shard", "3/4", code=1)
+    assert [command[-3] for command in commands] == ["5/8", "6/8"]
+
+
+def test_torchrun_gives_each_process_its_gpu(data, gpus, monkeypatch):
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**torchrun, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    out, _ = call(SCRIPT, "--root-path", data, "--num-epochs", 2)
+    assert gpus == [1] and "train (share 2 of 2): 2 images" in out
+
+
+def test_the_device_may_be_the_cpu_and_must_exist(data, gpus):
+    out, _ = call(SCRIPT, "--root-path", data, "--num-epochs", 2, "--device", "cpu")
+    assert out.startswith("backend native: --device cpu\n") and gpus == []
+    _, err = call(SCRIPT, "--root-path", data, "--device", "7", code=1)
+    assert errors(err) == ["error: --device 7: this machine has 2 GPUs, no GPU 7; try --device cpu"]
+
+
+def test_an_image_too_large_for_the_device_is_named(data, gpus, monkeypatch):
+    def too_large(sizes, loads, config, backend, *, workers):
+        yield 0, MemoryError("48 x 40 pixels: too large for cuda:0's memory; use --backend native")
+        for index in range(1, len(sizes)):
+            problem = loads[index]()
+            yield index, fit_image(problem.image, problem.start.means.numpy(), config, backend="reference")
+
+    monkeypatch.setattr(fit_dataset, "fit_side_by_side", too_large)
+    _, err = call(SCRIPT, "--root-path", data, "--num-epochs", 2, code=1)
+    path = data / "train" / "0.png"
+    assert errors(err)[0] == f"error: {path}: 48 x 40 pixels: too large for cuda:0's memory; use --backend native"
+    assert len(list((data / "train" / "gs_params").glob("*.h5"))) == 4
+
+
+def test_the_rate_is_said_once_the_first_images_are_through(capsys):
+    assert not fit_dataset._say_rate("train", 5, 100, 9.9) and not fit_dataset._say_rate("train", 5, 5, 60)
+    assert fit_dataset._say_rate("train", 10, 100, 20)
+    assert capsys.readouterr().out == "train: 10 of 100 images in 20 s, 1800 an hour, 180 s left\n"

@@ -1,0 +1,115 @@
+"""Counting through ``torch.hub`` and by import."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from commands import ROOT
+from golden_weights import fill
+from PIL import Image
+
+import hubconf
+from models import build_model
+from utils.evaluation import count, density_map, predict
+from utils.evaluation.localisation import locate_windows
+from utils.images import load_image
+from utils.pixels import normalise, to_planes
+from utils.training.checkpoint import save_weights
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run of vgg and a photograph of one window."""
+    root = tmp_path_factory.mktemp("hub")
+    for name in ("vgg", "vgg_trans"):
+        run = root / "runs" / f"qnrf_{name}"
+        run.mkdir(parents=True)
+        state = fill(build_model(name)).state_dict()
+        if name == "vgg":
+            save_weights(run / "best_model.pth", state, {"model_name": "vgg", "topk": 0.3, "usenum": 18})
+        else:
+            torch.save(state, run / "best_model.pth")  # as the authors do: it says nothing of itself
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((80, 64)).save(root / "photo.jpg")
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture(scope="module")
+def counter(folder):
+    return hubconf.Counter(folder / "runs/qnrf_vgg", device="cpu", window=64)
+
+
+def test_the_docstrings_tell_the_truth(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "hubconf.py").symlink_to(ROOT / "hubconf.py")
+    Image.open(folder / "photo.jpg").resize((200, 150)).save("photo.jpg.tmp", "JPEG")
+    os.replace("photo.jpg.tmp", "photo.jpg")
+    failed, run = doctest.testmod(hubconf)
+    assert run >= 9 and not failed
+
+
+def test_it_counts_as_the_evaluation_does(folder, counter):
+    image = load_image(folder / "photo.jpg")
+    pixels = normalise(to_planes(image))
+    assert counter.count(folder / "photo.jpg") == count(counter.model, pixels, 64)
+    parts = predict(counter.model, pixels, 64)
+    assert np.array_equal(counter.density(image), density_map(parts).numpy())
+    assert np.array_equal(counter.locate(image), locate_windows(parts))
+    alone = hubconf.Counter.__new__(hubconf.Counter)
+    alone.__dict__ = {**counter.__dict__, "options": {**counter.options, "batch": 1}}
+    assert alone.count(image) == pytest.approx(counter.count(image), rel=1e-5)
+    grey = image[..., 0]
+    assert counter.count(grey) == counter.count(Image.fromarray(grey))
+
+
+@pytest.mark.parametrize("image", [np.zeros((32, 32, 3)), np.zeros((3, 32, 32), np.uint8), np.zeros((4,), np.uint8)])
+def test_what_is_no_image_is_refused(counter, image):
+    with pytest.raises(ValueError, match=r"image: .*; give a path, a PIL image, or an array uint8 \[H, W, 3\] in RGB"):
+        counter.count(image)
+
+
+def test_other_weights_and_devices_are_refused(folder, tmp_path):
+    trans = folder / "runs/qnrf_vgg_trans"
+    with pytest.raises(ValueError, match="weights of vgg_trans, not of vgg; load gst_vgg19_trans"):
+        hubconf.gst_vgg19(trans, device="cpu")
+    assert hubconf.gst_vgg19_trans(trans, device="cpu").description["topk"] == 0.3
+    with pytest.raises(FileNotFoundError, match="no.pth: no such weights file"):
+        hubconf.Counter(tmp_path / "no.pth")
+    with pytest.raises(ValueError, match="--device tpu: neither cpu nor GPU ids"):
+        hubconf.Counter(folder / "runs/qnrf_vgg", device="tpu")
+    with pytest.raises(ValueError, match="batch: 0, must be at least 1"):
+        hubconf.Counter(folder / "runs/qnrf_vgg", batch=0)
+
+
+def test_other_packages_of_the_same_names_are_named(monkeypatch):
+    other = types.ModuleType("models")
+    other.__file__, other.__path__ = "/site-packages/models/__init__.py", ["/site-packages/models"]
+    monkeypatch.setitem(sys.modules, "models", other)
+    with pytest.raises(ImportError, match="/site-packages/models/__init__.py: another 'models' is imported already"):
+        importlib.reload(hubconf)
+
+
+def test_torch_hub_loads_a_folder_without_network(folder, tmp_path):
+    """As a new user would, from a folder of their own, where every connection fails."""
+    code = f"""
+import socket
+def refuse(*_): raise OSError("no network")
+socket.socket.connect = socket.getaddrinfo = refuse
+import torch
+counter = torch.hub.load({str(ROOT)!r}, "gst_vgg19", source="local", weights={str(folder / "runs/qnrf_vgg")!r}, device="cpu")
+print(counter.count({str(folder / "photo.jpg")!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    here = hubconf.Counter(folder / "runs/qnrf_vgg", device="cpu").count(folder / "photo.jpg")
+    assert float(done.stdout) == pytest.approx(here, rel=1e-4)

@@ -1,0 +1,60 @@
+"""How many epochs fit into a given time."""
+
+import time
+
+import pytest
+from commands import errors
+from training_runs import Tiny, make_data, metrics, train
+
+import train_gs
+from GS2D.options import KERNEL_OPTIONS
+from utils.training import schedule, train_options
+from utils.training.schedule import TimeBudget
+from utils.training.train_options import default_loaders
+
+
+def test_epochs_follow_the_pace(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])
+    budget = TimeBudget(10, 3)  # goes on with epoch 3
+    now[0] = 20  # of which most is starting up: at this pace 15 epochs
+    assert budget.epochs(3.5) == 3 + int(0.5 + 0.97 * 580 / 40)
+    now[0] = 30  # half an epoch in ten seconds from then on
+    assert budget.epochs(4.0) == 4 + int(0.97 * 570 / 20)
+    now[0] = 595
+    assert budget.epochs(20.2) == 21  # the epoch under way
+    now[0] = 700
+    assert budget.epochs(21.0) == 21
+    with pytest.raises(ValueError, match="--minutes 1: an epoch takes about 13.3 minutes; give more, or --epochs"):
+        budget = TimeBudget(1, 0)
+        now[0] += 80
+        budget.epochs(0.1)
+
+
+def test_a_run_ends_in_time_with_a_finished_schedule_and_is_then_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_gs, "build_model", Tiny)
+    data = make_data(tmp_path / "data")
+    options = ["--minutes", 0.05, "--lr", 1e-3, "--lr-schedule", "cosine"]
+    begin = time.monotonic()
+    train(data, tmp_path / "run", *options)
+    assert time.monotonic() - begin < 3 + 3  # set-up, the last validation
+    lines = metrics(tmp_path / "run")
+    assert len(lines) > 3 and "val_mae" in lines[-1] and lines[-1]["val_seconds"] > 0
+    assert lines[0]["lr"] > 0.5e-3 and lines[-1]["lr"] < 0.2e-3
+    out, _ = train(data, tmp_path / "run", *options)
+    assert "nothing to do" in out and len(metrics(tmp_path / "run")) == len(lines)
+
+
+def test_less_than_an_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_gs, "build_model", Tiny)
+    monkeypatch.setattr(train_gs, "CHECK_EVERY", 2)
+    _, err = train(make_data(tmp_path / "data"), tmp_path / "run", "--minutes", 1e-5, code=1)
+    assert len(errors(err)) == 1 and "--minutes 1e-05: an epoch takes about" in err
+
+
+@pytest.mark.parametrize(("processors", "loaders"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3), (9, 8), (64, 8)])
+def test_loading_processes_leave_one_processor_to_the_training(processors, loaders, monkeypatch):
+    assert default_loaders(processors) == loaders
+    monkeypatch.setattr(train_options, "default_workers", lambda: processors * 2)
+    options = ["--data-dir", "d", "--device", "0,1"]
+    assert train_options.parse_train_options(("vgg",), ("gst",), KERNEL_OPTIONS, options).num_workers == loaders

@@ -1,0 +1,134 @@
+"""A loss or gradient that is not finite never reaches the weights, however late somebody looks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from commands import ROOT, errors
+from training_runs import Tiny, make_data, metrics, train
+
+import train_gs
+from datasets.sampler import EpochSampler
+from models import Prediction
+from utils.files import list_images
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("guard") / "data")
+
+
+BROKEN = {
+    "density": lambda density: density * float("nan"),
+    "loss": lambda density: density * 0 + 3e38,  # finite, but their sum is not
+    "gradient": lambda density: density + (density * 0).sqrt(),  # 0, with derivative infinity * 0
+}
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """The state after each step: weights, moments and step of Adam, averaged weights."""
+    states, update = [], torch.optim.swa_utils.AveragedModel.update_parameters
+    steps, step = [], torch.optim.Adam.step
+
+    def recorded_step(self, *args, **kwargs):
+        result = step(self, *args, **kwargs)
+        steps.append([{key: value.clone() for key, value in entry.items()} for entry in self.state.values()])
+        return result
+
+    def recorded_update(self, model):
+        update(self, model)
+        networks = [{key: value.clone() for key, value in each.state_dict().items()} for each in (model, self.module)]
+        states.append((*networks, steps[-1]))
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded_step)
+    monkeypatch.setattr(torch.optim.swa_utils.AveragedModel, "update_parameters", recorded_update)
+    return states
+
+
+def break_at(monkeypatch, number, kind):
+    """The density of batch ``number`` of the run is broken; -> one entry for each batch that was tried."""
+    calls = []
+
+    class Broken(Tiny):
+        def forward(self, images):
+            density, attention = super().forward(images)
+            calls.extend([1] * self.training)
+            here = self.training and len(calls) == number + 1
+            return Prediction(BROKEN[kind](density) if here else density, attention)
+
+    monkeypatch.setattr(train_gs, "build_model", Broken)
+    return calls
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize(("number", "accumulate"), [(1, 1), (3, 1), (2, 2), (3, 2)])
+def test_the_state_is_the_one_before_the_batch(data, tmp_path, monkeypatch, watched, kind, number, accumulate):
+    calls = break_at(monkeypatch, number, kind)
+    options = ["--epochs", 2, "--lr", 1e-3, "--ema", 0.9, "--accumulate", accumulate]
+    _, err = train(data, tmp_path / "run", *options, code=1)
+    assert len(calls) == 4  # looked at when the epoch of four batches is over
+    order = [list_images(data / "train")[index].stem for index in EpochSampler(4, 4073)]
+    group = number // accumulate * accumulate
+    last = group + accumulate - 1 if kind == "gradient" else number
+    names = ", ".join(order[group : last + 1] if kind == "gradient" else [order[number]])
+    what = "gradient" if kind == "gradient" else "loss"
+    (line,) = errors(err)
+    assert line.startswith(f"error: epoch 0, batch {last}: the {what} of {names} is not finite; lower --lr (")
+    before = watched[number // accumulate - 1]  # after the last whole step
+    assert all(value.isfinite().all() for value in before[0].values())
+    for state in watched[number // accumulate :]:
+        for one, other in zip(before[:2], state[:2]):
+            assert_same(one, other)
+        for one, other in zip(before[2], state[2], strict=True):
+            assert_same(one, other)
+    saved = torch.load(tmp_path / "run" / "trouble" / "last_good_ckpt.tar", weights_only=True)
+    assert_same(saved["model_state_dict"], before[0])
+    for entry, expected in zip(saved["optimizer_state_dict"]["state"].values(), before[2], strict=True):
+        assert_same(entry, expected)
+    assert_same({key: saved["average"][f"module.{key}"] for key in before[1]}, before[1])
+    monkeypatch.setattr(train_gs, "build_model", Tiny)
+    resume = tmp_path / "run" / "trouble" / "last_good_ckpt.tar"
+    out, _ = train(data, tmp_path / "again", *options, "--resume", resume)
+    assert "going on with epoch 0" in out and [row["epoch"] for row in metrics(tmp_path / "again")] == [0, 1]
+
+
+def test_the_guard_is_looked_at_during_an_epoch(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_gs, "CHECK_EVERY", 3)
+    calls = break_at(monkeypatch, 0, "density")
+    _, err = train(data, tmp_path, "--epochs", 1, code=1)
+    assert len(calls) == 3 and "epoch 0, batch 0: the loss of" in err
+
+
+def test_two_processes_stop_together(data, tmp_path):
+    """What one of them meets stops both, without waiting for a broken connection."""
+    launch = f"{sys.executable} -m torch.distributed.run --nproc-per-node 2 --master-port 29737 tests/train_tiny.py"
+    fixed = (
+        f"--device cpu --backbone-weights none --crop-size 64 --epochs 3 --lr 1e-3 --num-workers 0 --data-dir {data}"
+    )
+    start = time.monotonic()
+    done = subprocess.run(
+        [*launch.split(), *fixed.split(), "--save-dir", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "BROKEN_RANK": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0 and time.monotonic() - start < 60
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 2 and all("epoch 1, batch 0: the" in line and "is not finite" in line for line in lines)
+    assert sorted(line.split(" of ")[0].split()[-1] for line in lines) == ["gradient", "loss"]
+    state = torch.load(tmp_path / "trouble" / "last_good_ckpt.tar", weights_only=True)
+    assert state["epoch"] == 0 and all(value.isfinite().all() for value in state["model_state_dict"].values())
+    assert not list((tmp_path / "trouble").glob(".*partial*"))

@@ -1,0 +1,145 @@
+"""Pictures of fitted Gaussians and of densities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.collections import EllipseCollection
+from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter
+
+from utils.files import atomic_write
+
+TRUTH_SIGMA = 8.0  # pixels; only for looking at: annotations have no extent
+
+
+def add_ellipses(
+    axes: matplotlib.axes.Axes, means: np.ndarray, scales: np.ndarray, rotations: np.ndarray, **style
+) -> None:
+    """Draw Gaussians ([N, 2], [N, 2] and [N, 1]; pixels, radians) as ellipses at one standard deviation."""
+    # An image's y axis points down, where matplotlib's angle turns with it: no sign to change.
+    angles = np.degrees(rotations[:, 0])
+    style = {"facecolors": "none", "edgecolors": "yellow", "linewidths": 1.0, **style}
+    axes.add_collection(
+        EllipseCollection(
+            2 * scales[:, 0],
+            2 * scales[:, 1],
+            angles,
+            units="xy",
+            offsets=means,
+            offset_transform=axes.transData,
+            **style,
+        )
+    )
+
+
+def show_image(axes: matplotlib.axes.Axes, image: np.ndarray, title: str, points: np.ndarray | None = None) -> None:
+    """An image [H, W, 3] in pixel coordinates (the top-left corner is (0, 0)), with points [N, 2] as dots."""
+    height, width = image.shape[:2]
+    axes.imshow(image, extent=(0, width, height, 0))
+    if points is not None:
+        axes.plot(points[:, 0], points[:, 1], ".", color="red", markersize=3)
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    axes.set_title(title, fontsize=9)
+
+
+def truth_density(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Points [N, 2] as a density [H, W] for looking at; its sum is the number of points inside the image."""
+    dots = np.zeros((height, width))
+    np.add.at(
+        dots, (np.clip(points[:, 1].astype(int), 0, height - 1), np.clip(points[:, 0].astype(int), 0, width - 1)), 1
+    )
+    return gaussian_filter(dots, TRUTH_SIGMA, mode="reflect")  # at the border the only mode that keeps the sum
+
+
+def save_gaussians_figure(
+    path: Path, image: np.ndarray, means: np.ndarray, scales: np.ndarray, rotations: np.ndarray
+) -> None:
+    """The photograph beside itself with the fitted Gaussians on it."""
+    figure = Figure(figsize=(12, 12 * image.shape[0] / image.shape[1] / 2 + 0.4), layout="constrained", dpi=130)
+    left, right = figure.subplots(1, 2)
+    show_image(left, image, f"{len(means)} annotations", means)
+    show_image(right, image, "fitted Gaussians, at one standard deviation")
+    add_ellipses(right, means, scales, rotations)
+    _save(figure, path)
+
+
+def save_density_figure(
+    path: Path, name: str, image: np.ndarray, points: np.ndarray | None, predicted: np.ndarray
+) -> None:
+    """The photograph with its annotations, their density and the predicted one ([H, W]), each with its own colour scale.
+
+    Without annotations (None): the photograph and the prediction.
+    """
+    height, width = image.shape[:2]
+    shown = [(predicted, f"predicted: {predicted.sum():.1f}")]
+    if points is not None:
+        shown.insert(0, (truth_density(points, height, width), f"truth (smoothed): {len(points)}"))
+        name = f"{name}: {len(points)} annotations"
+    figure = Figure(figsize=(5.3 * (1 + len(shown)), 5 * height / width + 0.4), layout="constrained", dpi=100)
+    photograph, *panels = figure.subplots(1, 1 + len(shown))
+    show_image(photograph, image, name, points)
+    for axes, (density, title) in zip(panels, shown):
+        shown = axes.imshow(density, vmin=0, cmap="viridis")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(title, fontsize=9)
+        figure.colorbar(shown, ax=axes, shrink=0.8, label="objects per pixel")
+    _save(figure, path)
+
+
+def save_kernel_figure(
+    path: Path,
+    name: str,
+    image: np.ndarray,
+    means: np.ndarray,
+    scales: np.ndarray,
+    rotations: np.ndarray,
+    drawing: np.ndarray,
+    owner: np.ndarray,
+    background: np.ndarray,
+    entropy: np.ndarray,
+) -> None:
+    """Five panels: annotations, ellipses, their drawing [H, W, 3], each cell's owner, each cell's entropy ([h, w])."""
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(25, 5 * height / width + 0.5), layout="constrained", dpi=100)
+    panels = figure.subplots(1, 5)
+    show_image(panels[0], image, f"{name}: {len(means)} annotations", means)
+    show_image(panels[1], image, "fitted Gaussians, one standard deviation")
+    add_ellipses(panels[1], means, scales, rotations)
+    show_image(panels[2], drawing, "rendering")
+    # Neighbours in index are often neighbours in space: a shuffled colour circle keeps them apart.
+    hues = np.random.default_rng(0).permutation(np.linspace(0, 1, max(len(means), 1), endpoint=False))
+    palette = matplotlib.colormaps["hsv"](hues)[:, :3]
+    mixed = np.where((owner >= 0)[..., None], palette[owner] * (1 - background[..., None]), 0)
+    panels[3].imshow(mixed, extent=(0, 8 * owner.shape[1], 8 * owner.shape[0], 0))  # the grid ends at whole cells
+    panels[3].plot(means[:, 0], means[:, 1], ".", color="white", markersize=2)
+    panels[3].set_title("owner of each cell (black: background)", fontsize=9)
+    shown = panels[4].imshow(entropy, extent=(0, 8 * owner.shape[1], 8 * owner.shape[0], 0), cmap="magma", vmin=0)
+    for axes in panels[3:]:
+        axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    panels[4].set_title("entropy of each cell's distribution (nats)", fontsize=9)
+    figure.colorbar(shown, ax=panels[4], shrink=0.8)
+    _save(figure, path)
+
+
+def save_counts_figure(path: Path, name: str, times: np.ndarray, counts: np.ndarray, unit: str) -> None:
+    """Counts [N] over their times [N], with their mean and their peak."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    axes.plot(times, counts, linewidth=0.8, color="C0", marker="." if len(counts) < 3 else None)
+    mean, peak = counts.mean(), int(counts.argmax())
+    axes.axhline(mean, linestyle="--", linewidth=0.8, color="C7", label=f"mean {mean:.1f}")
+    axes.plot(times[peak], counts[peak], "o", markersize=5, color="C3", label=f"peak {counts[peak]:.1f}")
+    axes.set(xlabel=unit, ylabel="count", ylim=(0, None), title=name)
+    axes.margins(x=0.01)
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # The library's version and the time would change the bytes.
+    changing = ("Creator", "Producer", "CreationDate") if path.suffix == ".pdf" else ("Software",)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, metadata=dict.fromkeys(changing))

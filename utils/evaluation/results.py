@@ -1,0 +1,168 @@
+"""What an evaluation leaves: ``results.csv``, ``summary.json``, the report, densities, figures, a submission."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import cv2
+import h5py
+import numpy as np
+
+from utils.evaluation.figures import save_density_figure
+from utils.evaluation.localisation import localisation_scores
+from utils.evaluation.report import COLUMNS, report_line
+from utils.evaluation.windows import Result
+from utils.files import atomic_write, make_folder, remove_stale_partials
+from utils.pixels import STRIDE
+
+Item = TypeVar("Item")
+AHEAD = 4  # images that may wait for the network, and results that may wait to be written
+
+
+class Counted(NamedTuple):
+    """One image and what the network found in it."""
+
+    name: str
+    image: np.ndarray  # uint8 [H, W, 3]
+    points: np.ndarray | None  # [N, 2], (x, y), pixels; None where nobody annotated the image
+    density: np.ndarray  # [H, W], people per pixel
+    heads: np.ndarray  # [M, 3]: x, y, mass
+    predicted: float
+    seconds: float
+
+    @property
+    def truth(self) -> float:
+        return math.nan if self.points is None else float(len(self.points))
+
+
+def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, of which up to ``AHEAD`` are made by a thread while their predecessors are used."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = [thread.submit(next, iterator, end) for _ in range(AHEAD)]
+        try:
+            while (item := waiting.pop(0).result()) is not end:
+                waiting.append(thread.submit(next, iterator, end))
+                yield item
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class ResultsFolder:
+    """Writes what ``add`` is given, in a thread of its own, to ``folder``; a context, at whose end all is on the disk.
+
+    ``density``: "npy", "h5" or None: densities/<image>.npy or .h5 (dataset ``density``), float32 [H, W], people per
+    pixel. ``figures``: figures/<image>.png and .pdf.
+    """
+
+    def __init__(self, folder: Path, density: str | None, figures: bool) -> None:
+        self.folder, self.density, self.figures = make_folder(folder), density, figures
+        self.rows: list[tuple] = []
+
+    def __enter__(self) -> ResultsFolder:
+        for name in ("densities", "figures"):
+            for parent, _, _ in os.walk(self.folder / name):
+                remove_stale_partials(Path(parent))
+        self.stack = contextlib.ExitStack()
+        partial = self.stack.enter_context(atomic_write(self.folder / "report_data.jsonl"))
+        self.lines = self.stack.enter_context(partial.open("w", encoding="utf-8"))
+        self.thread = ThreadPoolExecutor(1)
+        self.waiting: list[Future] = []
+        return self
+
+    def add(self, counted: Counted) -> None:
+        if len(self.waiting) >= AHEAD:
+            self.waiting.pop(0).result()
+        self.waiting.append(self.thread.submit(self._write, counted))
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            self.thread.shutdown(cancel_futures=error is not None)
+            if error is None:
+                for future in self.waiting:
+                    future.result()
+                self._write_table()
+        except BaseException as failure:
+            if not self.stack.__exit__(type(failure), failure, failure.__traceback__):
+                raise
+        else:
+            self.stack.__exit__(kind, error, traceback)
+
+    def _write(self, counted: Counted) -> None:
+        height, width = counted.density.shape
+        size = math.ceil(width / STRIDE), math.ceil(height / STRIDE)
+        cells = cv2.resize(counted.density, size, interpolation=cv2.INTER_AREA) * STRIDE**2
+        line = report_line(counted.name, counted.image, cells, counted.points, counted.heads)
+        self.lines.write(line + "\n")
+        name = counted.name.lstrip("/")  # of a file from outside the folder: its whole path
+        if self.density:
+            path = self.folder / "densities" / f"{name}.{self.density}"
+            make_folder(path.parent)
+            with atomic_write(path) as partial:
+                if self.density == "npy":
+                    np.save(partial, counted.density.astype(np.float32))
+                else:
+                    # Made in memory: on a full disk the library fails again when it closes its file.
+                    contents, values = io.BytesIO(), counted.density.astype(np.float32)
+                    with h5py.File(contents, "w") as file:
+                        file.create_dataset("density", data=values, compression="gzip", track_times=False)
+                    partial.write_bytes(contents.getbuffer())
+        if self.figures:
+            for suffix in (".png", ".pdf"):
+                path = self.folder / "figures" / f"{name}{suffix}"
+                make_folder(path.parent)
+                save_density_figure(path, counted.name, counted.image, counted.points, counted.density)
+        truth, predicted = counted.truth, counted.predicted
+        error = predicted - truth
+        relative = error / truth if truth else math.nan
+        numbers = [f"{truth:g}", f"{predicted:.4f}", f"{error:.4f}", f"{relative:.4f}", f"{counted.seconds:.4f}"]
+        numbers = ["" if number == "nan" else number for number in numbers]
+        self.rows.append((counted.name, *numbers, counted.image.shape[1], counted.image.shape[0]))
+
+    def _write_table(self) -> None:
+        with atomic_write(self.folder / "results.csv") as partial:
+            with partial.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([COLUMNS, *self.rows])
+
+
+def localisation(heads: Sequence[np.ndarray], points: Sequence[np.ndarray | None]) -> dict[str, Any] | None:
+    """The ``localisation`` of ``summary.json``: scores at each radius and over QNRF's radii; None without annotations."""
+    annotated = [(found, truth) for found, truth in zip(heads, points, strict=True) if truth is not None]
+    if not annotated:
+        return None
+    scores = localisation_scores(*zip(*annotated))
+    places = {
+        f"{entry['radius']:g}": {key: entry[key] for key in ("precision", "recall", "f1")} for entry in scores["at"]
+    }
+    return {**places, "qnrf": scores["qnrf"]}
+
+
+def save_summary(path: Path, content: dict[str, Any]) -> None:
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def save_submission(path: Path, results: Sequence[Result]) -> None:
+    """One ``id count`` line an image, as NWPU-Crowd's server takes it."""
+    with atomic_write(path) as partial:
+        partial.write_text("".join(f"{r.name} {r.predicted:.4f}\n" for r in sorted(results)), encoding="utf-8")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

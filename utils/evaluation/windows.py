@@ -1,0 +1,258 @@
+"""Counting with a density network, and the field's error measures."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.pixels import COARSEST, STRIDE, normalise
+
+WINDOW = 512  # pixels; the published protocol
+WINDOWS_AT_ONCE = 8  # of one size through the network: more is no faster, and a whole large image would not fit a GPU
+
+IMAGES_AT_ONCE = 4  # whose windows may share a batch
+Item = TypeVar("Item")
+
+
+class Window(NamedTuple):
+    """A part of an image, pixels, and its density [h, w]."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    density: Tensor
+
+
+class Result(NamedTuple):
+    """One evaluated image; its truth is NaN where nobody annotated it."""
+
+    name: str
+    truth: float
+    predicted: float
+
+
+def tile(height: int, width: int, window: int = WINDOW) -> list[tuple[int, int, int, int]]:
+    """Cut an image into ceil(H / window) x ceil(W / window) parts (top, left, height, width), row by row, no overlap.
+
+    Parts are H // rows by W // columns; the last row and column take the rest. An image of at most ``window`` on both sides
+    is one part.
+    """
+    if window < COARSEST:
+        raise ValueError(f"window: {window}, must be at least {COARSEST} pixels, the network's coarsest stride")
+    rows, columns = math.ceil(height / window), math.ceil(width / window)
+    tops = [row * (height // rows) for row in range(rows)] + [height]
+    lefts = [column * (width // columns) for column in range(columns)] + [width]
+    return [
+        (tops[i], lefts[j], tops[i + 1] - tops[i], lefts[j + 1] - lefts[j]) for i in range(rows) for j in range(columns)
+    ]
+
+
+def windows_of(height: int, width: int, window: int) -> list[tuple[int, int, int, int]]:
+    """``tile``, or ``ValueError`` where parts of an image that is large enough for the networks are not."""
+    parts = tile(height, width, window)
+    for _, _, rows, columns in parts:
+        if min(rows, columns) < COARSEST <= min(height, width):
+            raise ValueError(
+                f"window: {window} cuts an image of {height} x {width} pixels into parts of {rows} x "
+                f"{columns}, smaller than {COARSEST} on a side; use a window of at least {2 * COARSEST}"
+            )
+    return parts
+
+
+@torch.no_grad()
+def predict(
+    model: Callable,
+    image: Tensor,
+    window: int = WINDOW,
+    overlap: int = 0,
+    flip: bool = False,
+    batch: int = WINDOWS_AT_ONCE,
+) -> list[Window]:
+    """Densities of a normalised image [3, H, W], at most ``batch`` windows of one size through the network together.
+
+    ``overlap`` 0 is the published protocol: the parts of ``tile``, one Window each. Above 0, windows of ``window`` pixels
+    stand at steps of ``window - overlap`` pixels and are blended by linear ramps into one Window for the whole image, in
+    cells of 8 pixels of which the last reach over the border by up to 7 (see ``_blend``). ``flip``: the mean with the
+    mirrored windows' densities, mirrored back. Raises ``ValueError`` for a ``window`` or ``overlap`` that does not fit the
+    networks' strides and for an image below 16 pixels (without overlap that is the networks' own complaint).
+    """
+    if overlap:
+        return [_blend(model, image, window, overlap, flip, batch)]
+    by_size: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for top, left, height, width in windows_of(*image.shape[1:], window):
+        by_size[height, width].append((top, left))
+    parts = []
+    for (height, width), corners in by_size.items():
+        densities = _densities(model, image, corners, height, width, flip, batch)
+        parts += [Window(*corner, height, width, density) for corner, density in zip(corners, densities)]
+    return sorted(parts, key=lambda part: part[:2])
+
+
+def _densities(
+    model: Callable, image: Tensor, corners: list[tuple[int, int]], height: int, width: int, flip: bool, batch: int
+) -> Iterator[Tensor]:
+    """The density [h, w] of each window of one size, given by its (top, left)."""
+    for first in range(0, len(corners), batch):
+        chosen = corners[first : first + batch]
+        crops = torch.stack([image[:, top : top + height, left : left + width] for top, left in chosen])
+        densities = model(crops).density.float()[:, 0]  # [parts, h, w]
+        if flip:
+            # Only the columns that the cells cover are mirrored; the rest stays at the far end, where it is left out
+            # again. Mirroring all of them would shift the cells against those of the first pass, by up to 15 pixels.
+            rest = width % COARSEST
+            mirrored = F.pad(crops[..., : width - rest].flip(-1), (0, rest))
+            densities = (densities + model(mirrored).density.float()[:, 0].flip(-1)) / 2
+        yield from densities
+
+
+def _blend(model: Callable, image: Tensor, window: int, overlap: int, flip: bool, batch: int) -> Window:
+    """Overlapping windows as one density [ceil(H / 8), ceil(W / 8)].
+
+    Zeros continue the image (its mean colour, and what the networks' convolutions see beyond a border) to multiples of
+    16, so that every window's cells are those of one grid and no border is left out. What the networks find there counts
+    to the last row and column.
+    """
+    height, width = image.shape[1:]
+    if min(height, width) < COARSEST:
+        raise ValueError(f"image: {height} x {width} pixels, must be at least {COARSEST} on a side: enlarge or pad it")
+    if window < COARSEST or window % COARSEST:
+        raise ValueError(f"window: {window}, must be a multiple of {COARSEST} pixels where windows overlap")
+    if not 0 < overlap < window or overlap % STRIDE:
+        raise ValueError(
+            f"overlap: {overlap}, must be a multiple of {STRIDE} pixels, from 0 to below the window, {window}"
+        )
+    padded = F.pad(image, (0, -width % COARSEST, 0, -height % COARSEST))
+    (tops, row_weights), (lefts, column_weights) = (_ramps(side, window, overlap) for side in padded.shape[1:])
+    corners = [(top, left) for top in tops for left in lefts]
+    weights = [rows[:, None] * columns for rows in row_weights for columns in column_weights]
+    canvas = torch.zeros(padded.shape[1] // STRIDE, padded.shape[2] // STRIDE, device=image.device)
+    sides = min(window, padded.shape[1]), min(window, padded.shape[2])
+    densities = _densities(model, padded, corners, *sides, flip, batch)
+    for (top, left), weight, density in zip(corners, weights, densities):
+        rows, columns = density.shape
+        canvas[top // STRIDE :, left // STRIDE :][:rows, :columns] += weight.to(density.device) * density
+    rows, columns = math.ceil(height / STRIDE), math.ceil(width / STRIDE)
+    canvas[rows - 1] += canvas[rows:].sum(dim=0)
+    canvas[:, columns - 1] += canvas[:, columns:].sum(dim=1)
+    return Window(0, 0, height, width, canvas[:rows, :columns].clone())
+
+
+def _ramps(length: int, window: int, overlap: int) -> tuple[list[int], Tensor]:
+    """Windows along one side of ``length`` pixels -> their first pixels [n], the weights of their cells [n, cells].
+
+    Weights rise linearly over ``overlap`` pixels from either end and sum to 1 at every cell of the side. They are divided by
+    their sum, since at the border one window stands alone, and the last one, pulled back to the border, may overlap more.
+    """
+    step, window = window - overlap, min(window, length)
+    starts = [*range(0, length - window, step), length - window]
+    within = torch.arange(window // STRIDE)
+    ramp = ((torch.minimum(within, within.flip(0)) + 0.5) * STRIDE / overlap).clamp(max=1)
+    cells = torch.tensor(starts)[:, None] // STRIDE + within  # [n, cells of a window]
+    total = torch.zeros(length // STRIDE).index_add_(0, cells.flatten(), ramp.repeat(len(starts)))
+    return starts, ramp / total[cells]
+
+
+def count(model: Callable, image: Tensor, window: int = WINDOW, overlap: int = 0, flip: bool = False) -> float:
+    """The predicted count of a normalised image [3, H, W]: the sum of the densities of its windows (see ``predict``)."""
+    return sum(float(part.density.sum(dtype=torch.float64)) for part in predict(model, image, window, overlap, flip))
+
+
+def density_map(parts: list[Window]) -> Tensor:
+    """The windows' densities on one canvas [H, W], in people per pixel: its sum is the count.
+
+    The networks leave out what a window has beyond a multiple of 16 pixels. There its outermost cells go on, and the whole
+    window is scaled to its sum: no window ends in a dark stripe, and what is drawn stays where it was seen.
+    """
+    height = max(part.top + part.height for part in parts)
+    width = max(part.left + part.width for part in parts)
+    canvas = torch.zeros(height, width)
+    for top, left, h, w, density in parts:
+        density = density.cpu()
+        if STRIDE * density.shape[0] > h or STRIDE * density.shape[1] > w:
+            canvas[top : top + h, left : left + w] = _spread(density, h, w)
+            continue
+        pixels = density[_cells_of(h, density.shape[0])][:, _cells_of(w, density.shape[1])]
+        total = pixels.sum()
+        canvas[top : top + h, left : left + w] = pixels * (density.sum() / total if total > 0 else 0)
+    return canvas
+
+
+def _cells_of(pixels: int, cells: int) -> Tensor:
+    """The cell that each of a side's pixels shows: [pixels]; the last one also beyond the last multiple of 16."""
+    seen = pixels - pixels % COARSEST if pixels >= COARSEST else pixels
+    return ((torch.arange(pixels) + 0.5) * (cells / seen)).long().clamp(max=cells - 1)
+
+
+def _spread(density: Tensor, height: int, width: int) -> Tensor:
+    """Cells of 8 x 8 pixels of which the last reach over the border, each spread evenly over its pixels inside."""
+    rows, columns = torch.arange(height) // STRIDE, torch.arange(width) // STRIDE
+    area = rows.bincount()[:, None] * columns.bincount()
+    return (density / area)[rows][:, columns]
+
+
+def in_threads(load: Callable[[int], Item], indices: Iterable[int], threads: int) -> Iterator[Item]:
+    """``load(index)`` of each index in order, made by threads while their predecessors are used, two for each at most."""
+    indices = iter(indices)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque(pool.submit(load, index) for index in islice(indices, 2 * threads))
+        try:
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(load, index) for index in islice(indices, 1))
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module, samples: Iterable, device: torch.device | str, window: int = WINDOW
+) -> list[Result]:
+    """Count every sample (``image`` uint8 or normalised, ``count``, ``name``) in evaluation mode; the model's mode is restored.
+
+    Windows of one size of ``IMAGES_AT_ONCE`` images go through the network together; see ``predict`` for the windows.
+    """
+    training = model.training
+    model.eval()
+    try:
+        samples, results = iter(samples), []
+        while some := list(islice(samples, IMAGES_AT_ONCE)):
+            counts = _counts(model, [sample.image.to(device, non_blocking=True) for sample in some], window)
+            results += [Result(s.name, float(s.count), predicted) for s, predicted in zip(some, counts.tolist())]
+        return results
+    finally:
+        model.train(training)
+
+
+def _counts(model: Callable, images: Sequence[Tensor], window: int) -> Tensor:
+    """The counts of images [3, H, W] of any sizes: float64 [images], on the CPU. The device is waited for once."""
+    by_size: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
+    for index, image in enumerate(images):
+        for top, left, height, width in windows_of(*image.shape[1:], window):
+            by_size[height, width].append((index, top, left))
+    counts = torch.zeros(len(images), dtype=torch.float64, device=images[0].device)
+    for (height, width), places in by_size.items():
+        for first in range(0, len(places), WINDOWS_AT_ONCE):
+            chosen = places[first : first + WINDOWS_AT_ONCE]
+            crops = torch.stack([images[i][:, top : top + height, left : left + width] for i, top, left in chosen])
+            sums = model(normalise(crops)).density.sum((1, 2, 3), dtype=torch.float64)
+            for (index, _, _), found in zip(chosen, sums):
+                counts[index] += found
+    return counts.cpu()
+
+
+def mae_mse(results: list[Result]) -> tuple[float, float]:
+    """(MAE, MSE) over annotated images; "MSE" is crowd counting's name for the root of the mean squared error."""
+    errors = [result.predicted - result.truth for result in results if not math.isnan(result.truth)]
+    if not errors:
+        raise ValueError("no annotated image was evaluated; check the data path and the split")
+    return sum(map(abs, errors)) / len(errors), math.sqrt(sum(error**2 for error in errors) / len(errors))

@@ -1,0 +1,184 @@
+"""Reading and writing of image files, the same way for every stage."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from utils.files import atomic_write
+
+MAX_PIXELS = 300_000_000
+# What photographs come in, also under another's suffix. Pillow knows many more formats, and some run other programs.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+_BITS = {"1": 1, "P": 1, "L": 2}  # of a pixel, the fewest that a file of this mode may have; others: 8 a band
+_GET_AGAIN = "it is empty, cut off or no image: get the file again"
+_SHRINKS = {"JPEG": 1100, "MPO": 1100, "PNG": 1100}  # times at most, by format; deflate 1032, a JPEG's blocks less
+
+_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258  # tags of EXIF and TIFF
+# What undoes an orientation; turning to the left undoes turning to the right, all others undo themselves.
+INVERSE = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
+
+# UCF-QNRF holds photographs of 67 megapixels; Pillow starts to complain at 89. ``load_image`` has its own limits.
+Image.MAX_IMAGE_PIXELS = None
+# Whole images are the unit of parallel work here, and OpenCV's thread pool hangs in the forked workers of a DataLoader.
+cv2.setNumThreads(0)
+
+
+class Shape(NamedTuple):
+    """Height and width of the stored pixel grid, and the EXIF orientation, 1 to 8, that says how to show it."""
+
+    height: int
+    width: int
+    orientation: int = 1
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Height and width of the image as every tool shows it."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+
+
+def load_image(path: Path | str, upright: bool = False) -> np.ndarray:
+    """Decode an image file to uint8 [H, W, 3], RGB.
+
+    The stored pixel grid is returned, to which the annotations of the published data sets refer; with ``upright`` the
+    image is turned by its EXIF orientation, as photographs are shown. Grey, palette and CMYK images become RGB. Raises
+    ``OSError`` for a file that cannot be opened and ``ValueError`` for one that is empty, cut off, no image, deeper than
+    8 bits a channel, larger than ``MAX_PIXELS`` or than its bytes can hold; both name the file.
+    """
+    with _checked(path, whole=True) as image:
+        # Asked before decoding, after which Pillow has turned a TIFF and forgotten that it was.
+        orientation, turned = _orientation(image), image.format == "TIFF"
+        pixels = _decode(image)
+    if upright == turned or orientation == 1:
+        return pixels
+    return np.ascontiguousarray(turn(pixels, orientation if upright else INVERSE[orientation]))
+
+
+def image_shape(path: Path | str) -> Shape:
+    """Size and orientation of an image that ``load_image`` reads, from its header; the same errors."""
+    with _checked(path) as image:
+        orientation = _orientation(image)
+        height, width = image.height, image.width
+        # Pillow gives a TIFF's size as it is after turning.
+        return (
+            Shape(width, height, orientation)
+            if image.format == "TIFF" and orientation >= 5
+            else Shape(height, width, orientation)
+        )
+
+
+def _decode(image: Image.Image) -> np.ndarray:
+    if image.format == "JPEG" and image.mode == "RGB":
+        # A third of Pillow's time for the same pixels; what it finds wrong or does not know is Pillow's to judge.
+        with contextlib.suppress(ValueError):
+            return simplejpeg.decode_jpeg(image.fp.getbuffer(), "RGB", strict=True)
+    return np.array(image.convert("RGB"))
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """Height and width of an image that ``load_image`` reads, as it is stored; the same errors."""
+    return image_shape(path)[:2]
+
+
+def turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """An array [H, W, ...] in the stored grid, turned and mirrored as an EXIF orientation says (a view)."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return image[:, ::-1] if orientation in (2, 3, 6, 7) else image
+
+
+def turn_points(points: np.ndarray, shape: Shape) -> np.ndarray:
+    """Points [N, 2], (x, y) in the stored grid of ``shape``, in the upright one; x = 0 and x = W are its borders."""
+    x, y = points[:, 0], points[:, 1]
+    if shape.orientation >= 5:
+        x, y = y, x
+    height, width = shape.upright
+    x = width - x if shape.orientation in (2, 3, 6, 7) else x
+    y = height - y if shape.orientation in (3, 4, 7, 8) else y
+    return np.stack([x, y], axis=1)
+
+
+def _orientation(image: Image.Image) -> int:
+    # Pillow decodes a whole PNG to look for EXIF data behind its pixels, where nobody writes them.
+    if image.format == "PNG" and not {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"} & image.info.keys():
+        return 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF data, which Pillow answers with anything; the pixels may be whole
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _depth(image: Image.Image) -> int:
+    """Bits of a channel in the file; Pillow reads some modes by their upper 8 bits, which may hold next to nothing."""
+    if image.mode in ("I", "F") or ";16" in image.mode:
+        return 16
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(_BITS_PER_SAMPLE, 1)
+        return max(bits) if isinstance(bits, tuple) else int(bits)
+    return 16 if any("16" in str(tile[3]) for tile in image.tile if image.format == "PNG") else 8
+
+
+@contextlib.contextmanager
+def _checked(path: Path | str, whole: bool = False) -> Iterator[Image.Image]:
+    """The opened image, before its pixels are decoded; errors of the block are about this file. ``whole``: read into memory."""
+    try:
+        with Image.open(io.BytesIO(Path(path).read_bytes()) if whole else path, formats=_FORMATS) as image:
+            width, height = image.size
+            bits = width * height * _BITS.get(image.mode, 8 * len(image.getbands()))
+            reason, remedy = None, "make it smaller beforehand"
+            if width * height > MAX_PIXELS:
+                reason = f"{width} x {height} pixels, more than {MAX_PIXELS:,}"
+            elif _depth(image) > 8:
+                reason, remedy = f"more than 8 bits per channel, mode {image.mode}", "save it with 8 bits per channel"
+            elif image.format in _SHRINKS and bits / 8 > _SHRINKS[image.format] * os.stat(path).st_size:
+                reason, remedy = f"{width} x {height} pixels, more than its bytes can hold", _GET_AGAIN
+            if reason is None:
+                yield image
+                return
+    except MemoryError:
+        reason, remedy = "not enough memory to decode it", "use fewer workers or make it smaller beforehand"
+    # Pillow's decoders answer damaged files with OSError, ValueError, SyntaxError, struct.error and others.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason, remedy = str(error) or type(error).__name__, _GET_AGAIN
+        if (kind := _unread_kind(path)) is not None:
+            reason, remedy = f"it is {kind}, which is not read", "convert it to JPEG or PNG"
+    raise ValueError(f"{path}: cannot read this image ({reason}); {remedy}")
+
+
+def _unread_kind(path: Path | str) -> str | None:
+    """Which of the kinds that are no damaged images a file is, by its first bytes, under whatever name."""
+    with open(path, "rb") as file:
+        head = file.read(32)
+    if head[4:8] == b"ftyp":
+        brands = {head[i : i + 4] for i in range(8, 32, 4)}
+        if brands & {b"avif", b"avis"}:
+            return "AVIF"
+        return "HEIC" if brands & {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"} else None
+    if head[:12] == b"\0\0\0\x0cJXL \r\n\x87\n" or head[:2] == b"\xff\x0a":
+        return "JPEG XL"
+    if head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n":
+        return "JPEG 2000"
+    return None
+
+
+def save_jpeg(image: np.ndarray, path: Path, quality: int) -> None:
+    """Write uint8 [H, W, 3] as a JPEG; ``path`` appears whole or not at all."""
+    with atomic_write(path) as partial:
+        Image.fromarray(image).save(partial, "JPEG", quality=quality)

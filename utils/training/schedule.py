@@ -1,0 +1,49 @@
+"""The learning rate over a run, and how many epochs fit into a given time."""
+
+from __future__ import annotations
+
+import math
+import time
+
+WARM_UP = 0.05  # of the run
+_SLACK = 0.97  # of the time that is left may be planned
+
+
+def rate_factor(schedule: str, progress: float, warm_up: float = 0.0) -> float:
+    """Factor on the learning rate when ``progress`` (0 to 1) of the run is done, of which ``warm_up`` is a linear rise.
+
+    It has no state, so that a resumed run agrees.
+    """
+    warm_up = warm_up or (WARM_UP if schedule == "warmup-cosine" else 0.0)
+    rise = min(1.0, progress / warm_up) if warm_up else 1.0
+    return rise * (1.0 if schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2)
+
+
+class TimeBudget:
+    """How many epochs end within ``minutes`` from now, by the pace so far, validations and checkpoints included."""
+
+    def __init__(self, minutes: float, first_epoch: int) -> None:
+        self.minutes, self.first_epoch = minutes, first_epoch
+        self.begin = time.monotonic()
+        self.first_step: float | None = None  # when it was done, and what it had done: it pays for starting up
+        self.done_then = 0.0
+
+    def epochs(self, done: float) -> int:
+        """All epochs of the run when ``done`` of them, since its very beginning, are; at least the one under way.
+
+        Raises ``ValueError`` where not even one fits.
+        """
+        now = time.monotonic()
+        if self.first_step is None:
+            self.first_step, self.done_then = now, done
+            done_since, spent = done - self.first_epoch, now - self.begin
+        else:
+            done_since, spent = done - self.done_then, now - self.first_step
+        left = max(60 * self.minutes - (now - self.begin), 0.0)
+        total = done + _SLACK * left * done_since / spent
+        if total < self.first_epoch + 1 and done < self.first_epoch + 1:
+            needed = spent / done_since / 60
+            raise ValueError(
+                f"--minutes {self.minutes:g}: an epoch takes about {needed:.1f} minutes; give more, or --epochs"
+            )
+        return max(math.floor(total), math.ceil(done))

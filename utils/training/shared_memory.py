@@ -1,0 +1,67 @@
+"""Loading processes hand batches over in ``/dev/shm``: where that is small, as in containers, they would wait for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FOLDER = "/dev/shm"
+TIMEOUT = 300  # seconds without a batch after which something is wrong
+
+
+def tensor_bytes(content: Any) -> int:
+    """What the tensors in nested tuples and lists take."""
+    if isinstance(content, (tuple, list)):
+        return sum(map(tensor_bytes, content))
+    if not isinstance(content, Tensor):
+        return 0
+    if content.layout == torch.sparse_csr:
+        return tensor_bytes([content.crow_indices(), content.col_indices(), content.values()])
+    return content.untyped_storage().nbytes()
+
+
+def check_shared_memory(batch: int, num_workers: int, prefetch: int, batch_size: int, processes: int = 1) -> None:
+    """``ValueError`` where /dev/shm cannot hold the batches under way, of ``batch`` bytes each, for ``processes`` trainings."""
+    needed = batch * (num_workers * prefetch + 1) * processes  # and the one that is being used
+    try:
+        found = os.statvfs(FOLDER)
+    except OSError:  # not Linux
+        return
+    free = found.f_bavail * found.f_frsize
+    if num_workers and needed > free:
+        raise ValueError(
+            _message(num_workers, batch_size, f", {needed / 1e6:.1f} MB of which {free / 1e6:.1f} MB are free")
+        )
+
+
+@contextlib.contextmanager
+def shared_memory_errors(num_workers: int, batch_size: int) -> Iterator[None]:
+    """Turn what a lack of shared memory looks like into that one line, and a loader that gives nothing into another."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        text = str(error)
+        if "DataLoader timed out" in text:
+            raise ValueError(
+                f"no batch came for {TIMEOUT} seconds: the disk of --data-dir does not answer, or {FOLDER} is full (docker "
+                f"run --shm-size); --num-workers 0 shows which"
+            ) from None
+        if (
+            "shared memory" in text
+            or "Bus error" in text
+            or (num_workers and text == "[Errno 28] No space left on device")
+        ):
+            raise ValueError(_message(num_workers, batch_size)) from None
+        raise
+
+
+def _message(num_workers: int, batch_size: int, how_much: str = "") -> str:
+    return (
+        f"not enough shared memory in {FOLDER} for --num-workers {num_workers} and --batch-size {batch_size}{how_much}; "
+        "enlarge it (docker run --shm-size), or --num-workers 0"
+    )

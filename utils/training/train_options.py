@@ -1,0 +1,148 @@
+"""The options of training, in groups; the defaults are the published recipe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from utils.cli import default_workers
+from utils.config import make_parser, number, parse_arguments
+from utils.pixels import STRIDE
+from utils.training.released_options import add_released_options, apply_released_options
+
+PRESETS = Path(__file__).resolve().parents[2] / "configs"
+# Options that do not change what a step computes: a run may go on with other values.
+FREE_OPTIONS = (
+    "data_dir",
+    "data_licence",
+    "device",
+    "epochs",
+    "minutes",
+    "num_workers",
+    "prefetch",
+    "pixels",
+    "pixels_dir",
+    "resume",
+    "save_all",
+    "save_dir",
+    "backbone_weights",
+    "window",
+    "max_model_num",
+    "val_start",
+    "val_every",
+    "skip_bad_samples",
+)
+
+
+def parse_train_options(
+    models: Sequence[str],
+    losses: Sequence[str],
+    kernel_options: tuple[Callable[..., None], Callable[..., None]],
+    argv: Sequence[str] | None = None,
+) -> argparse.Namespace:
+    """The options of ``train_gs.py``, over ``configs/<dataset>.yml`` and ``--config``, checked against each other.
+
+    ``kernel_options``: what adds and what checks those of the transport kernel.
+    """
+    parser = make_parser("Train a density network with GST's loss or another.")
+    parser.usage = "%(prog)s --data-dir P [options]"
+    switch = argparse.BooleanOptionalAction
+
+    add = parser.add_argument_group("data").add_argument
+    names = ("qnrf", "jhu", "nwpu", "sha", "shb", "ucf50")
+    add("--dataset", choices=names, default="qnrf", help="whose preset applies")
+    add("--data-dir", type=Path, required=True, metavar="P", help="prepared data set: train/ (with gs_params/), val/")
+    add("--crop-size", type=number(int, 16), default=512, metavar="N", help="side of the training crops, pixels")
+    processors, local = default_workers(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # By the devices, which are not known yet: several of them share the processors.
+    workers = f"processes that load images, for each device (default: {default_loaders(processors // local)})"
+    add("--num-workers", type=number(int, 0), metavar="N", help=workers)
+    add("--prefetch", type=number(int, 1), default=2, metavar="N", help="batches that each of them makes ahead")
+    pixels = (
+        "kept decoded on disk (3 bytes a pixel) once an image is read, where there is room; or decoded for each crop"
+    )
+    add("--pixels", choices=("decoded", "jpeg"), default="decoded", help=pixels)
+    add("--pixels-dir", type=Path, metavar="P", help="folder of decoded pixels (default: train/pixels of the data set)")
+    add("--data-licence", metavar="TEXT", help="of the data, as it is to stand in model_card.md")
+    add("--skip-bad-samples", action=switch, default=False, help="take the next image for one that cannot be read")
+
+    add = parser.add_argument_group("network").add_argument
+    add("--model-name", choices=tuple(models), default="vgg", help="network")
+    add("--backbone-weights", default="imagenet", metavar="W", help="imagenet, none, or a file (VGG19 or VGG16)")
+    add("--topk", type=number(float, 0, 1, above=True), default=0.3, metavar="X", help="vgg_trans: share of neighbours")
+    add("--usenum", type=number(int, 1), default=18, metavar="N", help="vgg_trans: number of in-degree embeddings")
+    add(
+        "--downsample-ratio",
+        type=int,
+        choices=(STRIDE,),
+        default=STRIDE,
+        help="pixels in a cell (the networks' stride)",
+    )
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--lr", type=number(float, 0, above=True), default=5e-6, metavar="X", help="Adam's learning rate")
+    head_lr = "of the layers behind the features (0: that of the features)"
+    add("--head-lr", type=number(float, 0), default=0.0, metavar="X", help=head_lr)
+    schedules = ("constant", "cosine", "warmup-cosine")
+    add("--lr-schedule", choices=schedules, default="constant", help="rate over the run; warm-up: its first 5 %%")
+    add("--warm-up-epochs", type=number(int, 0), default=0, metavar="N", help="epochs over which the rate rises")
+    add("--weight-decay", type=number(float, 0), default=1e-5, metavar="X", help="Adam's weight decay")
+    add("--batch-size", type=number(int, 1), default=1, metavar="N", help="crops in a batch, on each device")
+    add("--accumulate", type=number(int, 1), default=1, metavar="N", help="batches averaged for one step")
+    add("--grad-clip", type=number(float, 0), default=0.0, metavar="X", help="largest gradient norm (0: any)")
+    add("--ema", type=number(float, 0, 0.999999), default=0.0, metavar="X", help="decay of averaged weights (0: off)")
+    passes = "passes over the training images"
+    add("--epochs", "--max-epoch", type=number(int, 1), default=1200, metavar="N", help=passes)
+    minutes = "as many epochs instead as end within this time and one validation more"
+    add("--minutes", type=number(float, 0, above=True), metavar="N", help=minutes)
+    add("--seed", type=number(int, 0, 2**32 - 1), default=4073, metavar="N", help="of weights, order, crops, dropout")
+
+    add = parser.add_argument_group("loss").add_argument
+    add("--loss", choices=tuple(losses), default="gst", help="gst, or one that it is compared with")
+    add("--sigma", type=_sigma, default=15.0, metavar="X", help="mse: width of its Gaussians, pixels, or adaptive")
+    add("--kernels", choices=("online", "h5"), default="online", help="from the augmented Gaussians, or stored ones")
+    kernel_options[0](add)
+
+    add = parser.add_argument_group("validation and files").add_argument
+    add("--val-start", type=number(int, 0), default=600, metavar="N", help="first epoch that is validated")
+    add("--val-every", "--val-epoch", type=number(int, 1), default=5, metavar="N", help="epochs between validations")
+    add("--window", type=number(int, 16), default=512, metavar="N", help="side of evaluation windows, pixels")
+    add("--save-dir", type=Path, metavar="P", help="folder of the run (default: runs/<dataset>_<model-name>[_<loss>])")
+    add("--resume", default="auto", metavar="R", help="newest checkpoint there (auto), a .tar or .pth file, or none")
+    add("--max-model-num", type=number(int, 1), default=1, metavar="N", help="checkpoints to keep")
+
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", default="auto", metavar="D", help="GPU id, several (0,1), cpu; auto: the first GPU if any")
+    add("--num-nodes", type=number(int, 1), default=1, metavar="N", help="machines that train together")
+    add("--precision", choices=("32", "16-mixed", "bf16-mixed"), default="32", help="of the network; losses: float32")
+    add("--tf32", action=switch, default=True, help="float32 products on GPUs with 10 bits of mantissa")
+    add("--channels-last", action=switch, default=False, help="memory layout of images and weights")
+    add("--compile", action=switch, default=False, help="compile the network with torch.compile")
+    add("--deterministic", action=switch, default=False, help="only deterministic algorithms, on GPUs too")
+
+    add_released_options(parser.add_argument_group("of the released script, besides").add_argument)
+
+    arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS))
+    apply_released_options(parser, arguments)
+    if arguments.crop_size % 16:
+        parser.error(f"--crop-size {arguments.crop_size}: must be a multiple of 16, the networks' coarsest stride")
+    if arguments.kernels == "h5" and arguments.loss != "gst":
+        parser.error(f"--kernels h5: only gst has transport kernels, --loss {arguments.loss} has none")
+    kernel_options[1](parser, arguments)
+    if arguments.num_workers is None:
+        arguments.num_workers = default_loaders(processors // max(local, arguments.device.count(",") + 1))
+    arguments.save_dir = arguments.save_dir or Path("runs") / (
+        f"{arguments.dataset}_{arguments.model_name}" + ("" if arguments.loss == "gst" else f"_{arguments.loss}")
+    )
+    return arguments
+
+
+def default_loaders(processors: int) -> int:
+    """Processes that load images beside a training that has so many processors: one stays with the training."""
+    return min(8, max(processors - 1, min(2, processors), 1))
+
+
+def _sigma(text: str) -> float | str:
+    return text if text == "adaptive" else number(float, 0, above=True)(text)
