@@ -26,7 +26,7 @@ from datasets.loading import crop_loader, keep_pixels
 from datasets.sampler import EpochSampler
 from GS2D.options import KERNEL_OPTIONS, kernel_options
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
-from models import MODELS, attention_variance, build_model, load_backbone, load_weights, read_checkpoint
+from models import MODELS, attention_variance, build_model, load_backbone, load_weights, rate_groups, read_checkpoint
 from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
 from utils.device import memory_errors, start_fabric
@@ -112,9 +112,9 @@ def train_epoch(
             fabric.backward(gated / group if group > 1 else gated)
         if is_last:
             done = (epoch + index / len(loader)) / arguments.epochs
-            optimizer.param_groups[0]["lr"] = arguments.lr * rate_factor(
-                arguments.lr_schedule, done, arguments.warm_up_epochs / arguments.epochs
-            )
+            factor = rate_factor(arguments.lr_schedule, done, arguments.warm_up_epochs / arguments.epochs)
+            for group, rate in zip(optimizer.param_groups, (arguments.lr, arguments.head_lr)):
+                group["lr"] = rate * factor
             if scaler is not None:
                 scaler.unscale_(optimizer.optimizer)
             norm = gradient_norm(parameters, arguments.grad_clip)
@@ -219,7 +219,7 @@ def restore(
     try:
         saved = state["optimizer_state_dict"]
         # Rate, decay and form of the step are this run's: the file's would silently win.
-        groups = [{**group, **settings} for group in saved["param_groups"]]
+        groups = [{**g, **settings, "lr": own["lr"]} for g, own in zip(saved["param_groups"], optimizer.param_groups)]
         optimizer.load_state_dict({**saved, "param_groups": groups})
         if state.get("scaler"):  # absent in files of other precisions
             fabric.strategy.precision.load_state_dict(state["scaler"])
@@ -272,7 +272,7 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
     average = AveragedModel(network, multi_avg_fn=guarded_average(arguments.ema, guard)) if arguments.ema else None
     # One pass over weights and moments, on a CPU several times as fast; it also takes the guard's flag.
     settings = {"lr": arguments.lr, "weight_decay": arguments.weight_decay, "fused": True, "foreach": None}
-    optimizer = torch.optim.Adam(network.parameters(), **settings)
+    optimizer = torch.optim.Adam(rate_groups(network, arguments.head_lr), **settings)
     state = resume, fabric, network, optimizer, average, settings
     first_epoch, best = restore(*state) if resume else (0, math.inf)
     if arguments.minutes and resume and read_checkpoint(resume).get("epochs") == first_epoch:

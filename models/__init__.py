@@ -23,6 +23,7 @@ __all__ = [
     "load_backbone",
     "load_model",
     "load_weights",
+    "rate_groups",
     "read_checkpoint",
     "weights_file",
 ]
@@ -45,6 +46,18 @@ def build_model(name: str, pretrained: bool = False, topk: float = 0.3, usenum: 
     if pretrained:
         load_backbone(model, "imagenet")
     return model
+
+
+def rate_groups(model: nn.Module, head_lr: float = 0.0) -> list[dict[str, Any]]:
+    """For an optimizer: all parameters as one group; with ``head_lr`` above 0 those behind ``features`` as a second.
+
+    The features start from pretrained weights and what is behind them at random, so that their best rates differ.
+    """
+    if not head_lr:
+        return [{"params": list(model.parameters())}]
+    features = list(model.features.parameters())
+    known = set(map(id, features))
+    return [{"params": features}, {"params": [p for p in model.parameters() if id(p) not in known], "lr": head_lr}]
 
 
 def load_model(

@@ -37,6 +37,21 @@ from utils.training.train_options import parse_train_options
 TRAIN, TEST = ROOT / "train_gs.py", ROOT / "test.py"
 FIRST_SEED = 4073
 CHOICES = {name: ("--loss", name) for name in LOSSES} | {"mse-adaptive": ("--loss", "mse", "--sigma", "adaptive")}
+# GST with its published kernel, whatever kernel the options give "gst"; only where --losses names it.
+PUBLISHED = (
+    "--scale-ratio",
+    "1",
+    "--post-min",
+    "1",
+    "--post-max",
+    "20",
+    "--cut-off",
+    "3",
+    "--background-ratio",
+    "0.015",
+)
+ON_REQUEST = {"gst-published": ("--loss", "gst", *PUBLISHED)}
+F1_RADIUS = 8  # pixels
 RECIPES = {"bl": "bl", "bl+": "bl", "dm-count": "dm-count", "gloss": "gloss"}  # loss -> name of its recipe's files
 OURS = ("--data-dir", "--loss", "--seed", "--save-dir", "--resume")  # options of train_gs.py that are set here
 MAY_DIFFER = ("data_dir", "device", "num_workers", "resume", "save_dir", "max_model_num")  # without another result
@@ -64,7 +79,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[s
     parser.usage = "%(prog)s DATA [options] [options of train_gs.py]"
     add = parser.add_argument
     add("data", type=Path, metavar="DATA", help="prepared data set, with fitted Gaussians for gst")
-    add("--losses", nargs="+", choices=tuple(CHOICES), default=list(CHOICES), metavar="L", help=", ".join(CHOICES))
+    names = (*CHOICES, *ON_REQUEST)
+    shown = f"{', '.join(CHOICES)} (default: these), {', '.join(ON_REQUEST)}"
+    add("--losses", nargs="+", choices=names, default=list(CHOICES), metavar="L", help=shown)
     add("--seeds", type=number(int, 1), default=3, metavar="N", help=f"runs of each loss, from seed {FIRST_SEED} on")
     add("--recipes", action="store_true", help="each loss with its own configs/<loss>_<dataset>.yml; mse with gst's")
     add(
@@ -86,7 +103,15 @@ def plan(arguments: argparse.Namespace, passed: Sequence[str]) -> list[Run]:
     defaults = ["--num-workers", "0"] if arguments.jobs > 1 else []
     for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds):
         for label in dict.fromkeys(arguments.losses):
-            options = ["--data-dir", str(arguments.data), *defaults, *passed, *CHOICES[label], "--seed", str(seed)]
+            options = [
+                "--data-dir",
+                str(arguments.data),
+                *defaults,
+                *passed,
+                *(CHOICES | ON_REQUEST)[label],
+                "--seed",
+                str(seed),
+            ]
             if arguments.recipes and label in RECIPES:
                 dataset = parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, options).dataset
                 recipe = ROOT / "configs" / f"{RECIPES[label]}_{dataset}.yml"
@@ -140,6 +165,7 @@ def execute(run: Run, arguments: argparse.Namespace, children: Children) -> dict
         "seed": run.seed,
         "mae": mae,
         "mse": mse,
+        "f1": f1_of(counted / "summary.json"),
         "best_epoch": chosen["epoch"],
         "val_mae": chosen["val_mae"],
         "val_mse": chosen["val_mse"],
@@ -154,6 +180,11 @@ def execute(run: Run, arguments: argparse.Namespace, children: Children) -> dict
     return result
 
 
+def f1_of(summary: Path) -> float | None:
+    """F1 of the objects localised within ``F1_RADIUS``; None where there are neither objects nor annotations."""
+    return json.loads(summary.read_text(encoding="utf-8"))["localisation"][str(F1_RADIUS)]["f1"]
+
+
 def remove_checkpoints(run: Run, keep_best: bool) -> None:
     """Free what a finished run no longer needs."""
     for path in run.folder.glob("*_ckpt.tar"):
@@ -166,18 +197,28 @@ def report(arguments: argparse.Namespace, results: Sequence[dict[str, Any]], gue
     """Write the tables; -> that of the losses as Markdown."""
     images = len(list_images(arguments.data / "train"))
     rows: list[Sequence[object]] = [
-        ("loss", "seeds", "MAE", "MSE", "training, s", "in the loss, s", "in the loss, ms a crop"),
+        (
+            "loss",
+            "seeds",
+            "MAE",
+            "MSE",
+            f"F1 at {F1_RADIUS} px",
+            "training, s",
+            "in the loss, s",
+            "in the loss, ms a crop",
+        ),
     ]
     for label in dict.fromkeys(arguments.losses):
         found = [result for result in results if result["loss"] == label]
         if found:
             crops = images * found[0]["epochs"]
             per_crop = statistics.mean(result["loss_seconds"] for result in found) / crops * 1000
-            columns = [
+            mae, mse, *times = (
                 spread([result[key] for result in found]) for key in ("mae", "mse", "train_seconds", "loss_seconds")
-            ]
-            rows.append((label, len(found), *columns, f"{per_crop:.1f}"))
-    rows.append(("mean density of the training images", "", *(f"{error:.1f}" for error in guesses), "", "", ""))
+            )
+            f1 = [result["f1"] for result in found if result.get("f1") is not None]  # absent in results of before
+            rows.append((label, len(found), mae, mse, spread(f1, 2) if f1 else "", *times, f"{per_crop:.1f}"))
+    rows.append(("mean density of the training images", "", *(f"{error:.1f}" for error in guesses), "", "", "", ""))
     keys = [key for key in (results[0] if results else {}) if key != "options"]
     if results:
         runs = sorted(results, key=lambda result: (arguments.losses.index(result["loss"]), result["seed"]))
@@ -189,10 +230,10 @@ def report(arguments: argparse.Namespace, results: Sequence[dict[str, Any]], gue
     return write_table(arguments.out, "table", rows, remark)
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation (n - 1), to one decimal."""
-    mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+def spread(values: Sequence[float], decimals: int = 1) -> str:
+    """Mean ± standard deviation (n - 1)."""
+    mean = f"{statistics.mean(values):.{decimals}f}"
+    return f"{mean} ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else mean
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The pictures of docs/method.md, from a photograph in examples/trees: docs/pictures/fit.png and kernel.png.
+"""The pictures of docs/method.md: docs/pictures/fit.png and kernel.png from a photograph of trees, border.png from one of nuclei.
 
 python scripts/doc_pictures.py
 """
@@ -6,6 +6,7 @@ python scripts/doc_pictures.py
 from __future__ import annotations
 
 import io
+import math
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import matplotlib
 import numpy as np
 import torch
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -32,6 +34,11 @@ from utils.files import atomic_write, make_folder
 from utils.images import load_image
 
 STRIDE = 8  # pixels in a cell
+PUBLISHED = {"scale_ratio": 1.0, "post_min": 1.0, "cut_off": 3.0, "background_ratio": 0.015}
+HALF = math.sqrt(
+    2 * math.log(2)
+)  # standard deviations at which a Gaussian has half its maximum: about where a fitted object ends
+BORDER_VIEW = 160, 60, 280  # left, top, width: the part of the photograph of nuclei that is shown, pixels
 COLORS = 192  # of a picture's palette, which keeps it below 150 KB
 
 
@@ -82,6 +89,40 @@ def kernel_figure(gaussians: Gaussians2D, height: int, width: int) -> Figure:
     return figure
 
 
+def border_figure(image: np.ndarray, gaussians: Gaussians2D, chosen: dict[str, float]) -> Figure:
+    """Where the background begins with the published and with the demo's kernel: on a photograph, and along a radius."""
+    left, top, side = BORDER_VIEW
+    figure = Figure(figsize=(12.5, 3.7), layout="constrained", dpi=90)
+    panels = figure.subplots(1, 3)
+    for axes, (title, options) in zip(panels, {"published": PUBLISHED, "demo": chosen}.items()):
+        # Finer cells for a smooth line; the least scale stays that of cells of 8 pixels.
+        fine = {**options, "stride": 1, "post_min": options["post_min"] / STRIDE}
+        arguments = gaussians.means, gaussians.scales, gaussians.rotations, image.shape[:2]
+        owned = summarise(transport_kernel(*arguments, **fine), image.shape[:2])
+        coarse = summarise(transport_kernel(*arguments, **options), cell_grid(image.shape[:2], STRIDE))
+        share = (coarse.background < 0.5).mean()
+        show_image(axes, image, f"{title}: nuclei own {share:.0%} of the cells")
+        edges = np.arange(image.shape[1]) + 0.5, np.arange(image.shape[0]) + 0.5
+        axes.contour(*edges, owned.background, levels=[0.5], colors="#ffc531", linewidths=1.3)
+        axes.plot(*gaussians.means.numpy().T, ".", color="#ff4d4d", markersize=4)
+        axes.set(xlim=(left, left + side), ylim=(top + side * 0.75, top))
+    distance = np.linspace(0, 5, 201)
+    for sigma in (5, 10, 15):
+        for options, line in ((PUBLISHED, "-"), (chosen, "--")):
+            scale = max(options["scale_ratio"] * sigma, STRIDE / options["post_min"])
+            square = (distance * sigma / scale) ** 2
+            odds = square - options["cut_off"] ** 2 / 2 - 2 * np.log(scale) + np.log(options["background_ratio"])
+            label = f"{sigma} px, {'published' if line == '-' else 'demo'}"
+            color = matplotlib.colormaps["viridis"](sigma / 18)
+            panels[2].plot(distance, 1 / (1 + np.exp(-odds)), line, color=color, label=label)
+    panels[2].axvline(HALF, color="grey", linewidth=0.8)
+    panels[2].text(HALF + 0.05, 0.03, "half maximum", color="grey", fontsize=7)
+    panels[2].set(xlabel="distance, fitted standard deviations", ylim=(0, 1), xlim=(0, 5))
+    panels[2].set_title("share of the background around a lone object", fontsize=9)
+    panels[2].legend(fontsize=7, frameon=False)
+    return figure
+
+
 def _show_cells(axes: Axes, values: np.ndarray, title: str, points: np.ndarray) -> None:
     height, width = STRIDE * values.shape[0], STRIDE * values.shape[1]
     axes.imshow(values, extent=(0, width, height, 0), cmap="magma", vmin=0, interpolation="nearest")
@@ -113,10 +154,12 @@ def save_small(figure: Figure, path: Path) -> None:
 
 
 def main() -> None:
-    """Fit the photograph, draw both pictures."""
+    """Fit the photographs, draw the pictures."""
     root = Path(__file__).resolve().parents[1]
     parser = make_parser("Draw the pictures of docs/method.md.")
     parser.add_argument("--image", type=Path, default=root / "examples/trees/Train/img_0009.jpg", help="raw photograph")
+    nuclei = root / "examples/nuclei/Train/img_0003.jpg"
+    parser.add_argument("--nuclei", type=Path, default=nuclei, help="raw photograph for the border")
     parser.add_argument("--iterations", type=number(int, 1), default=4000, help="of the fit")
     parser.add_argument("--out", type=Path, default=root / "docs/pictures", help="folder to write to")
     arguments = parser.parse_args()
@@ -129,6 +172,17 @@ def main() -> None:
     save_small(fit_figure(image, start, result.gaussians, f"loss {result.render_loss:.3f}"), folder / "fit.png")
     cleaned = Gaussians2D.from_params(clean(result.gaussians.params)[0])
     save_small(kernel_figure(cleaned, *image.shape[:2]), folder / "kernel.png")
+
+    image = load_image(arguments.nuclei)
+    points = read_ucf(arguments.nuclei.with_name(f"{arguments.nuclei.stem}_ann.mat"))
+    cleaned = Gaussians2D.from_params(
+        clean(fit_image(image, points, FitConfig(arguments.iterations), seed=0).gaussians.params)[0]
+    )
+    recipe = yaml.safe_load((root / "configs" / "demo.yml").read_text(encoding="utf-8"))
+    chosen = {
+        name: recipe[name] for name in ("scale_ratio", "post_min", "cut_off", "background_ratio") if name in recipe
+    }
+    save_small(border_figure(image, cleaned, {**PUBLISHED, **chosen}), folder / "border.png")
 
 
 if __name__ == "__main__":

@@ -10,16 +10,36 @@ fail() {
 python=.venv/bin/python
 if ! [ -x "$python" ]; then
     base=${PYTHON:-python3}
-    "$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' ||
-        fail "$base is not Python 3.10, 3.11 or 3.12; name one that is: PYTHON=/path/to/python3.11 bash $0"
+    "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        fail "$base is not Python 3.10 or later; name one that is: PYTHON=/path/to/python3.12 bash $0"
+    echo "making .venv with $("$base" --version)"
     "$base" -m venv .venv || { rm -rf .venv; fail "$base cannot make .venv; on Debian and Ubuntu: apt install python3-venv"; }
 fi
+
+# The newest CPU build of torch in the configured package index, or nothing: most indexes have none. Without an NVIDIA driver
+# it does the same as the default build, of which three quarters are CUDA libraries.
+cpu_torch() {
+    [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi > /dev/null || "$python" -c 'import torch' 2> /dev/null ||
+        "$python" -m pip index versions torch --disable-pip-version-check 2> /dev/null |
+        tr ', ' '\n\n' | grep '^[0-9.]*+cpu$' | sort -V | tail -n 1
+}
 
 requirements=$1
 installed=.venv/$requirements.installed
 if ! cat requirements*.txt | cmp -s - "$installed"; then
-    echo "installing $requirements into .venv (a few minutes, once)"
-    "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
-        fail "pip could not install $requirements; look at its message above, then run the same command again"
+    echo "installing $requirements into .venv, once:"
+    cpu=$([ "$requirements" != requirements-demo.txt ] || cpu_torch || true)  # torchvision has no such build
+    if [ -n "$cpu" ]; then
+        echo "  with torch $cpu, since this machine has no NVIDIA driver: about 0.4 GB to download"
+    else
+        echo "  PyTorch's default build brings the CUDA libraries along: about 3 GB to download, unless they are there"
+    fi
+    log=.venv/install.log
+    # pip says a lot; shown are the large downloads, as they begin, and the one step that takes long without saying so.
+    "$python" -m pip install --disable-pip-version-check --progress-bar off -r "$requirements" ${cpu:+"torch==$cpu"} 2>&1 |
+        tee "$log" | sed -n -u -E \
+        -e 's/^ *(Downloading|Using cached) ([^ ]*\/)?([A-Za-z0-9_.]+)-([0-9][^-]*)-[^/]*\.whl \(([0-9.]+ [MG]B)\)$/  \3 \4: \5/p' \
+        -e 's/^Installing collected packages.*/  unpacking/p' ||
+        { grep -E '^ *ERROR' "$log" >&2; fail "pip could not install $requirements (all it said: $log); run the same command again"; }
     cat requirements*.txt > "$installed"
 fi

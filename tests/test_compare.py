@@ -58,6 +58,7 @@ import pathlib, sys
 folder = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 folder.mkdir(exist_ok=True)
 (folder / "results.csv").write_text("image,truth,predicted,error\\na,3,5,2\\nb,4,4,0\\n")
+(folder / "summary.json").write_text('{"localisation": {"8": {"f1": 0.25}}}')
 """
 
 
@@ -134,6 +135,7 @@ def test_the_table_holds_what_the_runs_found(data, tmp_path, here):
         for key in ("mae", "mse"):
             values = [float(run[key]) for run in found]
             assert row[key.upper()] == f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+        assert row["F1 at 8 px"].startswith(f"{statistics.mean(float(run['f1']) for run in found):.2f} ± ")
         for run in found:
             results = read(tmp_path / f"{run['loss']}_seed{run['seed']}" / "test" / "results.csv")
             differences = [float(one["predicted"]) - float(one["truth"]) for one in results]
@@ -142,6 +144,13 @@ def test_the_table_holds_what_the_runs_found(data, tmp_path, here):
             assert 0 < float(run["loss_seconds"]) < float(run["train_seconds"])
     text = (tmp_path / "table.md").read_text()
     assert all(f"| {row['loss']} | {row['seeds']} | {row['MAE']} | {row['MSE']} |" in text for row in table)
+
+
+def test_gst_published_has_the_published_kernel_beside_another_for_gst(tmp_path):
+    options = ["DATA", "--out", str(tmp_path), "--losses", "gst", "gst-published", "--cut-off", "1", "--post-min", "4"]
+    runs = compare_losses.plan(*compare_losses.parse(options))
+    kernels = [[run.effective[name] for name in ("loss", "cut_off", "post_min", "background_ratio")] for run in runs]
+    assert kernels == [["gst", 1.0, 4.0, 0.015], ["gst", 3.0, 1.0, 0.015]] * 3
 
 
 def test_the_mean_predictor_is_the_mean_density_of_train_and_val(data, tmp_path, here):
@@ -282,5 +291,5 @@ def test_a_killed_comparison_takes_its_children_along_and_goes_on(data, tmp_path
     done = subprocess.run(command, cwd=ROOT, timeout=120, **output)
     assert done.returncode == 0 and "2 runs, 0 of them were there" in done.stdout, done.stdout
     for row in read(out / "runs.csv"):
-        assert (row["mae"], row["epochs"]) == ("1.0", "100") and float(row["mse"]) == pytest.approx(math.sqrt(2))
+        assert (row["mae"], row["f1"], row["epochs"]) == ("1.0", "0.25", "100") and float(row["mse"]) == pytest.approx(math.sqrt(2))
         assert len((out / f"{row['loss']}_seed4073" / "pids").read_text().split()) == 2

@@ -175,6 +175,31 @@ def plain(data, tmp_path_factory):
     return weights(folder)
 
 
+def test_the_layers_behind_the_features_have_a_rate_of_their_own_also_after_an_interruption(data, tmp_path):
+    options = "--lr", 1e-4, "--head-lr", 1e-2, "--lr-schedule", "cosine", "--ema", 0.5
+    train(data, tmp_path / "whole", *options, "--epochs", 2)
+    # The schedule follows from --epochs: the second half must not know that the run was cut short.
+    rates, step = [], torch.optim.Adam.step
+
+    def watched(self, *args, **kwargs):
+        rates.append([group["lr"] for group in self.param_groups])
+        return step(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", watched)
+        train(data, tmp_path / "parts", *options, "--epochs", 4)
+    assert len(rates) == 16 and rates[0] == [1e-4, 1e-2]
+    assert all(head == pytest.approx(100 * features) for features, head in rates)
+    (checkpoint,) = (tmp_path / "whole").glob("*_ckpt.tar")
+    groups = torch.load(checkpoint, weights_only=True)["optimizer_state_dict"]["param_groups"]
+    assert [len(group["params"]) for group in groups] == [2, 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", watched)
+        rates.clear()
+        train(data, tmp_path / "whole", *options, "--epochs", 4)
+    assert len(rates) == 8 and all(head == pytest.approx(100 * features) for features, head in rates)
+
+
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "gst"])
 def test_the_other_losses_are_minimized_and_need_no_gaussians(data, tmp_path, loss):
     copy = shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("gs_params", "kernels"))

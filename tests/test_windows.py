@@ -152,9 +152,18 @@ def test_what_does_not_fit_is_one_line(vgg, size, window, overlap, message):
     assert "\n" not in str(error.value)
 
 
-def test_density_maps_leave_out_what_the_networks_leave_out():
+def test_the_outermost_cells_of_a_density_map_reach_to_the_border():
     density = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     canvas = density_map([Window(0, 0, 17, 19, density)])
-    pixels = torch.nn.functional.interpolate(density[None, None], (16, 16), mode="nearest-exact")[0, 0]
-    assert torch.equal(canvas[:16, :16], pixels * (density.sum() / pixels.sum()))
-    assert canvas[16:].sum() == canvas[:, 16:].sum() == 0
+    pixels = density.repeat_interleave(torch.tensor([8, 9]), dim=0).repeat_interleave(torch.tensor([8, 11]), dim=1)
+    torch.testing.assert_close(canvas, pixels * (10 / pixels.sum()))
+
+
+def test_a_density_map_has_no_seams_and_sums_to_the_published_count():
+    """Two windows of 24 x 40 pixels, of which the networks see 16 x 32."""
+    image = torch.full((3, 24, 80), 0.5)
+    parts = predict(Local(), image, 40)
+    assert [part[:4] for part in parts] == [(0, 0, 24, 40), (0, 40, 24, 40)]
+    canvas = density_map(parts)
+    torch.testing.assert_close(canvas, torch.full((24, 80), float(canvas.mean())))
+    assert float(canvas.sum()) == pytest.approx(count(Local(), image, 40), rel=1e-6) == 2 * 16 * 32 * 0.5

@@ -28,6 +28,10 @@ class Tiny(nn.Module):
             nn.Conv2d(3, 8, 8, 8), nn.ReLU(), nn.Dropout(self.dropout), nn.Conv2d(8, 1, 3, padding=1)
         )
 
+    @property
+    def features(self):
+        return self.layers[0]
+
     def forward(self, images):
         if min(images.shape[2:]) < 16:  # as the real ones
             raise ValueError(f"images must be at least 16 x 16 pixels, got {images.shape[2]} x {images.shape[3]}")

@@ -169,7 +169,8 @@ def count(model: Callable, image: Tensor, window: int = WINDOW, overlap: int = 0
 def density_map(parts: list[Window]) -> Tensor:
     """The windows' densities on one canvas [H, W], in people per pixel: its sum is the count.
 
-    The networks leave out what a window has beyond a multiple of 16 pixels: nothing is drawn there.
+    The networks leave out what a window has beyond a multiple of 16 pixels. There its outermost cells go on, and the whole
+    window is scaled to its sum: no window ends in a dark stripe, and what is drawn stays where it was seen.
     """
     height = max(part.top + part.height for part in parts)
     width = max(part.left + part.width for part in parts)
@@ -179,11 +180,16 @@ def density_map(parts: list[Window]) -> Tensor:
         if STRIDE * density.shape[0] > h or STRIDE * density.shape[1] > w:
             canvas[top : top + h, left : left + w] = _spread(density, h, w)
             continue
-        h, w = (side - side % COARSEST if side >= COARSEST else side for side in (h, w))
-        pixels = F.interpolate(density[None, None], (h, w), mode="nearest-exact")[0, 0]
+        pixels = density[_cells_of(h, density.shape[0])][:, _cells_of(w, density.shape[1])]
         total = pixels.sum()
         canvas[top : top + h, left : left + w] = pixels * (density.sum() / total if total > 0 else 0)
     return canvas
+
+
+def _cells_of(pixels: int, cells: int) -> Tensor:
+    """The cell that each of a side's pixels shows: [pixels]; the last one also beyond the last multiple of 16."""
+    seen = pixels - pixels % COARSEST if pixels >= COARSEST else pixels
+    return ((torch.arange(pixels) + 0.5) * (cells / seen)).long().clamp(max=cells - 1)
 
 
 def _spread(density: Tensor, height: int, width: int) -> Tensor:

@@ -83,6 +83,8 @@ def parse_train_options(
 
     add = parser.add_argument_group("optimisation").add_argument
     add("--lr", type=number(float, 0, above=True), default=5e-6, metavar="X", help="Adam's learning rate")
+    head_lr = "of the layers behind the features (0: that of the features)"
+    add("--head-lr", type=number(float, 0), default=0.0, metavar="X", help=head_lr)
     schedules = ("constant", "cosine", "warmup-cosine")
     add("--lr-schedule", choices=schedules, default="constant", help="rate over the run; warm-up: its first 5 %%")
     add("--warm-up-epochs", type=number(int, 0), default=0, metavar="N", help="epochs over which the rate rises")

@@ -1,0 +1,80 @@
+"""The demo's last step: what it says of its numbers, and the page."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+from commands import ROOT, call
+
+from GS2D.gaussians import Gaussians2D
+from GS2D.options import KERNEL_OPTIONS
+from scripts import demo_page
+from utils.evaluation.results import Counted, ResultsFolder
+from utils.files import gaussians_path, points_path
+from utils.images import save_jpeg
+from utils.training.train_options import parse_train_options
+
+OPTIONS = {"background_ratio": 0.755, "cut_off": 1.0, "post_min": 4.0, "post_max": 20.0, "scale_ratio": 0.5}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Data and results of a demo with two test images; the second is counted wrong."""
+    random, data, run = np.random.default_rng(0), tmp_path / "nuclei", tmp_path / "run"
+    run.mkdir()
+    (run / "config.yml").write_text(yaml.dump(OPTIONS))
+    epochs = [{"epoch": 0, "loss": 90.0}, {"epoch": 1, "loss": 9.0, "val_mae": 4.0}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
+    with ResultsFolder(tmp_path, "npy", figures=False) as folder:
+        for split, number in (("train", 1), ("val", 4), ("test", 2), ("test", 3)):
+            path = data / split / f"IMG_{number:04}.jpg"
+            gaussians_path(path).parent.mkdir(parents=True, exist_ok=True)
+            image = random.integers(0, 256, (64, 96, 3), dtype=np.uint8)
+            points = np.array([[20.0, 20.0], [60.0, 44.0], [80.0, 12.0], [36.0, 50.0]], np.float32)
+            save_jpeg(image, path, 90)
+            np.save(points_path(path), np.c_[points, np.full(4, 30)].astype(np.float32))
+            Gaussians2D(points, np.full((4, 2), 8.0), np.zeros((4, 1)), np.full((4, 3), 0.5)).save(gaussians_path(path))
+            if split == "test":
+                heads = np.c_[points + 10 * (number == 3), np.ones(4)]
+                density = np.full((64, 96), 4 / 6144, np.float32)
+                folder.add(Counted(path.stem, image, points, density, heads, 4.0 + 2 * (number == 3), 1.0))
+    return tmp_path
+
+
+def test_the_demo_says_what_it_reached_and_shows_every_step(finished):
+    out, _ = call(
+        "scripts/demo_report.py", "--data-dir", finished / "nuclei", "--run", finished / "run", "--out", finished
+    )
+    assert "| IMG_0003 | 4 | 6.0 | 4.0 |" in out and "| MAE |  | 1.0 | 0.0 |" in out
+    # Heads of the second image are 14 px away: matched within neither radius.
+    assert "| F1 within 8 px | 0.50 | 0.50 or more | yes |" in out
+    assert "| F1 within 12 px | 0.50 | 0.75 or more | no |" in out
+    assert "reached: not MAE, nuclei an image, not F1 within 12 px" in out
+    assert (finished / "results.md").read_text() in out
+    page = (finished / "index.html").read_text()
+    assert re.findall(r"<h2><span>(\d)</span>", page) == list("123456")
+    assert page.count("data:image/jpeg;base64,") == 3 + 3 * 2 and "http" not in page
+    for name in ("overview.jpg", "gaussians.png"):
+        assert (finished / name).stat().st_size > 1000
+
+
+def test_each_pixel_has_its_owners_colour_and_the_background_is_black():
+    gaussians = Gaussians2D(
+        np.array([[12.0, 12.0], [52.0, 12.0]]), np.full((2, 2), 8.0), np.zeros((2, 1)), np.ones((2, 3))
+    )
+    colors = demo_page.owner_colors(gaussians, 24, 64, {"stride": 8, **OPTIONS}).astype(int)
+    assert colors.shape == (24, 64, 3)
+    assert colors[12, 12].max() > 200 and colors[12, 52].max() > 200
+    assert abs(colors[12, 12] - colors[12, 52]).max() > 50
+    assert colors[12, 32].max() < 5 and (colors[8:16, 8:16] == colors[12, 12]).all()
+
+
+def test_the_demos_recipe_is_one_of_training():
+    path = ROOT / "configs" / "demo.yml"
+    arguments = parse_train_options(("vgg",), ("gst",), KERNEL_OPTIONS, ["--data-dir", "data", "--config", str(path)])
+    for name, value in yaml.safe_load(path.read_text()).items():
+        assert getattr(arguments, name) == value
