@@ -16,8 +16,8 @@ from GS2D.fitting import (
     initial_parameters,
     loss_terms,
     mask_scales,
-    neighbour_distance,
     optimise,
+    rms_neighbour_distance,
 )
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "fit.npz")
@@ -70,12 +70,12 @@ def test_fit_from_a_random_start(case):
 
 
 def test_neighbour_distance_with_few_points():
-    assert neighbour_distance(np.zeros((0, 2))).shape == (0,)
-    assert neighbour_distance(np.array([[3.0, 4.0]])).tolist() == [8.0]
-    assert neighbour_distance(np.array([[0.0, 0.0], [3.0, 4.0]])).tolist() == [5.0, 5.0]
-    three = neighbour_distance(np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 12.0]]))
+    assert rms_neighbour_distance(np.zeros((0, 2))).shape == (0,)
+    assert rms_neighbour_distance(np.array([[3.0, 4.0]])).tolist() == [8.0]
+    assert rms_neighbour_distance(np.array([[0.0, 0.0], [3.0, 4.0]])).tolist() == [5.0, 5.0]
+    three = rms_neighbour_distance(np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 12.0]]))
     assert three[0] == pytest.approx(np.sqrt((25 + 144) / 2))
-    assert neighbour_distance(np.ones((9, 2))).tolist() == [0.0] * 9
+    assert rms_neighbour_distance(np.ones((9, 2))).tolist() == [0.0] * 9
 
 
 def test_start_reads_the_color_under_the_point():

@@ -128,6 +128,7 @@ def test_train_then_test(name, small, tmp_path):
         "config.yml",
         "environment.json",
         "metrics.jsonl",
+        "model_card.md",
         "tensorboard",
     ]
 

@@ -25,7 +25,7 @@ from utils.images import load_image
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the script in this process, which is faster, without its report -> (exit code, stdout, stderr)."""
-    monkeypatch.setattr("datasets.audit.report.write_report", lambda *arguments: None)
+    monkeypatch.setattr("datasets.raw.preprocess.write_report", lambda *arguments: None)
 
     def run(source, output, *options):
         paths = ["--input-dataset-path", str(source), "--output-dataset-path", str(output)]

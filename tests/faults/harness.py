@@ -29,7 +29,7 @@ from utils.files import gaussians_path, list_images, read_points
 from utils.images import load_image
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = ("seconds", "images_per_second", "time")
+TIMES = ("seconds", "images_per_second", "time", "val_seconds")
 
 
 class Stage(NamedTuple):
@@ -192,11 +192,14 @@ def kill_stage(server: Server, stage: Stage, folder: Path, kills: int, seed: int
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Every file below ``folder``: its bytes, or, of files that hold times, all else. TensorBoard's are logs of runs."""
+    """Every file below ``folder``: its bytes, or, of files that hold times, all else.
+
+    TensorBoard's files are logs of runs; decoded pixels are kept when there is time for it, with the time of their image.
+    """
     return {
         str(path.relative_to(folder)): _without_times(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "tensorboard" not in path.parts
+        if path.is_file() and not {"tensorboard", "pixels"} & set(path.parts)
     }
 
 
@@ -223,6 +226,8 @@ def broken(folder: Path) -> list[str]:
 
 def _load(path: Path) -> None:
     readers = {".jpg": load_image, ".npy": read_points, ".pth": read_checkpoint, ".tar": read_checkpoint}
+    if path.parent.name == "pixels":
+        readers[".npy"] = np.load
     readers |= {".yml": lambda p: yaml.safe_load(p.read_text()), ".json": lambda p: json.loads(p.read_text())}
     if path.suffix == ".h5":
         (load_kernel if path.parent.name == "kernels" else Gaussians2D.load)(path)
@@ -248,7 +253,7 @@ def _without_times(path: Path) -> Any:
         return _drop_times(json.loads(path.read_text()))
     if path.name == "results.csv":
         return [_drop_times(row) for row in csv.DictReader(io.StringIO(path.read_text()))]
-    if path.suffix == ".html":  # shows the times of its summary
+    if path.suffix == ".html" or path.name == "model_card.md":  # show times
         return None
     return path.read_bytes()
 

@@ -24,6 +24,7 @@ import datasets.audit.report  # noqa: E402, F401
 import GS2D.build_kernels  # noqa: E402, F401
 import GS2D.fit_dataset  # noqa: E402, F401
 import GS2D.process_gaussians  # noqa: E402, F401
+import models  # noqa: E402
 import preprocess_dataset_ucf  # noqa: E402, F401
 from utils.cli import run_script  # noqa: E402
 
@@ -31,7 +32,7 @@ _spec = importlib.util.spec_from_file_location("evaluate_script", TESTS.parent /
 evaluate_script = importlib.util.module_from_spec(_spec)
 sys.modules["evaluate_script"] = evaluate_script
 _spec.loader.exec_module(evaluate_script)
-evaluate_script.build_model = train_tiny.Tiny
+models.build_model = train_tiny.Tiny
 
 
 def script_main(script: str):

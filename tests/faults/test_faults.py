@@ -15,6 +15,9 @@ from training_runs import Tiny
 
 import datasets.crowd
 import datasets.raw.preprocess
+import GS2D.build_kernels
+import GS2D.fit_dataset
+import GS2D.process_gaussians
 import models
 import train_gs
 import utils.cli
@@ -119,8 +122,8 @@ def test_a_file_that_vanishes_after_it_was_listed(work, monkeypatch, tmp_path):
         Path(getattr(item, "image", item)).unlink()
         return real(function, items, *rest, **options)
 
-    monkeypatch.setattr(utils.cli, "for_each", vanish)
-    monkeypatch.setattr(datasets.raw.preprocess, "for_each", vanish)
+    for module in (datasets.raw.preprocess, GS2D.fit_dataset, GS2D.process_gaussians, GS2D.build_kernels):
+        monkeypatch.setattr(module, "for_each", vanish)
     for name in ("preprocess", "splat", "clean", "kernels"):
         folder, script, arguments = work(name, tmp_path / name)
         before = {path for path in folder.rglob("*") if path.is_file()}
