@@ -17,11 +17,12 @@ if ! [ -x "$python" ]; then
 fi
 
 # The newest CPU build of torch in the configured package index, or nothing: most indexes have none. Without an NVIDIA driver
-# it does the same as the default build, of which three quarters are CUDA libraries.
+# it does the same as the default build, of which three quarters are CUDA libraries. Older ones than the list allows do not count.
 cpu_torch() {
     [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi > /dev/null || "$python" -c 'import torch' 2> /dev/null ||
         "$python" -m pip index versions torch --disable-pip-version-check 2> /dev/null |
-        tr ', ' '\n\n' | grep '^[0-9.]*+cpu$' | sort -V | tail -n 1
+        tr ', ' '\n\n' | grep '^[0-9.]*+cpu$' | sort -V | tail -n 1 |
+        { read -r newest && printf '2.11\n%s\n' "$newest" | sort -V -C && echo "$newest"; }
 }
 
 requirements=$1
