@@ -107,7 +107,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
         raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
     weights = weights_file(arguments.save_path)
-    model, said = load_model(weights, arguments.model_name, arguments.topk)
+    model, metadata = load_model(weights, arguments.model_name, arguments.topk)
     sources = []
     if arguments.images:
         sources = find_sources(arguments.images)[0]
@@ -180,7 +180,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             f"error; 95 % of resamples: MAE {mae['low']:.1f} to {mae['high']:.1f}, MSE {mse['low']:.1f} to {mse['high']:.1f})"
         )
     print(f"{counted} images counted, {scores['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
-    facts = {"failed": failed, "localisation": localisation(heads, truths), "model": said, "images": counted}
+    facts = {"failed": failed, "localisation": localisation(heads, truths), "model": metadata, "images": counted}
     facts |= {"weights_sha256": file_hash(weights), "configuration": option_values(arguments)}
     facts |= {"versions": environment(), "images_per_second": speed, "videos": videos.facts or None}
     facts = scores | facts

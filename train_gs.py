@@ -41,7 +41,7 @@ from utils.training.run_log import RunLog
 from utils.training.schedule import TimeBudget, rate_factor
 from utils.training.shared_memory import shared_memory_errors
 from utils.training.steps import EpochSums, Guard, Stopwatch, gradient_norm, guarded_average
-from utils.training.train_options import FREE_OPTIONS, parse_train_options
+from utils.training.train_options import CHANGEABLE_OPTIONS, parse_train_options
 
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
 CHECK_EVERY = 32  # batches from one look at the guard to the next: the device is waited for
@@ -262,7 +262,7 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
     )
     val = Crowd(arguments.data_dir, arguments.crop_size, "val")
     sizes = train.read_once()
-    resume = find_start(arguments.resume, arguments.save_dir, option_values(arguments), FREE_OPTIONS)
+    resume = find_start(arguments.resume, arguments.save_dir, option_values(arguments), CHANGEABLE_OPTIONS)
 
     network = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
     if resume is None:

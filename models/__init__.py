@@ -69,8 +69,8 @@ def load_model(
     file says (`utils.training.checkpoint.describe`). Raises OSError or ValueError, in one line, as `load_weights`.
     """
     path = weights_file(path)
-    said = describe(read_checkpoint(path))
-    said |= {"model_name": name or said["model_name"], "topk": topk or said.get("topk", 0.3)}
-    model = build_model(said["model_name"], topk=said["topk"], usenum=said.get("usenum", 18))
+    metadata = describe(read_checkpoint(path))
+    metadata |= {"model_name": name or metadata["model_name"], "topk": topk or metadata.get("topk", 0.3)}
+    model = build_model(metadata["model_name"], topk=metadata["topk"], usenum=metadata.get("usenum", 18))
     load_weights(model, path)
-    return model.eval(), said
+    return model.eval(), metadata

@@ -162,7 +162,7 @@ def compare(network: nn.Module, exported: Run, sizes: Sequence[tuple[int, int]],
 
     Raises ``ValueError`` where a cell differs by more than ``tolerance`` times the largest one. The graph of vgg_trans is
     discrete: where two neighbours are equally near but for rounding, any two programs may choose differently, and a token
-    then has another embedding. So where indexes differ, their number is said, and the network is held to the rest: it
+    then has another embedding. So where indexes differ, their number is stated, and the network is held to the rest: it
     computes again with the indexes of the other.
     """
     lines, run = [], run_network(network)
@@ -249,18 +249,18 @@ def main() -> None:
     weights = weights_file(arguments.save_path)
     if (arguments.out.suffix == ".safetensors") != (arguments.format == "safetensors"):
         raise ValueError(f"--out {arguments.out}: .safetensors is the suffix of --format safetensors alone")
-    reference, said = load_model(weights, arguments.model_name)
+    reference, metadata = load_model(weights, arguments.model_name)
     model = Exported(load_model(weights, arguments.model_name)[0], arguments.precision).eval().requires_grad_(False)
     save, run = FORMATS[arguments.format]
     make_folder(arguments.out.parent)
     with atomic_write(arguments.out) as partial:
-        save(model, partial, {key: value for key, value in said.items() if isinstance(value, (int, float, str))})
+        save(model, partial, {key: value for key, value in metadata.items() if isinstance(value, (int, float, str))})
         sizes = CHECKED_SLOW if (arguments.format, arguments.precision) == ("torchscript", "16") else CHECKED
         lines = compare(reference, run(partial), sizes, TOLERANCES[arguments.precision])
     for line in lines:
         print(line)
     size = arguments.out.stat().st_size / 1e6
-    print(f"{arguments.out}: {said['model_name']}, {arguments.format}, {arguments.precision} bits, {size:.1f} MB")
+    print(f"{arguments.out}: {metadata['model_name']}, {arguments.format}, {arguments.precision} bits, {size:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -46,10 +46,10 @@ class Tested(NamedTuple):
 
 
 def owner_colors(gaussians: Gaussians2D, height: int, width: int, options: dict[str, Any]) -> np.ndarray:
-    """Each pixel in the colour of the annotation that gets most of its cell, the darker the more the background gets."""
+    """Each pixel in the color of the annotation that gets most of its cell, the darker the more the background gets."""
     kernel = transport_kernel(gaussians.means, gaussians.scales, gaussians.rotations, (height, width), **options)
     owner, background, _ = summarise(kernel, cell_grid((height, width), CELL))
-    # Neighbours in index are often neighbours in space: a shuffled colour circle keeps them apart.
+    # Neighbours in index are often neighbours in space: a shuffled color circle keeps them apart.
     hues = np.random.default_rng(0).permutation(np.linspace(0, 1, max(len(gaussians), 1), endpoint=False))
     palette = matplotlib.colormaps["hsv"](hues)[:, :3] * 0.8 + 0.2
     colors = np.where((owner >= 0)[..., None], palette[owner] * (1 - background[..., None]), 0)
@@ -57,7 +57,7 @@ def owner_colors(gaussians: Gaussians2D, height: int, width: int, options: dict[
 
 
 def density_colors(density: np.ndarray, highest: float) -> np.ndarray:
-    """A density [H, W] in colours, uint8 [H, W, 3]; smoothed between the cells' centres, since cells are no objects."""
+    """A density [H, W] in colors, uint8 [H, W, 3]; smoothed between the cells' centres, since cells are no objects."""
     height, width = density.shape
     size = math.ceil(width / CELL), math.ceil(height / CELL)
     cells = cv2.resize(density.astype(np.float32), size, interpolation=cv2.INTER_AREA)
@@ -123,7 +123,7 @@ def overview(image: np.ndarray, gaussians: Gaussians2D, owners: np.ndarray, dens
 
 
 def peak(densities: Sequence[np.ndarray]) -> float:
-    """The brightest colour: what one cell in 200 exceeds."""
+    """The brightest color: what one cell in 200 exceeds."""
     return max(float(np.quantile(np.stack([np.quantile(d, 0.995) for d in densities]), 1)), 1e-9)
 
 
@@ -168,7 +168,7 @@ def step(number: int, title: str, text: str, content: str) -> str:
 
 
 def density_rows(tested: Sequence[Tested]) -> str:
-    """Photograph, truth and prediction of each test image, in one colour scale, smoothed alike."""
+    """Photograph, truth and prediction of each test image, in one color scale, smoothed alike."""
     predicted = [image.density for image in tested]
     truths = [truth_density(image.points, *image.image.shape[:2]) for image in tested]
     bright = peak(predicted), peak(truths)
@@ -231,7 +231,7 @@ def write_page(
             "Owners: the transport kernel K",
             "The shapes say which annotation each cell of 8 x 8 pixels belongs to; black belongs to the background. K is "
             "known before training, and the loss is one matrix product.",
-            figure_tag(picture(owners), "owner of each cell in colours"),
+            figure_tag(picture(owners), "owner of each cell in colors"),
         ),
         step(
             4,

@@ -145,7 +145,7 @@ def _show_columns(axes: Axes, dense: np.ndarray, cells: list[int]) -> None:
 
 
 def save_small(figure: Figure, path: Path) -> None:
-    """A PNG with a palette: a third of the size of one in full colour."""
+    """A PNG with a palette: a third of the size of one in full color."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     with atomic_write(path) as partial:

@@ -189,9 +189,6 @@ def costs() -> Iterator[Row]:
         }
         reached, goal = goals.get(name, (True, ""))
         yield Row(f"cost: {name}", reached, figure + goal, goal=True)
-    slower = max(gst / bl for gst, bl in zip(times["gst"], times["bl"]))
-    figure = f"at most {slower:.2f} times: one product each, K of another size"
-    yield Row("cost: gst beside bl", slower <= 1.0, f"{figure}; goal: cheaper", goal=True)
 
 
 def make_data(root: Path, images: int, side: int, points: int) -> Path:
@@ -360,12 +357,7 @@ def network_alone(fabric, arguments, run, batch) -> float:
 
     for _ in range(5):
         step()
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for _ in range(60):
-        step()
-    torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - begin) / 60
+    return milliseconds(lambda: [step() for _ in range(20)], 3) / 20
 
 
 def fitting() -> Iterator[Row]:
@@ -390,7 +382,7 @@ def rows(names: list[str]) -> Iterator[Row]:
 
 def main() -> int:
     """Print the table as Markdown; 1 where a check failed, not where a goal was missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS), help="checks to run (default: all)")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

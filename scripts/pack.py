@@ -55,8 +55,8 @@ def pack(run: Path, results: Path | None, archive: Path) -> list[str]:
     names = []
     with tempfile.TemporaryDirectory() as scratch:
         weights, config = Path(scratch, "model.safetensors"), Path(scratch, "config.yml")
-        network, said = load_model(run)
-        save_safetensors(Exported(network), weights, said)
+        network, metadata = load_model(run)
+        save_safetensors(Exported(network), weights, metadata)
         config.write_text(yaml.safe_dump(options, allow_unicode=True), encoding="utf-8")
         with zipfile.ZipFile(archive, "w") as file:
             for name, path in [*files, (weights.name, weights), (config.name, config)]:
@@ -83,10 +83,10 @@ def check(archive: Path, data_dir: Path | None, split: str, device: str) -> str:
         with zipfile.ZipFile(archive) as file:
             file.extractall(scratch)
         (folder,) = Path(scratch).iterdir()
-        network, said = load_model(folder)
-        other, other_said = load_model(folder / "model.safetensors")
+        network, metadata = load_model(folder)
+        other, other_metadata = load_model(folder / "model.safetensors")
         pairs = zip(network.state_dict().items(), other.state_dict().items(), strict=True)
-        if said != other_said or not all(a == b and torch.equal(one, two) for (a, one), (b, two) in pairs):
+        if metadata != other_metadata or not all(a == b and torch.equal(one, two) for (a, one), (b, two) in pairs):
             raise ValueError(f"{folder.name}: the two forms of its weights differ once unpacked; pack it again")
         if data_dir is None:
             return "both forms of the weights load and are equal"

@@ -62,7 +62,7 @@ def test_the_demo_says_what_it_reached_and_shows_every_step(finished):
         assert (finished / name).stat().st_size > 1000
 
 
-def test_each_pixel_has_its_owners_colour_and_the_background_is_black():
+def test_each_pixel_has_its_owners_color_and_the_background_is_black():
     gaussians = Gaussians2D(
         np.array([[12.0, 12.0], [52.0, 12.0]]), np.full((2, 2), 8.0), np.zeros((2, 1)), np.ones((2, 3))
     )

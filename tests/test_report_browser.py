@@ -292,15 +292,15 @@ def test_rows_and_thumbnails_are_made_when_they_come_near(browser, pages):
 
 
 def test_light_and_dark(browser, pages):
-    colours = []
+    colors = []
     for scheme in ("light", "dark"):
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         show(browser, pages / "vgg.html")
-        colours.append(find(browser, "body").value_of_css_property("background-color"))
+        colors.append(find(browser, "body").value_of_css_property("background-color"))
     find(browser, "#theme").click()
-    assert colours[0] != colours[1] == "rgba(18, 20, 22, 1)"
-    assert find(browser, "body").value_of_css_property("background-color") == colours[0]
+    assert colors[0] != colors[1] == "rgba(18, 20, 22, 1)"
+    assert find(browser, "body").value_of_css_property("background-color") == colors[0]
     browser.execute_script("localStorage.clear()")
 
 

@@ -111,7 +111,7 @@ def look_at(root: Path, image: Path, entry: Mapping[str, Any], problem: str | No
             if height is None or width is None or grey is None:
                 with Image.open(image) as header:
                     width, height = header.size
-                    grey = True if header.mode == "L" else grey  # a grey picture may be stored in colour
+                    grey = True if header.mode == "L" else grey  # a grey picture may be stored in color
             elif not size:
                 raise ValueError("the file is empty")
         # Pillow answers damaged headers with OSError, ValueError, SyntaxError, struct.error and others.

@@ -121,7 +121,7 @@ def prepare_image(job: Job) -> Prepared:
 
 def is_grey(image: np.ndarray) -> bool:
     """Whether the three channels of uint8 [H, W, 3] are equal everywhere."""
-    # A few pixels settle it for nearly every photograph in colour.
+    # A few pixels settle it for nearly every photograph in color.
     return all(
         (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all()
         for pixels in (image[::16, ::16], image)

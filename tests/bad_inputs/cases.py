@@ -311,7 +311,7 @@ FIELD = [
         lambda w: (write(w.mine / "a.txt", "1 2\n"), write(w.mine / "b.csv", "x,y\n")),
     ),
     Case("a HEIC photograph called jpg", PREPARE, lambda w: w.raw_image.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))),
-    Case("16 bits a channel, in colour", PREPARE, lambda w: w.raw_image.write_bytes(deep())),
+    Case("16 bits a channel, in color", PREPARE, lambda w: w.raw_image.write_bytes(deep())),
     Case(
         "nothing but HEIC photographs",
         MINE + "csv",

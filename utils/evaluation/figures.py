@@ -69,7 +69,7 @@ def save_gaussians_figure(
 def save_density_figure(
     path: Path, name: str, image: np.ndarray, points: np.ndarray | None, predicted: np.ndarray
 ) -> None:
-    """The photograph with its annotations, their density and the predicted one ([H, W]), each with its own colour scale.
+    """The photograph with its annotations, their density and the predicted one ([H, W]), each with its own color scale.
 
     Without annotations (None): the photograph and the prediction.
     """
@@ -109,7 +109,7 @@ def save_kernel_figure(
     show_image(panels[1], image, "fitted Gaussians, one standard deviation")
     add_ellipses(panels[1], means, scales, rotations)
     show_image(panels[2], drawing, "rendering")
-    # Neighbours in index are often neighbours in space: a shuffled colour circle keeps them apart.
+    # Neighbours in index are often neighbours in space: a shuffled color circle keeps them apart.
     hues = np.random.default_rng(0).permutation(np.linspace(0, 1, max(len(means), 1), endpoint=False))
     palette = matplotlib.colormaps["hsv"](hues)[:, :3]
     mixed = np.where((owner >= 0)[..., None], palette[owner] * (1 - background[..., None]), 0)

@@ -194,9 +194,9 @@ class _Annotated:
 def draw_density(image: np.ndarray, density: np.ndarray, highest: float, label: str) -> np.ndarray:
     """uint8 [H, W, 3] in RGB and a density [H, W], drawn up to ``highest`` -> uint8 [H, W, 3] in BGR, as OpenCV writes it."""
     strength = np.clip(density / max(highest, 1e-12), 0, 1).astype(np.float32)
-    colours = cv2.applyColorMap((255 * strength).astype(np.uint8), cv2.COLORMAP_INFERNO).astype(np.float32)
+    colors = cv2.applyColorMap((255 * strength).astype(np.uint8), cv2.COLORMAP_INFERNO).astype(np.float32)
     opacity = (OPACITY * np.sqrt(strength))[..., None]
-    picture = (cv2.cvtColor(image, cv2.COLOR_RGB2BGR) * (1 - opacity) + colours * opacity).astype(np.uint8)
+    picture = (cv2.cvtColor(image, cv2.COLOR_RGB2BGR) * (1 - opacity) + colors * opacity).astype(np.uint8)
     scale = max(0.35, min(image.shape[:2]) / 500)
     thickness = max(1, round(1.5 * scale))
     (width, height), below = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)

@@ -117,7 +117,7 @@ def _densities(
 def _blend(model: Callable, image: Tensor, window: int, overlap: int, flip: bool, batch: int) -> Window:
     """Overlapping windows as one density [ceil(H / 8), ceil(W / 8)].
 
-    Zeros continue the image (its mean colour, and what the networks' convolutions see beyond a border) to multiples of
+    Zeros continue the image (its mean color, and what the networks' convolutions see beyond a border) to multiples of
     16, so that every window's cells are those of one grid and no border is left out. What the networks find there counts
     to the last row and column.
     """

@@ -104,11 +104,11 @@ def describe(content: dict[str, Any]) -> dict[str, Any]:
     otherwise. Raises ``ValueError`` for a ``topk`` that is none.
     """
     state = content["model_state_dict"]
-    said = content.get("arguments") or getattr(state, "_metadata", {}).get(DESCRIPTION) or {}
+    metadata = content.get("arguments") or getattr(state, "_metadata", {}).get(DESCRIPTION) or {}
     embeddings = state.get("encoder.near_embeddings.weight")
     layers = {"model_name": "vgg"} if embeddings is None else {"model_name": "vgg_trans", "usenum": len(embeddings)}
-    said = dict(said) if isinstance(said, dict) else {}
-    topk = said.get("topk", 1)
+    metadata = dict(metadata) if isinstance(metadata, dict) else {}
+    topk = metadata.get("topk", 1)
     if not isinstance(topk, (int, float)) or not 0 < topk <= 1:
         raise ValueError(f"the checkpoint was made with topk {topk!r:.40}, which is not in (0, 1]; save it again")
-    return {**said, **layers}
+    return {**metadata, **layers}

@@ -14,7 +14,7 @@ from utils.training.released_options import add_released_options, apply_released
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
 # Options that do not change what a step computes: a run may go on with other values.
-FREE_OPTIONS = (
+CHANGEABLE_OPTIONS = (
     "data_dir",
     "data_licence",
     "device",
