@@ -72,8 +72,7 @@ def random_sample(points: int, crop: int, loss: str, seed: int = 0) -> TrainSamp
 
 def random_batch(counts: tuple[int, ...], loss: str, crop: int = CROP) -> tuple[Batch, Tensor]:
     """Crops with ``counts`` points, and a density [B, 1, h, w] whose sums are near them, on the CPU."""
-    cells = crop // 8
-    random = torch.Generator().manual_seed(len(counts))
+    random, cells = torch.Generator().manual_seed(len(counts)), crop // 8
     density = torch.rand(len(counts), 1, cells, cells, generator=random)
     density *= (2 * torch.tensor(counts).clamp(min=1) / cells**2)[:, None, None, None]
     return collate([random_sample(count, crop, loss) for count in counts]), density
@@ -374,7 +373,7 @@ def rows(names: list[str]) -> Iterator[Row]:
         begin = time.perf_counter()
         try:
             yield from CHECKS[name]()
-        except Exception as error:  # a crash of one is what the others' owner wants to read about
+        except Exception as error:
             traceback.print_exc()
             yield Row(name, False, f"{type(error).__name__}: {error}".split("\n")[0][:200])
         print(f"  ({name}: {time.perf_counter() - begin:.0f} s)", file=sys.stderr, flush=True)
@@ -388,8 +387,8 @@ def main() -> int:
     if not torch.cuda.is_available():
         print(f"error: PyTorch {torch.__version__} sees no CUDA GPU here; these checks need one", file=sys.stderr)
         return 1
-    print("| check | | figure |\n|---|---|---|", flush=True)
     failed = missed = 0
+    print("| check | | figure |\n|---|---|---|", flush=True)
     for row in rows(arguments.only):
         print(f"| {row.name} | {row.state} | {row.figure} |", flush=True)
         failed, missed = failed + (row.state == "FAILED"), missed + (row.state == "missed")
