@@ -129,7 +129,8 @@ def steps(points: int, crop: int, device: torch.device) -> dict[str, Callable[[]
 
 
 def milliseconds(run: Callable[[], None], device: torch.device) -> float:
-    """Wall time of one run."""
+    """Wall time of one run, the second in a row: the first wakes threads and fills caches that another computation emptied."""
+    run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     begin = time.perf_counter()

@@ -38,7 +38,7 @@ def read_tested(data: Path, out: Path) -> list[Tested]:
         counts = {row["image"]: float(row["predicted"]) for row in csv.DictReader(file)}
     tested = []
     for path in list_images(data / "test"):
-        density = np.load(out / "densities" / f"{path.stem}.npy")
+        density = np.load(out / "densities" / f"{path.stem}.npy", allow_pickle=False)
         name, points = path.stem, read_points(points_path(path))[:, :2]
         tested.append(Tested(name, load_image(path), points, heads[name], density, counts[name]))
     return tested

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 import weakref
 from dataclasses import dataclass
 
@@ -215,16 +216,29 @@ def kernel_rows(
         _floats(name, value, cells, finite=False)
         for name, value in (("nearest", nearest), ("log_det", log_det), ("log_odds", log_odds))
     ]
-    spans, ends = np.empty((len(table) * grid[0] + 1, 3), np.int32), np.empty(len(table), np.int64)
+    spans = _scratch("spans", 3 * (len(table) * grid[0] + 1), np.int32)
+    ends = np.empty(len(table), np.int64)
     total, shape = np.empty(1, np.int64), (len(table), table, *grid, stride)
     _call(load().gst_kernel_visit, *shape, limit, spans, ends, total)
     room = int(total[0]) + background * cells + 1  # one more: a share is written before it is known to be too small
     if room > np.iinfo(np.int32).max:
         raise ValueError(f"kernel: {room:,} shares of {len(table):,} Gaussians are too many; use smaller images")
     indptr = np.empty(len(table) + 1 + background, np.int32)
-    indices, data = np.empty(room, np.int32), np.empty(room, np.float32)
+    indices, data = _scratch("indices", room, np.int32), _scratch("data", room, np.float32)
     _call(load().gst_kernel_fill, *shape, spans, ends, *values, smallest, int(background), indptr, indices, data)
-    return indptr, indices[: indptr[-1]], data[: indptr[-1]]
+    return indptr, indices[: indptr[-1]].copy(), data[: indptr[-1]].copy()
+
+
+_kept = threading.local()
+
+
+def _scratch(name: str, room: int, dtype: type) -> np.ndarray:
+    """[room or more] of this thread: asking the system for the memory anew would cost a third of a kernel's time."""
+    array = getattr(_kept, name, None)
+    if array is None or len(array) < room:
+        array = np.empty(room * 5 // 4, dtype)
+        setattr(_kept, name, array)
+    return array
 
 
 def resize(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
