@@ -92,6 +92,38 @@ def test_pixels_of_another_image_or_cut_off_are_not_used_and_written_again(root)
         np.testing.assert_array_equal(pixels, load_image(image))
 
 
+def test_changed_bytes_are_noticed_said_once_and_written_again(root, capfd):
+    build(root)
+    plain, crowd = Crowd(root, CROP, "train"), Crowd(root, CROP, "train")
+    folder = root / "train" / "pixels"
+    changed = folder / "IMG_0002.npy"
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def change():
+        contents = bytearray(whole[changed.name])
+        contents[5000] ^= 1
+        changed.write_bytes(contents)
+
+    change()
+    assert "all in" in keep_pixels(crowd, crowd.read_once(), None)  # checked as they are first read
+    crowd.pixels._ended.fill_(1)  # as in a folder that cannot be written
+    for _ in range(2):
+        assert all(same(crowd[index], plain[index]) for index in range(4))
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line == f"{changed}: changed since it was written; IMG_0002.jpg is decoded again"
+    crowd.pixels._ended.fill_(0)
+    crowd[1]
+    crowd.pixels.finish()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    change()  # while a training runs, after the file was checked
+    os.utime(changed, ns=(1, 1))
+    assert crowd.pixels.read(crowd.images[1]) is None
+
+    out, err = build(root)
+    assert "for 1 images in" in out and "IMG_0002.npy: changed since" in err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
 def test_a_kill_while_pixels_are_written_leaves_nothing_half_written(root, tmp_path):
     build(root, "--pixels-dir", tmp_path / "whole")
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
