@@ -13,8 +13,10 @@ import pytest
 import torch
 from commands import ROOT, call
 from crowd_data import CROP, make_root
+from training_runs import Tiny, make_data, train
 
 import datasets.decoded
+import train_gs
 from datasets.crowd import Crowd
 from datasets.decoded import DecodedPixels, open_decoded
 from datasets.loading import crop_loader, keep_pixels
@@ -140,6 +142,33 @@ def test_a_kill_while_pixels_are_written_leaves_nothing_half_written(root, tmp_p
     assert 1 <= len(done) < 4 and list(killed.glob(".*partial*"))
     build(root, "--pixels-dir", killed)
     assert {path.name: path.read_bytes() for path in killed.iterdir()} == whole
+
+
+def test_a_kill_of_a_training_that_writes_pixels_and_the_same_command_again(tmp_path, monkeypatch):
+    root, run = make_data(tmp_path / "data"), tmp_path / "run"
+    folder, epochs = root / "train" / "pixels", 20
+    build(root, "--pixels-dir", tmp_path / "whole")
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    slow = "import time, os; real = os.fsync; os.fsync = lambda file: (time.sleep(0.3), real(file))"
+    script = f"import sys; sys.path.insert(0, 'tests'); {slow}; import train_tiny; train_tiny.train_gs.main()"
+    options = ["--data-dir", root, "--device", "cpu", "--backbone-weights", "none", "--crop-size", 64]
+    command = [sys.executable, "-c", script, *options, "--save-dir", run, "--epochs", epochs, "--num-workers", 1]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(list(map(str, command)), cwd=ROOT, start_new_session=True, **quiet) as process:
+        while process.poll() is None and not (list(folder.glob("[!.]*.npy")) and list(folder.glob(".*partial*"))):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    done = {path.name: path.read_bytes() for path in folder.glob("[!.]*.npy")}
+    assert 1 <= len(done) < 4 and all(whole[name] == contents for name, contents in done.items())
+    assert list(folder.glob(".*partial*"))
+
+    monkeypatch.setattr(train_gs, "build_model", Tiny)
+    monkeypatch.setattr(Tiny, "dropout", 0)  # as train_tiny.py has it
+    train(root, run, "--epochs", epochs)
+    deadline = time.monotonic() + 20
+    while {path.name for path in folder.iterdir()} != set(whole) and time.monotonic() < deadline:
+        time.sleep(0.01)  # a thread writes the last ones
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
 Disk = namedtuple("Disk", "total used free")
