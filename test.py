@@ -8,30 +8,30 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 from tqdm import tqdm
 
 from datasets.crowd import SPLITS, Crowd
 from models import MODELS, load_model, weights_file
-from utils.cli import EXIT_FAILED, one_line, progress_options, run_script
+from utils.cli import EXIT_FAILED, default_workers, one_line, progress_options, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
 from utils.device import environment, fabric_devices, memory_errors
-from utils.evaluation import Result, density_map, predict
-from utils.evaluation.localisation import locate_windows
+from utils.evaluation import Result, Window, in_threads
 from utils.evaluation.model_card import CARD, note_evaluation
 from utils.evaluation.report import write_report
 from utils.evaluation.results import (
-    Counted,
     ResultsFolder,
     file_hash,
     localisation,
@@ -42,10 +42,13 @@ from utils.evaluation.results import (
 from utils.evaluation.scores import summarise
 from utils.evaluation.sources import find_sources, open_images
 from utils.evaluation.video import VideoCounts
+from utils.evaluation.windows import images_together, predict_together
 from utils.files import make_folder, points_path, read_points
 from utils.images import load_image
 from utils.lock import hold
-from utils.pixels import normalise, to_planes
+from utils.pixels import to_planes
+
+DECODERS = 4  # threads at most: twice as many decoded images wait in memory
 
 
 def parse() -> argparse.Namespace:
@@ -87,18 +90,60 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def split_images(data: Crowd) -> Iterator[tuple[str, np.ndarray | str, np.ndarray | None]]:
-    """Name, image and points of each image of a split; where they cannot be read, the reason instead of the image."""
-    for path in data.images:
+Picture = tuple[str, np.ndarray | str, np.ndarray | None]  # name; image, or why there is none; points where annotated
+
+
+def split_images(data: Crowd, threads: int) -> Iterator[Picture]:
+    """The images of a split, decoded by threads while those before them are counted."""
+
+    def load(index: int) -> Picture:
+        path = data.images[index]
         try:
             points = read_points(points_path(path))[:, :2] if data.annotated else None
-            yield path.stem, load_image(path), points
+            return path.stem, load_image(path), points
         except (OSError, ValueError) as error:
-            yield path.stem, one_line(error), None
+            return path.stem, one_line(error), None
+
+    yield from in_threads(load, range(len(data)), threads)
     stems = {path.stem for path in data.images}
     for path in sorted(data.images[0].parent.glob("*.npy")):
         if path.stem not in stems:
             yield path.stem, f"{path}: its image is missing; add it, or remove the annotation", None
+
+
+def own_images(paths: Sequence[Path], every: int, threads: int, say: Callable[[str], None]) -> Iterator[Picture]:
+    """Pictures, decoded by threads while those before them are counted, and the frames of videos, by one."""
+
+    def decode(opened: tuple[str, Path | np.ndarray | str]) -> Picture:
+        name, image = opened
+        if isinstance(image, Path):
+            try:
+                image = load_image(image, upright=True)  # as people see it, and as OpenCV turns videos
+            except (OSError, ValueError, MemoryError) as error:
+                image = one_line(error)
+        return name, image, None
+
+    opened = open_images(paths, lambda path: path, every, progress=say)  # a picture's path in the place of its pixels
+    return in_threads(decode, read_ahead(opened), threads)
+
+
+def count_images(
+    fabric: Fabric, model: nn.Module, pictures: Iterator[Picture], windows: dict[str, Any]
+) -> Iterator[tuple[Picture, list[Window] | str, float]]:
+    """Each picture, its windows (on the CPU) or why it has none, and its share of the seconds that its group took."""
+    while some := list(islice(pictures, images_together(fabric.device))):
+        begin = time.perf_counter()
+        planes = [fabric.to_device(to_planes(image)) for _, image, _ in some if not isinstance(image, str)]
+        with fabric.autocast():
+            found = iter(predict_together(model, planes, **windows))
+        counted = [image if isinstance(image, str) else next(found) for _, image, _ in some]
+        for index, parts in enumerate(counted):
+            if isinstance(parts, ValueError):
+                counted[index] = one_line(parts)
+            elif not isinstance(parts, str):
+                counted[index] = [part._replace(density=part.density.cpu()) for part in parts]
+        seconds = (time.perf_counter() - begin) / len(some)
+        yield from ((picture, parts, seconds) for picture, parts in zip(some, counted))
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -108,24 +153,22 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
     weights = weights_file(arguments.save_path)
     model, metadata = load_model(weights, arguments.model_name, arguments.topk)
-    sources = []
+    sources, threads = [], min(default_workers(), DECODERS)
     if arguments.images:
         sources = find_sources(arguments.images)[0]
         total = None if any(source.is_video for source in sources) else len(sources)
-        load = functools.partial(load_image, upright=True)  # as people see it, and as OpenCV turns videos
-        opened = open_images(
-            arguments.images, load, arguments.every, progress=lambda text: progress.set_postfix_str(text, refresh=False)
+        images = own_images(
+            arguments.images, arguments.every, threads, say=lambda text: progress.set_postfix_str(text, refresh=False)
         )
-        images = ((name, image, None) for name, image in opened)
     else:
         data = Crowd(arguments.data_dir, None, arguments.split, training=False)
-        total, images = len(data), split_images(data)
+        total, images = len(data), split_images(data, threads)
 
     devices["devices"] = 1 if devices["accelerator"] == "cpu" else devices["devices"][:1]
     fabric = Fabric(**devices, precision=arguments.precision)
     model = fabric.to_device(model)
     windows = {"window": arguments.window, "overlap": arguments.overlap, "flip": arguments.flip_average}
-    results, heads, truths, failed = [], [], [], []
+    results, failed = [], []
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         folder = None
@@ -135,31 +178,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
         videos = VideoCounts(sources, arguments.every, arguments.out, arguments.video_out, show_all=keep)
         stack.enter_context(videos)
         progress = stack.enter_context(tqdm(total=total, desc="count", unit="img", **progress_options()))
-        for name, image, points in read_ahead(images):
-            begin = time.perf_counter()
-            try:
-                if isinstance(image, str):
-                    raise ValueError(image)
-                pixels = normalise(fabric.to_device(to_planes(image)))
-                with fabric.autocast():
-                    parts = predict(model, pixels, **windows)
-            except (OSError, ValueError) as error:
-                failed.append((name, one_line(error)))
-                progress.update()
+        for (name, image, points), parts, seconds in count_images(fabric, model, images, windows):
+            progress.update()
+            if isinstance(parts, str):
+                failed.append((name, parts))
                 continue
-            parts = [part._replace(density=part.density.cpu()) for part in parts]
             predicted = sum(float(part.density.sum(dtype=torch.float64)) for part in parts)
             if videos.add(name, image, parts, predicted):
-                progress.update()
                 continue
             results.append(Result(name, math.nan if points is None else float(len(points)), predicted))
             if folder:
-                seconds = time.perf_counter() - begin
-                density, found = density_map(parts).numpy(), locate_windows(parts)
-                folder.add(Counted(name, image, points, density, found, predicted, seconds))
-                heads.append(found)
-                truths.append(points)
-            progress.update()
+                folder.add_windows(name, image, points, parts, predicted, seconds)
 
     for result in results:
         truth = "" if result.truth != result.truth else f"truth {result.truth:g}, "
@@ -180,7 +209,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
             f"error; 95 % of resamples: MAE {mae['low']:.1f} to {mae['high']:.1f}, MSE {mse['low']:.1f} to {mse['high']:.1f})"
         )
     print(f"{counted} images counted, {scores['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
-    facts = {"failed": failed, "localisation": localisation(heads, truths), "model": metadata, "images": counted}
+    found = localisation(folder.heads, folder.truths) if folder else None
+    facts = {"failed": failed, "localisation": found, "model": metadata, "images": counted}
     facts |= {"weights_sha256": file_hash(weights), "configuration": option_values(arguments)}
     facts |= {"versions": environment(), "images_per_second": speed, "videos": videos.facts or None}
     facts = scores | facts

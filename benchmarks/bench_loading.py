@@ -5,7 +5,9 @@
 Images are drawn noise of a photograph's compressibility, two thirds as high as wide, in a temporary folder; crops of 512 carry GST's
 kernel of about ``--points`` annotations. "whole": an image is decoded by Pillow and all of it rescaled for each crop, annotations are
 read from their files. "jpeg": simplejpeg, and only what lies under the crop is rescaled. "cold": the page cache was asked to drop
-the files before. "A core" is by CPU time, the rest by the clock. The last table trains on one crop a step that takes as long as said, with the last number of processes.
+the files before. "A core" is by CPU time, the rest by the clock. The second table trains on one crop a step that takes as long as
+said, with the last number of processes; the last has the first two epochs with as many, their start included, and how many images
+the first of them stored decoded, by the way.
 """
 
 from __future__ import annotations
@@ -72,14 +74,15 @@ def whole_rescaled(image, augmentation, size):
 class Way:
     """One way to read: a context in which ``crowd`` reads so."""
 
-    def __init__(self, name: str, root: Path) -> None:
+    def __init__(self, name: str, root: Path, empty: Path | None = None) -> None:
+        """``empty``: a folder for decoded pixels, which are written as images are read; otherwise they are there already."""
         self.name, self.crowd = name, Crowd(root, CROP, "train")
         if name == "whole":
             return
         sizes = self.crowd.read_once()
         if name == "decoded":
-            keep_pixels(self.crowd, sizes, None)
-            for index in range(len(self.crowd)):
+            keep_pixels(self.crowd, sizes, empty)
+            for index in range(0 if empty else len(self.crowd)):
                 self.crowd[index]
                 self.crowd.pixels.finish()
 
@@ -134,6 +137,23 @@ def steps(crowd: Crowd, processes: int, seconds: float, step: float = 0.0) -> tu
     return crops / (time.perf_counter() - begin), waited / (time.perf_counter() - begin)
 
 
+def first_epochs(name: str, root: Path, processes: int) -> str:
+    """The row of the last table: crops a second of the first two epochs."""
+    rates = []
+    with tempfile.TemporaryDirectory() as empty, Way(name, root, Path(empty)) as crowd:
+        loader = crop_loader(crowd, EpochSampler(len(crowd), 1), 1, processes, 2, pin_memory=False)
+        for epoch in range(2):
+            crowd.set_epoch(epoch)
+            begin = time.perf_counter()
+            for _ in loader:
+                pass
+            rates.append(len(crowd) / (time.perf_counter() - begin))
+            if epoch == 0:
+                stored = len(list(Path(empty).glob("[!.]*.npy")))
+        del loader  # its processes end before the folder
+    return f"| {name} | {rates[0]:.0f} | {rates[1]:.0f} | {stored} of {len(crowd)} |"
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,7 +175,7 @@ def main() -> None:
         "KB a crop |",
     )
     print("|" + " --- |" * (5 + len(arguments.processes)))
-    waits = []
+    waits, firsts = [], []
     for side in arguments.sides:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
@@ -171,6 +191,7 @@ def main() -> None:
                     shares = [
                         steps(crowd, arguments.processes[-1], arguments.seconds, ms / 1000)[1] for ms in arguments.steps
                     ]
+                firsts.append(f"| {side} " + first_epochs(name, root, arguments.processes[-1]))
                 waits.append(f"| {side} | {name} | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
                 print(
                     f"| {side} | {name} | {core:.0f} | {cold:.0f} |",
@@ -180,6 +201,8 @@ def main() -> None:
                 )
     print("\n| width | pixels |", *(f"waiting, step of {ms:g} ms |" for ms in arguments.steps))
     print("|" + " --- |" * (2 + len(arguments.steps)), *waits, sep="\n")
+    print(f"\n| width | pixels | first epoch, {arguments.processes[-1]} processes | second | stored in the first |")
+    print("|" + " --- |" * 5, *firsts, sep="\n")
 
 
 if __name__ == "__main__":

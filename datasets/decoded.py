@@ -3,8 +3,9 @@
     python -m datasets.decoded --data-dir data/UCF-Train-Val-Test
 
 writes those of the training images at once; training writes them by the way, as it first reads each image. A file is an .npy,
-uint8 [H, W, 3], and after the array 256 bytes that say of which image: its size, times and SHA-256. All loading processes, runs and
-GPUs of a machine share it through the system's page cache.
+uint8 [H, W, 3], and after the array 256 bytes that say of which image: its size, times and SHA-256, and the CRC-32 of the pixels. All
+loading processes, runs and GPUs of a machine share it through the system's page cache. The checksum (1 ms for 8 MB) is computed when a
+process first reads a file and after the file was touched; the command above checks all, and writes again what it finds changed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import mmap
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -45,16 +47,21 @@ class DecodedPixels:
             (), dtype=torch.int64
         ).share_memory_()  # where one process finds the disk full, all stop
         self._same: dict[str, tuple] = {}  # images whose times changed and whose contents did not, in this process
+        self._checked: dict[str, tuple[int, bool]] = {}  # pixel files: their time when their checksum was right, or not
         self._writing: tuple[int, ThreadPoolExecutor, list[Future]] = (0, None, [])
 
     def path(self, image: Path) -> Path:
         return self.folder / f"{image.stem}.npy"
 
-    def read(self, image: Path) -> np.ndarray | None:
-        """uint8 [H, W, 3], mapped and read-only; None where there is no file, or one of another image or cut off."""
+    def read(self, image: Path, check: bool = True) -> np.ndarray | None:
+        """uint8 [H, W, 3], mapped and read-only; None where there is no file, or one of another image, cut off or changed.
+
+        Without ``check`` its pixels are taken to be unchanged.
+        """
         try:
             with self.path(image).open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                written = os.fstat(file.fileno()).st_mtime_ns
         except (OSError, ValueError):  # ValueError: an empty file
             return None
         try:
@@ -63,9 +70,24 @@ class DecodedPixels:
             first = len(mapped) - _NOTE - 3 * height * width
             if mapped[: npy.MAGIC_LEN] != npy.magic(1, 0) or first % npy.ARRAY_ALIGN or not self._is_of(image, note):
                 return None
+            pixels = np.frombuffer(mapped, np.uint8, 3 * height * width, first).reshape(height, width, 3)
+            checksum = int(note["crc32"])
         except (ValueError, KeyError, TypeError):
             return None
-        return np.frombuffer(mapped, np.uint8, 3 * height * width, first).reshape(height, width, 3)
+        return None if check and not self._is_whole(image, pixels, checksum, written) else pixels
+
+    def _is_whole(self, image: Path, pixels: np.ndarray, checksum: int, written: int) -> bool:
+        """Whether the pixels are those that were written; computed once for each time of the file, and said once."""
+        known, whole = self._checked.get(image.name, (None, False))
+        if known != written:
+            whole = zlib.crc32(pixels) == checksum
+            self._checked[image.name] = written, whole
+            if not whole:
+                print(
+                    f"\n{self.path(image)}: changed since it was written; {image.name} is decoded again",
+                    file=sys.stderr,
+                )
+        return whole
 
     def _is_of(self, image: Path, note: dict) -> bool:
         """Whether ``note`` is about the image as it is now: by size and times, or else by its contents."""
@@ -83,11 +105,12 @@ class DecodedPixels:
             raise OSError(
                 f"{self.folder}: less than {RESERVE / 1e9:.0f} GB are left on this disk; give --pixels-dir another"
             )
-        note = {"shape": pixels.shape[:2], "state": state, "sha256": _sha256(image)}
+        pixels = np.ascontiguousarray(pixels)
+        note = {"shape": pixels.shape[:2], "state": state, "sha256": _sha256(image), "crc32": zlib.crc32(pixels)}
         if _state(image) != state:
             return  # replaced meanwhile
         with atomic_write(self.path(image)) as partial, partial.open("wb") as file:
-            npy.write_array(file, np.ascontiguousarray(pixels), (1, 0))
+            npy.write_array(file, pixels, (1, 0))
             file.write(json.dumps(note).encode().ljust(_NOTE - 1) + b"\n")
 
     def load(self, image: Path) -> np.ndarray:
@@ -142,9 +165,12 @@ class Room(NamedTuple):
 
 
 def open_decoded(
-    folder: Path, images: Sequence[Path], sizes: Sequence[tuple[int, int] | None]
+    folder: Path, images: Sequence[Path], sizes: Sequence[tuple[int, int] | None], check: bool = False
 ) -> tuple[DecodedPixels | None, str]:
-    """The pixels of ``images``, of (height, width) each, and a line about them; None where they cannot be kept, and why."""
+    """The pixels of ``images``, of (height, width) each, and a line about them; None where they cannot be kept, and why.
+
+    ``check``: compute all their checksums now.
+    """
     others = "images are decoded anew in each epoch"
     decoded = DecodedPixels(folder)
     try:
@@ -152,7 +178,7 @@ def open_decoded(
         remove_stale_partials(folder)
     except OSError:
         pass
-    missing = [math.prod(size) * 3 for image, size in zip(images, sizes) if size and decoded.read(image) is None]
+    missing = [math.prod(size) * 3 for image, size in zip(images, sizes) if size and decoded.read(image, check) is None]
     if not missing:
         return decoded, f"decoded pixels: all in {folder}"
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -202,7 +228,7 @@ def main() -> int:
     arguments = parse()
     images = list_images(arguments.data_dir / "train")
     folder = make_folder(arguments.pixels_dir or arguments.data_dir / "train" / "pixels")
-    decoded, said = open_decoded(folder, images, [image_size(image) for image in images])
+    decoded, said = open_decoded(folder, images, [image_size(image) for image in images], check=True)
     if decoded is None:
         raise ValueError(said)
     print(said.partition("; ")[0])

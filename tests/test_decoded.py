@@ -13,8 +13,10 @@ import pytest
 import torch
 from commands import ROOT, call
 from crowd_data import CROP, make_root
+from training_runs import Tiny, make_data, train
 
 import datasets.decoded
+import train_gs
 from datasets.crowd import Crowd
 from datasets.decoded import DecodedPixels, open_decoded
 from datasets.loading import crop_loader, keep_pixels
@@ -92,6 +94,38 @@ def test_pixels_of_another_image_or_cut_off_are_not_used_and_written_again(root)
         np.testing.assert_array_equal(pixels, load_image(image))
 
 
+def test_changed_bytes_are_noticed_said_once_and_written_again(root, capfd):
+    build(root)
+    plain, crowd = Crowd(root, CROP, "train"), Crowd(root, CROP, "train")
+    folder = root / "train" / "pixels"
+    changed = folder / "IMG_0002.npy"
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def change():
+        contents = bytearray(whole[changed.name])
+        contents[5000] ^= 1
+        changed.write_bytes(contents)
+
+    change()
+    assert "all in" in keep_pixels(crowd, crowd.read_once(), None)  # checked as they are first read
+    crowd.pixels._ended.fill_(1)  # as in a folder that cannot be written
+    for _ in range(2):
+        assert all(same(crowd[index], plain[index]) for index in range(4))
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line == f"{changed}: changed since it was written; IMG_0002.jpg is decoded again"
+    crowd.pixels._ended.fill_(0)
+    crowd[1]
+    crowd.pixels.finish()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    change()  # while a training runs, after the file was checked
+    os.utime(changed, ns=(1, 1))
+    assert crowd.pixels.read(crowd.images[1]) is None
+
+    out, err = build(root)
+    assert "for 1 images in" in out and "IMG_0002.npy: changed since" in err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
 def test_a_kill_while_pixels_are_written_leaves_nothing_half_written(root, tmp_path):
     build(root, "--pixels-dir", tmp_path / "whole")
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
@@ -108,6 +142,33 @@ def test_a_kill_while_pixels_are_written_leaves_nothing_half_written(root, tmp_p
     assert 1 <= len(done) < 4 and list(killed.glob(".*partial*"))
     build(root, "--pixels-dir", killed)
     assert {path.name: path.read_bytes() for path in killed.iterdir()} == whole
+
+
+def test_a_kill_of_a_training_that_writes_pixels_and_the_same_command_again(tmp_path, monkeypatch):
+    root, run = make_data(tmp_path / "data"), tmp_path / "run"
+    folder, epochs = root / "train" / "pixels", 20
+    build(root, "--pixels-dir", tmp_path / "whole")
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    slow = "import time, os; real = os.fsync; os.fsync = lambda file: (time.sleep(0.3), real(file))"
+    script = f"import sys; sys.path.insert(0, 'tests'); {slow}; import train_tiny; train_tiny.train_gs.main()"
+    options = ["--data-dir", root, "--device", "cpu", "--backbone-weights", "none", "--crop-size", 64]
+    command = [sys.executable, "-c", script, *options, "--save-dir", run, "--epochs", epochs, "--num-workers", 1]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(list(map(str, command)), cwd=ROOT, start_new_session=True, **quiet) as process:
+        while process.poll() is None and not (list(folder.glob("[!.]*.npy")) and list(folder.glob(".*partial*"))):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    done = {path.name: path.read_bytes() for path in folder.glob("[!.]*.npy")}
+    assert 1 <= len(done) < 4 and all(whole[name] == contents for name, contents in done.items())
+    assert list(folder.glob(".*partial*"))
+
+    monkeypatch.setattr(train_gs, "build_model", Tiny)
+    monkeypatch.setattr(Tiny, "dropout", 0)  # as train_tiny.py has it
+    train(root, run, "--epochs", epochs)
+    deadline = time.monotonic() + 20
+    while {path.name for path in folder.iterdir()} != set(whole) and time.monotonic() < deadline:
+        time.sleep(0.01)  # a thread writes the last ones
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
 Disk = namedtuple("Disk", "total used free")

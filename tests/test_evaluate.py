@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import socket
+import threading
 
 import cv2
 import h5py
@@ -16,7 +17,9 @@ from commands import call, errors
 from training_runs import Tiny, make_data
 
 import models
-from utils.evaluation.results import file_hash, read_ahead
+from utils import images
+from utils.evaluation import windows
+from utils.evaluation.results import ResultsFolder, file_hash, read_ahead
 from utils.images import save_jpeg
 from utils.training.checkpoint import save_weights
 
@@ -123,11 +126,63 @@ def test_a_lower_precision_changes_counts_a_little(data, weights, tmp_path):
     assert "needs a GPU" in err
 
 
+def test_sharing_batches_changes_no_count(data, weights, tmp_path, monkeypatch):
+    """Images of one size among others, one that cannot be read and one that is too small, as on a GPU."""
+    copy = tmp_path / "data"
+    shutil.copytree(data / "test", copy / "test")
+    for number in range(3, 8):
+        shutil.copy(copy / "test" / f"IMG_000{number % 2}.jpg", copy / "test" / f"IMG_000{number}.jpg")
+        shutil.copy(copy / "test" / f"IMG_000{number % 2}.npy", copy / "test" / f"IMG_000{number}.npy")
+    (copy / "test" / "IMG_0004.jpg").write_bytes(b"no picture")
+    save_jpeg(np.zeros((12, 40, 3), np.uint8), copy / "test" / "IMG_0006.jpg", 90)
+    rows, batches, forward = {}, [], Tiny.forward
+    monkeypatch.setattr(Tiny, "forward", lambda self, images: batches.append(len(images)) or forward(self, images))
+    for at_once in (1, 4):
+        batches.clear()
+        monkeypatch.setattr(windows, "images_together", lambda device, at_once=at_once: at_once)
+        evaluate(weights, "--data-dir", copy, "--out", tmp_path / str(at_once), code=1)
+        rows[at_once] = [{**row, "seconds": ""} for row in table(tmp_path / str(at_once))]
+        assert max(batches) == (2 if at_once == 4 else 1)
+    assert rows[1] == rows[4] and [row["image"][-1] for row in rows[1]] == list("012357")
+
+
+def test_decoding_the_network_and_writing_overlap(data, weights, tmp_path, monkeypatch):
+    """Each waits for what only happens at the same time: the writer for the network, the network for a decoder."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(6):
+        shutil.copy(data / "test" / "IMG_0001.jpg", folder / f"{number}.jpg")
+    fourth_is_decoded, second_is_counted = threading.Event(), threading.Event()
+    load, forward, write, batches = images.load_image, Tiny.forward, ResultsFolder._write, []
+
+    def decode(path, upright):
+        if path.name == "3.jpg":
+            fourth_is_decoded.set()
+        return load(path, upright)
+
+    def network(self, crops):
+        batches.append(len(crops))
+        assert fourth_is_decoded.wait(20)
+        if len(batches) == 2:
+            second_is_counted.set()
+        return forward(self, crops)
+
+    def wait_and_write(self, counted):
+        assert second_is_counted.wait(20)
+        write(self, counted)
+
+    monkeypatch.setattr(images, "load_image", decode)
+    monkeypatch.setattr(Tiny, "forward", network)
+    monkeypatch.setattr(ResultsFolder, "_write", wait_and_write)
+    evaluate(weights, "--images", folder, "--out", tmp_path / "o")
+    assert batches == [1] * 6 and len(table(tmp_path / "o")) == 6
+
+
 def test_heads_are_looked_for_only_where_results_are_written(data, weights, tmp_path, monkeypatch):
     def refuse(parts):
         raise ValueError("looked for heads")
 
-    monkeypatch.setattr("utils.evaluation.localisation.locate_windows", refuse)
+    monkeypatch.setattr("utils.evaluation.results.locate_windows", refuse)
     text, _ = evaluate(weights, "--data-dir", data)
     assert "3 images: MAE" in text and "3 images counted, 3 scored, 0 failed" in text
     _, err = evaluate(weights, "--data-dir", data, "--out", tmp_path / "o", code=1)

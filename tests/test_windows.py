@@ -14,6 +14,8 @@ from models import build_model
 from utils.evaluation import Window, count, density_map, predict, tile
 from utils.evaluation import windows as evaluation
 from utils.evaluation.localisation import locate_windows
+from utils.evaluation.windows import predict_together
+from utils.pixels import normalise
 
 
 class Local(torch.nn.Module):
@@ -28,6 +30,9 @@ class Local(torch.nn.Module):
         h, w = (side // 16 * 16 for side in images.shape[2:])
         cells = 64 * avg_pool2d(images[:, :1, :h, :w], 8).abs()
         return SimpleNamespace(density=cells * (1 + self.slope * torch.arange(w // 8)))
+
+
+SEEDED = torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +120,28 @@ def test_no_more_windows_at_once_than_allowed(overlap):
     model = Local()
     predict(model, random_image(160, 160), 32, overlap)
     assert max(model.batches) == evaluation.WINDOWS_AT_ONCE and sum(model.batches) == (25 if overlap == 0 else 49)
+
+
+@pytest.mark.parametrize("overlap", [0, 16])
+def test_windows_of_several_images_share_batches(overlap):
+    model, images = Local(), [random_image(*size) for size in ((64, 96), (32, 48), (64, 96), (48, 64))]
+    predict_together(model, images, 64, overlap)
+    assert model.batches == [4, 1, 1]  # two windows of each of the images of 64 x 96
+
+
+@pytest.mark.parametrize("overlap", [0, 16])
+@pytest.mark.parametrize("flip", [False, True])
+def test_images_together_are_predicted_as_each_alone(vgg, overlap, flip):
+    sizes = (64, 96), (12, 40), (32, 50), (64, 96), (12, 40), (49, 64)
+    images = [torch.randint(256, (3, *size), dtype=torch.uint8, generator=SEEDED) for size in sizes]
+    found = predict_together(vgg, images, 48, overlap, flip)
+    for index, image in enumerate(images):
+        if index in (1, 4):
+            assert isinstance(found[index], ValueError) and "12 x 40" in str(found[index])
+            continue
+        for part, alone in zip(found[index], predict(vgg, normalise(image), 48, overlap, flip), strict=True):
+            assert part[:4] == alone[:4]
+            torch.testing.assert_close(part.density, alone.density, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("overlap", [0, 16])

@@ -9,7 +9,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,9 +19,9 @@ import h5py
 import numpy as np
 
 from utils.evaluation.figures import save_density_figure
-from utils.evaluation.localisation import localisation_scores
+from utils.evaluation.localisation import localisation_scores, locate_windows
 from utils.evaluation.report import COLUMNS, report_line
-from utils.evaluation.windows import Result
+from utils.evaluation.windows import Result, Window, density_map
 from utils.files import atomic_write, make_folder, remove_stale_partials
 from utils.pixels import STRIDE
 
@@ -62,6 +62,8 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
 class ResultsFolder:
     """Writes what ``add`` is given, in a thread of its own, to ``folder``; a context, at whose end all is on the disk.
 
+    ``add_windows`` takes what ``predict`` found; the thread also draws its map and looks for heads, which ``heads`` then has,
+    and ``truths`` the annotations, of each image in order.
     ``density``: "npy", "h5" or None: densities/<image>.npy or .h5 (dataset ``density``), float32 [H, W], people per
     pixel. ``figures``: figures/<image>.png and .pdf.
     """
@@ -69,6 +71,8 @@ class ResultsFolder:
     def __init__(self, folder: Path, density: str | None, figures: bool) -> None:
         self.folder, self.density, self.figures = make_folder(folder), density, figures
         self.rows: list[tuple] = []
+        self.heads: list[np.ndarray] = []
+        self.truths: list[np.ndarray | None] = []
 
     def __enter__(self) -> ResultsFolder:
         for name in ("densities", "figures"):
@@ -82,9 +86,23 @@ class ResultsFolder:
         return self
 
     def add(self, counted: Counted) -> None:
+        self._later(self._write, counted)
+
+    def add_windows(
+        self,
+        name: str,
+        image: np.ndarray,
+        points: np.ndarray | None,
+        parts: list[Window],
+        predicted: float,
+        seconds: float,
+    ) -> None:
+        self._later(self._write_windows, name, image, points, parts, predicted, seconds)
+
+    def _later(self, write: Callable[..., None], *found: Any) -> None:
         if len(self.waiting) >= AHEAD:
             self.waiting.pop(0).result()
-        self.waiting.append(self.thread.submit(self._write, counted))
+        self.waiting.append(self.thread.submit(write, *found))
 
     def __exit__(self, kind, error, traceback) -> None:
         try:
@@ -98,6 +116,12 @@ class ResultsFolder:
                 raise
         else:
             self.stack.__exit__(kind, error, traceback)
+
+    def _write_windows(self, name, image, points, parts, predicted, seconds) -> None:
+        density, heads = density_map(parts).numpy(), locate_windows(parts)
+        self.heads.append(heads)
+        self.truths.append(points)
+        self._write(Counted(name, image, points, density, heads, predicted, seconds))
 
     def _write(self, counted: Counted) -> None:
         height, width = counted.density.shape

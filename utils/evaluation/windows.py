@@ -56,6 +56,11 @@ def tile(height: int, width: int, window: int = WINDOW) -> list[tuple[int, int, 
     ]
 
 
+def images_together(device: torch.device) -> int:
+    """How many images are given to ``predict_together``: a CPU is as busy with one, whose digits then depend on no other."""
+    return IMAGES_AT_ONCE if device.type == "cuda" else 1
+
+
 def windows_of(height: int, width: int, window: int) -> list[tuple[int, int, int, int]]:
     """``tile``, or ``ValueError`` where parts of an image that is large enough for the networks are not."""
     parts = tile(height, width, window)
@@ -68,7 +73,6 @@ def windows_of(height: int, width: int, window: int) -> list[tuple[int, int, int
     return parts
 
 
-@torch.no_grad()
 def predict(
     model: Callable,
     image: Tensor,
@@ -77,7 +81,7 @@ def predict(
     flip: bool = False,
     batch: int = WINDOWS_AT_ONCE,
 ) -> list[Window]:
-    """Densities of a normalised image [3, H, W], at most ``batch`` windows of one size through the network together.
+    """Densities of an image [3, H, W], uint8 or normalised, at most ``batch`` windows of one size through the network together.
 
     ``overlap`` 0 is the published protocol: the parts of ``tile``, one Window each. Above 0, windows of ``window`` pixels
     stand at steps of ``window - overlap`` pixels and are blended by linear ramps into one Window for the whole image, in
@@ -85,25 +89,64 @@ def predict(
     mirrored windows' densities, mirrored back. Raises ``ValueError`` for a ``window`` or ``overlap`` that does not fit the
     networks' strides and for an image below 16 pixels (without overlap that is the networks' own complaint).
     """
-    if overlap:
-        return [_blend(model, image, window, overlap, flip, batch)]
+    (parts,) = predict_together(model, [image], window, overlap, flip, batch)
+    if isinstance(parts, ValueError):
+        raise parts
+    return parts
+
+
+@torch.no_grad()
+def predict_together(
+    model: Callable,
+    images: Sequence[Tensor],
+    window: int = WINDOW,
+    overlap: int = 0,
+    flip: bool = False,
+    batch: int = WINDOWS_AT_ONCE,
+) -> list[list[Window] | ValueError]:
+    """``predict`` of several images, whose windows of one size share batches; for an image that it refuses, the error."""
+    found: list[list | ValueError] = []  # of each image its windows, whose density is None until it is known
     by_size: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for top, left, height, width in windows_of(*image.shape[1:], window):
-        by_size[height, width].append((top, left))
-    parts = []
-    for (height, width), corners in by_size.items():
-        densities = _densities(model, image, corners, height, width, flip, batch)
-        parts += [Window(*corner, height, width, density) for corner, density in zip(corners, densities)]
-    return sorted(parts, key=lambda part: part[:2])
+    for index, image in enumerate(images):
+        try:
+            size = image.shape[1:]
+            places = _blended_windows(*size, window, overlap)[0] if overlap else windows_of(*size, window)
+        except ValueError as error:
+            found.append(error)
+            continue
+        found.append([Window(*place, None) for place in places])
+        for number, place in enumerate(places):
+            by_size[place[2:]].append((index, number))
+    for (height, width), chosen in by_size.items():
+        corners = [(images[index], *found[index][number][:2]) for index, number in chosen]
+        try:
+            for (index, number), density in zip(chosen, _densities(model, corners, height, width, flip, batch)):
+                found[index][number] = found[index][number]._replace(density=density)
+        except ValueError as error:  # the networks' own, about this size
+            for index in {index for index, _ in chosen}:
+                found[index] = error
+    if overlap:
+        return [
+            parts if isinstance(parts, ValueError) else [_blend(image, parts, window, overlap)]
+            for image, parts in zip(images, found)
+        ]
+    return found
 
 
 def _densities(
-    model: Callable, image: Tensor, corners: list[tuple[int, int]], height: int, width: int, flip: bool, batch: int
+    model: Callable, corners: list[tuple[Tensor, int, int]], height: int, width: int, flip: bool, batch: int
 ) -> Iterator[Tensor]:
-    """The density [h, w] of each window of one size, given by its (top, left)."""
+    """The density [h, w] of each window of one size, given by its image, top and left.
+
+    Zeros continue an image (its mean color, and what the networks' convolutions see beyond a border).
+    """
     for first in range(0, len(corners), batch):
-        chosen = corners[first : first + batch]
-        crops = torch.stack([image[:, top : top + height, left : left + width] for top, left in chosen])
+        inside = [
+            image[:, top : top + height, left : left + width] for image, top, left in corners[first : first + batch]
+        ]
+        crops = torch.stack(
+            [F.pad(normalise(part), (0, width - part.shape[2], 0, height - part.shape[1])) for part in inside]
+        )
         densities = model(crops).density.float()[:, 0]  # [parts, h, w]
         if flip:
             # Only the columns that the cells cover are mirrored; the rest stays at the far end, where it is left out
@@ -114,14 +157,14 @@ def _densities(
         yield from densities
 
 
-def _blend(model: Callable, image: Tensor, window: int, overlap: int, flip: bool, batch: int) -> Window:
-    """Overlapping windows as one density [ceil(H / 8), ceil(W / 8)].
+def _blended_windows(
+    height: int, width: int, window: int, overlap: int
+) -> tuple[list[tuple[int, int, int, int]], list[Tensor]]:
+    """Windows (top, left, height, width) that overlap, row by row, and the weights [h, w] of their cells.
 
-    Zeros continue the image (its mean color, and what the networks' convolutions see beyond a border) to multiples of
-    16, so that every window's cells are those of one grid and no border is left out. What the networks find there counts
-    to the last row and column.
+    They cover the image's sides up to multiples of 16, so that every window's cells are those of one grid and no border is
+    left out.
     """
-    height, width = image.shape[1:]
     if min(height, width) < COARSEST:
         raise ValueError(f"image: {height} x {width} pixels, must be at least {COARSEST} on a side: enlarge or pad it")
     if window < COARSEST or window % COARSEST:
@@ -130,14 +173,22 @@ def _blend(model: Callable, image: Tensor, window: int, overlap: int, flip: bool
         raise ValueError(
             f"overlap: {overlap}, must be a multiple of {STRIDE} pixels, from 0 to below the window, {window}"
         )
-    padded = F.pad(image, (0, -width % COARSEST, 0, -height % COARSEST))
-    (tops, row_weights), (lefts, column_weights) = (_ramps(side, window, overlap) for side in padded.shape[1:])
-    corners = [(top, left) for top in tops for left in lefts]
+    padded = [side + -side % COARSEST for side in (height, width)]
+    (tops, row_weights), (lefts, column_weights) = (_ramps(side, window, overlap) for side in padded)
+    sides = min(window, padded[0]), min(window, padded[1])
     weights = [rows[:, None] * columns for rows in row_weights for columns in column_weights]
-    canvas = torch.zeros(padded.shape[1] // STRIDE, padded.shape[2] // STRIDE, device=image.device)
-    sides = min(window, padded.shape[1]), min(window, padded.shape[2])
-    densities = _densities(model, padded, corners, *sides, flip, batch)
-    for (top, left), weight, density in zip(corners, weights, densities):
+    return [(top, left, *sides) for top in tops for left in lefts], weights
+
+
+def _blend(image: Tensor, parts: list[Window], window: int, overlap: int) -> Window:
+    """Overlapping windows as one density [ceil(H / 8), ceil(W / 8)].
+
+    What the networks find beyond the border of the image counts to the last row and column.
+    """
+    height, width = image.shape[1:]
+    padded = [side + -side % COARSEST for side in (height, width)]
+    canvas = torch.zeros(padded[0] // STRIDE, padded[1] // STRIDE, device=image.device)
+    for (top, left, _, _, density), weight in zip(parts, _blended_windows(height, width, window, overlap)[1]):
         rows, columns = density.shape
         canvas[top // STRIDE :, left // STRIDE :][:rows, :columns] += weight.to(density.device) * density
     rows, columns = math.ceil(height / STRIDE), math.ceil(width / STRIDE)
@@ -162,7 +213,7 @@ def _ramps(length: int, window: int, overlap: int) -> tuple[list[int], Tensor]:
 
 
 def count(model: Callable, image: Tensor, window: int = WINDOW, overlap: int = 0, flip: bool = False) -> float:
-    """The predicted count of a normalised image [3, H, W]: the sum of the densities of its windows (see ``predict``)."""
+    """The predicted count of an image [3, H, W]: the sum of the densities of its windows (see ``predict``)."""
     return sum(float(part.density.sum(dtype=torch.float64)) for part in predict(model, image, window, overlap, flip))
 
 
@@ -226,28 +277,20 @@ def evaluate(
     try:
         samples, results = iter(samples), []
         while some := list(islice(samples, IMAGES_AT_ONCE)):
-            counts = _counts(model, [sample.image.to(device, non_blocking=True) for sample in some], window)
-            results += [Result(s.name, float(s.count), predicted) for s, predicted in zip(some, counts.tolist())]
+            found = predict_together(model, [s.image.to(device, non_blocking=True) for s in some], window)
+            for error in found:
+                if isinstance(error, ValueError):
+                    raise error
+            counts = torch.stack([_total(parts) for parts in found]).tolist()  # the device is waited for once
+            results += [Result(s.name, float(s.count), predicted) for s, predicted in zip(some, counts)]
         return results
     finally:
         model.train(training)
 
 
-def _counts(model: Callable, images: Sequence[Tensor], window: int) -> Tensor:
-    """The counts of images [3, H, W] of any sizes: float64 [images], on the CPU. The device is waited for once."""
-    by_size: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
-    for index, image in enumerate(images):
-        for top, left, height, width in windows_of(*image.shape[1:], window):
-            by_size[height, width].append((index, top, left))
-    counts = torch.zeros(len(images), dtype=torch.float64, device=images[0].device)
-    for (height, width), places in by_size.items():
-        for first in range(0, len(places), WINDOWS_AT_ONCE):
-            chosen = places[first : first + WINDOWS_AT_ONCE]
-            crops = torch.stack([images[i][:, top : top + height, left : left + width] for i, top, left in chosen])
-            sums = model(normalise(crops)).density.sum((1, 2, 3), dtype=torch.float64)
-            for (index, _, _), found in zip(chosen, sums):
-                counts[index] += found
-    return counts.cpu()
+def _total(parts: Sequence[Window]) -> Tensor:
+    """The count in the windows of one image, float64 on their device."""
+    return sum(part.density.sum(dtype=torch.float64) for part in parts)
 
 
 def mae_mse(results: list[Result]) -> tuple[float, float]:
