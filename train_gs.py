@@ -118,8 +118,7 @@ def train_epoch(
             if scaler is not None:
                 scaler.unscale_(optimizer.optimizer)
             norm = gradient_norm(parameters, arguments.grad_clip)
-            if scaler is None:
-                guard.watch(norm, index)
+            guard.watch(norm if scaler is None else None, index)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if average:
@@ -346,7 +345,7 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
         run.train.set_epoch(epoch)
         run.sampler.epoch = epoch
         torch.manual_seed(arguments.seed + epoch * fabric.world_size + fabric.global_rank)
-        metrics = {"epoch": epoch}
+        metrics, scaler = {"epoch": epoch}, fabric.strategy.precision.state_dict()
         try:
             metrics |= train_epoch(*parts, epoch, arguments, progress, run.guard, budget)
         except NonFinite as error:
@@ -356,7 +355,7 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             )
             saved = ""
             if names:
-                aside = set_aside(folder, epoch, error.batches.stop - 1, contents, **state())
+                aside = set_aside(folder, epoch, error.batches.stop - 1, contents, **state() | {"scaler": scaler})
                 saved = f" (these crops and the state before them are in {aside})"
             raise ValueError(f"{where} is not finite; lower --lr{saved}") from None
         validations, waiting = divmod(epoch - arguments.val_start, arguments.val_every)

@@ -27,6 +27,7 @@ from GS2D import native
 from GS2D.h5file import add_array, check_size, read_h5, write_h5
 
 Array = np.ndarray | Tensor
+LARGEST_PARAMETER = 1e9  # of the kernel's parameters: squares and products of them stay finite in float32
 SMALLEST_SHARE = 1e-7  # of a cell's mass: float32's resolution; less is not stored
 _REMEDY = "run python GS2D/build_kernels.py"
 _ARRAYS = {"indptr": "iu", "indices": "iu", "data": "f", "shape": "iu"}  # name -> kinds of numbers
@@ -265,8 +266,9 @@ def _clamped(
     """Means [N, 2], clamped standard deviations [N, 2], angles [N, 1]; ValueError for impossible parameters."""
     may_be_0 = {"background_ratio": background_ratio, "cut_off": cut_off}
     for name, value in {**may_be_0, "post_min": post_min, "post_max": post_max, "scale_ratio": scale_ratio}.items():
-        if not 0 <= value < math.inf or (value == 0 and name not in may_be_0):
-            raise ValueError(f"{name}: {value}, must be finite and {'at least 0' if name in may_be_0 else 'positive'}")
+        if not 0 <= value <= LARGEST_PARAMETER or (value == 0 and name not in may_be_0):
+            bound = f"{'at least' if name in may_be_0 else 'above'} 0 and at most {LARGEST_PARAMETER:g}"
+            raise ValueError(f"{name}: {value}, must be {bound}")
     points, sigma, angles = gaussians.split([2, 2, 1], dim=1)
     return points, (scale_ratio * sigma).clamp(min(stride / post_min, post_max), post_max), angles
 

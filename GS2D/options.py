@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from GS2D.kernel import LARGEST_PARAMETER
 from utils.config import number
 from utils.pixels import STRIDE
 
@@ -14,16 +15,34 @@ def add_kernel_options(add: Callable[..., Any]) -> None:
     """Add the parameters of ``GS2D.kernel.transport_kernel`` to a parser by its ``add_argument``."""
     add(
         "--cut-off",
-        type=number(float, 0),
+        type=number(float, 0, LARGEST_PARAMETER),
         default=3.0,
         help="kernel: where the background takes over, standard deviations",
     )
-    add("--background-ratio", type=number(float, 0), default=0.015, help="kernel: weight of the background")
-    add("--scale-ratio", type=number(float, 0, above=True), default=1.0, help="kernel: factor on the fitted scales")
     add(
-        "--post-min", type=number(float, 0, above=True), default=1.0, help="kernel: scales of at least 8 / this, pixels"
+        "--background-ratio",
+        type=number(float, 0, LARGEST_PARAMETER),
+        default=0.015,
+        help="kernel: weight of the background",
     )
-    add("--post-max", type=number(float, 0, above=True), default=20.0, help="kernel: scales of at most this, pixels")
+    add(
+        "--scale-ratio",
+        type=number(float, 0, LARGEST_PARAMETER, above=True),
+        default=1.0,
+        help="kernel: factor on the fitted scales",
+    )
+    add(
+        "--post-min",
+        type=number(float, 0, LARGEST_PARAMETER, above=True),
+        default=1.0,
+        help="kernel: scales of at least 8 / this, pixels",
+    )
+    add(
+        "--post-max",
+        type=number(float, 0, LARGEST_PARAMETER, above=True),
+        default=20.0,
+        help="kernel: scales of at most this, pixels",
+    )
 
 
 def check_kernel_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

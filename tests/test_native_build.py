@@ -102,7 +102,7 @@ def test_portable_flags_where_march_native_does_not_work(compiler, tmp_path, ans
     os.environ.get("GST_SANITIZE") != "1", reason="slow; set GST_SANITIZE=1 to run the engine under sanitizers"
 )
 def test_under_sanitizers(tmp_path):
-    """tests/test_native.py once more, with AddressSanitizer and UndefinedBehaviorSanitizer in the engine (g++)."""
+    """The engine's tests once more, with AddressSanitizer and UndefinedBehaviorSanitizer in it (g++)."""
     if not shutil.which("g++"):
         pytest.skip("needs g++")
     runtimes = [
@@ -116,7 +116,8 @@ def test_under_sanitizers(tmp_path):
         LD_PRELOAD=":".join(runtimes),
         ASAN_OPTIONS="detect_leaks=0",
     )
-    code = "import sys, pytest; sys.exit(pytest.main(['tests/test_native.py', '-s']))"
+    files = [f"tests/test_{name}.py" for name in ("native", "native_kernel", "rescaling")]
+    code = f"import sys, pytest; sys.exit(pytest.main([*{files}, '-s']))"
     process = run_python(code, **environment)
     output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, output + errors

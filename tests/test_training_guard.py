@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 
+import lightning_fabric
 import pytest
 import torch
 from commands import ROOT, errors
+from lightning_fabric.plugins import MixedPrecision
 from training_runs import Tiny, make_data, metrics, train
 
 import train_gs
@@ -101,6 +103,26 @@ def test_the_state_is_the_one_before_the_batch(data, tmp_path, monkeypatch, watc
     resume = tmp_path / "run" / "trouble" / "last_good_ckpt.tar"
     out, _ = train(data, tmp_path / "again", *options, "--resume", resume)
     assert "going on with epoch 0" in out and [row["epoch"] for row in metrics(tmp_path / "again")] == [0, 1]
+
+
+def test_with_float16s_scaler_too_the_state_is_the_one_before_the_batch(data, tmp_path, monkeypatch, watched):
+    """The averaged weights stand still, and the scale is not halved in every batch until somebody looks."""
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0))
+
+    class WithScaler(lightning_fabric.Fabric):
+        def __init__(self, precision, **options):
+            super().__init__(**options, plugins=[plugin])
+
+    monkeypatch.setattr(lightning_fabric, "Fabric", WithScaler)
+    break_at(monkeypatch, 2, "density")
+    _, err = train(data, tmp_path, "--epochs", 1, "--lr", 1e-3, "--ema", 0.9, code=1)
+    assert "epoch 0, batch 2: the loss of" in err
+    before, last = watched[1], watched[-1]
+    assert len(watched) == 4 and not torch.equal(before[0]["layers.0.weight"], before[1]["layers.0.weight"])
+    saved = torch.load(tmp_path / "trouble" / "last_good_ckpt.tar", weights_only=True)
+    assert_same(saved["model_state_dict"], before[0])
+    assert_same(last[1], before[1])
+    assert saved["scaler"]["scale"] == 2.0 and plugin.scaler.get_scale() == 0.5
 
 
 def test_the_guard_is_looked_at_during_an_epoch(data, tmp_path, monkeypatch):

@@ -208,7 +208,7 @@ def test_the_other_losses_are_minimized_and_need_no_gaussians(data, tmp_path, lo
     _, err = train(copy, tmp_path / "gst", "--epochs", 1, code=1)
     assert "gs_params" in err
     _, err = train(copy, tmp_path / "gst", "--epochs", 1, "--loss", loss, "--kernels", "h5", code=2)
-    assert "only gst has transport kernels" in err
+    assert f"--kernels h5: only gst's kernels are stored, not those of --loss {loss}; leave it out" in err
 
 
 def test_the_width_of_the_gaussians_of_direct_regression(data, tmp_path):
@@ -361,6 +361,9 @@ def test_two_machines_are_two_processes(data, tmp_path):
     ("options", "part"),
     [
         (["--ema", 1], "--ema: 1 is impossible"),
+        (["--cut-off", "1e200"], "--cut-off: 1e200 is impossible"),
+        (["--post-max", "1e39"], "--post-max: 1e39 is impossible"),
+        (["--loss", "mse", "--sigma", "1e39"], "--sigma: 1e39 is impossible"),
         (["--crop-size", 100], "--crop-size 100: must be a multiple of 16"),
         (["--downsample-ratio", 4], "invalid choice"),
         (["--sigma", "wide"], "--sigma: 'wide' is no number"),

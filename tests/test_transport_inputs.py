@@ -55,6 +55,10 @@ def test_shapes_that_do_not_fit(name, shapes):
         {"scale_ratio": -1},
         {"background_ratio": -0.1},
         {"cut_off": math.inf},
+        {"cut_off": 1e200},
+        {"post_max": 1e39},
+        {"scale_ratio": 1e39},
+        {"post_min": 1e39},
     ],
 )
 def test_impossible_parameters(parameter):

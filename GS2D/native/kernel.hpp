@@ -213,7 +213,8 @@ inline void fill(const Grid& grid, int n, const Gaussian* gaussians, const Span*
     }
     if (!background) return;
     for (int64_t m = 0; m < cells; m++) {
-        const float mass = 1 / (1 + sum[m] * std::exp(-log_odds[m]));
+        // A sum says nothing, and may be infinite, where there is no nearest Gaussian to relate it to.
+        const float odds = std::exp(-log_odds[m]), mass = odds > 0 ? 1 / (1 + sum[m] * odds) : 1;
         data[stored] = mass;
         indices[stored] = (int32_t)m;
         stored += mass > smallest;

@@ -37,9 +37,10 @@ class Guard:
         self._note(0, loss.detach(), index)
         return loss * self._whole
 
-    def watch(self, norm: Tensor, index: int) -> None:
-        """Look at the norm of the gradient of the step that batch ``index`` completes."""
-        self._note(1, norm, index)
+    def watch(self, norm: Tensor | None, index: int) -> None:
+        """Look at the norm of the gradient of the step that batch ``index`` completes; None: float16's scaler does that."""
+        if norm is not None:
+            self._note(1, norm, index)
         torch.ne(self._whole, self._whole, out=self.broken)
 
     def _note(self, kind: int, value: Tensor, index: int) -> None:

@@ -129,7 +129,7 @@ def parse_train_options(
     if arguments.crop_size % 16:
         parser.error(f"--crop-size {arguments.crop_size}: must be a multiple of 16, the networks' coarsest stride")
     if arguments.kernels == "h5" and arguments.loss != "gst":
-        parser.error(f"--kernels h5: only gst has transport kernels, --loss {arguments.loss} has none")
+        parser.error(f"--kernels h5: only gst's kernels are stored, not those of --loss {arguments.loss}; leave it out")
     kernel_options[1](parser, arguments)
     if arguments.num_workers is None:
         arguments.num_workers = default_loaders(processors // max(local, arguments.device.count(",") + 1))
@@ -145,4 +145,4 @@ def default_loaders(processors: int) -> int:
 
 
 def _sigma(text: str) -> float | str:
-    return text if text == "adaptive" else number(float, 0, above=True)(text)
+    return text if text == "adaptive" else number(float, 0, 1e9, above=True)(text)
