@@ -16,7 +16,16 @@ from torch.utils.data import Dataset
 from datasets.decoded import DecodedPixels
 from datasets.kept import FileList, KeptAnnotations
 from datasets.transforms import MIN_BOX_FRACTION, Sample, augment, box_fraction, draw_augmentation, too_small
-from GS2D.kernel import BlockKernel, StoredKernel, block_diagonal, load_kernel, params_hash, restrict, transport_kernel
+from GS2D.kernel import (
+    BlockKernel,
+    StoredKernel,
+    block_diagonal,
+    cell_grid,
+    load_kernel,
+    params_hash,
+    restrict,
+    transport_kernel,
+)
 from GS2D.prepared import fit_command, load_annotations
 from utils.files import SPLITS, gaussians_path, kernel_path, list_images, points_path, read_points
 from utils.images import image_size, load_image
@@ -200,7 +209,8 @@ class Crowd(Dataset):
         short_side = min(image.shape[:2]) * augmentation.scale
         kernel = None
         if stride:
-            stored = _current_kernel(path, self.kernel_parameters, params_hash(points, scales, rotations))
+            belongs = {"params_hash": params_hash(points, scales, rotations), **self.kernel_parameters}
+            stored = _current_kernel(path, belongs, cell_grid(image.shape[:2], stride))
             corner = augmentation.left, augmentation.top
             kept = box_fraction(points, distance, *corner, self.crop_size) >= MIN_BOX_FRACTION
             cells = self.crop_size // stride
@@ -216,11 +226,14 @@ class Crowd(Dataset):
         return TrainSample(to_planes(sample.image), *tensors, path.stem, short_side, kernel, index)
 
 
-def _current_kernel(image: Path, parameters: Mapping[str, float], current_hash: str) -> StoredKernel:
+def _current_kernel(image: Path, attributes: Mapping[str, float | str], grid: tuple[int, int]) -> StoredKernel:
     """The stored kernel of an image; ``ValueError`` where it was built from other Gaussians or with other parameters."""
     path = kernel_path(image)
     stored = load_kernel(path)
-    for name, value in {**parameters, "params_hash": current_hash}.items():
+    if stored.grid != grid:
+        sizes = f"{stored.grid[0]} x {stored.grid[1]} cells, but {image} has {grid[0]} x {grid[1]}"
+        raise ValueError(f"{path}: {sizes}; delete it and run {_kernel_command(image.parent)}")
+    for name, value in attributes.items():
         if stored.attributes.get(name) != value:
             other = f"{name} {stored.attributes.get(name)} instead of {value}"
             what = "other Gaussians" if name == "params_hash" else other

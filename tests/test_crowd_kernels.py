@@ -9,7 +9,7 @@ from crowd_data import CROP, assert_equal, make_root, one_line
 from datasets.crowd import Batch, Crowd, collate
 from GS2D.build_kernels import KernelJob
 from GS2D.build_kernels import build_kernel as build_stored_kernel
-from GS2D.kernel import block_diagonal, transport_kernel
+from GS2D.kernel import block_diagonal, load_kernel, save_kernel, transport_kernel
 from losses import build_kernel
 from utils.files import gaussians_path, kernel_path, points_path, read_points
 from utils.images import load_image
@@ -147,6 +147,20 @@ def test_a_kernel_of_other_gaussians_or_parameters_is_refused(with_kernels):
     with pytest.raises(FileNotFoundError) as caught:
         Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)
     one_line(caught, "IMG_0001_kernel.h5", "build_kernels.py")
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_kernel_of_another_grid_is_refused(with_kernels, more):
+    """Also one that holds the crop: of an image that was smaller, or larger, with the same points."""
+    path = with_kernels / "train" / "IMG_0001.jpg"
+    stored = load_kernel(kernel_path(path))
+    height, width = stored.grid
+    kernel = torch.zeros(stored.kernel.shape[0], height * (width + more)).to_sparse_csr()
+    save_kernel(kernel_path(path), stored._replace(kernel=kernel, grid=(height, width + more)))
+    with pytest.raises(ValueError) as caught:
+        Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)[0]
+    sizes = f"IMG_0001_kernel.h5: {height} x {width + more} cells, but {path} has {height} x {width}"
+    one_line(caught, f"{sizes}; delete it and run python GS2D/build_kernels.py")
 
 
 def test_the_short_side_is_that_of_the_rescaled_image(root):
