@@ -179,8 +179,8 @@ def initial_parameters(image: np.ndarray, points: np.ndarray, background_gaussia
     with np.errstate(divide="ignore"):  # duplicates: log 0 = -inf, and the maximum takes over
         scale = np.maximum(np.log(rms_neighbour_distance(means)), MIN_SCALE_PARAM)
     rotation = random.uniform(np.finfo(np.float32).tiny, 1, (len(means), 1))
-    column = np.clip(means[:, 0].astype(int), 0, width - 1)
-    row = np.clip(means[:, 1].astype(int), 0, height - 1)
+    column = np.clip(means[:, 0], 0, width - 1).astype(int)
+    row = np.clip(means[:, 1], 0, height - 1).astype(int)
     color = np.clip(image[row, column] / 255, 0.001, 0.999)
     tensors = means, np.repeat(scale[:, None], 2, axis=1), _logit(rotation), _logit(color)
     return Parameters(*(torch.from_numpy(np.ascontiguousarray(t, dtype=np.float32)) for t in tensors))

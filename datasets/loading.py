@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +46,17 @@ def crop_loader(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         timeout=TIMEOUT if num_workers else 0,
+        worker_init_fn=_start_loading,
         generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
+    )
+
+
+def _start_loading(_: int) -> None:
+    """Ctrl-C reaches the whole process group; the training answers it, and its loading processes end without a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The thread that hands out shared memory reports here that the training has gone in the middle of it.
+    sys.excepthook = lambda kind, *rest: (
+        None if issubclass(kind, (ConnectionError, EOFError)) else sys.__excepthook__(kind, *rest)
     )
 
 

@@ -172,3 +172,10 @@ def test_gsplat_fits_as_well(case):
     g = golden(case)
     result = fit_image(g["image"], g["points"], FitConfig(iterations=int(g["iterations"])), backend="gsplat", seed=1)
     assert result.render_loss == pytest.approx(float(g["render_loss"]), rel=0.02)
+
+
+def test_a_point_far_outside_takes_the_color_of_the_nearest_border():
+    """Also where its coordinate is no 64-bit integer."""
+    image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    far, near = (initial_parameters(image, np.array([[x, 1.5], [2.5, -x]]), 0, seed=0) for x in (1e30, 9.0))
+    np.testing.assert_array_equal(far.color, near.color)

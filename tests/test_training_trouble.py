@@ -217,6 +217,31 @@ def test_a_killed_run_goes_on_to_the_same_weights(data, tmp_path, tiny, monkeypa
     assert not list(folder.glob(".*partial*"))
 
 
+def test_an_interrupted_run_says_one_line(data, tmp_path):
+    """Whatever its loading processes, which Ctrl-C reaches too, are doing."""
+    fixed = "--device cpu --backbone-weights none --crop-size 64 --epochs 3000 --num-workers 2"
+    for number in range(2):
+        folder = tmp_path / str(number)
+        command = [sys.executable, "tests/train_tiny.py", *fixed.split(), "--data-dir", data, "--save-dir", folder]
+        with subprocess.Popen(
+            list(map(str, command)),
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
+        ) as run:
+            while run.poll() is None and not any(folder.glob("*_ckpt.tar")):
+                time.sleep(0.02)
+            os.killpg(run.pid, signal.SIGINT)
+            _, err = run.communicate(timeout=60)
+        assert run.returncode == 130
+        assert err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
+        assert "Traceback" not in err and "Error" not in err
+
+
 def test_missing_points_and_gaussians_are_named(data, tmp_path, tiny):
     copy = shutil.copytree(data, tmp_path / "data")
     gaussians_path(copy / "train" / "IMG_0001.jpg").unlink()
