@@ -188,7 +188,9 @@ def initial_parameters(image: np.ndarray, points: np.ndarray, background_gaussia
 
 def mask_scales(points: np.ndarray, height: int, width: int) -> np.ndarray:
     """s0 = clamp(d / 6, 2, 0.015 max(H, W)) [N], pixels: how far around a point the image counts as foreground."""
-    return np.minimum(np.maximum(rms_neighbour_distance(points) / 6, MIN_MASK_SCALE), MAX_MASK_SCALE * max(height, width))
+    return np.minimum(
+        np.maximum(rms_neighbour_distance(points) / 6, MIN_MASK_SCALE), MAX_MASK_SCALE * max(height, width)
+    )
 
 
 def foreground(points: np.ndarray, height: int, width: int) -> np.ndarray:

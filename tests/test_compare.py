@@ -291,5 +291,7 @@ def test_a_killed_comparison_takes_its_children_along_and_goes_on(data, tmp_path
     done = subprocess.run(command, cwd=ROOT, timeout=120, **output)
     assert done.returncode == 0 and "2 runs, 0 of them were there" in done.stdout, done.stdout
     for row in read(out / "runs.csv"):
-        assert (row["mae"], row["f1"], row["epochs"]) == ("1.0", "0.25", "100") and float(row["mse"]) == pytest.approx(math.sqrt(2))
+        assert (row["mae"], row["f1"], row["epochs"]) == ("1.0", "0.25", "100") and float(row["mse"]) == pytest.approx(
+            math.sqrt(2)
+        )
         assert len((out / f"{row['loss']}_seed4073" / "pids").read_text().split()) == 2
