@@ -13,36 +13,14 @@ from utils.pixels import STRIDE
 
 def add_kernel_options(add: Callable[..., Any]) -> None:
     """Add the parameters of ``GS2D.kernel.transport_kernel`` to a parser by its ``add_argument``."""
-    add(
-        "--cut-off",
-        type=number(float, 0, LARGEST_PARAMETER),
-        default=3.0,
-        help="kernel: where the background takes over, standard deviations",
-    )
-    add(
-        "--background-ratio",
-        type=number(float, 0, LARGEST_PARAMETER),
-        default=0.015,
-        help="kernel: weight of the background",
-    )
-    add(
-        "--scale-ratio",
-        type=number(float, 0, LARGEST_PARAMETER, above=True),
-        default=1.0,
-        help="kernel: factor on the fitted scales",
-    )
-    add(
-        "--post-min",
-        type=number(float, 0, LARGEST_PARAMETER, above=True),
-        default=1.0,
-        help="kernel: scales of at least 8 / this, pixels",
-    )
-    add(
-        "--post-max",
-        type=number(float, 0, LARGEST_PARAMETER, above=True),
-        default=20.0,
-        help="kernel: scales of at most this, pixels",
-    )
+    for name, above, default, text in (
+        ("--cut-off", False, 3.0, "where the background takes over, standard deviations"),
+        ("--background-ratio", False, 0.015, "weight of the background"),
+        ("--scale-ratio", True, 1.0, "factor on the fitted scales"),
+        ("--post-min", True, 1.0, "scales of at least 8 / this, pixels"),
+        ("--post-max", True, 20.0, "scales of at most this, pixels"),
+    ):
+        add(name, type=number(float, 0, LARGEST_PARAMETER, above=above), default=default, help=f"kernel: {text}")
 
 
 def check_kernel_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
