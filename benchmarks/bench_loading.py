@@ -4,7 +4,7 @@
 
 Images are drawn noise of a photograph's compressibility, two thirds as high as wide, in a temporary folder; crops of 512 carry GST's
 kernel of about ``--points`` annotations. "whole": an image is decoded by Pillow and all of it rescaled for each crop, annotations are
-read from their files. "jpeg": simplejpeg, and only what lies under the crop is rescaled. "cold": the page cache was asked to drop
+read from their files. "jpeg": simplejpeg decodes the pieces under the crop (``utils.jpeg``), and only these are rescaled. "cold": the page cache was asked to drop
 the files before. "A core" is by CPU time, the rest by the clock. The second table trains on one crop a step that takes as long as
 said, with the last number of processes; the last has the first two epochs with as many, their start included, and how many images
 the first of them stored decoded, by the way.
@@ -87,13 +87,13 @@ class Way:
                 self.crowd.pixels.finish()
 
     def __enter__(self) -> Crowd:
-        self.saved = crowd_module.load_image, transforms.cut_out
+        self.saved = crowd_module.open_image, transforms.cut_out
         if self.name == "whole":
-            crowd_module.load_image, transforms.cut_out = whole_image, whole_rescaled
+            crowd_module.open_image, transforms.cut_out = whole_image, whole_rescaled
         return self.crowd
 
     def __exit__(self, *_) -> None:
-        crowd_module.load_image, transforms.cut_out = self.saved
+        crowd_module.open_image, transforms.cut_out = self.saved
 
 
 def forget(folder: Path) -> None:

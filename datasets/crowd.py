@@ -28,8 +28,9 @@ from GS2D.kernel import (
 )
 from GS2D.prepared import fit_command, load_annotations
 from utils.files import SPLITS, gaussians_path, kernel_path, list_images, points_path, read_points
-from utils.images import image_size, load_image
+from utils.images import image_size, load_image, open_image
 from utils.pixels import to_planes
+from utils.training.shared_memory import Layout, pack, unpack
 
 
 class TrainSample(NamedTuple):
@@ -69,6 +70,17 @@ class Batch(NamedTuple):
     indices: list[int]  # of the images in the data set
     names: list[str]
     skipped: list[str]
+
+    def __reduce__(self) -> tuple:
+        """From one process to another all tensors go as one."""
+        tensors = [*self[:4], self.received, *self.kernel] if self.kernel else self[:4]
+        return _unpacked, (*pack(tensors), self[6:])
+
+
+def _unpacked(packed: Tensor, layout: Layout, others: tuple) -> Batch:
+    tensors = unpack(packed, layout)
+    kernel, received = (BlockKernel(*tensors[5:]), tensors[4]) if tensors[4:] else (None, None)
+    return Batch(*tensors[:4], kernel, received, *others)
 
 
 def collate(samples: Sequence[TrainSample]) -> Batch:
@@ -199,7 +211,7 @@ class Crowd(Dataset):
 
     def _crop(self, index: int) -> TrainSample:
         path = self.images[index]
-        image = self.pixels.load(path) if self.pixels else load_image(path)
+        image = self.pixels.load(path) if self.pixels else open_image(path)
         kept = self._annotations.get(index) if self._annotations else None
         points, distance, scales, rotations = kept or load_annotations(path, self.use_gaussians)
         generator = np.random.default_rng([self.seed, int(self._epoch), index])

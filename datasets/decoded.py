@@ -31,7 +31,7 @@ from numpy.lib import format as npy
 from utils.cli import default_workers, for_each, report_failures, run_script
 from utils.config import make_parser, number
 from utils.files import atomic_write, list_images, make_folder, remove_stale_partials
-from utils.images import image_size, load_image
+from utils.images import PiecewiseImage, image_size, load_image, open_image
 
 RESERVE = 1 << 30  # bytes of a disk that stay free, for checkpoints and others
 _NOTE = 256  # bytes after the array
@@ -113,25 +113,25 @@ class DecodedPixels:
             npy.write_array(file, pixels, (1, 0))
             file.write(json.dumps(note).encode().ljust(_NOTE - 1) + b"\n")
 
-    def load(self, image: Path) -> np.ndarray:
-        """uint8 [H, W, 3]: stored pixels, or those of the image, which a thread then stores. Raises as ``load_image`` does."""
+    def load(self, image: Path) -> np.ndarray | PiecewiseImage:
+        """uint8 [H, W, 3]: stored pixels, or those of the image, which a thread then stores. Raises as ``load_image`` does.
+
+        Where they cannot be stored now, ``open_image`` gives what is asked for.
+        """
         pixels = self.read(image)
         if pixels is not None:
             return pixels
-        state = _state(image)
-        pixels = load_image(image)
-        if not int(self._ended):
-            self._write_by_the_way(image, pixels, state)
-        return pixels
-
-    def _write_by_the_way(self, image: Path, pixels: np.ndarray, state: tuple[int, int, int]) -> None:
         pid, thread, waiting = self._writing
         if pid != os.getpid():  # threads do not survive a fork
             thread, waiting = ThreadPoolExecutor(1), []
         waiting = [future for future in waiting if not future.done()]
-        if len(waiting) < _WAITING:
-            waiting.append(thread.submit(self._try_to_write, image, pixels, state))
+        if int(self._ended) or len(waiting) == _WAITING:
+            return open_image(image)
+        state = _state(image)
+        pixels = load_image(image)
+        waiting.append(thread.submit(self._try_to_write, image, pixels, state))
         self._writing = os.getpid(), thread, waiting
+        return pixels
 
     def _try_to_write(self, image: Path, pixels: np.ndarray, state: tuple[int, int, int]) -> None:
         try:

@@ -24,10 +24,15 @@ def rescaled_rectangle(
     Without the native engine OpenCV rescales all of the image, with the same result.
     """
     if not native.works():
-        whole = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+        whole = cv2.resize(image[:, :], size[::-1], interpolation=cv2.INTER_LINEAR)
         return whole[top : top + height, left : left + width]
     rows, columns = taps(image.shape[0], size[0], top, height), taps(image.shape[1], size[1], left, width)
-    return native.resize(image, rows, columns)
+    part = []
+    for axis in (rows, columns):
+        first = axis[0, 0]
+        part.append(slice(first, axis[-1, 1] + 1))
+        axis[:, :2] -= first
+    return native.resize(image[tuple(part)], rows, columns)
 
 
 def taps(source: int, target: int, first: int, count: int) -> np.ndarray:

@@ -1,25 +1,28 @@
 """The prepared data set as torch sees it."""
 
 import math
+import pickle
 import shutil
 import sys
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from crowd_data import CROP, assert_equal, make_root, one_line
+from PIL import Image
 from torch.utils.data import DataLoader
 
-import datasets.crowd
 import preprocess_dataset_ucf
 from datasets.crowd import Crowd, EvalSample, TrainSample, collate, load_annotations
 from datasets.transforms import Sample, augment, draw_augmentation
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import transport_kernel
 from utils.files import gaussians_path, points_path, read_points
-from utils.images import load_image
+from utils.images import load_image, open_image
 from utils.pixels import to_planes
 
 
@@ -104,10 +107,35 @@ def test_workers_change_nothing_and_see_the_epoch(root):
 
 
 def test_each_item_is_decoded_once(root, monkeypatch):
-    calls = []
-    monkeypatch.setattr(datasets.crowd, "load_image", lambda path: calls.append(path) or load_image(path))
+    calls, decode = [], simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **k: calls.append(a) or decode(*a, **k))
     Crowd(root, CROP, "train")[0]
     assert len(calls) == 1
+
+
+def test_crops_are_the_same_from_pieces_and_from_whole_images(root):
+    marked, plain = Crowd(root, CROP, "train"), Crowd(shutil.copytree(root, root.parent / "plain"), CROP, "train")
+    for path in plain.images:
+        Image.fromarray(load_image(path)).save(path, "PNG")  # the same pixels, which are read whole
+        assert isinstance(open_image(path), np.ndarray)
+    for epoch in range(4):
+        marked.set_epoch(epoch), plain.set_epoch(epoch)
+        for index in range(len(marked)):
+            assert torch.equal(marked[index].image, plain[index].image)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_from_one_process_to_another_a_batch_goes_as_one_tensor(root, kernel):
+    crowd = Crowd(root, CROP, "train", **({} if kernel else {"kernel": None}))
+    batch = collate([crowd[0], crowd[1]])
+    assert (batch.kernel is not None) == kernel
+    function, (packed, *others) = batch.__reduce__()
+    assert packed.dtype == torch.uint8 and packed.is_contiguous()
+    assert not any(isinstance(other, torch.Tensor) for other in others)
+    received = pickle.loads(ForkingPickler.dumps(batch))
+    assert_equal(received, batch)
+    tensors = [value for value in (*received, *(received.kernel or ())) if isinstance(value, torch.Tensor)]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
 
 
 def test_nan_scales_become_a_sixth_of_the_distance(root):

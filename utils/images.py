@@ -16,6 +16,7 @@ import simplejpeg
 from PIL import Image
 
 from utils.files import atomic_write
+from utils.jpeg import Pieces, restart_interval
 
 MAX_PIXELS = 300_000_000
 # What photographs come in, also under another's suffix. Pillow knows many more formats, and some run other programs.
@@ -62,6 +63,33 @@ def load_image(path: Path | str, upright: bool = False) -> np.ndarray:
     if upright == turned or orientation == 1:
         return pixels
     return np.ascontiguousarray(turn(pixels, orientation if upright else INVERSE[orientation]))
+
+
+def open_image(path: Path) -> np.ndarray | PiecewiseImage:
+    """What ``load_image(path)`` gives, to be asked for its ``shape`` and for parts, ``[top:bottom, left:right]``; the same errors.
+
+    A JPEG whose restart markers allow it, such as ``save_jpeg`` writes, is decoded only where it is asked for.
+    """
+    try:
+        return PiecewiseImage(path)
+    except ValueError:
+        return load_image(path)
+
+
+class PiecewiseImage(Pieces):
+    """``Pieces`` of a file. What cannot be decoded in pieces is read whole, and what is wrong is said as ``load_image`` does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(path.read_bytes())
+        if self.shape[0] * self.shape[1] > MAX_PIXELS:
+            raise ValueError("too many pixels")
+
+    def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
+        try:
+            return super().__getitem__(part)
+        except ValueError:
+            return load_image(self.path)[part]
 
 
 def image_shape(path: Path | str) -> Shape:
@@ -179,6 +207,7 @@ def _unread_kind(path: Path | str) -> str | None:
 
 
 def save_jpeg(image: np.ndarray, path: Path, quality: int) -> None:
-    """Write uint8 [H, W, 3] as a JPEG; ``path`` appears whole or not at all."""
+    """Write uint8 [H, W, 3] as a JPEG of which ``open_image`` decodes parts; ``path`` appears whole or not at all."""
     with atomic_write(path) as partial:
-        Image.fromarray(image).save(partial, "JPEG", quality=quality)
+        blocks = restart_interval(image.shape[1])
+        Image.fromarray(image).save(partial, "JPEG", quality=quality, restart_marker_blocks=blocks)
