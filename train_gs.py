@@ -350,13 +350,12 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             metrics |= train_epoch(*parts, epoch, arguments, progress, run.guard, budget)
         except NonFinite as error:
             names, contents = describe_trouble(run, error, arguments.batch_size)
-            where = (
-                f"epoch {epoch}, batch {error.batches.stop - 1}: the {error.what} of {names}" if names else error.what
-            )
-            saved = ""
+            where, saved, last = error.what, "", error.batches.stop - 1
             if names:
-                aside = set_aside(folder, epoch, error.batches.stop - 1, contents, **state() | {"scaler": scaler})
+                where = f"epoch {epoch}, batch {last}: the {error.what} of {names}"
+                aside = set_aside(folder, epoch, last, contents, **state() | {"scaler": scaler})
                 saved = f" (these crops and the state before them are in {aside})"
+            fabric.barrier()  # a launcher ends all processes when the first one ends
             raise ValueError(f"{where} is not finite; lower --lr{saved}") from None
         validations, waiting = divmod(epoch - arguments.val_start, arguments.val_every)
         if (epoch >= arguments.val_start and not waiting) or epoch == arguments.epochs - 1:
@@ -380,6 +379,7 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
     progress.close()
     if log:
         log.close()
+    fabric.barrier()  # nobody leaves while others still need it
     say(fabric, f"best 2 MSE + MAE on val: {best:.3f}; {folder / 'best_model.pth'}")
 
 
