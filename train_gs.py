@@ -135,7 +135,7 @@ def train_epoch(
         if (index + 1) % CHECK_EVERY == 0 or index == len(loader) - 1:
             stop_if_broken(fabric, guard, arguments.accumulate, index + 1)
             if budget:
-                arguments.epochs = fabric.broadcast(budget.epochs(epoch + (index + 1) / len(loader)))
+                arguments.epochs = budget.epochs(epoch + (index + 1) / len(loader), fabric.broadcast(budget.elapsed()))
                 progress.total = arguments.epochs * len(loader) * arguments.batch_size * fabric.world_size
         watch.lap("other")
     progress.set_postfix(sums.read(), refresh=False)
@@ -316,11 +316,9 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
         save_arguments(arguments, folder / "config.yml")
         log = RunLog(folder, run.first_epoch)
         print("options: " + ", ".join(f"{key} {value}" for key, value in options.items()))
-    say(
-        fabric,
-        f"{arguments.model_name} on {arguments.dataset}: {len(run.train)} training and {len(run.val)} validation images, "
-        f"{sum(p.numel() for p in network.parameters()):,} parameters, {fabric.world_size} x {fabric.device.type}",
-    )
+    images = f"{len(run.train)} training and {len(run.val)} validation images"
+    size = f"{sum(p.numel() for p in network.parameters()):,} parameters, {fabric.world_size} x {fabric.device.type}"
+    say(fabric, f"{arguments.model_name} on {arguments.dataset}: {images}, {size}")
 
     def state() -> dict[str, Any]:
         return {
@@ -392,7 +390,10 @@ def main() -> None:
     folder = make_folder(arguments.save_dir)
     loading = shared_memory_errors(arguments.num_workers, arguments.batch_size)
     with memory_errors(remedy), loading, hold(folder) if fabric.is_global_zero else contextlib.nullcontext():
-        train(fabric, arguments)
+        try:
+            train(fabric, arguments)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("" if arguments.resume == "auto" else "--resume auto") from None
 
 
 if __name__ == "__main__":

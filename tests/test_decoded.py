@@ -233,7 +233,7 @@ def test_shared_memory_that_is_too_small_is_said_before_the_first_epoch(monkeypa
         check_shared_memory(200_001, 2, 2, 4)
     assert str(caught.value) == (
         "not enough shared memory in /dev/shm for --num-workers 2 and --batch-size 4, 1.0 MB of which 1.0 MB are free; "
-        "enlarge it (docker run --shm-size), or --num-workers 0"
+        "enlarge it (docker run --shm-size), or lower --num-workers (0 needs none) or --prefetch"
     )
 
 

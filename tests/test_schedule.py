@@ -13,22 +13,24 @@ from utils.training.schedule import TimeBudget
 from utils.training.train_options import default_loaders
 
 
-def test_epochs_follow_the_pace(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])
+def test_epochs_follow_the_pace():
     budget = TimeBudget(10, 3)  # goes on with epoch 3
-    now[0] = 20  # of which most is starting up: at this pace 15 epochs
-    assert budget.epochs(3.5) == 3 + int(0.5 + 0.97 * 580 / 40)
-    now[0] = 30  # half an epoch in ten seconds from then on
-    assert budget.epochs(4.0) == 4 + int(0.97 * 570 / 20)
-    now[0] = 595
-    assert budget.epochs(20.2) == 21  # the epoch under way
-    now[0] = 700
-    assert budget.epochs(21.0) == 21
+    # 20 s, of which most is starting up: at this pace 15 epochs
+    assert budget.epochs(3.5, 20) == 3 + int(0.5 + 0.97 * 580 / 40)
+    # half an epoch in ten seconds from then on
+    assert budget.epochs(4.0, 30) == 4 + int(0.97 * 570 / 20)
+    assert budget.epochs(20.2, 595) == 21  # the epoch under way
+    assert budget.epochs(21.0, 700) == 21
     with pytest.raises(ValueError, match="--minutes 1: an epoch takes about 13.3 minutes; give more, or --epochs"):
-        budget = TimeBudget(1, 0)
-        now[0] += 80
-        budget.epochs(0.1)
+        TimeBudget(1, 0).epochs(0.1, 80)
+
+
+def test_time_passes(monkeypatch):
+    now = [5.0]
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])
+    budget = TimeBudget(10, 0)
+    now[0] = 7.5
+    assert budget.elapsed() == 2.5
 
 
 def test_a_run_ends_in_time_with_a_finished_schedule_and_is_then_done(tmp_path, monkeypatch):

@@ -24,26 +24,26 @@ class TimeBudget:
 
     def __init__(self, minutes: float, first_epoch: int) -> None:
         self.minutes, self.first_epoch = minutes, first_epoch
-        self.begin = time.monotonic()
-        self.first_step: float | None = None  # when it was done, and what it had done: it pays for starting up
-        self.done_then = 0.0
+        self._begin = time.monotonic()
+        self._first_step: tuple[float, float] | None = (
+            None  # seconds and epochs when it was done: it pays for starting up
+        )
 
-    def epochs(self, done: float) -> int:
+    def elapsed(self) -> float:
+        """Seconds from the beginning; those of one process are what all go by."""
+        return time.monotonic() - self._begin
+
+    def epochs(self, done: float, elapsed: float) -> int:
         """All epochs of the run when ``done`` of them, since its very beginning, are; at least the one under way.
 
         Raises ``ValueError`` where not even one fits.
         """
-        now = time.monotonic()
-        if self.first_step is None:
-            self.first_step, self.done_then = now, done
-            done_since, spent = done - self.first_epoch, now - self.begin
-        else:
-            done_since, spent = done - self.done_then, now - self.first_step
-        left = max(60 * self.minutes - (now - self.begin), 0.0)
-        total = done + _SLACK * left * done_since / spent
+        begin, before = self._first_step or (0.0, self.first_epoch)
+        self._first_step = self._first_step or (elapsed, done)
+        pace = (elapsed - begin) / (done - before)  # seconds an epoch
+        total = done + _SLACK * max(60 * self.minutes - elapsed, 0.0) / pace
         if total < self.first_epoch + 1 and done < self.first_epoch + 1:
-            needed = spent / done_since / 60
             raise ValueError(
-                f"--minutes {self.minutes:g}: an epoch takes about {needed:.1f} minutes; give more, or --epochs"
+                f"--minutes {self.minutes:g}: an epoch takes about {pace / 60:.1f} minutes; give more, or --epochs"
             )
         return max(math.floor(total), math.ceil(done))

@@ -90,5 +90,5 @@ def shared_memory_errors(num_workers: int, batch_size: int) -> Iterator[None]:
 def _message(num_workers: int, batch_size: int, how_much: str = "") -> str:
     return (
         f"not enough shared memory in {FOLDER} for --num-workers {num_workers} and --batch-size {batch_size}{how_much}; "
-        "enlarge it (docker run --shm-size), or --num-workers 0"
+        "enlarge it (docker run --shm-size), or lower --num-workers (0 needs none) or --prefetch"
     )

@@ -58,8 +58,8 @@ def parse_train_options(
     processors, local = default_workers(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     # By the devices, which are not known yet: several of them share the processors.
     workers = f"processes that load images, for each device (default: {default_loaders(processors // local)})"
-    add("--num-workers", type=number(int, 0), metavar="N", help=workers)
-    add("--prefetch", type=number(int, 1), default=2, metavar="N", help="batches that each of them makes ahead")
+    add("--num-workers", type=number(int, 0, 4096), metavar="N", help=workers)
+    add("--prefetch", type=number(int, 1, 10**6), default=2, metavar="N", help="batches that each of them makes ahead")
     pixels = (
         "kept decoded on disk (3 bytes a pixel) once an image is read, where there is room; or decoded for each crop"
     )
@@ -89,8 +89,8 @@ def parse_train_options(
     add("--lr-schedule", choices=schedules, default="constant", help="rate over the run; warm-up: its first 5 %%")
     add("--warm-up-epochs", type=number(int, 0), default=0, metavar="N", help="epochs over which the rate rises")
     add("--weight-decay", type=number(float, 0), default=1e-5, metavar="X", help="Adam's weight decay")
-    add("--batch-size", type=number(int, 1), default=1, metavar="N", help="crops in a batch, on each device")
-    add("--accumulate", type=number(int, 1), default=1, metavar="N", help="batches averaged for one step")
+    add("--batch-size", type=number(int, 1, 10**6), default=1, metavar="N", help="crops in a batch, on each device")
+    add("--accumulate", type=number(int, 1, 10**6), default=1, metavar="N", help="batches averaged for one step")
     add("--grad-clip", type=number(float, 0), default=0.0, metavar="X", help="largest gradient norm (0: any)")
     add("--ema", type=number(float, 0, 0.999999), default=0.0, metavar="X", help="decay of averaged weights (0: off)")
     passes = "passes over the training images"
