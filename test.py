@@ -27,7 +27,7 @@ from datasets.crowd import SPLITS, Crowd
 from models import MODELS, load_model, weights_file
 from utils.cli import EXIT_FAILED, default_workers, one_line, progress_options, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
-from utils.device import environment, fabric_devices, memory_errors
+from utils.device import environment, fabric_devices, network_errors
 from utils.evaluation import Result, Window, in_threads
 from utils.evaluation.model_card import CARD, note_evaluation
 from utils.evaluation.report import write_report
@@ -71,6 +71,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument_group("prediction").add_argument
     add("--device", default="auto", metavar="D", help="GPU id or cpu; auto: the first GPU if any")
     add("--precision", choices=("32", "16-mixed", "bf16-mixed"), default="32", help="of the network")
+    add("--compile", action=switch, default=False, help="compile the network with torch.compile, once for all sizes")
     add("--window", type=number(int, 16), default=512, metavar="N", help="side of the windows, pixels")
     add("--overlap", type=number(int, 0), default=0, metavar="N", help="of blended windows, pixels (0: as published)")
     add("--flip-average", action=switch, default=False, help="mean with the mirrored image's prediction")
@@ -167,6 +168,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     devices["devices"] = 1 if devices["accelerator"] == "cpu" else devices["devices"][:1]
     fabric = Fabric(**devices, precision=arguments.precision)
     model = fabric.to_device(model)
+    if arguments.compile:
+        model = torch.compile(model, dynamic=True)
     windows = {"window": arguments.window, "overlap": arguments.overlap, "flip": arguments.flip_average}
     results, failed = [], []
     started = time.perf_counter()
@@ -237,7 +240,7 @@ def main() -> int:
     """Evaluate as the command line says."""
     arguments = parse()
     lock = hold(make_folder(arguments.out)) if arguments.out else contextlib.nullcontext()
-    with lock, memory_errors(f"lower --window {arguments.window}, or take --precision bf16-mixed"):
+    with lock, network_errors(f"lower --window {arguments.window}, or take --precision bf16-mixed"):
         return evaluate(arguments)
 
 

@@ -29,7 +29,7 @@ from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
 from models import MODELS, attention_variance, build_model, load_backbone, load_weights, rate_groups, read_checkpoint
 from utils.cli import progress_options, run_script
 from utils.config import option_values, save_arguments
-from utils.device import memory_errors, start_fabric
+from utils.device import network_errors, start_fabric
 from utils.evaluation import density_map, evaluate, in_threads, predict
 from utils.evaluation.model_card import write_card
 from utils.files import make_folder, remove_stale_partials
@@ -389,7 +389,7 @@ def main() -> None:
     remedy = f"lower one of {size} (--accumulate makes up for it), --num-workers, or take --precision bf16-mixed"
     folder = make_folder(arguments.save_dir)
     loading = shared_memory_errors(arguments.num_workers, arguments.batch_size)
-    with memory_errors(remedy), loading, hold(folder) if fabric.is_global_zero else contextlib.nullcontext():
+    with network_errors(remedy), loading, hold(folder) if fabric.is_global_zero else contextlib.nullcontext():
         try:
             train(fabric, arguments)
         except KeyboardInterrupt:

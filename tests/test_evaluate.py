@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import shutil
 import socket
@@ -100,6 +101,33 @@ def test_everything_that_is_written_agrees(data, weights, tmp_path):
         assert path.read_bytes() == (again / "figures" / path.name).read_bytes(), path.name
     with h5py.File(again / "densities" / "IMG_0002.h5") as file:
         assert np.array_equal(file["density"], np.load(out / "densities" / "IMG_0002.npy"))
+
+
+def test_compiled_once_for_all_sizes_the_counts_stay(data, weights, tmp_path, monkeypatch):
+    """Traced by the compiler, and run without its C++, which is PyTorch's to test."""
+    traced = []
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return graph.forward
+
+    evaluate(weights, "--data-dir", data, "--out", tmp_path / "plain", "--window", 64)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    evaluate(weights, "--data-dir", data, "--out", tmp_path / "compiled", "--window", 64, "--compile")
+    assert len(traced) <= 3 < len({(row["width"], row["height"]) for row in table(tmp_path / "plain")}) + 2
+    for one, other in zip(table(tmp_path / "plain"), table(tmp_path / "compiled"), strict=True):
+        assert float(other["predicted"]) == pytest.approx(float(one["predicted"]), rel=1e-5)
+
+
+def test_no_compiler_is_one_line(data, weights, monkeypatch):
+    def backend(graph, inputs):
+        raise RuntimeError("No working C++ compiler found")
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    _, err = evaluate(weights, "--data-dir", data, "--compile", code=1)
+    (line,) = errors(err)
+    assert line.startswith("error: --compile: ") and line.endswith("; leave it out, or install a C++ compiler")
 
 
 def test_windows_overlap_and_mirror_change_the_count(data, weights, tmp_path):

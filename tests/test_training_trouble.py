@@ -19,7 +19,7 @@ from training_runs import Tiny, largest_difference, make_data, metrics, train, w
 
 import train_gs
 from models import Prediction
-from utils.device import memory_errors
+from utils.device import network_errors
 from utils.files import gaussians_path, make_folder, points_path
 from utils.lock import hold
 
@@ -112,12 +112,12 @@ def test_running_out_of_memory_says_what_to_lower(data, tmp_path, monkeypatch):
     ids=["python", "cuda", "worker"],
 )
 def test_every_lack_of_memory_is_one_line(error):
-    with pytest.raises(ValueError, match="out of memory.*; lower it$"), memory_errors("lower it"):
+    with pytest.raises(ValueError, match="out of memory.*; lower it$"), network_errors("lower it"):
         raise error
 
 
 def test_other_runtime_errors_keep_their_traceback():
-    with pytest.raises(RuntimeError, match="shape mismatch"), memory_errors("lower it"):
+    with pytest.raises(RuntimeError, match="shape mismatch"), network_errors("lower it"):
         raise RuntimeError("shape mismatch")
 
 
@@ -220,9 +220,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(data, tmp_path, tiny, monkeypa
 def test_an_interrupted_run_says_one_line(data, tmp_path):
     """Whatever its loading processes, which Ctrl-C reaches too, are doing."""
     fixed = "--device cpu --backbone-weights none --crop-size 64 --epochs 3000 --num-workers 2"
-    for number in range(2):
-        folder = tmp_path / str(number)
-        command = [sys.executable, "tests/train_tiny.py", *fixed.split(), "--data-dir", data, "--save-dir", folder]
+    for resume, what in (("auto", "the same command"), ("none", "--resume auto")):
+        folder, where = tmp_path / resume, ["--data-dir", data, "--save-dir", tmp_path / resume, "--resume", resume]
+        command = [sys.executable, "tests/train_tiny.py", *fixed.split(), *where]
         with subprocess.Popen(
             list(map(str, command)),
             cwd=ROOT,
@@ -238,7 +238,7 @@ def test_an_interrupted_run_says_one_line(data, tmp_path):
             os.killpg(run.pid, signal.SIGINT)
             _, err = run.communicate(timeout=60)
         assert run.returncode == 130
-        assert err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
+        assert err.splitlines()[-1] == f"interrupted; {what} goes on where this one stopped"
         assert "Traceback" not in err and "Error" not in err
 
 

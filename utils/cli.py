@@ -32,7 +32,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
     except KeyboardInterrupt as interruption:
-        print(f"interrupted; {interruption or 'the same command'} goes on where this one stopped", file=sys.stderr)
+        print(f"interrupted; {str(interruption) or 'the same command'} goes on where this one stopped", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except (OSError, ValueError) as error:
         if os.environ.get("GST_TRACEBACK"):

@@ -63,8 +63,8 @@ def start_fabric(arguments: argparse.Namespace) -> Fabric:
 
 
 @contextlib.contextmanager
-def memory_errors(remedy: str) -> Iterator[None]:
-    """Turn the many ways in which memory runs out into one ``ValueError`` that ends in ``remedy``."""
+def network_errors(remedy: str) -> Iterator[None]:
+    """Turn the many ways in which memory runs out into one ``ValueError`` that ends in ``remedy``, and a failed --compile."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -73,6 +73,8 @@ def memory_errors(remedy: str) -> Iterator[None]:
             raise ValueError(f"a process that loads images was killed (out of memory?); {remedy}") from None
         if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
             raise ValueError(f"out of memory; {remedy}") from None
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise ValueError(f"--compile: {text.splitlines()[0]}; leave it out, or install a C++ compiler") from None
         raise
 
 
