@@ -4,10 +4,11 @@
 
 Images are drawn noise of a photograph's compressibility, two thirds as high as wide, in a temporary folder; crops of 512 carry GST's
 kernel of about ``--points`` annotations. "whole": an image is decoded by Pillow and all of it rescaled for each crop, annotations are
-read from their files. "jpeg": simplejpeg decodes the pieces under the crop (``utils.jpeg``), and only these are rescaled. "cold": the page cache was asked to drop
-the files before. "A core" is by CPU time, the rest by the clock. The second table trains on one crop a step that takes as long as
-said, with the last number of processes; the last has the first two epochs with as many, their start included, and how many images
-the first of them stored decoded, by the way.
+read from their files. "jpeg": the pieces under the crop are decoded (``utils.jpeg``), and only these are rescaled. "cold": the page
+cache was asked to drop the files before. "A core" is by CPU time, the rest by the clock. The second table trains on one crop a step
+that takes as long as said, with the last number of processes (a batch takes 1 to 2 ms to be handed over; on a GPU the thread that
+pins memory does that); the last has the first two epochs with as many, their start included, and how many images the first of them
+stored decoded, by the way.
 """
 
 from __future__ import annotations
