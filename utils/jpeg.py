@@ -23,7 +23,7 @@ _RESTARTS, _SCAN, _START, _END = 0xDD, 0xDA, b"\xff\xd8", 0xD9
 
 
 def restart_interval(width: int, block: int = 16) -> int:
-    """Blocks from one restart marker to the next: the fewest, but 8, that divide a row of an image ``width`` pixels wide."""
+    """Blocks from one restart marker to the next: at least 8, as few as divide a row of an image ``width`` pixels wide."""
     columns = -(-width // block)
     return next(n for n in range(min(_PIECE, columns), columns + 1) if columns % n == 0)
 
@@ -106,7 +106,6 @@ def _ends(data: bytes, first: int, count: int) -> list[int]:
     codes = np.frombuffer(data, np.uint8)
     at = first + np.flatnonzero(codes[first:-1] == 0xFF)
     at = at[codes[at + 1] != 0][:count]  # 0xFF 0 is a byte of the coding
-    expected = np.append(0xD0 + np.arange(count - 1) % 8, _END)
-    if not np.array_equal(codes[at + 1], expected):
+    if len(at) < count or not np.array_equal(codes[at + 1], np.append(0xD0 + np.arange(count - 1) % 8, _END)):
         raise ValueError(f"no {count} pieces")
     return [first - 2, *at.tolist()]
