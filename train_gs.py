@@ -38,7 +38,7 @@ from utils.lock import hold
 from utils.pixels import normalise
 from utils.training.checkpoint import find_start, prune_checkpoints, save_checkpoint, save_weights, set_aside
 from utils.training.run_log import RunLog
-from utils.training.schedule import TimeBudget, rate_factor
+from utils.training.schedule import TimeBudget, epochs_to_begin_with, rate_factor
 from utils.training.shared_memory import shared_memory_errors
 from utils.training.steps import EpochSums, Guard, Stopwatch, gradient_norm, guarded_average
 from utils.training.train_options import CHANGEABLE_OPTIONS, parse_train_options
@@ -140,9 +140,8 @@ def train_epoch(
         watch.lap("other")
     progress.set_postfix(sums.read(), refresh=False)
     totals = torch.tensor(sums.all(), dtype=torch.float64, device=fabric.device)
-    loss, absolute, squared, norms, batches, images, steps, skipped = fabric.all_reduce(
-        totals, reduce_op="sum"
-    ).tolist()
+    totals = fabric.all_reduce(totals, reduce_op="sum").tolist()
+    loss, absolute, squared, norms, batches, images, steps, skipped = totals
     times = watch.seconds()
     return {
         "loss": loss / batches,
@@ -272,10 +271,10 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
     # One pass over weights and moments, on a CPU several times as fast; it also takes the guard's flag.
     settings = {"lr": arguments.lr, "weight_decay": arguments.weight_decay, "fused": True, "foreach": None}
     optimizer = torch.optim.Adam(rate_groups(network, arguments.head_lr), **settings)
-    state = resume, fabric, network, optimizer, average, settings
-    first_epoch, best = restore(*state) if resume else (0, math.inf)
-    if arguments.minutes and resume and read_checkpoint(resume).get("epochs") == first_epoch:
-        arguments.epochs = first_epoch  # its time was used up
+    first_epoch, best = restore(resume, fabric, network, optimizer, average, settings) if resume else (0, math.inf)
+    if arguments.minutes:
+        saved = read_checkpoint(resume) if resume else {}
+        arguments.epochs = epochs_to_begin_with(arguments.minutes, arguments.epochs, first_epoch, saved)
     if first_epoch >= arguments.epochs:
         say(fabric, f"{resume}: {first_epoch} epochs are done, of {arguments.epochs}; nothing to do")
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
@@ -332,8 +331,8 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             "epochs": arguments.epochs,
         }
 
-    images = arguments.epochs * len(run.train)
-    shown = {"total": images, "initial": run.first_epoch * len(run.train), "desc": "train", "unit": "img"}
+    count = len(run.train)
+    shown = {"total": arguments.epochs * count, "initial": run.first_epoch * count, "desc": "train", "unit": "img"}
     progress = tqdm(**shown, disable=not fabric.is_global_zero, **progress_options())
     parts = fabric, run.model, run.optimizer, average, run.loader
     budget = TimeBudget(arguments.minutes, run.first_epoch) if arguments.minutes else None
@@ -393,7 +392,8 @@ def main() -> None:
         try:
             train(fabric, arguments)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("" if arguments.resume == "auto" else "--resume auto") from None
+            other = f"--resume auto goes on with the newest checkpoint in {folder}"
+            raise KeyboardInterrupt("" if arguments.resume == "auto" else other) from None
 
 
 if __name__ == "__main__":

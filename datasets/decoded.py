@@ -72,7 +72,7 @@ class DecodedPixels:
                 return None
             pixels = np.frombuffer(mapped, np.uint8, 3 * height * width, first).reshape(height, width, 3)
             checksum = int(note["crc32"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError):
             return None
         return None if check and not self._is_whole(image, pixels, checksum, written) else pixels
 
@@ -106,9 +106,13 @@ class DecodedPixels:
                 f"{self.folder}: less than {RESERVE / 1e9:.0f} GB are left on this disk; give --pixels-dir another"
             )
         pixels = np.ascontiguousarray(pixels)
-        note = {"shape": pixels.shape[:2], "state": state, "sha256": _sha256(image), "crc32": zlib.crc32(pixels)}
-        if _state(image) != state:
+        try:
+            digest, now = _sha256(image), _state(image)
+        except OSError:
+            return  # removed meanwhile
+        if now != state:
             return  # replaced meanwhile
+        note = {"shape": pixels.shape[:2], "state": state, "sha256": digest, "crc32": zlib.crc32(pixels)}
         with atomic_write(self.path(image)) as partial, partial.open("wb") as file:
             npy.write_array(file, pixels, (1, 0))
             file.write(json.dumps(note).encode().ljust(_NOTE - 1) + b"\n")

@@ -21,7 +21,7 @@ from datasets.crowd import Crowd
 from datasets.decoded import DecodedPixels, open_decoded
 from datasets.loading import crop_loader, keep_pixels
 from datasets.sampler import EpochSampler
-from utils.images import image_size, load_image, save_jpeg
+from utils.images import PiecewiseImage, image_size, load_image, save_jpeg
 from utils.training import shared_memory
 from utils.training.shared_memory import check_shared_memory, shared_memory_errors
 
@@ -254,3 +254,28 @@ def test_what_a_lack_of_shared_memory_looks_like(error, message):
         raise error
     with pytest.raises(RuntimeError, match="other"), shared_memory_errors(2, 4):
         raise RuntimeError("other")
+
+
+def test_where_pixels_cannot_be_stored_only_pieces_are_decoded(root, monkeypatch):
+    crowd = Crowd(root, CROP, "train")
+    keep_pixels(crowd, crowd.read_once(), None)
+    crowd.pixels._ended.fill_(1)  # the disk is full
+    assert isinstance(crowd.pixels.load(crowd.images[0]), PiecewiseImage)
+    assert same(crowd[0], Crowd(root, CROP, "train")[0])
+    crowd.pixels._ended.fill_(0)
+    monkeypatch.setattr(datasets.decoded, "_WAITING", 0)  # the writers are busy
+    assert isinstance(crowd.pixels.load(crowd.images[0]), PiecewiseImage)
+    monkeypatch.undo()
+    assert isinstance(crowd.pixels.load(crowd.images[0]), np.ndarray)
+    crowd.pixels.finish()
+    assert crowd.pixels.read(crowd.images[0]) is not None
+
+
+def test_an_image_that_is_removed_ends_nothing(root):
+    crowd = Crowd(root, CROP, "train")
+    keep_pixels(crowd, crowd.read_once(), None)
+    first, pixels = crowd.images[0], load_image(crowd.images[0])
+    state = datasets.decoded._state(first)
+    first.unlink()
+    crowd.pixels._try_to_write(first, pixels, state)
+    assert not int(crowd.pixels._ended) and not crowd.pixels.path(first).exists()

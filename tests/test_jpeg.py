@@ -133,3 +133,32 @@ def test_a_piece_that_cannot_be_decoded_is_left_to_whom_decodes_it_all(tmp_path)
     image = open_image(tmp_path / "a.jpg")
     assert isinstance(image, PiecewiseImage)
     np.testing.assert_array_equal(image[:, :], load_image(tmp_path / "a.jpg"))
+
+
+def test_what_is_no_rectangle_is_what_numpy_makes_of_it(tmp_path):
+    save_jpeg(noise(150, 400), tmp_path / "a.jpg", 90)
+    image, whole = open_image(str(tmp_path / "a.jpg")), load_image(tmp_path / "a.jpg")
+    for part in (np.s_[200:50, 0:10], np.s_[0:20:2, 3:90], np.s_[::-1, :], np.s_[-30:, -50:-10], np.s_[:1000, 390:500]):
+        np.testing.assert_array_equal(image[part], whole[part])
+
+
+def test_a_header_that_others_skip_is_not_believed():
+    data = written(noise(64, 128), restart_marker_blocks=8)
+    hidden = written(noise(32, 256), restart_marker_blocks=8)
+    frame = hidden[hidden.index(b"\xff\xc0") :][:19]
+    filled = data[:2] + b"\xff\xff\xe1" + (len(frame) + 2).to_bytes(2, "big") + frame + data[2:]
+    assert np.array(Image.open(io.BytesIO(filled))).shape == (64, 128, 3)
+    with pytest.raises(ValueError, match="no sequential"):
+        Pieces(filled)
+
+
+def test_no_memory_for_pieces_is_said_as_of_whole_images(tmp_path, monkeypatch):
+    save_jpeg(noise(64, 256), tmp_path / "a.jpg", 90)
+    image = open_image(tmp_path / "a.jpg")
+
+    def none_left(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(utils.jpeg.simplejpeg, "decode_jpeg", none_left)
+    with pytest.raises(ValueError, match=r"a\.jpg: cannot read this image \(not enough memory"):
+        image[0:20, 0:20]

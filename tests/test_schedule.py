@@ -9,7 +9,7 @@ from training_runs import Tiny, make_data, metrics, train
 import train_gs
 from GS2D.options import KERNEL_OPTIONS
 from utils.training import schedule, train_options
-from utils.training.schedule import TimeBudget
+from utils.training.schedule import TimeBudget, epochs_to_begin_with
 from utils.training.train_options import default_loaders
 
 
@@ -45,6 +45,23 @@ def test_a_run_ends_in_time_with_a_finished_schedule_and_is_then_done(tmp_path, 
     assert lines[0]["lr"] > 0.5e-3 and lines[-1]["lr"] < 0.2e-3
     out, _ = train(data, tmp_path / "run", *options)
     assert "nothing to do" in out and len(metrics(tmp_path / "run")) == len(lines)
+    train(data, tmp_path / "run", *options, "--minutes", 0.02)  # other minutes: more of them
+    assert len(metrics(tmp_path / "run")) > len(lines)
+
+
+def test_minutes_count_whatever_epochs_were_asked_for():
+    assert epochs_to_begin_with(5, 1200, 0, {}) == 1200
+    stopped = {"epochs": 1900, "config": {"minutes": 5.0}}
+    assert epochs_to_begin_with(5, 1200, 1301, stopped) == 1302  # more than --epochs, and not done
+    assert epochs_to_begin_with(5, 1200, 1900, stopped) == 1900
+    assert epochs_to_begin_with(6, 1200, 1900, stopped) == 1901
+    assert epochs_to_begin_with(5, 1200, 2, {"epochs": 2, "config": {"minutes": None}}) == 1200
+
+
+def test_minutes_of_ages_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_options.parse_train_options(("vgg",), ("gst",), KERNEL_OPTIONS, ["--data-dir", "d", "--minutes", "inf"])
+    assert "--minutes: inf is impossible: it must be above 0 and at most 1e+06" in capsys.readouterr().err
 
 
 def test_less_than_an_epoch(tmp_path, monkeypatch):

@@ -32,7 +32,8 @@ def run_script(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
     except KeyboardInterrupt as interruption:
-        print(f"interrupted; {str(interruption) or 'the same command'} goes on where this one stopped", file=sys.stderr)
+        goes_on = str(interruption) or "the same command goes on where this one stopped"
+        print(f"interrupted; {goes_on}", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except (OSError, ValueError) as error:
         if os.environ.get("GST_TRACEBACK"):

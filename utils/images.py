@@ -65,14 +65,14 @@ def load_image(path: Path | str, upright: bool = False) -> np.ndarray:
     return np.ascontiguousarray(turn(pixels, orientation if upright else INVERSE[orientation]))
 
 
-def open_image(path: Path) -> np.ndarray | PiecewiseImage:
+def open_image(path: Path | str) -> np.ndarray | PiecewiseImage:
     """What ``load_image(path)`` gives, to be asked for its ``shape`` and for parts, ``[top:bottom, left:right]``; the same errors.
 
     A JPEG whose restart markers allow it, such as ``save_jpeg`` writes, is decoded only where it is asked for.
     """
     try:
-        return PiecewiseImage(path)
-    except ValueError:
+        return PiecewiseImage(Path(path))
+    except (ValueError, MemoryError):
         return load_image(path)
 
 
@@ -88,7 +88,7 @@ class PiecewiseImage(Pieces):
     def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
         try:
             return super().__getitem__(part)
-        except ValueError:
+        except (ValueError, MemoryError):
             return load_image(self.path)[part]
 
 

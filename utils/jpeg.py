@@ -19,6 +19,7 @@ _PIECE = 8  # blocks of 16 pixels in a piece, at least; a marker every 8 costs 0
 _MARGIN = 2
 _SEQUENTIAL = (0xC0, 0xC1)  # Huffman coding, all of a block at once
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_ALONE = {0x01, 0xFF, *range(0xD0, 0xDA)}  # no length follows
 _RESTARTS, _SCAN, _START, _END = 0xDD, 0xDA, b"\xff\xd8", 0xD9
 
 
@@ -54,11 +55,15 @@ class Pieces:
         self._data, self._ends = data, _ends(data, header.length, rows * self._grid[1])
 
     def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
-        """uint8 [h, w, 3], RGB, the same as of the whole image. Raises ``ValueError`` for damaged pieces."""
+        """uint8 [h, w, 3], RGB, the same as of the whole image. Raises ``ValueError`` for damaged pieces and no rectangle."""
         header, across = self._header, self._grid[1]
         sides = header.block[0], header.block[1] * header.interval  # of a piece, pixels
-        pixels = [wanted.indices(length)[:2] for wanted, length in zip(part, self.shape)]
-        (top, bottom), (left, right) = pieces = [_span(*p, n, count) for p, n, count in zip(pixels, sides, self._grid)]
+        pixels = [wanted.indices(length) for wanted, length in zip(part, self.shape)]
+        if any(start >= stop or step != 1 for start, stop, step in pixels):
+            raise ValueError("no rectangle")
+        (top, bottom), (left, right) = pieces = [
+            _span(*p[:2], n, count) for p, n, count in zip(pixels, sides, self._grid)
+        ]
         corner = top * sides[0], left * sides[1]
         size = [min(last * n, side) - first for (_, last), n, side, first in zip(pieces, sides, self.shape, corner)]
         head = bytearray(self._data[: header.length])
@@ -69,7 +74,7 @@ class Pieces:
             marker = 0xD0 + n % 8 if n + 1 < len(wanted) else _END
             joined += self._data[self._ends[piece] + 2 : self._ends[piece + 1]], bytes((0xFF, marker))
         decoded = simplejpeg.decode_jpeg(b"".join(joined), "RGB", strict=True)
-        return decoded[tuple(slice(start - n, stop - n) for (start, stop), n in zip(pixels, corner))]
+        return decoded[tuple(slice(start - n, stop - n) for (start, stop, _), n in zip(pixels, corner))]
 
 
 def _span(start: int, stop: int, side: int, count: int) -> tuple[int, int]:
@@ -83,7 +88,7 @@ def _read_header(data: bytes) -> _Header:
     at, interval, frame = 2, 0, None
     while True:
         mark, kind, length = struct.unpack_from(">BBH", data, at)
-        if mark != 0xFF or (kind in _FRAMES and kind not in _SEQUENTIAL):
+        if mark != 0xFF or kind in _ALONE or (kind in _FRAMES and kind not in _SEQUENTIAL):
             raise ValueError("no sequential Huffman coding")
         if kind in _SEQUENTIAL:
             bits, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)

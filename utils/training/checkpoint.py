@@ -41,9 +41,14 @@ def save_weights(path: Path, state_dict: dict[str, Any], description: dict[str, 
 
 
 def save_checkpoint(folder: Path, epoch: int, keep: int, **state: Any) -> Path:
-    """Write ``<epoch>_ckpt.tar`` and remove all but the newest ``keep`` of that name."""
+    """Write ``<epoch>_ckpt.tar`` and remove all but the newest ``keep`` of that name, and those of later epochs.
+
+    The latter are of a run that this one, started anew or from an earlier epoch, takes the place of.
+    """
     path = folder / f"{epoch}_ckpt.tar"
     _save({"epoch": epoch, **state}, path)
+    for later in checkpoints(folder)[checkpoints(folder).index(path) + 1 :]:
+        later.unlink()
     prune_checkpoints(folder, keep)
     return path
 

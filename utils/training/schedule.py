@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from typing import Any
 
 WARM_UP = 0.05  # of the run
 _SLACK = 0.97  # of the time that is left may be planned
@@ -17,6 +19,15 @@ def rate_factor(schedule: str, progress: float, warm_up: float = 0.0) -> float:
     warm_up = warm_up or (WARM_UP if schedule == "warmup-cosine" else 0.0)
     rise = min(1.0, progress / warm_up) if warm_up else 1.0
     return rise * (1.0 if schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2)
+
+
+def epochs_to_begin_with(minutes: float, epochs: int, first_epoch: int, saved: Mapping[str, Any]) -> int:
+    """Epochs of a run of so many ``minutes``, before its pace is known; ``first_epoch`` where it is done.
+
+    ``saved``: the checkpoint that it goes on from. It is done if the plan of the same minutes ended there.
+    """
+    is_done = saved.get("epochs") == first_epoch and saved.get("config", {}).get("minutes") == minutes
+    return first_epoch if is_done else max(epochs, first_epoch + 1)
 
 
 class TimeBudget:

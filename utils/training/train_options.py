@@ -96,7 +96,7 @@ def parse_train_options(
     passes = "passes over the training images"
     add("--epochs", "--max-epoch", type=number(int, 1), default=1200, metavar="N", help=passes)
     minutes = "as many epochs instead as end within this time and one validation more"
-    add("--minutes", type=number(float, 0, above=True), metavar="N", help=minutes)
+    add("--minutes", type=number(float, 0, 10**6, above=True), metavar="N", help=minutes)
     add("--seed", type=number(int, 0, 2**32 - 1), default=4073, metavar="N", help="of weights, order, crops, dropout")
 
     add = parser.add_argument_group("loss").add_argument
