@@ -21,6 +21,7 @@ from datasets.crowd import Crowd
 from datasets.decoded import DecodedPixels, open_decoded
 from datasets.loading import crop_loader, keep_pixels
 from datasets.sampler import EpochSampler
+from utils.device import network_errors
 from utils.images import PiecewiseImage, image_size, load_image, save_jpeg
 from utils.training import shared_memory
 from utils.training.shared_memory import check_shared_memory, shared_memory_errors
@@ -254,6 +255,15 @@ def test_what_a_lack_of_shared_memory_looks_like(error, message):
         raise error
     with pytest.raises(RuntimeError, match="other"), shared_memory_errors(2, 4):
         raise RuntimeError("other")
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "Connection reset by peer")])
+def test_a_process_killed_while_it_hands_a_batch_over(error):
+    with pytest.raises(ValueError, match="killed .out of memory.*; lower it"), network_errors("lower it"):
+        with shared_memory_errors(2, 4):
+            raise error
+    with pytest.raises(type(error)), shared_memory_errors(0, 4):
+        raise error
 
 
 def test_where_pixels_cannot_be_stored_only_pieces_are_decoded(root, monkeypatch):

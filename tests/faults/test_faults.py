@@ -219,12 +219,19 @@ def children(process):
 
 
 def kill_a_worker(process, name=b""):
-    """SIGKILL, as the kernel does where memory runs out, to a child that runs a program of this name."""
+    """SIGKILL, as the kernel does where memory runs out, to a child that runs a program of this name.
+
+    A child that is about to become another program has its parent's name for a moment.
+    """
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for child in children(process):
             with contextlib.suppress(FileNotFoundError):
-                if name in Path(f"/proc/{child}/cmdline").read_bytes():
+                named = []
+                for _ in range(2):
+                    named.append(name in Path(f"/proc/{child}/cmdline").read_bytes())
+                    time.sleep(0.05)
+                if all(named):
                     os.kill(child, signal.SIGKILL)
                     return
         time.sleep(0.01)

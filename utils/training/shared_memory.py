@@ -71,6 +71,11 @@ def shared_memory_errors(num_workers: int, batch_size: int) -> Iterator[None]:
     """Turn what a lack of shared memory looks like into that one line, and a loader that gives nothing into another."""
     try:
         yield
+    except (EOFError, ConnectionError) as error:
+        if not num_workers:
+            raise
+        # A process that was killed while it handed a batch over, before the loader has noticed.
+        raise RuntimeError("DataLoader worker exited unexpectedly") from error
     except (RuntimeError, OSError) as error:
         text = str(error)
         if "DataLoader timed out" in text:
