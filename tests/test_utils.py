@@ -15,9 +15,10 @@ import pytest
 import torch
 import yaml
 from golden_weights import fill
+from tqdm import tqdm
 
 from models import build_model, read_checkpoint
-from utils.cli import for_each, one_line, report_failures
+from utils.cli import for_each, one_line, report_failures, run_script
 from utils.config import make_parser, number, parse_arguments, save_arguments
 from utils.device import fabric_devices
 from utils.evaluation import Result, count, density_map, evaluate, mae_mse, predict, tile
@@ -288,3 +289,15 @@ def test_device_option():
         fabric_devices("gpu")
     with pytest.raises(ValueError, match="no GPU 99"):
         fabric_devices("99")
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()])
+def test_what_ends_a_script_has_a_line_of_its_own_below_its_bar(error, capsys):
+    def main():
+        bar = tqdm(total=3)
+        bar.update()
+        raise error
+
+    with pytest.raises(SystemExit):
+        run_script(main)
+    assert capsys.readouterr().err.split("\n")[-2].startswith(("error: bad", "interrupted; "))

@@ -32,15 +32,23 @@ def run_script(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
     except KeyboardInterrupt as interruption:
+        _close_bars()
         goes_on = str(interruption) or "the same command goes on where this one stopped"
         print(f"interrupted; {goes_on}", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except (OSError, ValueError) as error:
         if os.environ.get("GST_TRACEBACK"):
             raise
+        _close_bars()
         print(f"error: {one_line(error)}", file=sys.stderr)
         code = EXIT_FAILED
     sys.exit(code)
+
+
+def _close_bars() -> None:
+    """End the lines of progress bars, so that what is printed next has a line of its own."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
 
 
 def one_line(error: BaseException) -> str:
