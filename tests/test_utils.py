@@ -292,10 +292,11 @@ def test_device_option():
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()])
-def test_what_ends_a_script_has_a_line_of_its_own_below_its_bar(error, capsys):
+@pytest.mark.parametrize("delay", [0, 60])
+def test_what_ends_a_script_has_a_line_of_its_own_below_its_bar(error, delay, capsys):
     def main():
-        bar = tqdm(total=3)
-        bar.update()
+        bar = tqdm(total=3, delay=delay)
+        tqdm.write("drawn anew after this line")
         raise error
 
     with pytest.raises(SystemExit):

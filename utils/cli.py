@@ -48,6 +48,7 @@ def run_script(main: Callable[[], int | None]) -> None:
 def _close_bars() -> None:
     """End the lines of progress bars, so that what is printed next has a line of its own."""
     for bar in list(getattr(tqdm, "_instances", ())):
+        bar.delay = 0  # before its delay is over it takes itself for one that was never drawn
         bar.close()
 
 
