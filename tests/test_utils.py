@@ -297,6 +297,7 @@ def test_what_ends_a_script_has_a_line_of_its_own_below_its_bar(error, delay, ca
     def main():
         bar = tqdm(total=3, delay=delay)
         tqdm.write("drawn anew after this line")
+        assert bar.total == 3  # it is still there
         raise error
 
     with pytest.raises(SystemExit):

@@ -74,9 +74,8 @@ def network_errors(remedy: str) -> Iterator[None]:
         if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
             raise ValueError(f"out of memory; {remedy}") from None
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise ValueError(
-                f"--compile: {(text.split(chr(10), 1)[0]).strip()}; leave it out, or install a C++ compiler"
-            ) from None
+            reason = text.strip().partition("\n")[0]
+            raise ValueError(f"--compile: {reason}; leave it out, or install a C++ compiler") from None
         raise
 
 

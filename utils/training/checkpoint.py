@@ -47,7 +47,8 @@ def save_checkpoint(folder: Path, epoch: int, keep: int, **state: Any) -> Path:
     """
     path = folder / f"{epoch}_ckpt.tar"
     _save({"epoch": epoch, **state}, path)
-    for later in checkpoints(folder)[checkpoints(folder).index(path) + 1 :]:
+    found = checkpoints(folder)
+    for later in found[found.index(path) + 1 :]:
         later.unlink()
     prune_checkpoints(folder, keep)
     return path
