@@ -7,9 +7,11 @@ import importlib
 import importlib.util
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -55,6 +57,25 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def kill_group(group):
+    """SIGKILL to a process group; returns when none of its processes runs, since one that was killed takes a while to end.
+
+    Raises ``ProcessLookupError`` where the group has ended.
+    """
+    os.killpg(group, signal.SIGKILL)
+    while _runs(group):
+        time.sleep(0.001)
+
+
+def _runs(group):
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            state, _, its_group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                return True
+    return False
 
 
 def _checked(status, out, err, expected):

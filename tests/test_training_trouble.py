@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, errors
+from commands import ROOT, errors, kill_group
 from training_runs import Tiny, largest_difference, make_data, metrics, train, weights
 
 import train_gs
@@ -205,7 +205,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(data, tmp_path, tiny, monkeypa
     with subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, start_new_session=True) as run:
         while run.poll() is None and not any(folder.glob("*_ckpt.tar")):
             time.sleep(0.02)
-        os.killpg(run.pid, signal.SIGKILL)
+        kill_group(run.pid)
     assert any(folder.glob("*_ckpt.tar")) and not (folder / f"{epochs - 1}_ckpt.tar").exists()
     with (folder / "metrics.jsonl").open("a") as log:
         log.write('{"epoch": 1, "loss"')

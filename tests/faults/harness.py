@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import yaml
+from commands import kill_group
 from raw_data import make_raw
 from training_runs import make_data
 
@@ -94,7 +95,7 @@ class Server:
         with self.start((script, arguments), log=log) as processes:
             time.sleep(moment)
             with contextlib.suppress(ProcessLookupError):  # it has ended
-                os.killpg(processes[0], signal.SIGKILL)
+                kill_group(processes[0])
         return self.codes[0] == -signal.SIGKILL
 
 
