@@ -2,52 +2,47 @@
 
 from __future__ import annotations
 
-import io
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import h5py
 import numpy as np
-import scipy.io
 import torch
-from PIL import Image
-from raw_data import make_jhu, make_nwpu, make_raw, save_noise, write
-from training_runs import Tiny, make_data
-
-from utils.files import gaussians_path, kernel_path, points_path
-
-
-class Work:
-    """A folder with raw and prepared data; names of the files that are spoiled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.raw, self.data, self.mine = (folder, folder / "raw", folder / "data", folder / "mine")
-        self.raw_image = self.raw / "Train" / "img_0001.jpg"
-        self.mat = self.raw / "Train" / "img_0001_ann.mat"
-        self.image = self.data / "train" / "IMG_0000.jpg"
-        self.npy, self.gs, self.kernel = points_path(self.image), gaussians_path(self.image), kernel_path(self.image)
-        self.weights, self.config = folder / "best_model.pth", folder / "config.yml"
+from raw_data import make_jhu, make_nwpu, write
+from spoil import (
+    POINT,
+    POLYLINE,
+    Foreign,
+    Work,
+    bomb,
+    changed,
+    coco,
+    config,
+    cut,
+    deep,
+    gaussian_rows,
+    kernel_array,
+    kernels,
+    link,
+    mat,
+    mine,
+    mine_mat,
+    nothing,
+    npy_header,
+    params,
+    png,
+    save,
+    save_png,
+    task,
+    text,
+    via3,
+)
+from training_runs import Tiny
 
 
 class Case(NamedTuple):
     name: str
     command: str
     spoil: Callable[[Work], object]
-
-
-def make_work(folder: Path) -> None:
-    """What all cases begin with."""
-    work = Work(folder)
-    make_raw(work.raw, train=3, test=1)
-    make_data(work.data)
-    for name in "abc":
-        save_noise(work.mine / f"{name}.jpg")
-    torch.save(Tiny().state_dict(), work.weights)
 
 
 PREPARE = (
@@ -67,142 +62,6 @@ TRAIN = (
 )
 STORED = TRAIN + " --kernels h5"
 TEST = "test.py --data-dir {d}/data --split val --device cpu --save-path {d}/best_model.pth"
-
-
-def png(width: int, height: int) -> bytes:
-    """The beginning of a PNG of that size."""
-    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">II", zlib.crc32(head), 9) + b"IDAT"
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def text(path: Path) -> None:
-    write(path, "<html>404 Not Found</html>\n")
-
-
-def mat(work: Work, **contents) -> None:
-    scipy.io.savemat(work.mat, contents)
-
-
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    """A PNG under the name of ``path``, whatever that says."""
-    Image.fromarray(pixels).save(path, "PNG")
-
-
-def npy_header(shape: str) -> bytes:
-    head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head.encode()
-
-
-def params(work: Work, array=None, **options) -> None:
-    with h5py.File(work.gs, "w") as file:
-        if array is not None or options:
-            file.create_dataset("params", data=array, **options)
-
-
-def gaussian_rows(work: Work) -> np.ndarray:
-    with h5py.File(work.gs) as file:
-        return file["params"][()]
-
-
-def changed(array: np.ndarray, row: int, column: int, value: float) -> np.ndarray:
-    array = array.copy()
-    array[row, column] = value
-    return array
-
-
-def kernels(work: Work, change: Callable[[h5py.File], object]) -> None:
-    from commands import call
-
-    call(*KERNELS.format(d=work.folder).split())
-    with h5py.File(work.kernel, "r+") as file:
-        change(file)
-
-
-def kernel_array(name: str, index, value) -> Callable[[Work], None]:
-    def change(file: h5py.File) -> None:
-        values = file[name][()]
-        values[index] = value
-        del file[name]
-        file[name] = values
-
-    return lambda work: kernels(work, change)
-
-
-def config(contents: str) -> Callable[[Work], object]:
-    return lambda work: work.config.write_text(contents)
-
-
-def mine(name: str, contents) -> Callable[[Work], object]:
-    return lambda work: write(work.mine / name, contents)
-
-
-def save(content) -> Callable[[Work], object]:
-    return lambda work: torch.save(content, work.weights)
-
-
-def bomb(work: Work) -> None:
-    """Two hundred megabytes of zeros in a checkpoint of a few hundred kilobytes."""
-    plain = io.BytesIO()
-    torch.save({"a": torch.zeros(50_000_000)}, plain)
-    with (
-        zipfile.ZipFile(plain) as source,
-        zipfile.ZipFile(work.weights, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out,
-    ):
-        for name in source.namelist():
-            out.writestr(name, source.read(name))
-
-
-class Foreign:
-    """Unpickling this would run a command."""
-
-    def __reduce__(self):
-        import os
-
-        return os.system, ("echo executed",)
-
-
-def link(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
-def nothing(work: Work) -> None:
-    """The command line alone is wrong."""
-
-
-POINT = {"shapes": [{"shape_type": "point", "points": [[1, 2]], "label": "a"}]}
-POLYLINE = "<image name='a.jpg'><polyline label='p' points='1,2;3,4'/></image>"
-
-
-def coco(annotations: list[dict]) -> dict:
-    images = [{"id": i, "file_name": f"{name}.jpg"} for i, name in enumerate("abc")]
-    return {"images": images, "annotations": annotations}
-
-
-def via3(shape: list) -> dict:
-    """A project of VIA's third version with one region."""
-    file = {"1": {"fname": "a.jpg", "type": 2}}
-    return {"file": file, "view": {"1": {"fid_list": ["1"]}}, "metadata": {"m": {"vid": "1", "xy": shape}}}
-
-
-def task(result: dict, annotations: int = 1) -> dict:
-    """A task of Label Studio, annotated that many times."""
-    return {"id": 4, "data": {"image": "a.jpg"}, "annotations": [{"result": [result]}] * annotations}
-
-
-def mine_mat(work: Work, **contents) -> None:
-    scipy.io.savemat(work.mine / "a.mat", contents)
-
-
-def deep() -> bytes:
-    """A PNG of 16 bits a channel that Pillow would read by their upper 8."""
-    done, data = cv2.imencode(".png", np.full((40, 40, 3), 4000, np.uint16))
-    assert done
-    return data.tobytes()
 
 
 IMAGES = [

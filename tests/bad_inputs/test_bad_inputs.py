@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cases import CASES, Work, make_work
+from cases import CASES
 from commands import call, errors
+from spoil import Work, make_work
 from training_runs import Tiny
 
 import models
