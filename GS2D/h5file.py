@@ -25,7 +25,7 @@ def write_h5(path: Path) -> Iterator[h5py.File]:
     with h5py.File(contents, "w") as file:
         yield file
     with atomic_write(path) as partial:
-        partial.write_bytes(contents.getbuffer())
+        partial.write_bytes(contents.getvalue())
 
 
 @contextlib.contextmanager

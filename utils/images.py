@@ -109,7 +109,7 @@ def _decode(image: Image.Image) -> np.ndarray:
     if image.format == "JPEG" and image.mode == "RGB":
         # A third of Pillow's time for the same pixels; what it finds wrong or does not know is Pillow's to judge.
         with contextlib.suppress(ValueError):
-            return simplejpeg.decode_jpeg(image.fp.getbuffer(), "RGB", strict=True)
+            return simplejpeg.decode_jpeg(image.fp.getvalue(), "RGB", strict=True)
     return np.array(image.convert("RGB"))
 
 

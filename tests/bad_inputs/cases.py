@@ -112,7 +112,7 @@ ANNOTATIONS = [
     Case("csv: no columns x and y", MINE + "csv", mine("a.csv", "left,top\n1,2\n")),
     Case("csv: a cell too many", MINE + "csv", mine("a.csv", "x,y\n1,2,3\n")),
     Case("csv: not UTF-8", MINE + "csv", mine("a.csv", b"x,y\n\xff\xfe,2\n")),
-    Case("json: not valid", MINE + "json", mine("a.json", "[[1, 2],]")),
+    Case("json: not valid", MINE + "json", mine("a.json", "[[1, 2],")),
     Case("json: nested too deeply", MINE + "json", mine("a.json", "[" * 100_000)),
     Case("json: a key twice", MINE + "json", mine("a.json", '{"points": [], "points": []}')),
     Case("json: infinite", MINE + "json", mine("a.json", "[[1, 1e999]]")),

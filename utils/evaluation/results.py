@@ -141,7 +141,7 @@ class ResultsFolder:
                     contents, values = io.BytesIO(), counted.density.astype(np.float32)
                     with h5py.File(contents, "w") as file:
                         file.create_dataset("density", data=values, compression="gzip", track_times=False)
-                    partial.write_bytes(contents.getbuffer())
+                    partial.write_bytes(contents.getvalue())
         if self.figures:
             for suffix in (".png", ".pdf"):
                 path = self.folder / "figures" / f"{name}{suffix}"
