@@ -200,15 +200,15 @@ def show_densities(fabric: Fabric, model: nn.Module, val: Crowd, window: int, lo
 
 def restore(
     path: Path,
+    state: dict[str, Any],
     fabric: Fabric,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
     settings: dict[str, Any],
 ) -> tuple[int, float]:
-    """Load a checkpoint, or bare weights, also of the released code -> the epoch to begin with, the best score so far."""
+    """Load ``state``, which ``path`` holds: a checkpoint or bare weights -> the epoch to begin with, the best score so far."""
     load_weights(model, path)
-    state = read_checkpoint(path)
     if average:
         average.load_state_dict(state.get("average") or AveragedModel(model).state_dict())
     if "optimizer_state_dict" not in state:
@@ -271,10 +271,10 @@ def set_up_run(fabric: Fabric, arguments: argparse.Namespace) -> Run:
     # One pass over weights and moments, on a CPU several times as fast; it also takes the guard's flag.
     settings = {"lr": arguments.lr, "weight_decay": arguments.weight_decay, "fused": True, "foreach": None}
     optimizer = torch.optim.Adam(rate_groups(network, arguments.head_lr), **settings)
-    first_epoch, best = restore(resume, fabric, network, optimizer, average, settings) if resume else (0, math.inf)
+    held = read_checkpoint(resume) if resume else {}
+    first_epoch, best = restore(resume, held, fabric, network, optimizer, average, settings) if held else (0, math.inf)
     if arguments.minutes:
-        saved = read_checkpoint(resume) if resume else {}
-        arguments.epochs = epochs_to_begin_with(arguments.minutes, arguments.epochs, first_epoch, saved)
+        arguments.epochs = epochs_to_begin_with(arguments.minutes, arguments.epochs, first_epoch, held)
     if first_epoch >= arguments.epochs:
         say(fabric, f"{resume}: {first_epoch} epochs are done, of {arguments.epochs}; nothing to do")
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)

@@ -16,6 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 from utils.cli import run_script
+from utils.files import _alive
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,10 +71,9 @@ def kill_group(group):
 
 
 def _runs(group):
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            state, _, its_group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
-            if int(its_group) == group and state not in "ZX":
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError):  # gone meanwhile
+            if os.getpgid(int(process.name)) == group and _alive(int(process.name)):
                 return True
     return False
 

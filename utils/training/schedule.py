@@ -36,9 +36,8 @@ class TimeBudget:
     def __init__(self, minutes: float, first_epoch: int) -> None:
         self.minutes, self.first_epoch = minutes, first_epoch
         self._begin = time.monotonic()
-        self._first_step: tuple[float, float] | None = (
-            None  # seconds and epochs when it was done: it pays for starting up
-        )
+        # Seconds and epochs when it was done: it pays for starting up.
+        self._first_step: tuple[float, float] | None = None
 
     def elapsed(self) -> float:
         """Seconds from the beginning; those of one process are what all go by."""
