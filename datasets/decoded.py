@@ -193,7 +193,8 @@ def open_decoded(
     room = Room(len(missing), sum(missing), shutil.disk_usage(folder).free)
     said = f"{room.needed / 1e9:.1f} GB for {room.missing} images in {folder}, {room.free / 1e9:.1f} GB are free"
     if not room.enough:
-        return None, f"decoded pixels: {said}; {others}, unless --pixels-dir names a larger disk"
+        larger = f"a disk with {RESERVE / 1e9:.0f} GB left beside them"
+        return None, f"decoded pixels: {said}; {others}, unless --pixels-dir names {larger}"
     return decoded, f"decoded pixels: {said}; written as they are first read"
 
 
