@@ -29,24 +29,18 @@ from utils.cli import EXIT_FAILED, default_workers, one_line, progress_options, 
 from utils.config import make_parser, number, option_values, parse_arguments
 from utils.device import environment, fabric_devices, network_errors
 from utils.evaluation import Result, Window, in_threads
-from utils.evaluation.model_card import CARD, note_evaluation
+from utils.evaluation.model_card import note_evaluation
 from utils.evaluation.report import write_report
-from utils.evaluation.results import (
-    ResultsFolder,
-    file_hash,
-    localisation,
-    read_ahead,
-    save_submission,
-    save_summary,
-)
+from utils.evaluation.results import ResultsFolder, localisation, read_ahead, save_submission, save_summary
 from utils.evaluation.scores import summarise
 from utils.evaluation.sources import find_sources, open_images
 from utils.evaluation.video import VideoCounts
 from utils.evaluation.windows import images_together, predict_together
-from utils.files import make_folder, points_path, read_points
+from utils.files import file_hash, make_folder, points_path, read_points
 from utils.images import load_image
 from utils.lock import hold
 from utils.pixels import to_planes
+from utils.training.run_folder import CARD
 
 DECODERS = 4  # threads at most: twice as many decoded images wait in memory
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from datasets.crowd import Crowd, collate
 from datasets.decoded import open_decoded
 from datasets.sampler import EpochSampler
-from utils.training.shared_memory import TIMEOUT, check_shared_memory, tensor_bytes
+from utils.training.shared_memory import check_shared_memory, tensor_bytes
 
 _MEASURED = 4  # crops at most, of which a batch's bytes are reckoned
 
@@ -24,13 +24,14 @@ def crop_loader(
     batch_size: int,
     num_workers: int,
     prefetch: int,
+    timeout: int,
     *,
     pin_memory: bool,
     processes: int = 1,
 ) -> DataLoader:
     """A loader of ``Batch``es whose ``num_workers`` processes each make ``prefetch`` batches ahead, from one epoch to the next.
 
-    ``processes``: trainings on this machine. Raises ``ValueError`` where shared memory cannot hold the batches under way.
+    ``timeout``: seconds without a batch after which something is wrong. ``processes``: trainings on this machine. Raises ``ValueError`` where shared memory cannot hold the batches under way.
     """
     if num_workers:
         some = [train[index] for index in list(sampler)[: min(batch_size, _MEASURED)]]
@@ -45,7 +46,7 @@ def crop_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        timeout=TIMEOUT if num_workers else 0,
+        timeout=timeout if num_workers else 0,
         worker_init_fn=_start_loading,
         generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
     )

@@ -10,8 +10,8 @@ from torch import nn
 from models.backbone import load_backbone
 from models.vgg import VGG, Prediction
 from models.vgg_trans import VGGTrans, attention_variance
-from models.weights import load_weights, read_checkpoint, weights_file
-from utils.training.checkpoint import describe
+from models.weights import load_state, load_weights, read_checkpoint, weights_file
+from utils.training.run_folder import describe
 
 MODELS = {network.name: network for network in (VGG, VGGTrans)}
 
@@ -22,6 +22,7 @@ __all__ = [
     "build_model",
     "load_backbone",
     "load_model",
+    "load_state",
     "load_weights",
     "rate_groups",
     "read_checkpoint",
@@ -66,11 +67,12 @@ def load_model(
     """(The network of a checkpoint in evaluation mode, what the checkpoint says of itself).
 
     path: .pth, .tar or .safetensors, or the folder of a run, for its best model. name and topk take the place of what the
-    file says (`utils.training.checkpoint.describe`). Raises OSError or ValueError, in one line, as `load_weights`.
+    file says (`utils.training.run_folder.describe`). Raises OSError or ValueError, in one line, as `load_weights`.
     """
     path = weights_file(path)
-    metadata = describe(read_checkpoint(path))
+    checkpoint = read_checkpoint(path)
+    metadata = describe(checkpoint)
     metadata |= {"model_name": name or metadata["model_name"], "topk": topk or metadata.get("topk", 0.3)}
     model = build_model(metadata["model_name"], topk=metadata["topk"], usenum=metadata.get("usenum", 18))
-    load_weights(model, path)
+    load_state(model, checkpoint["model_state_dict"], path)
     return model.eval(), metadata

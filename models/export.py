@@ -26,7 +26,7 @@ from models import MODELS, load_model, weights_file
 from utils.cli import run_script
 from utils.config import make_parser
 from utils.files import atomic_write, make_folder
-from utils.training.checkpoint import DESCRIPTION
+from utils.training.run_folder import DESCRIPTION
 
 CHECKED = ((128, 192), (512, 512), (384, 256))  # height, width, pixels; 512 is the published window
 CHECKED_SLOW = ((32, 48), (64, 64), (48, 32))  # where PyTorch computes in half precision, on a CPU 40 times slower

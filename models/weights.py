@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.training.checkpoint import DESCRIPTION
+from utils.training.run_folder import BEST, DESCRIPTION
 
 _COMPILED = "_orig_mod."
 _PREFIXES = ("module.", "model.", _COMPILED)
@@ -25,16 +25,17 @@ _PREFIXES = ("module.", "model.", _COMPILED)
 def weights_file(path: str | os.PathLike) -> Path:
     """The file of a checkpoint: the path itself, or the best model in the folder of a run."""
     path = Path(path)
-    return path / "best_model.pth" if path.is_dir() else path
+    return path / BEST if path.is_dir() else path
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Contents of a checkpoint (.tar), or of a bare state_dict (.pth) as {"model_state_dict": ...}, on the CPU.
 
     So are those of a .safetensors file of `models.export`, with the description that it carries as "arguments". The
-    prefixes that wrappers put before every name are taken off (``strip_prefixes``), and those that were are the text
-    ``removed_prefixes``. A dict of tensors as ``state_dict`` or ``model`` stands for ``model_state_dict``. Only tensors and plain containers are
-    unpickled. Raises OSError (missing or unreadable file) or ValueError (damaged, refused or not a state_dict).
+    prefixes that wrappers put before every name are taken off (``strip_prefixes``), which is said. A dict of tensors as ``state_dict`` or ``model`` stands for ``model_state_dict``. Of a run with averaged
+    weights these are what was validated and what the checkpoint means: they are its ``model_state_dict``, and those that
+    training goes on with its ``trained_state_dict``. Only tensors and plain containers are unpickled. Raises OSError (missing
+    or unreadable file) or ValueError (damaged, refused or not a state_dict).
     """
     path = Path(path)
     if not path.is_file():
@@ -69,16 +70,19 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     key = next((key for key in keys if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
     checkpoint = {name: value for name, value in content.items() if name != key} if key else {}
     state = content[key] if key else content
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items())
-    ):
-        raise ValueError(
-            f"{path}: neither a state_dict nor a checkpoint with model_state_dict, save model.state_dict()"
-        )
+    if isinstance(checkpoint.get("average"), dict):
+        averaged = {name: value for name, value in checkpoint["average"].items() if name != "n_averaged"}
+        checkpoint["trained_state_dict"], state = state, {str(n).removeprefix("module."): averaged[n] for n in averaged}
+    for found in (state, checkpoint.get("trained_state_dict", state)):
+        tensors = isinstance(found, dict) and found and all(isinstance(value, torch.Tensor) for value in found.values())
+        if not tensors or not all(isinstance(name, str) for name in found):
+            raise ValueError(
+                f"{path}: neither a state_dict nor a checkpoint with model_state_dict, save model.state_dict()"
+            )
     state, removed = strip_prefixes(state)
-    return {**checkpoint, "model_state_dict": state, "removed_prefixes": removed}
+    if removed:
+        print(f"{path}: {removed} before the names of its layers is taken off", file=sys.stderr)
+    return {**checkpoint, "model_state_dict": state}
 
 
 def strip_prefixes(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
@@ -144,10 +148,12 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
     Raises OSError or ValueError, each with one line that names the file, what differs and the likely cause; the model
     is then unchanged.
     """
-    checkpoint, expected = read_checkpoint(path), model.state_dict()
-    state, removed = checkpoint["model_state_dict"], checkpoint["removed_prefixes"]
-    if removed:
-        print(f"{path}: {removed} before the names of its layers is taken off", file=sys.stderr)
+    load_state(model, read_state_dict(path), path)
+
+
+def load_state(model: nn.Module, state: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
+    """The same for the weights that `read_checkpoint` found in the file ``path``."""
+    expected = model.state_dict()
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     if missing or unexpected:

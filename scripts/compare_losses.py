@@ -29,9 +29,10 @@ from losses import LOSSES
 from models import MODELS
 from scripts.experiments import Children, ended_with_us, guess_counts, read_counts, write_table
 from utils.cli import EXIT_FAILED, one_line, progress_options, run_script
-from utils.config import make_parser, number, option_values
+from utils.config import make_parser, number
 from utils.evaluation import mae_mse
 from utils.files import atomic_write, list_images, make_folder, points_path
+from utils.training.run_folder import MACHINE_OPTIONS, RunFolder
 from utils.training.train_options import parse_train_options
 
 TRAIN, TEST = ROOT / "train_gs.py", ROOT / "test.py"
@@ -53,8 +54,7 @@ PUBLISHED = (
 ON_REQUEST = {"gst-published": ("--loss", "gst", *PUBLISHED)}
 F1_RADIUS = 8  # pixels
 RECIPES = {"bl": "bl", "bl+": "bl", "dm-count": "dm-count", "gloss": "gloss"}  # loss -> name of its recipe's files
-OURS = ("--data-dir", "--loss", "--seed", "--save-dir", "--resume")  # options of train_gs.py that are set here
-MAY_DIFFER = ("data_dir", "device", "num_workers", "resume", "save_dir", "max_model_num")  # without another result
+OURS = ("--data-dir", "--loss", "--seed", "--save-dir", "--resume", "--overwrite")  # options of train_gs.py that are set here
 POLL = 2  # seconds between looks at how far the runs are
 
 
@@ -121,7 +121,7 @@ def plan(arguments: argparse.Namespace, passed: Sequence[str]) -> list[Run]:
             folder = arguments.out / f"{label}_seed{seed}"
             options += ["--save-dir", str(folder)]
             parsed = parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, options)
-            effective = {key: value for key, value in option_values(parsed).items() if key not in MAY_DIFFER}
+            effective = {key: value for key, value in run_options(parsed).items() if key not in MACHINE_OPTIONS}
             effective |= {"data": str(arguments.data.resolve()), "split": arguments.split}
             device = parsed.device.partition(",")[0]
             evaluation = ["--split", arguments.split, "--device", device, "--window", str(parsed.window)]
@@ -142,23 +142,15 @@ def read_result(run: Run) -> dict[str, Any] | None:
     return result
 
 
-def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """The finished epochs of a run; a line that is being written does not count."""
-    path = run.folder / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
 def execute(run: Run, arguments: argparse.Namespace, children: Children) -> dict[str, Any]:
     """Train and evaluate -> the result, which is also written to the run's folder; checkpoints are removed."""
-    make_folder(run.folder)
+    folder = RunFolder(make_folder(run.folder))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if arguments.jobs > 1 else None
-    log, best, counted = run.folder / "log.txt", run.folder / "best_model.pth", run.folder / arguments.split
+    log, counted = run.folder / "log.txt", run.folder / arguments.split
     children.run([sys.executable, str(TRAIN), *run.options], log, environment)
-    test = [TEST, "--save-path", best, "--data-dir", arguments.data, "--out", counted]
+    test = [TEST, "--save-path", folder.best_path, "--data-dir", arguments.data, "--out", counted]
     children.run([sys.executable, *map(str, test), *run.evaluation], log, environment)
-    epochs = read_metrics(run)
-    chosen = min((e for e in epochs if "val_mae" in e), key=lambda e: 2 * e["val_mse"] + e["val_mae"])
+    epochs, best = folder.metrics(), folder.best()
     mae, mse = mae_mse(read_counts(counted / "results.csv"))
     result = {
         "loss": run.label,
@@ -166,9 +158,9 @@ def execute(run: Run, arguments: argparse.Namespace, children: Children) -> dict
         "mae": mae,
         "mse": mse,
         "f1": f1_of(counted / "summary.json"),
-        "best_epoch": chosen["epoch"],
-        "val_mae": chosen["val_mae"],
-        "val_mse": chosen["val_mse"],
+        "best_epoch": best["epoch"],
+        "val_mae": best["val_mae"],
+        "val_mse": best["val_mse"],
         "epochs": len(epochs),
         "train_seconds": sum(epoch["seconds"] for epoch in epochs),
         "loss_seconds": sum(epoch["time"]["loss"] for epoch in epochs),
@@ -187,10 +179,9 @@ def f1_of(summary: Path) -> float | None:
 
 def remove_checkpoints(run: Run, keep_best: bool) -> None:
     """Free what a finished run no longer needs."""
-    for path in run.folder.glob("*_ckpt.tar"):
-        path.unlink()
-    if not keep_best:
-        (run.folder / "best_model.pth").unlink(missing_ok=True)
+    folder = RunFolder(run.folder)
+    for path in folder.checkpoints() + ([] if keep_best else [folder.best_path]):
+        path.unlink(missing_ok=True)
 
 
 def report(arguments: argparse.Namespace, results: Sequence[dict[str, Any]], guesses: tuple[float, float]) -> str:
@@ -260,7 +251,7 @@ def main() -> int:
     with ended_with_us() as children, ThreadPoolExecutor(arguments.jobs) as pool:
         try:
             pending = {pool.submit(execute, run, arguments, children): run for run in waiting}
-            before = sum(len(read_metrics(run)) for run in waiting)
+            before = sum(len(RunFolder(run.folder).metrics()) for run in waiting)
             # Without a delay: tqdm.write draws the bar in any case, and a delayed one would not end its line.
             shown = {"desc": "compare", "unit": "epoch", **progress_options(), "delay": 0}
             with tqdm(total=total, initial=before, **shown) as bar:
@@ -276,7 +267,7 @@ def main() -> int:
                             continue
                         tqdm.write("{loss}, seed {seed}: MAE {mae:.2f}, MSE {mse:.2f}".format(**results[-1]))
                         report(arguments, results, guesses)
-                    bar.update(sum(len(read_metrics(run)) for run in waiting) - bar.n)
+                    bar.update(sum(len(RunFolder(run.folder).metrics()) for run in waiting) - bar.n)
         except BaseException:
             children.stop()
             pool.shutdown(wait=False, cancel_futures=True)

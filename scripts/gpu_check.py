@@ -35,7 +35,7 @@ from losses import LOSSES, build_kernel, build_loss
 from scripts import gpu_fit_check
 from utils.files import gaussians_path, points_path
 from utils.images import save_jpeg
-from utils.training.checkpoint import checkpoints
+from utils.training.run_folder import RunFolder
 from utils.training.train_options import parse_train_options
 
 CUDA = "cuda"
@@ -268,7 +268,7 @@ def resumes() -> Iterator[Row]:
                 sys.argv = ["train_gs.py", *fixed, *options, *more]
                 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                     train_gs.main()
-                return torch.load(checkpoints(root / name)[-1], map_location="cpu", weights_only=True)
+                return torch.load(RunFolder(root / name).checkpoints()[-1], map_location="cpu", weights_only=True)
 
             whole = train("whole" + precision, "--epochs", "2")
             half = train("half" + precision, "--epochs", "1")

@@ -27,10 +27,11 @@ from utils.cli import run_script
 from utils.config import make_parser
 from utils.device import fabric_devices
 from utils.evaluation import WINDOW, evaluate
-from utils.evaluation.model_card import CARD, PLACES, write_card
+from utils.evaluation.model_card import write_card
 from utils.files import atomic_write, make_folder
+from utils.training.run_folder import BEST, CARD, RunFolder, shareable
 
-RUN_FILES = ("best_model.pth", CARD, "metrics.jsonl", "environment.json")
+RUN_FILES = (BEST, CARD, "metrics.jsonl", "environment.json")
 RESULT_FILES = ("results.csv", "summary.json", "report.html")
 DATE = (1980, 1, 1, 0, 0, 0)  # the first that the format knows: the same content gives the same bytes
 AGREEMENT = 1e-3  # of a count: another machine rounds otherwise
@@ -38,8 +39,8 @@ AGREEMENT = 1e-3  # of a count: another machine rounds otherwise
 
 def look_at(run: Path, results: Path | None) -> None:
     """``ValueError`` where a folder is not what it should be; the run's model card is brought up to date."""
-    if not (run / "best_model.pth").is_file():
-        raise ValueError(f"{run}: holds no best_model.pth; give the folder of a run that was validated")
+    if not (run / BEST).is_file():
+        raise ValueError(f"{run}: holds no {BEST}; give the folder of a run that was validated")
     if write_card(run) is None:
         raise ValueError(f"{run}: holds no config.yml; give the folder that train_gs.py wrote")
     if results and not (results / "results.csv").is_file():
@@ -48,8 +49,7 @@ def look_at(run: Path, results: Path | None) -> None:
 
 def pack(run: Path, results: Path | None, archive: Path) -> list[str]:
     """Write the archive -> the names in it, below a folder called as the run."""
-    options = yaml.safe_load((run / "config.yml").read_text(encoding="utf-8"))
-    options = {key: value for key, value in options.items() if key not in PLACES}
+    options = shareable(RunFolder(run).options())
     files = [(name, run / name) for name in RUN_FILES if (run / name).is_file()]
     files += [(f"results/{name}", results / name) for name in RESULT_FILES if results and (results / name).is_file()]
     names = []

@@ -22,7 +22,7 @@ from utils import images
 from utils.evaluation import windows
 from utils.evaluation.results import ResultsFolder, file_hash, read_ahead
 from utils.images import save_jpeg
-from utils.training.checkpoint import save_weights
+from utils.training.run_folder import save_weights
 
 
 @pytest.fixture(scope="module")

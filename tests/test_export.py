@@ -21,7 +21,7 @@ from models.vgg_trans import in_degree_index
 from utils.evaluation import count
 from utils.images import load_image
 from utils.pixels import normalise, to_planes
-from utils.training.checkpoint import save_weights
+from utils.training.run_folder import save_weights
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "safetensors"))
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="pip install -r requirements-export.txt")

@@ -23,7 +23,7 @@ from utils.evaluation import count, density_map, predict
 from utils.evaluation.localisation import locate_windows
 from utils.images import load_image
 from utils.pixels import normalise, to_planes
-from utils.training.checkpoint import save_weights
+from utils.training.run_folder import save_weights
 
 
 @pytest.fixture(scope="module")

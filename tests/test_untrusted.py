@@ -29,7 +29,7 @@ from GS2D.kernel import StoredKernel, csr, load_kernel, save_kernel
 from models import read_checkpoint
 from utils.files import read_points
 from utils.images import image_size, load_image
-from utils.training.checkpoint import describe
+from utils.training.run_folder import describe
 
 ADDRESSES = 2 << 30  # bytes that a reader may ask for
 TOUCHED = 600  # megabytes that it may use

@@ -31,7 +31,7 @@ from utils.files import (
     read_points,
     remove_stale_partials,
 )
-from utils.training.checkpoint import checkpoints, describe, save_checkpoint, save_weights
+from utils.training.run_folder import checkpoints, describe, save_checkpoint, save_weights
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "models.npz")
 

@@ -16,7 +16,7 @@ import models
 from utils.evaluation import Window
 from utils.evaluation.sources import Source
 from utils.evaluation.video import SHOWN, VideoCounts, draw_density
-from utils.training.checkpoint import save_weights
+from utils.training.run_folder import save_weights
 
 
 def write_video(path, frames, rate=5, size=(96, 64), code="MJPG"):

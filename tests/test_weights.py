@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.models import vgg as torchvision_vgg
 
 from models import build_model, load_backbone, load_weights, read_checkpoint
-from utils.training.checkpoint import describe, save_weights
+from utils.training.run_folder import describe, save_weights
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)

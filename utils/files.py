@@ -12,6 +12,8 @@ Layout of a prepared data set (every path is derived from the stem of the image)
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import math
 import os
 import socket
@@ -99,6 +101,34 @@ def list_images(folder: Path) -> list[Path]:
             raise ValueError(f"{path}: {seen[path.stem].name} has the same stem; rename or remove one of the two")
         seen[path.stem] = path
     return images
+
+
+@functools.cache
+def split_hash(root: Path | str, split: str) -> tuple[int, str]:
+    """(Images, hash) of a split: SHA-256 over the names of its images and the bytes of their annotations, in order of name.
+
+    Two runs with the same hash had the same images, divided in the same way, with the same points at the same size. A split
+    that is not there has no images.
+    """
+    try:
+        images = list_images(Path(root) / split)
+    except (OSError, ValueError):
+        return 0, "unknown"
+    digest = hashlib.sha256()
+    for image in images:
+        points = points_path(image)
+        content = hashlib.sha256(points.read_bytes()).hexdigest() if points.is_file() else "-"
+        digest.update(f"{image.stem} {content}\n".encode())
+    return len(images), digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_points(path: Path) -> np.ndarray:

@@ -2,7 +2,7 @@
 
     python -m datasets.audit.stages --data-dir P [--runs DIR] [--json]
 
-Nothing is decoded or computed: images count by their presence, all else by small files. ``python -m datasets.check`` looks at
+Nothing is decoded: images count by their presence, an evaluation by the hash of its weights, all else by small files. ``python -m datasets.check`` looks at
 every pixel and prints the same table. ``python -m utils.status`` is another name of this command.
 """
 
@@ -14,17 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from datasets.audit.report import find_images, read_record
 from datasets.crowd import load_annotations
 from GS2D.gaussians import SAME_POINT, distance_to_points, read_file
 from GS2D.kernel import params_hash, read_attributes
 from utils.cli import one_line, run_script
 from utils.config import make_parser, parse_arguments
-from utils.files import SPLITS, gaussians_path, kernel_path, points_path, read_points
+from utils.files import SPLITS, file_hash, gaussians_path, kernel_path, points_path, read_points
 from utils.lock import holder
-from utils.training.checkpoint import checkpoints
+from utils.training.run_folder import RunFolder, read_json
 
 STATES = ("done", "missing", "stale", "failed")
 _DISTORTED = 1.5  # longest over shortest axis that cleaning leaves by default
@@ -135,38 +133,34 @@ def _run_folders(runs: Path) -> list[Path]:
     return sorted({path.parent for pattern in patterns for path in runs.glob(pattern)}) if runs.is_dir() else []
 
 
-def _run(folder: Path) -> dict[str, Any] | None:
+def _run(path: Path) -> dict[str, Any] | None:
     """What a run's folder tells, or None where it is no run's."""
+    folder = RunFolder(path)
     try:
-        options = yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8"))
-        epochs, data = int(options["epochs"]), os.fspath(options["data_dir"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, yaml.YAMLError):
+        options, progress = folder.options(), folder.progress()
+        epochs, data = progress["epochs"] or int(options["epochs"]), os.fspath(options["data_dir"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
-    done = max([int(path.name.partition("_")[0]) + 1 for path in checkpoints(folder)], default=0)
-    best = min(_validations(folder), key=lambda found: 2 * found["mse"] + found["mae"], default=None)
-    who = holder(folder)
+    done, who = progress["done"] or 0, holder(path)
     if who:
         state = f"running ({who})"
     elif done >= epochs:
         state = "done"
     else:
-        state = "failed" if any((folder / "trouble").glob("epoch*_batch.pt")) else "interrupted"
-    results = [str(path.parent) for path in sorted(folder.glob("**/results.csv"))]
-    best = best if (folder / "best_model.pth").exists() else None
-    run = {"folder": str(folder), "data_dir": data, "state": state, "epochs_done": done, "epochs": epochs}
-    return {**run, "best": best, "results": results}
+        state = "failed" if any((path / "trouble").glob("epoch*_batch.pt")) else "interrupted"
+    best = folder.best()
+    best = {"epoch": best["epoch"], "mae": best["val_mae"], "mse": best["val_mse"]} if best else None
+    run = {"folder": str(path), "data_dir": data, "state": state, "epochs_done": done, "epochs": epochs}
+    return {**run, "best": best, "results": _results(folder)}
 
 
-def _validations(folder: Path) -> list[dict[str, float]]:
-    found, path = [], folder / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            entry = json.loads(line)
-            found.append({"epoch": int(entry["epoch"]), "mae": float(entry["val_mae"]), "mse": float(entry["val_mse"])})
-        # An epoch without validation, or a line that a kill cut off.
-        except (ValueError, KeyError, TypeError, OverflowError):
-            continue
-    return found
+def _results(folder: RunFolder) -> list[str]:
+    """The folders below a run's in which test.py counted with the best model that is there now."""
+    summaries = sorted(folder.path.glob("**/summary.json"))
+    if not summaries or not folder.best_path.is_file():
+        return []
+    sha256, found = file_hash(folder.best_path), [(path.parent, read_json(path)) for path in summaries]
+    return [str(path) for path, said in found if isinstance(said, dict) and said.get("weights_sha256") == sha256]
 
 
 def _next(root: Path, stages: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:

@@ -37,7 +37,7 @@ from models import read_checkpoint
 from utils.config import make_parser, number, parse_arguments
 from utils.files import read_points
 from utils.images import load_image
-from utils.training.checkpoint import describe, find_start
+from utils.training.run_folder import describe, find_start
 
 MEMORY = 3 << 30  # bytes that a reader may ask for, with a file of a few kilobytes
 _EXTREMES = (

@@ -31,28 +31,32 @@ def epochs_to_begin_with(minutes: float, epochs: int, first_epoch: int, saved: M
 
 
 class TimeBudget:
-    """How many epochs end within ``minutes`` from now, by the pace so far, validations and checkpoints included."""
+    """How many epochs end within the ``minutes`` of a run, by the pace so far, validations and checkpoints included.
 
-    def __init__(self, minutes: float, first_epoch: int) -> None:
+    ``spent``: seconds that the run took before it was interrupted.
+    """
+
+    def __init__(self, minutes: float, first_epoch: int, spent: float = 0.0) -> None:
         self.minutes, self.first_epoch = minutes, first_epoch
-        self._begin = time.monotonic()
+        self._begin = time.monotonic() - spent
+        self._spent = spent
         # Seconds and epochs when it was done: it pays for starting up.
         self._first_step: tuple[float, float] | None = None
 
     def elapsed(self) -> float:
-        """Seconds from the beginning; those of one process are what all go by."""
+        """Seconds of the run; those of one process are what all go by."""
         return time.monotonic() - self._begin
 
     def epochs(self, done: float, elapsed: float) -> int:
         """All epochs of the run when ``done`` of them, since its very beginning, are; at least the one under way.
 
-        Raises ``ValueError`` where not even one fits.
+        Raises ``ValueError`` where not even the first fits. A run that goes on does one epoch more at least.
         """
-        begin, before = self._first_step or (0.0, self.first_epoch)
+        begin, before = self._first_step or (self._spent, self.first_epoch)
         self._first_step = self._first_step or (elapsed, done)
         pace = (elapsed - begin) / (done - before)  # seconds an epoch
         total = done + _SLACK * max(60 * self.minutes - elapsed, 0.0) / pace
-        if total < self.first_epoch + 1 and done < self.first_epoch + 1:
+        if total < self.first_epoch + 1 and done < self.first_epoch + 1 and not self._spent:
             raise ValueError(
                 f"--minutes {self.minutes:g}: an epoch takes about {pace / 60:.1f} minutes; give more, or --epochs"
             )

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 FOLDER = "/dev/shm"
-TIMEOUT = 300  # seconds without a batch after which something is wrong
 _ALIGNED = 16  # bytes, at least any element's
 
 Layout = list[tuple[torch.dtype, tuple[int, ...]]]
@@ -67,7 +66,7 @@ def check_shared_memory(batch: int, num_workers: int, prefetch: int, batch_size:
 
 
 @contextlib.contextmanager
-def shared_memory_errors(num_workers: int, batch_size: int) -> Iterator[None]:
+def shared_memory_errors(num_workers: int, batch_size: int, timeout: int) -> Iterator[None]:
     """Turn what a lack of shared memory looks like into that one line, and a loader that gives nothing into another."""
     try:
         yield
@@ -80,8 +79,8 @@ def shared_memory_errors(num_workers: int, batch_size: int) -> Iterator[None]:
         text = str(error)
         if "DataLoader timed out" in text:
             raise ValueError(
-                f"no batch came for {TIMEOUT} seconds: the disk of --data-dir does not answer, or {FOLDER} is full (docker "
-                f"run --shm-size); --num-workers 0 shows which"
+                f"no batch came for --loading-timeout {timeout} seconds: the disk of --data-dir does not answer, or {FOLDER} is "
+                "full (docker run --shm-size); --num-workers 0 shows which"
             ) from None
         if (
             "shared memory" in text

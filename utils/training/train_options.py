@@ -13,28 +13,6 @@ from utils.pixels import STRIDE
 from utils.training.released_options import add_released_options, apply_released_options
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
-# Options that do not change what a step computes: a run may go on with other values.
-CHANGEABLE_OPTIONS = (
-    "data_dir",
-    "data_licence",
-    "device",
-    "epochs",
-    "minutes",
-    "num_workers",
-    "prefetch",
-    "pixels",
-    "pixels_dir",
-    "resume",
-    "save_all",
-    "save_dir",
-    "backbone_weights",
-    "window",
-    "max_model_num",
-    "val_start",
-    "val_every",
-    "skip_bad_samples",
-)
-
 
 def parse_train_options(
     models: Sequence[str],
@@ -111,12 +89,15 @@ def parse_train_options(
     add("--window", type=number(int, 16), default=512, metavar="N", help="side of evaluation windows, pixels")
     add("--save-dir", type=Path, metavar="P", help="folder of the run (default: runs/<dataset>_<model-name>[_<loss>])")
     add("--resume", default="auto", metavar="R", help="newest checkpoint there (auto), a .tar or .pth file, or none")
+    add("--overwrite", action="store_true", help="begin anew, and remove what a run before left in --save-dir")
     add("--max-model-num", type=number(int, 1), default=1, metavar="N", help="checkpoints to keep")
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", metavar="D", help="GPU id, several (0,1), cpu; auto: the first GPU if any")
     add("--num-nodes", type=number(int, 1), default=1, metavar="N", help="machines that train together")
     add("--precision", choices=("32", "16-mixed", "bf16-mixed"), default="32", help="of the network; losses: float32")
+    timeout = "longest wait for a batch: a network disk may stall"
+    add("--loading-timeout", type=number(int, 1, 10**6), default=1800, metavar="SECONDS", help=timeout)
     add("--tf32", action=switch, default=True, help="float32 products on GPUs with 10 bits of mantissa")
     add("--channels-last", action=switch, default=False, help="memory layout of images and weights")
     add("--compile", action=switch, default=False, help="compile the network with torch.compile")

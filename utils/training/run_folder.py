@@ -1,0 +1,300 @@
+"""The folder of a training run and its one owner: what it holds, what was planned, what is done, what is best, how it goes on.
+
+``config.yml``          the options, as ``--config`` takes them; how one start was resumed is none of them
+``run.json``            ``epochs`` that were planned, ``done`` of them, ``crops`` of one step on all processes together, and
+                        ``start``: the file of weights, if any, that the run began with
+``metrics.jsonl``       a line an epoch
+``<epoch>_ckpt.tar``    a dict with ``epoch``, ``model_state_dict``, ``optimizer_state_dict`` (the released code's names), and what
+                        a run needs to go on or to describe itself: ``step``, ``epochs``, ``seconds``, ``arguments`` (of the
+                        model), ``config`` (all options), ``scaler`` and ``average`` where there is one. Random states are no
+                        part of it: they follow from seed and epoch.
+``best_model.pth``      a bare state_dict; the model's name and arguments, the epoch and its errors on the validation images
+                        ride on its ``_metadata``, which ``torch.load`` keeps and ``load_state_dict`` ignores
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import shutil
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from utils.config import option_values
+from utils.files import atomic_write, make_folder
+from utils.training.steps import NonFinite
+
+BEST, CARD, EVALUATIONS = "best_model.pth", "model_card.md", "evaluations.json"
+DESCRIPTION = "gst"
+# Options of one start, which no file of the run remembers.
+START_OPTIONS = ("overwrite", "resume")
+# Options that change no result: where a run lies on its machine and how it works there.
+MACHINE_OPTIONS = (
+    "data_dir",
+    "data_licence",
+    "device",
+    "loading_timeout",
+    "max_model_num",
+    "num_workers",
+    "pixels",
+    "pixels_dir",
+    "prefetch",
+    "save_all",
+    "save_dir",
+)
+# Options that do not change what a step computes: a run may go on with other values. How a step's crops are divided is not
+# compared either, but their number is.
+NEUTRAL_OPTIONS = (
+    *MACHINE_OPTIONS,
+    "accumulate",
+    "backbone_weights",
+    "batch_size",
+    "epochs",
+    "minutes",
+    "num_nodes",
+    "skip_bad_samples",
+    "val_every",
+    "val_start",
+    "window",
+)
+# What a run, and test.py in its folder, may have left there.
+_OWN = ("*_ckpt.tar", "best_model*.pth", CARD, EVALUATIONS, "metrics.jsonl", "environment.json", "trouble", "tensorboard")
+_RESULTS = ("results.csv", "summary.json", "report.html", "report_data.jsonl", "densities", "figures")
+
+
+def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that make a run what it is, as plain values."""
+    return {key: value for key, value in option_values(arguments).items() if key not in START_OPTIONS}
+
+
+def shareable(options: dict[str, Any]) -> dict[str, Any]:
+    """Options for the eyes of others: without what is of one machine, and of a file of weights the name alone."""
+    shown = {key: value for key, value in options.items() if key not in (*MACHINE_OPTIONS, *START_OPTIONS)}
+    return {key: Path(value).name if key == "backbone_weights" else value for key, value in shown.items()}
+
+
+class RunFolder:
+    """What the folder of a run says, and the only one that writes its checkpoints, best model, options and progress."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def best_path(self) -> Path:
+        return self.path / BEST
+
+    def checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        found = [path for path in self.path.glob("[!.]*_ckpt.tar") if path.name.partition("_")[0].isdigit()]
+        return sorted(found, key=_epoch_of)
+
+    def options(self) -> dict[str, Any]:
+        """The options in ``config.yml``; none where there is no such file. ``ValueError`` for another content."""
+        path = self.path / "config.yml"
+        try:
+            options = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except (ValueError, RecursionError, yaml.YAMLError):
+            options = None
+        if not isinstance(options, dict) or any(isinstance(value, (dict, list)) for value in options.values()):
+            raise ValueError(f"{path}: not the options of a run; delete this file, or choose another --save-dir")
+        return options
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``, but for one that a kill cut off."""
+        path, found = self.path / "metrics.jsonl", []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                found += [entry] if (entry := json.loads(line))["epoch"] >= 0 else []
+        return found
+
+    def progress(self) -> dict[str, Any]:
+        """``run.json``: ``epochs``, ``done``, ``crops`` and ``start``, each None where the run did not say.
+
+        A checkpoint counts from the moment when it is whole; without one, as after tidying up, the run's own word does.
+        """
+        said = read_json(self.path / "run.json")
+        kinds = {"epochs": int, "done": int, "crops": int, "start": str}
+        said = {key: said.get(key) for key in kinds} if isinstance(said, dict) else {}
+        found = {key: said.get(key) if isinstance(said.get(key), kind) else None for key, kind in kinds.items()}
+        newest = self.checkpoints()[-1:]
+        return found | ({"done": _epoch_of(newest[0]) + 1} if newest else {})
+
+    def best(self) -> dict[str, Any] | None:
+        """What ``best_model.pth`` says of itself: ``epoch``, ``val_mae``, ``val_mse``, ``val_hash`` and ``window``.
+
+        None where there is none, or one that nothing is known of. Runs of before wrote down the epoch alone.
+        """
+        try:
+            state = torch.load(self.best_path, weights_only=True, map_location="cpu", mmap=True)
+        except Exception:  # missing, damaged or of another kind: ``read_checkpoint`` says which where it matters
+            return None
+        found = getattr(state, "_metadata", {}).get(DESCRIPTION)
+        if not isinstance(found, dict) or "epoch" not in found:
+            return None
+        line = next((line for line in self.metrics() if line["epoch"] == found["epoch"]), {})
+        found = {key: line[key] for key in ("val_mae", "val_mse") if key in line} | found
+        return found if "val_mae" in found else None
+
+    def best_score(self, val_hash: str, window: int) -> float:
+        """2 MSE + MAE of the best model, by which the next is chosen; infinity where it is of other images or windows."""
+        best = self.best() or {}
+        same = best.get("val_hash", val_hash) == val_hash and best.get("window", window) == window
+        return 2 * best["val_mse"] + best["val_mae"] if best and same else math.inf
+
+    def find_start(self, resume: str, overwrite: bool, options: dict[str, Any], crops: int) -> Path | None:
+        """The file that a start goes on from, or None where it begins anew. Changes nothing.
+
+        ``resume``: "auto" (the newest checkpoint here, if any), a file, or "none". A start anew in a folder that holds a run
+        is refused without ``overwrite``, and so is going on with ``options`` that would change what a step computes or
+        another number of ``crops`` in a step: ``ValueError``.
+        """
+        newest, progress = next(reversed(self.checkpoints()), None), self.progress()
+        given = None if resume in ("auto", "none") else Path(resume)
+        if given and not given.is_file():
+            raise FileNotFoundError(f"{given}: no such weights file, check the path")
+        if overwrite:
+            if given and self.path.resolve() in given.resolve().parents:
+                raise ValueError(f"--resume {given}: --overwrite removes it; choose another --save-dir")
+            return given
+        before = Path(progress["start"]) if progress["start"] else None
+        goes_on = resume == "auto" or (given and given.resolve() in (path.resolve() for path in (newest, before) if path))
+        if newest and goes_on:
+            self._check(options, crops)
+            return newest
+        # Where the run kept no account any trace counts; where it did, what an unfinished first epoch left does not.
+        traces = progress["done"] is None and (self.best_path.exists() or self.metrics())
+        if progress["done"] or traces:
+            held = f"a run of {progress['done']} epochs" if progress["done"] else "a run"
+            remedy = ", or leave --resume out to go on with it" if newest else ""
+            raise ValueError(f"{self.path}: holds {held}; choose another --save-dir, or --overwrite{remedy}")
+        return before if resume == "auto" else given
+
+    def _check(self, options: dict[str, Any], crops: int) -> None:
+        remedy = "choose another --save-dir, or start it anew with --overwrite"
+        for key, value in self.options().items():
+            if key in options and key not in NEUTRAL_OPTIONS and value != options[key]:
+                option = f"--{key.replace('_', '-')}"
+                raise ValueError(f"{self.path}: holds a run with {option} {value}, not {options[key]}; {remedy}")
+        before = self.progress()["crops"]
+        if before not in (None, crops):
+            what = f"{before} crops in a step (processes x --batch-size x --accumulate), not {crops}"
+            raise ValueError(f"{self.path}: holds a run with {what}; {remedy}")
+
+    def begin(self, options: dict[str, Any], start: Path | None, epochs: int, crops: int) -> None:
+        """Write down what is about to run. A start anew first removes all that a run before it left in the folder.
+
+        Its checkpoints go first and its progress last, so that a kill in between leaves a folder that is known to hold a run.
+        """
+        goes_on = start in self.checkpoints()
+        if not goes_on:
+            for pattern in _OWN:
+                for path in sorted(self.path.glob(pattern), reverse=True):
+                    _remove(path)
+            for folder in {found.parent for found in self.path.glob("**/summary.json")}:
+                for name in _RESULTS:
+                    _remove(folder / name)
+                if folder != self.path and not any(folder.iterdir()):
+                    folder.rmdir()
+        self.plan = self.progress() | {"epochs": epochs, "crops": crops}
+        if not goes_on:
+            self.plan |= {"done": 0, "start": str(start) if start else None}
+        with atomic_write(self.path / "config.yml") as partial:
+            partial.write_text(yaml.safe_dump(options, allow_unicode=True), encoding="utf-8")
+        self.note_progress(self.plan["done"], epochs)
+
+    def note_progress(self, done: int, epochs: int) -> None:
+        """Write down that so many of the planned epochs are done."""
+        self.plan |= {"done": done, "epochs": epochs}
+        with atomic_write(self.path / "run.json") as partial:
+            partial.write_text(json.dumps(self.plan) + "\n", encoding="utf-8")
+
+    def save_checkpoint(self, epoch: int, keep: int, **state: Any) -> None:
+        """Write ``<epoch>_ckpt.tar`` of ``state``, note the progress, and remove all but the newest ``keep``."""
+        _save({"epoch": epoch, **state}, self.path / f"{epoch}_ckpt.tar")
+        self.note_progress(epoch + 1, state["epochs"])
+        self.prune(keep)
+
+    def prune(self, keep: int) -> None:
+        """Remove all checkpoints but the newest ``keep``."""
+        for old in self.checkpoints()[:-keep]:
+            old.unlink()
+
+    def save_best(self, state_dict: dict[str, Any], description: dict[str, Any], *, keep_each: bool) -> None:
+        """Write the best model so far; ``keep_each``: also as ``best_model_<epoch>.pth``."""
+        save_weights(self.best_path, state_dict, description)
+        if keep_each:
+            save_weights(self.path / f"best_model_{description['epoch']}.pth", state_dict, description)
+
+    def set_aside(self, epoch: int, error: NonFinite, samples: Sequence[Any], **state: Any) -> ValueError:
+        """Write the crops that broke a run and, as a checkpoint to begin ``epoch`` with, the state before them.
+
+        -> the error that says so.
+        """
+        folder, last = make_folder(self.path / "trouble"), error.batches.stop - 1
+        names = {"image": "images", "points": "points", "scales": "scales", "rotations": "rotations"}
+        names |= {"targets": "targets", "name": "names"}
+        batch = {many: [getattr(sample, one) for sample in samples] for one, many in names.items()}
+        _save(batch, folder / f"epoch{epoch}_step{last}_batch.pt")
+        _save({"epoch": epoch - 1, **state}, folder / "last_good_ckpt.tar")
+        where = f"epoch {epoch}, batch {last}: the {error.what} of {', '.join(batch['names'])}"
+        return ValueError(f"{where} is not finite; lower --lr (these crops and the state before them are in {folder})")
+
+
+def save_weights(path: Path, state_dict: dict[str, Any], description: dict[str, Any]) -> None:
+    """Write a bare state_dict that carries ``description`` (plain numbers and strings) along."""
+    metadata = dict(getattr(state_dict, "_metadata", {}))
+    state_dict = OrderedDict(state_dict)
+    state_dict._metadata = {**metadata, DESCRIPTION: description}
+    _save(state_dict, path)
+
+
+def describe(content: dict[str, Any]) -> dict[str, Any]:
+    """What a loaded checkpoint says of itself: ``model_name``, ``topk``, ``usenum`` and whatever the run wrote down.
+
+    Files of the released code say nothing: the layers tell the name and ``usenum``, and they are right where a file says
+    otherwise. Raises ``ValueError`` for a ``topk`` that is none.
+    """
+    state = content["model_state_dict"]
+    metadata = content.get("arguments") or getattr(state, "_metadata", {}).get(DESCRIPTION) or {}
+    embeddings = state.get("encoder.near_embeddings.weight")
+    layers = {"model_name": "vgg"} if embeddings is None else {"model_name": "vgg_trans", "usenum": len(embeddings)}
+    metadata = dict(metadata) if isinstance(metadata, dict) else {}
+    topk = metadata.get("topk", 1)
+    if not isinstance(topk, (int, float)) or not 0 < topk <= 1:
+        raise ValueError(f"the checkpoint was made with topk {topk!r:.40}, which is not in (0, 1]; save it again")
+    return {**metadata, **layers}
+
+
+def _save(content: Any, path: Path) -> None:
+    """``torch.save``, the same bytes every time; its way to say that the disk is full becomes an ``OSError``."""
+    with atomic_write(path) as partial, partial.open("wb") as file:  # given a path, it would write that into the file
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            raise OSError(" ".join(str(error).split())) from None
+
+
+def _epoch_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("_")[0])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; None where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
