@@ -40,7 +40,7 @@ from utils.evaluation.windows import WINDOWS_AT_ONCE
 from utils.images import load_image
 from utils.pixels import normalise, to_planes
 
-dependencies = ["cv2", "h5py", "numpy", "PIL", "scipy", "torch", "yaml"]
+dependencies = ["PIL", "cv2", "h5py", "numpy", "scipy", "simplejpeg", "torch", "yaml"]
 
 
 class Counter:

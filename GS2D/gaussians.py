@@ -72,7 +72,9 @@ class Gaussians2D:
         ``fitted`` keeps what ``params`` was before it was cleaned, in a dataset of that name; ``attributes`` describe the fit.
         """
         with write_h5(Path(path)) as file:
-            add_array(file, "params", self.params.detach().cpu().numpy()).attrs.update(attributes or {})
+            # In the order in which they are read, so that what is read and saved again is the same file.
+            described = dict(sorted((attributes or {}).items()))
+            add_array(file, "params", self.params.detach().cpu().numpy()).attrs.update(described)
             if fitted is not None:
                 add_array(file, "fitted", fitted.params.detach().cpu().numpy())
 
@@ -105,6 +107,8 @@ def read_file(path: Path | str) -> tuple[Gaussians2D, Gaussians2D | None, dict]:
     with read_h5(path, "h5 file", _REMEDY) as file:
         gaussians = Gaussians2D.from_params(_read_params(file, "params", path))
         fitted = Gaussians2D.from_params(_read_params(file, "fitted", path)) if "fitted" in file else None
+        if fitted is not None and len(fitted) != len(gaussians):
+            raise ValueError(f"{path}: 'fitted' has {len(fitted)} rows, 'params' {len(gaussians)}; {_REMEDY}")
         return gaussians, fitted, dict(file["params"].attrs)
 
 

@@ -2,7 +2,8 @@
 
     python GS2D/process_gaussians.py [--config FILE.yml] [--root-path P | --gs-dir P]
 
-A second run changes nothing. What was fitted stays in the same file, as dataset ``fitted``.
+What was fitted stays in the same file, as dataset ``fitted``, and is what every run cleans: the result of a ratio does not
+depend on the ratios before it, and a second run changes nothing.
 """
 
 from __future__ import annotations
@@ -45,14 +46,16 @@ def clean(params: np.ndarray | Tensor, max_ratio: float = 1.5) -> tuple[np.ndarr
     return params, int(distorted.sum())
 
 
-def clean_file(path: Path, max_ratio: float = 1.5) -> tuple[int, int, int]:
-    """Clean one ``*_gs_params.h5`` in place -> (Gaussians, changed, with NaN scales); untouched where nothing changes."""
+def clean_file(path: Path, max_ratio: float = 1.5) -> tuple[int, int, bool, int]:
+    """Clean what was fitted in one ``*_gs_params.h5``, in place -> (Gaussians, distorted, file changed, with NaN scales)."""
     gaussians, fitted, attributes = read_file(path)
-    params, changed = clean(gaussians.params, max_ratio)
+    original = gaussians if fitted is None else fitted
+    params, distorted = clean(original.params, max_ratio)
+    changed = not np.array_equal(params, gaussians.params, equal_nan=True)
     if changed:
-        original = gaussians if fitted is None else fitted
-        Gaussians2D.from_params(params).save(path, fitted=original, attributes=attributes)
-    return len(gaussians), changed, int(torch.isnan(gaussians.scales).any(dim=1).sum())
+        kept = original if distorted else None
+        Gaussians2D.from_params(params).save(path, fitted=kept, attributes=attributes)
+    return len(gaussians), distorted, changed, int(torch.isnan(gaussians.scales).any(dim=1).sum())
 
 
 def main() -> int:
@@ -75,13 +78,14 @@ def main() -> int:
             locks.enter_context(hold(folder))
         outcomes = list(for_each(lambda path: clean_file(path, arguments.max_ratio), files, 1, "clean"))
     for path, result, _ in outcomes:
-        if result and result[2]:
+        if result and result[3]:
             print(
-                f"{path}: {result[2]} of {result[0]} Gaussians have NaN scales; training takes a sixth of the distance"
+                f"{path}: {result[3]} of {result[0]} Gaussians have NaN scales; training takes a sixth of the distance"
             )
     results = [outcome.result for outcome in outcomes if outcome.result]
-    total, changed = sum(r[0] for r in results), sum(r[1] for r in results)
-    print(f"{len(results)} files, {total} Gaussians: {changed} were distorted" + ("" if changed else "; nothing to do"))
+    total, distorted, changed = (sum(result[i] for result in results) for i in range(3))
+    done = f"{changed} files changed" if changed else "nothing to do"
+    print(f"{len(results)} files, {total} Gaussians: {distorted} were fitted distorted; {done}")
     return report_failures(outcomes)
 
 

@@ -1,7 +1,7 @@
 """Losses between a predicted density and point annotations.
 
-``build_loss`` gives each by its name: a function (density [B, 1, h, w], batch) -> scalar, where ``batch`` has the attributes of
-``losses.inputs.Annotations``. ``build_kernel`` gives what ``datasets.crowd.Crowd`` needs to make the transport kernels for it.
+``build_loss`` gives each by its name: a function (density [B, 1, h, w], batch, crops=None) -> scalar, where ``batch`` has the
+attributes of ``losses.inputs.Annotations``. ``build_kernel`` gives what ``datasets.crowd.Crowd`` needs to make the transport kernels for it.
 Nothing else knows which losses there are.
 """
 
@@ -33,13 +33,24 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": regression_loss,
 }
 NEEDS_GAUSSIANS = frozenset({"gst"})  # the others read no scales and rotations
+SUMMED = frozenset({"dm-count"})  # the others have no term that the step's crops do not average
 
 
-def build_loss(name: str, **options: Any) -> Callable[[Tensor, Annotations], Tensor]:
-    """The loss of that name, with the keyword arguments of its function as options. ValueError for another name."""
+def build_loss(name: str, **options: Any) -> Callable[..., Tensor]:
+    """The loss of that name: (density [B, 1, h, w], batch, crops=None) -> scalar.
+
+    It is the mean over the batch of a loss of each crop, which depends on that crop and on ``crops`` alone: how many crops
+    an optimizer's step averages over, in all its batches on all processes (default: those of this batch). The mean of its
+    values for the parts of a batch, weighed by their sizes, is its value for the batch, however that is divided. Options:
+    the keyword arguments of its function. ValueError for another name.
+    """
     if name not in LOSSES:
         raise ValueError(f"loss: {name!r}, must be one of {', '.join(LOSSES)}")
-    return partial(LOSSES[name], **options)
+
+    def loss(density: Tensor, batch: Annotations, crops: int | None = None) -> Tensor:
+        return LOSSES[name](density, batch, **options, **({"crops": crops} if name in SUMMED else {}))
+
+    return loss
 
 
 def build_kernel(name: str, **options: Any) -> Callable[..., Tensor] | None:

@@ -27,18 +27,21 @@ def dm_count_loss(
     density: Tensor,
     batch: Annotations,
     *,
+    crops: int | None = None,
     ot_weight: float = 0.1,
     tv_weight: float = 0.01,
     **options,
 ) -> Tensor:
-    """|sum D - N| + 0.1 OT + 0.01 TV: [B, 1, h, w] -> scalar; options: those of ``dm_count_terms``.
+    """Mean over the batch of |sum D - N| + 0.1 crops OT + 0.01 TV: [B, 1, h, w] -> scalar; options: of ``dm_count_terms``.
 
-    As in the released code OT is summed over the batch, the others are averaged. Every annotation counts 1, whatever its
-    target. The gradient of OT is that of <D, g> with g held constant, whose value is 0 up to rounding: the loss's value
+    The released code averages all but OT, which it sums over the batch. Here crops is the number of crops of the step that
+    this batch is a part of (default: B), so that the step does not depend on how they are divided among batches and
+    processes. Every annotation counts 1, whatever its target. The gradient of OT is that of <D, g> with g held constant, whose value is 0 up to rounding: the loss's value
     says nothing about the transport. Without annotations: |sum of D|. Raises ValueError where shapes do not fit.
     """
     transport, count, variation = dm_count_terms(density, batch, **options).unbind(dim=1)
-    return count.mean() + ot_weight * transport.sum() + tv_weight * variation.mean()
+    crops = len(density) if crops is None else crops
+    return count.mean() + ot_weight * (crops / len(density)) * transport.sum() + tv_weight * variation.mean()
 
 
 def dm_count_terms(

@@ -41,19 +41,19 @@ def batch_of(crops, size=None, kernel: Callable[..., Tensor] | None = None, shor
 
 
 def loss_on_crops(name: str, short_side=None, **options) -> Callable[..., Tensor]:
-    """(density, crops) -> the loss of that name, with the options of its kernel where it has one, else its own."""
+    """(density, crops, number=None) -> the loss of that name for a step of ``number`` crops, with the options of its kernel where it has one, else its own."""
     kernel = build_kernel(name, **options)
     loss = build_loss(name, **({} if name in KERNELS else options))
 
-    def compute(density, crops):
-        return loss(density, batch_of(crops, tuple(8 * side for side in density.shape[-2:]), kernel, short_side))
+    def compute(density, crops, number=None):
+        return loss(density, batch_of(crops, tuple(8 * side for side in density.shape[-2:]), kernel, short_side), number)
 
     return compute
 
 
-def loss_and_gradient(loss, density, crops):
+def loss_and_gradient(loss, density, crops, *number):
     """The loss of crops and its gradient by the density."""
     density = torch.as_tensor(density).clone().requires_grad_()
-    value = loss(density, crops)
+    value = loss(density, crops, *number)
     value.backward()
     return value.detach(), density.grad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import functools
 import json
@@ -101,6 +102,21 @@ def test_everything_that_is_written_agrees(data, weights, tmp_path):
         assert path.read_bytes() == (again / "figures" / path.name).read_bytes(), path.name
     with h5py.File(again / "densities" / "IMG_0002.h5") as file:
         assert np.array_equal(file["density"], np.load(out / "densities" / "IMG_0002.npy"))
+
+
+def test_the_cells_of_the_report_add_up_to_the_count(weights, tmp_path):
+    """At sides that are no multiples of 8 too."""
+    sizes = [(667, 1001), (1001, 667), (16, 23), (25, 97), (64, 80)]
+    for height, width in sizes:
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        assert cv2.imwrite(str(tmp_path / f"{height}x{width}.png"), pixels)
+    evaluate(weights, "--images", *(tmp_path / f"{h}x{w}.png" for h, w in sizes), "--out", tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "report_data.jsonl").read_text().splitlines()]
+    for (height, width), line, row in zip(sizes, lines, table(tmp_path / "out"), strict=True):
+        cells = cv2.imdecode(np.frombuffer(base64.b64decode(line["density"]), np.uint8), cv2.IMREAD_UNCHANGED)
+        assert cells.shape == (-(-height // 8), -(-width // 8))
+        total = cells.sum() * line["density_max"] / 255
+        assert total == pytest.approx(float(row["predicted"]), rel=1e-3), line["image"]
 
 
 def test_compiled_once_for_all_sizes_the_counts_stay(data, weights, tmp_path, monkeypatch):

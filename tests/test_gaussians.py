@@ -9,9 +9,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from commands import call, errors
 
 from GS2D.gaussians import Gaussians2D, read_file
-from GS2D.process_gaussians import clean, clean_file
+from GS2D.process_gaussians import clean
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "misc.npz")
 NAMES = sorted({key.split("/")[1] for key in GOLDEN if key.startswith("clean/")})
@@ -138,17 +139,61 @@ def test_clean_makes_distorted_gaussians_round():
         clean(params, max_ratio=0.5)
 
 
+CLEAN = "GS2D/process_gaussians.py"
+
+
+def contents(path):
+    """The datasets of a file, and its bytes."""
+    with h5py.File(path) as file:
+        return {name: file[name][()].tolist() for name in file}, path.read_bytes()
+
+
 def test_cleaning_a_file_keeps_what_was_fitted_and_happens_once(tmp_path):
     path = tmp_path / "IMG_1_gs_params.h5"
     original = gaussians(40)
-    original.save(path, attributes={"render_loss": 0.5})
-    count, changed, _ = clean_file(path)
-    assert count == 40 and changed > 0
+    original.save(path, attributes={"render_loss": 0.5, "iterations": 3})
+    assert "1 files changed" in call(CLEAN, "--gs-dir", tmp_path)[0]
     cleaned, fitted, attributes = read_file(path)
-    assert torch.equal(fitted.params, original.params) and attributes == {"render_loss": 0.5}
+    assert torch.equal(fitted.params, original.params) and attributes == {"render_loss": 0.5, "iterations": 3}
     ratio = cleaned.scales.max(dim=1).values / cleaned.scales.min(dim=1).values
     assert ratio.max() <= 1.5
     before = path.read_bytes(), path.stat().st_mtime_ns
-    assert clean_file(path)[1] == 0 and (path.read_bytes(), path.stat().st_mtime_ns) == before
-    clean_file(path, max_ratio=1.1)
-    assert torch.equal(read_file(path)[1].params, original.params)  # still the first ones
+    distorted = int(clean(original.params)[1])
+    out, _ = call(CLEAN, "--gs-dir", tmp_path)
+    assert out == f"1 files, 40 Gaussians: {distorted} were fitted distorted; nothing to do\n"
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before and os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("ratios", [(1.5, 2), (1, 3, 2), (2, 1.5, 1.1), (1.2, 100), (100, 1.2)])
+@pytest.mark.parametrize("released", [False, True])
+def test_a_ratio_does_not_depend_on_those_before(tmp_path, ratios, released):
+    """Of a file of the authors, which has ``params`` alone and NaN scales, too: its original is never lost."""
+    for name in ("direct", "detour"):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "IMG_1_gs_params.h5"
+        params = gaussians(40).params.numpy()
+        if released:
+            params[3, 2] = np.nan
+            with h5py.File(path, "w") as file:
+                file.create_dataset("params", data=params, compression="gzip")
+        else:
+            Gaussians2D.from_params(params).save(path, attributes={"shape_loss": 0.5, "render_loss": 0.25})
+        for ratio in ratios if name == "detour" else ratios[-1:]:
+            call(CLEAN, "--gs-dir", path.parent, "--max-ratio", ratio)
+    direct, detour = (contents(tmp_path / name / "IMG_1_gs_params.h5") for name in ("direct", "detour"))
+    expected, distorted = clean(params, ratios[-1])
+    np.testing.assert_array_equal(direct[0]["params"], expected)
+    assert direct[0].keys() == ({"params", "fitted"} if distorted else {"params"})
+    for name in direct[0]:
+        np.testing.assert_array_equal(detour[0][name], direct[0][name])
+        assert name == "params" or np.array_equal(direct[0][name], params, equal_nan=True)
+    assert released or detour[1] == direct[1]
+
+
+def test_what_was_fitted_must_be_as_many(tmp_path):
+    path = tmp_path / "IMG_1_gs_params.h5"
+    gaussians(5).save(path, fitted=gaussians(4))
+    before = path.read_bytes()
+    _, error = call(CLEAN, "--gs-dir", tmp_path, code=1)
+    assert errors(error)[0].startswith(f"error: {path}: 'fitted' has 4 rows, 'params' 5; fit the image with")
+    assert path.read_bytes() == before

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.metadata
+import importlib.util
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,6 +101,39 @@ def test_other_packages_of_the_same_names_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "models", other)
     with pytest.raises(ImportError, match="/site-packages/models/__init__.py: another 'models' is imported already"):
         importlib.reload(hubconf)
+
+
+def requirements(path):
+    """The names of the packages in a file of requirements and in those that it includes."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    included = [requirements(path.with_name(line[3:].strip())) for line in lines if line.startswith("-r ")]
+    return {re.split(r"[^\w.-]", line.lower())[0] for line in lines if not line.startswith("-")}.union(*included)
+
+
+def test_the_dependencies_are_what_is_imported(folder, tmp_path):
+    """By the project's own files, as they are loaded and as they count: what torch.hub looks for before it loads them."""
+    code = f"""
+import builtins, glob, json, sys
+sys.path.insert(0, {str(ROOT)!r})
+original, asked = builtins.__import__, set()
+def note(name, globals=None, locals=None, fromlist=(), level=0):
+    if not level and (globals or {{}}).get("__file__") in files:
+        asked.add(name.split(".")[0])
+    return original(name, globals, locals, fromlist, level)
+files = {{{str(ROOT / "hubconf.py")!r}, *glob.glob({str(ROOT)!r} + "/[a-z]*/**/*.py", recursive=True)}}
+builtins.__import__ = note
+import hubconf
+hubconf.Counter({str(folder / "runs/qnrf_vgg")!r}, device="cpu").count({str(folder / "photo.jpg")!r})
+print(json.dumps(sorted(asked - set(sys.stdlib_module_names))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    own = {path.stem for path in ROOT.iterdir()}
+    assert sorted(set(json.loads(done.stdout)) - own) == sorted(hubconf.dependencies)
+    required = requirements(ROOT / "requirements.txt")
+    packages = importlib.metadata.packages_distributions()
+    for name in hubconf.dependencies:
+        assert importlib.util.find_spec(name) and required & {found.lower() for found in packages[name]}, name
 
 
 def test_torch_hub_loads_a_folder_without_network(folder, tmp_path):

@@ -64,6 +64,13 @@ def test_released_dm_count_in_one_batch():
     batch = batch_of([crop_at(GOLDEN[f"{case}/points"]) for case in cases])
     found = dm_count_terms(density, batch).numpy()[:, 1:] * [1, 0.01]
     np.testing.assert_allclose(found, [GOLDEN[f"{case}/dm_terms"][1:] for case in cases], rtol=1e-3)
+    crops = [crop_at(GOLDEN[f"{case}/points"]) for case in cases]
+    _, gradient = loss_and_gradient(loss_on_crops("dm-count"), density, crops)
+    for b, case in enumerate(cases):
+        rest = loss_and_gradient(loss_on_crops("dm-count", ot_weight=0), density[b : b + 1], crops[b : b + 1])[1][0].numpy()
+        transport = GOLDEN[f"{case}/dm_grad"][0] - rest
+        assert np.abs(transport).max() > 0.1 or not len(crops[b].points)
+        assert_gradient(gradient[b], rest / len(cases) + transport)
 
 
 @pytest.mark.parametrize("case", CASES)

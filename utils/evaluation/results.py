@@ -125,7 +125,8 @@ class ResultsFolder:
     def _write(self, counted: Counted) -> None:
         height, width = counted.density.shape
         size = math.ceil(width / STRIDE), math.ceil(height / STRIDE)
-        cells = cv2.resize(counted.density, size, interpolation=cv2.INTER_AREA) * STRIDE**2
+        pixels = height * width / math.prod(size)  # of a cell: below 64 where a side is no multiple of 8
+        cells = cv2.resize(counted.density, size, interpolation=cv2.INTER_AREA) * pixels
         line = report_line(counted.name, counted.image, cells, counted.points, counted.heads)
         self.lines.write(line + "\n")
         name = counted.name.lstrip("/")  # of a file from outside the folder: its whole path
