@@ -31,7 +31,7 @@ from utils.cli import progress_options, run_script
 from utils.device import network_errors, start_fabric
 from utils.evaluation import density_map, evaluate, in_threads, predict
 from utils.evaluation.model_card import write_card
-from utils.files import make_folder, remove_stale_partials, split_hash
+from utils.files import make_folder, remove_stale_partials, split_hashes
 from utils.images import load_image
 from utils.lock import hold
 from utils.pixels import normalise
@@ -284,10 +284,11 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
 
     sampler = EpochSampler(len(train), arguments.seed, fabric.global_rank, fabric.world_size)
-    load = arguments.batch_size, arguments.num_workers, arguments.prefetch, arguments.loading_timeout
+    load = arguments.batch_size, arguments.num_workers, arguments.prefetch
     on_gpu, processes = fabric.device.type == "cuda", fabric.world_size // arguments.num_nodes
     with agreed(fabric):
-        loader = crop_loader(train, sampler, *load, pin_memory=on_gpu, processes=processes)
+        waiting = {"timeout": arguments.loading_timeout, "processes": processes}
+        loader = crop_loader(train, sampler, *load, pin_memory=on_gpu, **waiting)
         if arguments.pixels == "decoded":
             say(fabric, keep_pixels(train, sizes, arguments.pixels_dir))
     loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
@@ -309,7 +310,7 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
         if fabric.is_global_zero and not is_done:
             remove_stale_partials(folder.path / "trouble")
             log = RunLog(folder, run.first_epoch)
-            val_hash = split_hash(arguments.data_dir, "val")[1]
+            val_hash = split_hashes(str(arguments.data_dir))["val"][1]
             best = folder.best_score(val_hash, arguments.window)
             print("options: " + ", ".join(f"{key} {value}" for key, value in options.items()))
     if is_done:
@@ -373,13 +374,15 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
             if log:
                 log.add_epoch(metrics)
                 if "val_mae" in metrics:
-                    write_card(folder)
+                    write_card(folder.path)
                 folder.save_checkpoint(epoch, arguments.max_model_num, step=(epoch + 1) * len(run.loader), **state())
     progress.close()
     if log:
         log.close()
         found = folder.best()
-        print(f"best 2 MSE + MAE on val: {best:.3f}; {folder.best_path}" if found else "no validation gave a finite error")
+        print(
+            f"best 2 MSE + MAE on val: {best:.3f}; {folder.best_path}" if found else "no validation gave a finite error"
+        )
 
 
 def main() -> None:
@@ -394,7 +397,9 @@ def main() -> None:
         try:
             train(fabric, arguments)
         except KeyboardInterrupt:
-            goes_on = f"python train_gs.py --config {shlex.quote(str(folder / 'config.yml'))} goes on where this one stopped"
+            goes_on = (
+                f"python train_gs.py --config {shlex.quote(str(folder / 'config.yml'))} goes on where this one stopped"
+            )
             same = arguments.resume != "none" and not arguments.overwrite
             raise KeyboardInterrupt("" if same else goes_on) from None
         fabric.barrier()  # nobody leaves while others still need it

@@ -24,14 +24,14 @@ def crop_loader(
     batch_size: int,
     num_workers: int,
     prefetch: int,
-    timeout: int,
     *,
     pin_memory: bool,
+    timeout: int = 0,
     processes: int = 1,
 ) -> DataLoader:
     """A loader of ``Batch``es whose ``num_workers`` processes each make ``prefetch`` batches ahead, from one epoch to the next.
 
-    ``timeout``: seconds without a batch after which something is wrong. ``processes``: trainings on this machine. Raises ``ValueError`` where shared memory cannot hold the batches under way.
+    ``timeout``: seconds without a batch after which something is wrong (0: never). ``processes``: trainings on this machine. Raises ``ValueError`` where shared memory cannot hold the batches under way.
     """
     if num_workers:
         some = [train[index] for index in list(sampler)[: min(batch_size, _MEASURED)]]

@@ -32,7 +32,7 @@ from utils.cli import EXIT_FAILED, one_line, progress_options, run_script
 from utils.config import make_parser, number
 from utils.evaluation import mae_mse
 from utils.files import atomic_write, list_images, make_folder, points_path
-from utils.training.run_folder import MACHINE_OPTIONS, RunFolder
+from utils.training.run_folder import MACHINE_OPTIONS, RunFolder, run_options
 from utils.training.train_options import parse_train_options
 
 TRAIN, TEST = ROOT / "train_gs.py", ROOT / "test.py"
@@ -54,7 +54,14 @@ PUBLISHED = (
 ON_REQUEST = {"gst-published": ("--loss", "gst", *PUBLISHED)}
 F1_RADIUS = 8  # pixels
 RECIPES = {"bl": "bl", "bl+": "bl", "dm-count": "dm-count", "gloss": "gloss"}  # loss -> name of its recipe's files
-OURS = ("--data-dir", "--loss", "--seed", "--save-dir", "--resume", "--overwrite")  # options of train_gs.py that are set here
+OURS = (
+    "--data-dir",
+    "--loss",
+    "--seed",
+    "--save-dir",
+    "--resume",
+    "--overwrite",
+)  # options of train_gs.py that are set here
 POLL = 2  # seconds between looks at how far the runs are
 
 
@@ -147,7 +154,8 @@ def execute(run: Run, arguments: argparse.Namespace, children: Children) -> dict
     folder = RunFolder(make_folder(run.folder))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if arguments.jobs > 1 else None
     log, counted = run.folder / "log.txt", run.folder / arguments.split
-    children.run([sys.executable, str(TRAIN), *run.options], log, environment)
+    anew = [] if folder.checkpoints() else ["--overwrite"]  # what was tidied up has nothing to go on from
+    children.run([sys.executable, str(TRAIN), *run.options, *anew], log, environment)
     test = [TEST, "--save-path", folder.best_path, "--data-dir", arguments.data, "--out", counted]
     children.run([sys.executable, *map(str, test), *run.evaluation], log, environment)
     epochs, best = folder.metrics(), folder.best()

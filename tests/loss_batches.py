@@ -46,7 +46,9 @@ def loss_on_crops(name: str, short_side=None, **options) -> Callable[..., Tensor
     loss = build_loss(name, **({} if name in KERNELS else options))
 
     def compute(density, crops, number=None):
-        return loss(density, batch_of(crops, tuple(8 * side for side in density.shape[-2:]), kernel, short_side), number)
+        return loss(
+            density, batch_of(crops, tuple(8 * side for side in density.shape[-2:]), kernel, short_side), number
+        )
 
     return compute
 

@@ -253,22 +253,25 @@ def test_shared_memory_that_is_too_small_is_said_before_the_first_epoch(monkeypa
         ),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "not enough shared memory"),
         (OSError(28, "No space left on device"), "not enough shared memory in /dev/shm for --num-workers 2 and"),
-        (RuntimeError("DataLoader timed out after 300 seconds"), "no batch came for 300 seconds: .*--num-workers 0"),
+        (
+            RuntimeError("DataLoader timed out after 300 seconds"),
+            "no batch came for --loading-timeout 300 seconds: .*--num-workers 0",
+        ),
     ],
 )
 def test_what_a_lack_of_shared_memory_looks_like(error, message):
-    with pytest.raises(ValueError, match=message), shared_memory_errors(2, 4):
+    with pytest.raises(ValueError, match=message), shared_memory_errors(2, 4, 300):
         raise error
-    with pytest.raises(RuntimeError, match="other"), shared_memory_errors(2, 4):
+    with pytest.raises(RuntimeError, match="other"), shared_memory_errors(2, 4, 300):
         raise RuntimeError("other")
 
 
 @pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "Connection reset by peer")])
 def test_a_process_killed_while_it_hands_a_batch_over(error):
     with pytest.raises(ValueError, match="killed .out of memory.*; lower it"), network_errors("lower it"):
-        with shared_memory_errors(2, 4):
+        with shared_memory_errors(2, 4, 300):
             raise error
-    with pytest.raises(type(error)), shared_memory_errors(0, 4):
+    with pytest.raises(type(error)), shared_memory_errors(0, 4, 300):
         raise error
 
 

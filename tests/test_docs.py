@@ -193,7 +193,7 @@ def test_command(command, workspace, monkeypatch):
     for number, environment in enumerate(processes(command)):
         for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
-        out, _ = run(script, *arguments, *(["--resume", "none"] if script == "train_gs.py" and number else []))
+        out, _ = run(script, *arguments, *(["--overwrite"] if script == "train_gs.py" and number else []))
     written = {"preprocess": "data/*/train/*.npy", "train_gs": "runs/**/best_model.pth"}
     assert out and all(list(Path().glob(path)) for name, path in written.items() if script.startswith(name))
     assert "MAE" in out or script != "test.py" or "--images" in arguments

@@ -21,7 +21,8 @@ from training_runs import Tiny, make_data
 import models
 from utils import images
 from utils.evaluation import windows
-from utils.evaluation.results import ResultsFolder, file_hash, read_ahead
+from utils.evaluation.results import ResultsFolder, read_ahead
+from utils.files import file_hash
 from utils.images import save_jpeg
 from utils.training.run_folder import save_weights
 

@@ -67,7 +67,9 @@ def test_released_dm_count_in_one_batch():
     crops = [crop_at(GOLDEN[f"{case}/points"]) for case in cases]
     _, gradient = loss_and_gradient(loss_on_crops("dm-count"), density, crops)
     for b, case in enumerate(cases):
-        rest = loss_and_gradient(loss_on_crops("dm-count", ot_weight=0), density[b : b + 1], crops[b : b + 1])[1][0].numpy()
+        rest = loss_and_gradient(loss_on_crops("dm-count", ot_weight=0), density[b : b + 1], crops[b : b + 1])[1][
+            0
+        ].numpy()
         transport = GOLDEN[f"{case}/dm_grad"][0] - rest
         assert np.abs(transport).max() > 0.1 or not len(crops[b].points)
         assert_gradient(gradient[b], rest / len(cases) + transport)

@@ -13,8 +13,8 @@ from training_runs import Tiny, make_data, metrics, train
 
 import models
 import train_gs
-from utils.evaluation.model_card import split_hashes, write_card
-from utils.evaluation.results import file_hash
+from utils.evaluation.model_card import write_card
+from utils.files import file_hash, split_hashes
 
 
 @pytest.fixture(scope="module")

@@ -129,6 +129,7 @@ def test_train_then_test(name, small, tmp_path):
         "environment.json",
         "metrics.jsonl",
         "model_card.md",
+        "run.json",
         "tensorboard",
     ]
 

@@ -14,7 +14,8 @@ from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
 from utils.config import option_values
-from utils.training.train_options import CHANGEABLE_OPTIONS, parse_train_options
+from utils.training.run_folder import NEUTRAL_OPTIONS
+from utils.training.train_options import parse_train_options
 
 # The released script's flags with their defaults, and what each is called here; data and save folder as an example.
 RELEASED = {
@@ -112,7 +113,7 @@ def test_the_options_of_a_run_are_those_of_a_file(tmp_path):
     options = option_values(parse("--data-dir", "x", "--save-all", "--use-background", "False"))
     config.write_text(yaml.safe_dump(options))
     assert option_values(parse("--config", str(config))) == options
-    assert "save_all" in CHANGEABLE_OPTIONS
+    assert "save_all" in NEUTRAL_OPTIONS
 
 
 def test_every_best_model_is_kept(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from training_runs import Tiny, make_data, train
 
 import train_gs
 from GS2D.gaussians import Gaussians2D
-from utils.files import gaussians_path, kernel_path, list_images, points_path
+from utils.files import file_hash, gaussians_path, kernel_path, list_images, points_path
 from utils.lock import hold
 
 
@@ -73,8 +73,8 @@ def test_the_way_of_a_data_set(data, monkeypatch):
     monkeypatch.setattr(train_gs, "build_model", Tiny)
     folder = data / "runs" / "one"
     train(data, folder, "--epochs", 1)
-    config = (folder / "config.yml").read_text()
-    (folder / "config.yml").write_text(config.replace("epochs: 1\n", "epochs: 2\n"))
+    config, progress = ((folder / name).read_text() for name in ("config.yml", "run.json"))
+    (folder / "run.json").write_text(progress.replace('"epochs": 1', '"epochs": 2'))
     status, _, _ = look(data)
     assert status["next"] == f"python train_gs.py --config {folder}/config.yml"
     assert [(one["state"], one["epochs_done"], one["epochs"]) for one in status["runs"]] == [("interrupted", 1, 2)]
@@ -82,14 +82,16 @@ def test_the_way_of_a_data_set(data, monkeypatch):
         status, _, _ = look(data)
         assert status["runs"][0]["state"].startswith(f"running (process {os.getpid()} on ")
         assert status["next"] == "wait for the run that is under way"
-    (folder / "config.yml").write_text(config)
+    (folder / "run.json").write_text(progress)
     status, _, _ = look(data)
     assert status["runs"][0]["best"]["epoch"] == 0 and status["runs"][0]["state"] == "done"
     assert status["next"] == f"python test.py --save-path {folder} --data-dir {data} --out {folder}/test"
-    (folder / "test").mkdir()
-    (folder / "test" / "results.csv").touch()
-    status, _, _ = look(data)
-    assert status["next"] == "nothing; every stage is done" and status["runs"][0]["results"] == [f"{folder}/test"]
+    for sha256, results in (("0", []), (file_hash(folder / "best_model.pth"), [f"{folder}/test"])):
+        (folder / "test").mkdir(exist_ok=True)
+        (folder / "test" / "summary.json").write_text(json.dumps({"weights_sha256": sha256}))
+        status, _, _ = look(data)
+        assert status["runs"][0]["results"] == results
+        assert (status["next"] == "nothing; every stage is done") == bool(results)
     (folder / "config.yml").write_text(config.replace(f"data_dir: {data}", "data_dir: /elsewhere"))
     status, _, _ = look(data)
     assert status["runs"] == [] and status["other_runs"] == 1

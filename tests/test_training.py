@@ -52,29 +52,40 @@ def test_schedules():
     assert factor("warmup-cosine", 0.05, 0.2) == pytest.approx(0.25 * factor("cosine", 0.05))
 
 
-def test_accumulated_batches_are_one_larger_batch(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(Tiny, "dropout", 0)  # whose mask follows the batch
-    train(data, tmp_path / "one", "--epochs", 1, "--batch-size", 4, "--lr", 1e-4)
-    train(data, tmp_path / "two", "--epochs", 1, "--batch-size", 2, "--accumulate", 2, "--lr", 1e-4)
-    train(data, tmp_path / "other", "--epochs", 1, "--batch-size", 2, "--lr", 1e-4)
-    one, two, other = (weights(tmp_path / name) for name in ("one", "two", "other"))
-    # Adam's first step is lr * sign(gradient): where a gradient is as small as rounding, the step may differ by 2 lr.
-    differs = [((one[k] - two[k]).abs() > 1e-5).float().mean().item() for k in one]
-    assert max(differs) < 0.01 and largest_difference(one, other) > 1e-4 / 2
-
-
-def test_clipping_bounds_the_gradient(data, tmp_path, monkeypatch):
-    norms = []
-    step = torch.optim.Adam.step
+@pytest.fixture
+def gradients(monkeypatch):
+    """The gradient of each step, as the optimizer finds it: [numbers of all parameters]."""
+    found, step = [], torch.optim.Adam.step
 
     def recorded(self, *args, **kwargs):
-        norms.append(float(torch.stack([p.grad.norm() for g in self.param_groups for p in g["params"]]).norm()))
+        found.append(torch.cat([p.grad.flatten().clone() for group in self.param_groups for p in group["params"]]))
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.Adam, "step", recorded)
+    return found
+
+
+@pytest.mark.parametrize("loss", ["gst", "dm-count"])
+def test_accumulated_batches_are_one_larger_batch(data, tmp_path, monkeypatch, gradients, loss):
+    """Of four crops in one step the gradient is the same, however they are divided; dm-count sums its transport term."""
+    monkeypatch.setattr(Tiny, "dropout", 0)  # whose mask follows the batch
+    divided = ((4, 1), (2, 2), (1, 4), (3, 2))  # the last: three crops and one
+    for size, batches in divided:
+        options = "--epochs", 1, "--loss", loss, "--batch-size", size, "--accumulate", batches
+        train(data, tmp_path / f"{size}x{batches}", *options)
+    first = gradients[0]
+    assert len(gradients) == len(divided) and first.abs().max() > 0
+    for other in gradients[1:]:
+        assert (other - first).abs().max() <= 1e-5 * first.abs().max()
+    train(data, tmp_path / "three", "--epochs", 1, "--loss", loss, "--batch-size", 3)
+    assert len(gradients) == len(divided) + 2 and (gradients[-1] - first).abs().max() > 1e-2 * first.abs().max()
+
+
+def test_clipping_bounds_the_gradient(data, tmp_path, gradients):
     train(data, tmp_path / "free", "--epochs", 1)
     train(data, tmp_path / "clipped", "--epochs", 1, "--grad-clip", 0.5)
-    assert min(norms[:4]) > 0.6 and max(norms[4:]) == pytest.approx(0.5, rel=1e-3)
+    norms = [float(gradient.norm()) for gradient in gradients]
+    assert min(norms[:4]) > 0.6 and norms[4:] == pytest.approx([0.5] * 4, rel=1e-3)
 
 
 def test_mixed_precision_and_memory_layout_train_alike(data, tmp_path, monkeypatch):
@@ -102,7 +113,9 @@ def test_workers_do_not_change_the_result_and_a_resumed_run_continues_exactly(da
 def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, monkeypatch):
     """Six steps that move a weight by up to 6e-3."""
     monkeypatch.setattr(Tiny, "dropout", 0)
-    fixed = f"--device cpu --backbone-weights none --crop-size 64 --epochs 3 --lr 1e-3 --data-dir {data}"
+    fixed = (
+        f"--device cpu --backbone-weights none --crop-size 64 --epochs 3 --lr 1e-3 --loss dm-count --data-dir {data}"
+    )
     train(data, tmp_path / "one", *fixed.split(), "--batch-size", 2)
     train(data, tmp_path / "other", *fixed.split(), "--batch-size", 1)
     launch = f"-m torch.distributed.run --nproc-per-node 2 --master-port {free_port()} tests/train_tiny.py"

@@ -31,7 +31,7 @@ from utils.files import (
     read_points,
     remove_stale_partials,
 )
-from utils.training.run_folder import checkpoints, describe, save_checkpoint, save_weights
+from utils.training.run_folder import RunFolder, describe, save_weights
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "models.npz")
 
@@ -277,9 +277,11 @@ def test_checkpoints_describe_themselves(tmp_path):
 
 def test_the_newest_checkpoints_are_kept(tmp_path):
     (tmp_path / "notes_ckpt.tar").touch()
+    folder = RunFolder(tmp_path)
+    folder.begin({}, None, 20, 1)
     for epoch in (8, 9, 10, 11):
-        save_checkpoint(tmp_path, epoch, 2, model_state_dict={}, optimizer_state_dict={})
-    assert [path.name for path in checkpoints(tmp_path)] == ["10_ckpt.tar", "11_ckpt.tar"]
+        folder.save_checkpoint(epoch, 2, model_state_dict={}, optimizer_state_dict={}, epochs=20)
+    assert [path.name for path in folder.checkpoints()] == ["10_ckpt.tar", "11_ckpt.tar"]
     assert torch.load(tmp_path / "11_ckpt.tar", weights_only=True)["epoch"] == 11
 
 

@@ -104,22 +104,24 @@ def list_images(folder: Path) -> list[Path]:
 
 
 @functools.cache
-def split_hash(root: Path | str, split: str) -> tuple[int, str]:
-    """(Images, hash) of a split: SHA-256 over the names of its images and the bytes of their annotations, in order of name.
+def split_hashes(root: str) -> dict[str, tuple[int, str]]:
+    """Split -> (images, hash): SHA-256 over the names of the images and the bytes of their annotations, in order of name.
 
-    Two runs with the same hash had the same images, divided in the same way, with the same points at the same size. A split
-    that is not there has no images.
+    Two runs with the same hash had the same images, divided in the same way, with the same points at the same size.
     """
-    try:
-        images = list_images(Path(root) / split)
-    except (OSError, ValueError):
-        return 0, "unknown"
-    digest = hashlib.sha256()
-    for image in images:
-        points = points_path(image)
-        content = hashlib.sha256(points.read_bytes()).hexdigest() if points.is_file() else "-"
-        digest.update(f"{image.stem} {content}\n".encode())
-    return len(images), digest.hexdigest()
+    found = {}
+    for split in SPLITS:
+        try:
+            images = list_images(Path(root) / split)
+        except (OSError, ValueError):
+            continue
+        digest = hashlib.sha256()
+        for image in images:
+            points = points_path(image)
+            content = hashlib.sha256(points.read_bytes()).hexdigest() if points.is_file() else "-"
+            digest.update(f"{image.stem} {content}\n".encode())
+        found[split] = len(images), digest.hexdigest()
+    return found
 
 
 def file_hash(path: Path) -> str:

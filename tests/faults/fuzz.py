@@ -37,7 +37,7 @@ from models import read_checkpoint
 from utils.config import make_parser, number, parse_arguments
 from utils.files import read_points
 from utils.images import load_image
-from utils.training.run_folder import describe, find_start
+from utils.training.run_folder import RunFolder, describe
 
 MEMORY = 3 << 30  # bytes that a reader may ask for, with a file of a few kilobytes
 _EXTREMES = (
@@ -166,7 +166,7 @@ READERS = [
         "run's options",
         "config.yml",
         lambda path: (path.with_name("0_ckpt.tar").touch(), _text("lr: 1.0\nepochs: 3\ndata_dir: d\n")(path)),
-        lambda path: (find_start("auto", path.parent, {"lr": 1.0}, ()), look(path.parent, path.parent)),
+        lambda path: (RunFolder(path.parent).find_start("auto", False, {"lr": 1.0}, 1), look(path.parent, path.parent)),
     ),
     Reader("run's metrics", "metrics.jsonl", _text(_METRICS), lambda path: look(path.parent, path.parent)),
     Reader(

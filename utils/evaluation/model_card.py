@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from utils.files import SPLITS, atomic_write, file_hash, split_hash
+from utils.files import atomic_write, file_hash, split_hashes
 from utils.training.run_folder import BEST, CARD, EVALUATIONS, RunFolder, read_json, shareable
 
 LIBRARIES = ("torch", "torchvision", "numpy", "gsplat", "lightning-fabric", "opencv-python-headless")
@@ -26,8 +26,8 @@ def write_card(path: Path) -> Path | None:
     if not folder.best_path.is_file() or not (options := folder.options()):
         return None
     sha256, best = file_hash(folder.best_path), folder.best() or {}
-    val = split_hash(options["data_dir"], "val")
-    val = val if best.get("val_hash", val[1]) == val[1] else ("", best["val_hash"])
+    val = split_hashes(str(options["data_dir"])).get("val", ("", "unknown"))
+    val = val if best.get("val_hash", val[1]) == val[1] else ("", best["val_hash"])  # chosen on other images
     how = f"windows of {best.get('window', options['window'])} px"
     scores = [("val", best.get("val_mae"), best.get("val_mse"), val, how)]
     for entry in read_json(path / EVALUATIONS) or []:
@@ -48,14 +48,13 @@ def note_evaluation(weights: Path, data_dir: Path, facts: dict[str, Any]) -> Pat
     if weights.name != BEST or not (folder / CARD).is_file():
         return None
     chosen, split = facts["configuration"], facts["configuration"]["split"]
-    images, data_hash = split_hash(data_dir, split)
-    images = images or facts["scored"]
+    images, split_hash = split_hashes(str(data_dir)).get(split, (facts["scored"], "unknown"))
     how = [f"windows of {chosen['window']} px"]
     how += [f"overlap {chosen['overlap']} px"] if chosen["overlap"] else []
     how += ["mirrored too"] if chosen["flip_average"] else []
     how += [chosen["precision"]] if chosen["precision"] != "32" else []
     how += [f"{facts['scored']} of {images} images scored"] if facts["scored"] != images else []
-    entry = {"split": split, "split_hash": data_hash, "images": images, "options": ", ".join(how)}
+    entry = {"split": split, "split_hash": split_hash, "images": images, "options": ", ".join(how)}
     same = ("split", "split_hash", "options", "weights_sha256")
     entry |= {"mae": facts["mae"]["value"], "mse": facts["mse"]["value"], "weights_sha256": facts["weights_sha256"]}
     others = [old for old in read_json(folder / EVALUATIONS) or [] if any(old[key] != entry[key] for key in same)]
@@ -64,12 +63,10 @@ def note_evaluation(weights: Path, data_dir: Path, facts: dict[str, Any]) -> Pat
     return write_card(folder)
 
 
-def _card(
-    folder: RunFolder, options: dict[str, Any], best: dict[str, Any], sha256: str, scores: list[tuple]
-) -> str:
+def _card(folder: RunFolder, options: dict[str, Any], best: dict[str, Any], sha256: str, scores: list[tuple]) -> str:
     name, loss, epochs = options["model_name"], options["loss"], folder.metrics()
     planned, environment = folder.progress()["epochs"], read_json(folder.path / "environment.json") or {}
-    data = {split: found for split in SPLITS if (found := split_hash(options["data_dir"], split))[0]}
+    data = split_hashes(str(options["data_dir"]))
     hours = sum(epoch.get("seconds", 0) for epoch in epochs) / 3600
     packages = environment.get("packages", {})
     versions = [f"{library} {packages[library]}" for library in LIBRARIES if library in packages]
@@ -91,12 +88,12 @@ def _card(
     lines = [f"# {name}, trained on {options['dataset']} with {loss}", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in facts.items()]
     lines += ["", "## Errors", "", "| split | images | MAE | RMSE | how | split hash |", "|---|---|---|---|---|---|"]
-    for split, mae, mse, (images, data_hash), how in scores:
-        lines.append(f"| {split} | {images} | {_number(mae)} | {_number(mse)} | {how} | `{data_hash[:16]}` |")
+    for split, mae, mse, (images, split_hash), how in scores:
+        lines.append(f"| {split} | {images} | {_number(mae)} | {_number(mse)} | {how} | `{split_hash[:16]}` |")
     if not any(split == "test" for split, *_ in scores):
         lines.append("| test | | not evaluated yet | | | |")
     lines += ["", 'RMSE is what crowd counting calls "MSE". The model was chosen by 2 RMSE + MAE on val.', ""]
-    hashes = ", ".join(f"{split} `{data_hash[:16]}`" for split, (_, data_hash) in data.items())
+    hashes = ", ".join(f"{split} `{split_hash[:16]}`" for split, (_, split_hash) in data.items())
     lines += [f"Split hashes (names of the images, bytes of their annotations): {hashes or 'unknown'}.", ""]
     lines += ["## Options", "", "```yaml"]
     lines += [yaml.safe_dump(shareable(options), allow_unicode=True).rstrip(), "```", "", "## Use", "", "```python"]
@@ -113,4 +110,3 @@ def _number(value: float | None) -> str:
 def _cell(text: str) -> str:
     """Text of a user's as a table's cell."""
     return " ".join(str(text).replace("|", "\\|").split())
-

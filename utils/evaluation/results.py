@@ -181,4 +181,3 @@ def save_submission(path: Path, results: Sequence[Result]) -> None:
     """One ``id count`` line an image, as NWPU-Crowd's server takes it."""
     with atomic_write(path) as partial:
         partial.write_text("".join(f"{r.name} {r.predicted:.4f}\n" for r in sorted(results)), encoding="utf-8")
-

@@ -22,14 +22,16 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
 from utils.config import option_values
 from utils.files import atomic_write, make_folder
-from utils.training.steps import NonFinite
+
+if TYPE_CHECKING:
+    from utils.training.steps import NonFinite
 
 BEST, CARD, EVALUATIONS = "best_model.pth", "model_card.md", "evaluations.json"
 DESCRIPTION = "gst"
@@ -65,7 +67,16 @@ NEUTRAL_OPTIONS = (
     "window",
 )
 # What a run, and test.py in its folder, may have left there.
-_OWN = ("*_ckpt.tar", "best_model*.pth", CARD, EVALUATIONS, "metrics.jsonl", "environment.json", "trouble", "tensorboard")
+_OWN = (
+    "*_ckpt.tar",
+    "best_model*.pth",
+    CARD,
+    EVALUATIONS,
+    "metrics.jsonl",
+    "environment.json",
+    "trouble",
+    "tensorboard",
+)
 _RESULTS = ("results.csv", "summary.json", "report.html", "report_data.jsonl", "densities", "figures")
 
 
@@ -164,7 +175,9 @@ class RunFolder:
                 raise ValueError(f"--resume {given}: --overwrite removes it; choose another --save-dir")
             return given
         before = Path(progress["start"]) if progress["start"] else None
-        goes_on = resume == "auto" or (given and given.resolve() in (path.resolve() for path in (newest, before) if path))
+        goes_on = resume == "auto" or (
+            given and given.resolve() in (path.resolve() for path in (newest, before) if path)
+        )
         if newest and goes_on:
             self._check(options, crops)
             return newest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.device import environment
 from utils.files import atomic_write
+from utils.training.run_folder import RunFolder
 
 _PICTURE_WIDTH = 640  # pixels of an image in TensorBoard
 
@@ -23,17 +23,15 @@ class RunLog:
     ``metrics.jsonl`` has one line an epoch; TensorBoard reads ``tensorboard/``; ``environment.json`` lists versions.
     """
 
-    def __init__(self, folder: Path, first_epoch: int) -> None:
-        self.path = folder / "metrics.jsonl"
+    def __init__(self, folder: RunFolder, first_epoch: int) -> None:
+        self.path = folder.path / "metrics.jsonl"
         if self.path.exists():
-            lines = [
-                line for line in self.path.read_text(encoding="utf-8").splitlines() if _is_before(line, first_epoch)
-            ]
+            lines = [json.dumps(line) + "\n" for line in folder.metrics() if line["epoch"] < first_epoch]
             with atomic_write(self.path) as partial:
-                partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        with atomic_write(folder / "environment.json") as partial:
+                partial.write_text("".join(lines), encoding="utf-8")
+        with atomic_write(folder.path / "environment.json") as partial:
             partial.write_text(json.dumps(environment(), indent=1) + "\n", encoding="utf-8")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch)
+        self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_epoch)
 
     def add_epoch(self, metrics: dict[str, Any]) -> None:
         """Write down the figures of an epoch: a number each, or a dict of numbers."""
@@ -59,11 +57,3 @@ class RunLog:
 
     def close(self) -> None:
         self.board.close()
-
-
-def _is_before(line: str, epoch: int) -> bool:
-    """Whether a line of ``metrics.jsonl`` is about an earlier epoch; one that a kill cut off is not."""
-    try:
-        return json.loads(line)["epoch"] < epoch
-    except (ValueError, KeyError, TypeError):
-        return False

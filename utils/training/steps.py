@@ -168,7 +168,9 @@ class WeightAverage:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._steps = int(state["n_averaged"])
-        self.module.load_state_dict({name.removeprefix("module."): state[name] for name in state if name != "n_averaged"})
+        self.module.load_state_dict(
+            {name.removeprefix("module."): state[name] for name in state if name != "n_averaged"}
+        )
 
 
 class EpochSums:
@@ -209,7 +211,16 @@ class EpochSums:
 
     def metrics(self, fabric: Fabric, watch: Stopwatch) -> dict[str, Any]:
         """Means over the epoch's crops on all processes, and the seconds of ``watch``, which are this process's."""
-        own = [self.loss, self.error, self.squared_error, self.norm, self.batches, self.images, self.steps, self.skipped]
+        own = [
+            self.loss,
+            self.error,
+            self.squared_error,
+            self.norm,
+            self.batches,
+            self.images,
+            self.steps,
+            self.skipped,
+        ]
         sums = fabric.all_reduce(torch.tensor(own, dtype=torch.float64, device=fabric.device), reduce_op="sum").tolist()
         loss, absolute, squared, norms, batches, images, steps, skipped = sums
         times = watch.seconds()

@@ -14,6 +14,7 @@ from utils.training.released_options import add_released_options, apply_released
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
 
+
 def parse_train_options(
     models: Sequence[str],
     losses: Sequence[str],
