@@ -40,6 +40,7 @@ from utils.training.run_log import RunLog
 from utils.training.schedule import TimeBudget, epochs_to_begin_with, rate_factor
 from utils.training.shared_memory import shared_memory_errors
 from utils.training.steps import (
+    Batches,
     EpochSums,
     Guard,
     NonFinite,
@@ -96,18 +97,10 @@ def train_epoch(
     guard.start_epoch()
     torch.backends.cudnn.benchmark = not arguments.deterministic  # all crops are of one size
     sums, watch, shown = EpochSums(), Stopwatch(fabric.device), time.monotonic()
-    batches, unread, accumulate = iter(loader), None, arguments.accumulate
-    for index in range(len(loader)):
-        first, is_last = index // accumulate * accumulate, (index + 1) % accumulate == 0 or index + 1 == len(loader)
-        crops = crops_between(loader, first, first + accumulate)  # of this step, on this process
-        try:
-            batch = next(batches) if unread is None else None
-        except Exception as error:
-            if fabric.world_size == 1:
-                raise
-            batch, unread = None, error  # the others are waiting in the step: they learn of it when all look
-        size = arguments.crop_size
-        images = normalise(batch.images if batch else torch.zeros(1, 3, size, size, device=fabric.device))
+    batches = Batches(fabric, loader, arguments.accumulate)
+    unread = torch.zeros(1, 3, arguments.crop_size, arguments.crop_size, device=fabric.device)
+    for index, batch, crops, is_last in batches:
+        images = normalise(batch.images if batch else unread)
         if arguments.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         watch.lap("data")
@@ -144,19 +137,13 @@ def train_epoch(
             shown = time.monotonic()
         progress.update(len(images) * fabric.world_size)
         if (index + 1) % CHECK_EVERY == 0 or index == len(loader) - 1:
-            broken = guard.found(index + 1, accumulate)
-            stop_together(fabric, unread or broken, 2 if unread else 1 if broken and broken.what == "loss" else 0)
+            stop_together(fabric, batches.error, guard.found(index + 1, arguments.accumulate))
             if budget:
                 arguments.epochs = budget.epochs(epoch + (index + 1) / len(loader), fabric.broadcast(budget.elapsed()))
                 progress.total = arguments.epochs * len(loader) * arguments.batch_size * fabric.world_size
         watch.lap("other")
     progress.set_postfix(sums.read(), refresh=False)
     return sums.metrics(fabric, watch) | {"lr": optimizer.param_groups[0]["lr"]}
-
-
-def crops_between(loader: DataLoader, first: int, end: int) -> int:
-    """How many crops the batches ``first`` .. ``end`` - 1 of an epoch hold; the last batch may be smaller."""
-    return min(end * loader.batch_size, len(loader.sampler)) - first * loader.batch_size
 
 
 def say(fabric: Fabric, text: str) -> None:

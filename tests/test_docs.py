@@ -315,8 +315,16 @@ def test_python_snippets(doc, workspace, monkeypatch):
             assert block.output is None or out.getvalue() == block.output, block.place
 
 
-def test_what_the_diffs_change_and_import_exists():
-    """Their lines move with the code and are put in by hand; the files and names that they build on must be there."""
+@pytest.mark.parametrize("diff", blocks("diff"), ids=lambda block: block.place)
+def test_a_diff_applies(diff):
+    if not shutil.which("git"):
+        pytest.skip("git is not installed")
+    done = subprocess.run(["git", "apply", "--check", "-"], cwd=ROOT, input=diff.text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_the_diffs_import_exists():
+    """The names that they build on must be there."""
     diffs = "".join(block.text for block in blocks("diff"))
     files = re.findall(r"^--- (\S+)\n\+\+\+ b/(\S+)\n(.*?)(?=^--- |\Z)", diffs, re.M | re.S)
     assert len(files) > 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import time
 import lightning_fabric
 import pytest
 import torch
-from commands import ROOT, errors
+from commands import ROOT, errors, free_port
 from lightning_fabric.plugins import MixedPrecision
 from training_runs import Tiny, make_data, metrics, train
 
@@ -133,24 +134,45 @@ def test_the_guard_is_looked_at_during_an_epoch(data, tmp_path, monkeypatch):
     assert len(calls) == 3 and "epoch 0, batch 0: the loss of" in err
 
 
-def test_two_processes_stop_together(data, tmp_path):
-    """What one of them meets stops both, without waiting for a broken connection."""
-    launch = f"{sys.executable} -m torch.distributed.run --nproc-per-node 2 --master-port 29737 tests/train_tiny.py"
+def two_processes(data, folder, *options, **environment):
+    """A training of two processes, in which one meets something -> its exit code and error lines."""
+    launch = (
+        f"{sys.executable} -m torch.distributed.run --nproc-per-node 2 --master-port {free_port()} tests/train_tiny.py"
+    )
     fixed = (
         f"--device cpu --backbone-weights none --crop-size 64 --epochs 3 --lr 1e-3 --num-workers 0 --data-dir {data}"
     )
     start = time.monotonic()
     done = subprocess.run(
-        [*launch.split(), *fixed.split(), "--save-dir", str(tmp_path)],
+        [*launch.split(), *fixed.split(), *options, "--save-dir", str(folder)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "BROKEN_RANK": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.returncode != 0 and time.monotonic() - start < 60
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(set(lines)) == 1 and "epoch 1, batch 0: the loss of" in lines[0] and "is not finite" in lines[0]
+    assert time.monotonic() - start < 60
+    return done.returncode, [line for line in done.stderr.splitlines() if line.startswith("error:")]
+
+
+def test_two_processes_stop_together(data, tmp_path):
+    """What one of them meets stops both, without waiting for a broken connection."""
+    code, lines = two_processes(data, tmp_path, BROKEN_RANK="1")
+    assert code != 0 and len(set(lines)) == 1
+    assert "epoch 1, batch 0: the loss of" in lines[0] and "is not finite" in lines[0]
     state = torch.load(tmp_path / "trouble" / "last_good_ckpt.tar", weights_only=True)
     assert state["epoch"] == 0 and all(value.isfinite().all() for value in state["model_state_dict"].values())
     assert not list((tmp_path / "trouble").glob(".*partial*"))
+
+
+@pytest.mark.parametrize(("split", "done"), [("train", 0), ("val", 1)])
+def test_a_file_that_one_process_cannot_read_stops_both_with_its_line(data, tmp_path, split, done):
+    copy = shutil.copytree(data, tmp_path / "data")
+    for path in (copy / "val").glob("*.*"):  # two images, one for each process
+        shutil.copy(path, path.with_name("COPY" + path.suffix))
+    options = "--val-start", "0", "--val-every", "1"
+    environment = {"UNREADABLE_RANK": "1", "UNREADABLE_SPLIT": split}
+    code, lines = two_processes(copy, tmp_path / "run", *options, **environment)
+    assert code != 0 and len(set(lines)) == 1 and f"{copy / split}" in lines[0] and "cannot be read" in lines[0]
+    assert [path.name for path in (tmp_path / "run").glob("*.tar")] == [f"{done}_ckpt.tar"]
+    assert not (tmp_path / "run" / "trouble").exists()

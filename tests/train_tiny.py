@@ -23,6 +23,16 @@ if os.environ.get("BROKEN_RANK") == os.environ.get("RANK", "0"):
         return prediction._replace(density=prediction.density * float("nan")) if len(calls) == 3 else prediction
 
     Tiny.forward = not_a_number
+if os.environ.get("UNREADABLE_RANK") == os.environ.get("RANK", "0"):
+
+    def unreadable(self, index, read=train_gs.Crowd.__getitem__, calls=[]):  # noqa: B006
+        """The third sample, of training or of validation, that this process asks for."""
+        calls.extend([1] * (self.split == os.environ["UNREADABLE_SPLIT"]))
+        if len(calls) == 3:
+            raise ValueError(f"{self.images[index]}: cannot be read")
+        return read(self, index)
+
+    train_gs.Crowd.__getitem__ = unreadable
 train_gs.build_model = Tiny
 
 if __name__ == "__main__":

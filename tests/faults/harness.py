@@ -139,16 +139,29 @@ def make_stages(server: Server, root: Path, images: int = 6, epochs: int = 4) ->
     done(stages["clean"]._replace(inputs=cleaned))
     stages["kernels"] = Stage("kernels", cleaned, "GS2D/build_kernels.py", on_data("--workers", "2"))
 
-    def train(work: Path) -> list[str]:
+    def train(work: Path, *more: str) -> list[str]:
         options = {"epochs": epochs, "val-start": 1, "val-every": 1, "crop-size": 64, "num-workers": 0, "lr": 1e-3}
         pairs = [part for key, value in options.items() for part in (f"--{key}", str(value))]
         paths = ["--data-dir", str(work / "data"), "--save-dir", str(work / "run")]
-        return [*paths, *pairs, "--device", "cpu", "--backbone-weights", "none"]
+        return [*paths, *pairs, "--device", "cpu", "--backbone-weights", "none", *more]
 
     make_data(root / "train" / "data")
     stages["train"] = Stage("train", root / "train", "train_gs.py", train)
     trained = copy(root / "train", "test")
     done(stages["train"]._replace(inputs=trained))
+    anew = copy(trained, "train anew")
+    stages["train anew"] = Stage(
+        "train anew", anew, "train_gs.py", lambda work: train(work, "--seed", "1", "--overwrite")
+    )
+    from_file = copy(root / "train", "train from a file")
+    shutil.copy(trained / "run" / f"{epochs - 1}_ckpt.tar", from_file / "start.tar")
+    more = str(2 * epochs)
+    stages["train from a file"] = Stage(
+        "train from a file",
+        from_file,
+        "train_gs.py",
+        lambda w: train(w, "--epochs", more, "--resume", str(w / "start.tar")),
+    )
 
     def evaluate(work: Path) -> list[str]:
         paths = ["--save-path", str(work / "run" / "best_model.pth"), "--data-dir", str(work / "data")]

@@ -13,7 +13,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 import fuzz  # noqa: E402
 import harness  # noqa: E402
 
-STAGES = ("preprocess", "preprocess, 2 workers", "splat", "clean", "kernels", "train", "test")
+TRAINING = ("train", "train anew", "train from a file")
+STAGES = ("preprocess", "preprocess, 2 workers", "splat", "clean", "kernels", *TRAINING, "test")
 
 
 def kill_all(stages: list[str], kills: int, seed: int) -> bool:

@@ -9,7 +9,9 @@ import pytest
 KILLS = int(os.environ.get("GST_KILLS", 2))
 
 
-@pytest.mark.parametrize("name", ["preprocess", "splat", "clean", "kernels", "train", "test"])
+@pytest.mark.parametrize(
+    "name", ["preprocess", "splat", "clean", "kernels", "train", "train anew", "train from a file", "test"]
+)
 def test_killed_and_run_again(name, server, stages, tmp_path):
     row = harness.kill_stage(server, stages[name], tmp_path, KILLS, seed=int(os.environ.get("GST_SEED", 1)))
     assert row.survived == row.equal == KILLS, row.problems

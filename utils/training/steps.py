@@ -20,6 +20,7 @@ from utils.cli import one_line
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch.utils.data import DataLoader
 
 
 class NonFinite(ValueError):
@@ -106,13 +107,18 @@ class Stopped(Exception):
         self.error = error
 
 
-def stop_together(fabric: Fabric, error: Exception | None, weight: int = 1) -> None:
-    """Raise ``Stopped`` on all processes if one has an ``error``: its own on the one with the greatest ``weight``."""
+def stop_together(fabric: Fabric, unread: Exception | None, broken: NonFinite | None) -> None:
+    """Raise ``Stopped`` on all processes if one could not read a batch or met what is not finite: the cause on that one.
+
+    Where one has read nothing, or met a loss that is not finite, the gradients of the others are not finite either.
+    """
     rank, processes = fabric.global_rank, fabric.world_size
-    code = torch.tensor(float(weight * processes + rank if error else -1), device=fabric.device)
-    worst = int(fabric.all_reduce(code, reduce_op="max"))
-    if worst >= 0:
-        raise Stopped(error if worst % processes == rank else None)
+    weight = 3 if unread else 0 if broken is None else 2 if broken.what == "loss" else 1
+    worst = int(
+        fabric.all_reduce(torch.tensor(float(weight * processes + rank), device=fabric.device), reduce_op="max")
+    )
+    if worst >= processes:
+        raise Stopped(unread or broken if worst % processes == rank else None)
 
 
 @contextlib.contextmanager
@@ -142,6 +148,32 @@ def gradient_norm(parameters: Sequence[nn.Parameter], clip: float) -> Tensor:
     if clip:
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     return norm
+
+
+class Batches:
+    """The batches of an epoch: (index, batch, crops of its step on this process, whether it is the last of its step).
+
+    From one on that cannot be read they are None, and ``error`` says why: the other processes are waiting in the step, and
+    learn of it when all look. A process alone raises it.
+    """
+
+    def __init__(self, fabric: Fabric, loader: DataLoader, accumulate: int) -> None:
+        self._loader, self._accumulate, self._is_alone = loader, accumulate, fabric.world_size == 1
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, Any, int, bool]]:
+        batches, size, all_crops = iter(self._loader), self._loader.batch_size, len(self._loader.sampler)
+        for index in range(len(self._loader)):
+            batch = None
+            try:
+                batch = next(batches) if self.error is None else None
+            except Exception as error:
+                if self._is_alone:
+                    raise
+                self.error = error
+            first = index // self._accumulate * self._accumulate
+            end = min(first + self._accumulate, len(self._loader))
+            yield index, batch, min(end * size, all_crops) - first * size, index + 1 == end
 
 
 class WeightAverage:
