@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.special import logsumexp
 from loss_batches import batch_of, crop_at, loss_and_gradient, loss_on_crops
 
 from GS2D.kernel import centres
@@ -162,6 +163,34 @@ def test_a_mass_that_is_not_finite_leaves_the_start_and_the_other_crops_alone(ba
     assert torch.equal(found[1], expected)
 
 
+def plain_log_dual(mass, points, iterations, tolerance):
+    """The same recursion on logarithms, written out; and how many iterations it took."""
+    log_kernel = -cost_matrix(points, mass.shape).numpy() / 10
+    log_mass, share = np.log(mass.ravel() + 1e-16), -math.log(len(points))
+    log_u = np.full(len(points), share)
+    for iteration in range(1, iterations + 1):
+        log_v = log_mass - logsumexp(log_kernel + log_u[:, None], axis=0)
+        log_u = share - logsumexp(log_kernel + log_v, axis=1)
+        transported = np.exp(log_v + logsumexp(log_kernel + log_u[:, None], axis=0))
+        if iteration % 10 == 0 and ((transported - mass.ravel()) ** 2).sum() <= tolerance:
+            break
+    return 10 * log_v.reshape(mass.shape), iteration
+
+
+@pytest.mark.parametrize(
+    "iterations, tolerance, expected", [(100, 1e-9, {100}), (100, 1e-2, {10}), (100, 4e-4, {20, 30, 40}), (27, 1e-9, {27})]
+)
+@pytest.mark.parametrize("solver, plain", [(separable_dual, plain_dual), (log_dual, plain_log_dual)])
+def test_the_last_iterate_is_the_dual(solver, plain, iterations, tolerance, expected):
+    """Where the rule applies, looked at every tenth iteration, or at the end; with its constant, which u = 1 / N fixes."""
+    points, density = random_case(40, (8, 8), seed=1)
+    mass = density[0] / density.sum()
+    given = (points.numpy() if plain is plain_dual else points), iterations, tolerance
+    wanted, done = plain(mass[0].numpy(), *given)
+    assert done in expected
+    np.testing.assert_allclose(dual(solver, mass, [points], iterations, tolerance)[0], wanted, rtol=0, atol=1e-6)
+
+
 def test_log_dual_is_that_of_pot():
     import ot
 
@@ -209,6 +238,16 @@ def test_gradient_of_count_and_total_variation():
     points, density = random_case(10)
     loss = loss_on_crops("dm-count", ot_weight=0, tv_weight=0.3)
     assert torch.autograd.gradcheck(lambda given: loss(given, [crop_at(points)]), density.requires_grad_())
+
+
+def test_count_and_variation_in_float64():
+    points, density = random_case(10)
+    found = dm_count_terms(density, batch_of([crop_at(points)]))[0, 1:]
+    dots = np.zeros((8, 8))
+    np.add.at(dots, tuple(np.int64(points.numpy().T[::-1] // 8)), 1)
+    total = density.numpy().sum()
+    variation = 10 * np.abs(density[0, 0].numpy() / (total + 1e-6) - dots / (10 + 1e-6)).sum()
+    np.testing.assert_allclose(found, [abs(total - 10), variation], rtol=1e-12)
 
 
 def test_points_outside_count_in_the_nearest_cell():
