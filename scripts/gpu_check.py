@@ -213,7 +213,7 @@ def run_of(folder: Path, data: Path, *options: str) -> tuple[train_gs.Fabric, ar
         ("vgg", "vgg_trans"), tuple(LOSSES), KERNEL_OPTIONS, [*fixed, "--num-workers", "2", *options]
     )
     fabric = train_gs.start_fabric(arguments)
-    return fabric, arguments, train_gs.set_up_run(fabric, arguments)
+    return fabric, arguments, train_gs.set_up_run(fabric, RunFolder(folder), arguments)
 
 
 def epoch_of(fabric, arguments, run, loader=None, epoch: int = 0) -> dict:
@@ -286,11 +286,24 @@ def resumes() -> Iterator[Row]:
     torch.use_deterministic_algorithms(False)
 
 
+class AtHand(list):
+    """Batches of one size as a loader."""
+
+    @property
+    def batch_size(self) -> int:
+        return len(self[0].images)
+
+    @property
+    def sampler(self) -> range:
+        return range(len(self) * self.batch_size)
+
+
 class Strict:
     """A loader after whose second batch every wait of the host for the device is counted, until its last."""
 
     def __init__(self, loader) -> None:
         self.loader, self.caught = loader, []
+        self.batch_size, self.sampler = loader.batch_size, loader.sampler
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -323,12 +336,12 @@ def steps() -> Iterator[Row]:
             train_gs.SHOW_SECONDS = 0.5
             waits = f"{len(strict.caught)} {strict.caught[:1]}"
             yield Row(f"waits in {len(strict) - 3} steps, {name}", not strict.caught, waits)
-            held = list(run.loader)
+            held = AtHand(run.loader)
             with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
                 epoch_of(fabric, arguments, run, held, 2)
             launches = sum(event.count for event in profiler.key_averages() if "LaunchKernel" in event.key) / len(held)
             alone = network_alone(fabric, arguments, run, held[0])
-            ready = epoch_of(fabric, arguments, run, held * 6, 3)
+            ready = epoch_of(fabric, arguments, run, AtHand(held * 6), 3)
             alone = (alone + network_alone(fabric, arguments, run, held[0])) / 2
             fresh = epoch_of(fabric, arguments, run, None, 4)
             count, rate = 6 * len(held), ready["images_per_second"]
