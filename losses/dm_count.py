@@ -110,7 +110,7 @@ def separable_dual(
     turned, lines, tiny = along_y.transpose(1, 2), along_x.flatten(0, 1)[..., None], mass.new_full((), TINY)
     return regularisation * _sinkhorn(
         mass,
-        1 / number.clamp(min=1)[:, None].expand(present.shape),
+        1 / number[:, None],
         lambda u: torch.baddbmm(tiny, turned, u[..., None] * along_x),
         lambda v: torch.baddbmm(tiny, torch.bmm(along_y, v).flatten(0, 1)[:, None], lines).view(present.shape),
         iterations,
@@ -158,7 +158,7 @@ def _sinkhorn(
     iterations: int,
     tolerance: float,
 ) -> Tensor:
-    """log v [B, h, w] of v = D' / (K^T u + 1e-16), u = (1/N) / (K v + 1e-16), from u = share = 1/N [B, n] and v = 1/M.
+    """log v [B, h, w] of v = D' / (K^T u + 1e-16), u = (1/N) / (K v + 1e-16), from u = share = 1/N [B, 1] and v = 1/M.
 
     The callables add the 1e-16. A crop keeps the iterate at which, looked at every 10th iteration, |K^T u * v - D'|^2 is
     within the tolerance. The published rule to go back one iterate from NaN or infinity can apply only to a density that

@@ -37,10 +37,10 @@ def cells_of(density: Tensor, batch: Annotations) -> tuple[Tensor, Tensor]:
     if len(batch.points) != len(density):
         raise ValueError(f"density, points: {len(density)} and {len(batch.points)} samples, expected equally many")
     cells = density[:, 0].float() if density.dtype in (torch.float16, torch.bfloat16) else density[:, 0]
-    return cells, batch.points.detach().to(cells)
+    return cells, batch.points.to(cells)
 
 
 def samples(density: Tensor, batch: Annotations) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Density [h, w], points [n, 2] and targets [n] of each crop: ``cells_of``, one by one."""
     for cells, points, targets, size in zip(*cells_of(density, batch), batch.targets, batch.sizes):
-        yield cells, points[:size], targets[:size].detach().to(cells)
+        yield cells, points[:size], targets[:size].to(cells)

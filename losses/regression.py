@@ -31,9 +31,8 @@ def regression_loss(
     """
     total = density.new_zeros((), dtype=torch.float32)
     for cells, points, targets in samples(density, batch):
-        with torch.no_grad():
-            widths = beta * clipped_neighbour_distance(points) if adaptive else torch.full_like(targets, sigma)
-            truth = density_map(points, widths, cells.shape, stride, targets if renormalise else None)
+        widths = beta * clipped_neighbour_distance(points) if adaptive else torch.full_like(targets, sigma)
+        truth = density_map(points, widths, cells.shape, stride, targets if renormalise else None)
         total = total + (cells - truth).square().sum() / 2
     return total / len(density)
 

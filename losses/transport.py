@@ -61,7 +61,7 @@ class TransportedMassLoss(nn.Module):
             raise ValueError(f"density, kernels, targets: {lengths} samples, expected equally many")
         received = []
         for b, (kernel, target) in enumerate(zip(kernels, targets)):
-            target = torch.as_tensor(target).detach().cpu().float().reshape(-1)
+            target = torch.as_tensor(target).cpu().reshape(-1)
             if kernel.shape[1] != density[b].numel() or not 0 <= kernel.shape[0] - len(target) <= 1:
                 shapes = f"kernel {tuple(kernel.shape)} and {len(target)} targets"
                 raise ValueError(f"density[{b}]: {tuple(density.shape[2:])} cells do not fit its {shapes}")

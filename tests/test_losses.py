@@ -129,6 +129,27 @@ def test_a_step_does_not_depend_on_how_its_crops_are_divided(name, options, part
 
 
 @every_loss
+def test_a_weight_on_the_loss_is_one_on_its_gradient(name, options):
+    """As the parts of a step, and float16's scale, are weighed."""
+    crops, density = [annotations(count, 96, seed) for seed, count in enumerate([30, 12])], random_density(2, 1, 12, 12)
+    loss = loss_on_crops(name, **options)
+    _, gradient = loss_and_gradient(loss, density, crops)
+    _, weighed = loss_and_gradient(lambda *given: loss(*given) * 0.25, density, crops)
+    torch.testing.assert_close(weighed, gradient / 4, rtol=1e-6, atol=0)
+
+
+@every_loss
+def test_without_annotations_the_sum_counts_whatever_its_sign(name, options):
+    density = random_density(1, 1, 8, 8) - 0.8
+    loss = loss_on_crops(name, **options)
+    value, gradient = loss_and_gradient(loss, density, [crop_at([])])
+    factor = {"gloss": 1.2, "mse": None}.get(name, 1)
+    expected = density.square().sum() / 2 if factor is None else -density.sum() * factor
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, density if factor is None else torch.full_like(density, -factor))
+
+
+@every_loss
 def test_mass_on_the_annotations_is_best(name, options):
     if name == "mse":
         pytest.skip("wants a blurred map")
@@ -256,6 +277,20 @@ def test_gradient_is_that_of_the_dense_kernel_in_float64(name, count):
     value, gradient = loss_and_gradient(loss_on_crops(name), density, [crop])
     assert value.item() == pytest.approx(residual.abs().sum().item(), rel=1e-5)
     torch.testing.assert_close(gradient.flatten(), -dense.T @ residual.sign(), rtol=0, atol=1e-5)
+
+
+def test_the_product_does_not_depend_on_the_library(monkeypatch):
+    """MKL's and the one of other machines and GPUs, which add in another order."""
+    crops, density = [annotations(40), annotations(0), annotations(7, seed=1)], random_density(3, 1, 16, 16, total=60)
+    loss, found = loss_on_crops("gst"), []
+    monkeypatch.setattr(torch, "mv", lambda *given, original=torch.mv: found.append(given) or original(*given))
+    expected = loss_and_gradient(loss, density, crops)
+    assert len(found) == (2 if torch.backends.mkl.is_available() else 0)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    value, gradient = loss_and_gradient(loss, density, crops)
+    assert len(found) <= 2
+    torch.testing.assert_close(value, expected[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient, expected[1], rtol=0, atol=1e-5 * float(expected[1].abs().max()))
 
 
 def test_unknown_name():

@@ -9,6 +9,7 @@ from loss_batches import crop_at, loss_and_gradient, loss_on_crops
 
 from GS2D import native
 from GS2D.kernel import compress
+from losses import bayesian
 from losses.bayesian import bayesian_kernel, posterior
 from losses.regression import clipped_neighbour_distance, density_map
 
@@ -81,11 +82,25 @@ def test_bayesian_kernel_is_the_posterior_made_sparse(form, count, backend):
     points = torch.as_tensor(random_case(count, seed=count)[0])
     points = torch.cat([points, points[: count // 3], torch.tensor([[-4000.0, 20.0]])]).float()
     nothing = torch.empty(0)
-    found = bayesian_kernel(points, nothing, nothing, (96, 128), 96.0, **options, backend=backend)
+    found, of_float64 = (
+        bayesian_kernel(given, nothing, nothing, (96, 128), 96.0, **options, backend=backend)
+        for given in (points, points.double())
+    )
+    assert torch.equal(found.to_dense(), of_float64.to_dense())
     reach = 96 * options.get("background_ratio", {"paper": 0.15, "code": 1.0, None: 0}[options["background"]])
     expected = posterior(points.double(), GRID, 8, 8.0, options["background"], reach)
     assert found.shape == expected.shape and found.layout == torch.sparse_csr and found.dtype == torch.float32
     torch.testing.assert_close(found.to_dense(), compress(expected).to_dense(), rtol=0, atol=1e-5)
+
+
+def test_the_backend_asked_for_makes_the_bayesian_kernel(monkeypatch):
+    called = []
+    monkeypatch.setattr(native, "works", lambda: True)
+    monkeypatch.setattr(bayesian, "softmax_rows", lambda *_: called.append("native"))
+    monkeypatch.setattr(bayesian, "posterior", lambda *_: called.append("reference") or torch.ones(1, 4))
+    for backend in ("native", "reference", "auto"):
+        bayesian_kernel(torch.ones(3, 2), None, None, 16, 16.0, backend=backend)
+    assert called == ["native", "reference", "native"]
 
 
 def test_bayesian_kernel_without_points(backend):
@@ -151,6 +166,10 @@ def test_neighbour_distance():
     assert clipped_neighbour_distance(torch.tensor([[0.0, 0.0], [30, 40]])).tolist() == [50.0, 50.0]
     assert clipped_neighbour_distance(torch.tensor([[0.0, 0.0], [0, 10], [0, 30]])).tolist() == [20.0, 15.0, 25.0]
     assert clipped_neighbour_distance(torch.zeros(5, 2)).tolist() == [4.0] * 5
+    points = torch.as_tensor(random.uniform(1900, 2000, (40, 2))).float()  # many, and far from the origin
+    exact = clipped_neighbour_distance(points.double())
+    np.testing.assert_allclose(clipped_neighbour_distance(points), exact, rtol=1e-5)
+    assert exact.min() < exact.max() < 128
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -166,3 +185,12 @@ def test_regression_loss(adaptive, renormalise):
     np.testing.assert_allclose(value.item(), ((density - truth.numpy()) ** 2).sum() / 2, rtol=1e-10)
     np.testing.assert_allclose(gradient[0, 0], density - truth.numpy(), rtol=1e-10)
     assert loss(truth[None, None], crops) == 0
+
+
+def test_regression_loss_is_by_default_that_of_its_signature():
+    points, targets, density = random_case(10)
+    crops, density = [crop_at(points, targets)], torch.as_tensor(density)[None, None]
+    explicit = loss_on_crops("mse", stride=8, sigma=15.0, adaptive=False, beta=0.3, renormalise=True)
+    assert torch.equal(loss_on_crops("mse")(density, crops), explicit(density, crops))
+    adaptive = loss_on_crops("mse", adaptive=True, beta=0.3)
+    assert torch.equal(loss_on_crops("mse", adaptive=True)(density, crops), adaptive(density, crops))

@@ -191,6 +191,19 @@ def test_the_last_iterate_is_the_dual(solver, plain, iterations, tolerance, expe
     np.testing.assert_allclose(dual(solver, mass, [points], iterations, tolerance)[0], wanted, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "solver, plain, case, tolerance",
+    [(separable_dual, plain_dual, (5, (4, 6), 41), 0.011), (log_dual, plain_log_dual, (20, (8, 8), 55), 0.0141)],
+)
+def test_a_crop_that_has_stopped_stays_so_where_its_error_rises_again(solver, plain, case, tolerance):
+    points, density = random_case(*case)
+    mass = density[0] ** 4 / (density**4).sum()
+    given = points.numpy() if plain is plain_dual else points
+    wanted, done = plain(mass[0].numpy(), given, 100, tolerance)
+    assert done < 100
+    np.testing.assert_allclose(dual(solver, mass, [points], tolerance=tolerance)[0], wanted, rtol=0, atol=1e-6)
+
+
 def test_log_dual_is_that_of_pot():
     import ot
 

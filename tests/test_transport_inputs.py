@@ -69,6 +69,7 @@ def test_impossible_parameters(parameter):
 def test_samples_that_do_not_fit_together():
     kernel, target, loss = transport_kernel(*gaussians(3), 64), torch.ones(3), TransportedMassLoss()
     for density, kernels, targets, message in (
+        (torch.ones(()), [], [], "density: shape"),
         (torch.ones(1, 8, 8), [kernel], [target], "density"),
         (torch.ones(2, 1, 8, 8), [kernel], [target], "samples"),
         (torch.ones(1, 1, 8, 8), [kernel], [], "samples"),
@@ -78,6 +79,16 @@ def test_samples_that_do_not_fit_together():
     ):
         with pytest.raises(ValueError, match=f"{message}[^\n]*$"):
             loss(density, kernels, targets)
+
+
+def test_targets_of_any_type_and_orientation():
+    kernel, loss = transport_kernel(*gaussians(3), 64), TransportedMassLoss()
+    for kernel in (kernel, torch.eye(64)[:3].to_sparse_csr()):  # with a row of background and without
+        density = torch.rand(1, 1, 8, 8)
+        expected = loss(density, [kernel], [torch.tensor([1.0, 0, 2])])
+        for target in ([1, 0, 2], torch.tensor([[1], [0], [2]]), torch.tensor([1, 0, 2]).double()):
+            found = loss(density, [kernel], [target])
+            assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
 def test_impossible_backend():
