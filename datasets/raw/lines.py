@@ -149,10 +149,13 @@ def _is_pose(values: Sequence[float], each: int, more: int) -> bool:
 
 
 def _is_polygon(values: Sequence[float], strictly: bool) -> bool:
-    """Whether these can be corners: the second is near the others, and ``strictly``, no edge crosses another."""
-    if len(values) % 2 or not all(-0.5 <= value <= 1.5 for value in values):
+    """Whether these can be corners, with a confidence behind an odd number of them.
+
+    The second is near the others, and ``strictly``, no edge crosses another.
+    """
+    if not all(-0.5 <= value <= 1.5 for value in values):
         return False
-    corners = np.array(values).reshape(-1, 2)
+    corners = np.array(values[: len(values) // 2 * 2]).reshape(-1, 2)
     others = np.delete(corners, 1, axis=0)
     low, high = others.min(axis=0), others.max(axis=0)
     reach = (high - low).max()

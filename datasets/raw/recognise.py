@@ -93,7 +93,7 @@ def _unread(path: Path, what: str, remedy: str) -> ValueError:
 
 
 def _sniff_xml(path: Path) -> tuple[str, str]:
-    match = re.search(rb"<([A-Za-z][\w.:-]*)", path.read_bytes()[:10_000])
+    match = re.search(rb"<([A-Za-z][\w.:-]*)", re.sub(rb"<!--.*?-->", b"", path.read_bytes()[:10_000], flags=re.S))
     root = match[1].decode() if match else "no element"
     if root == "annotations":
         return "cvat", "begins with <annotations>"

@@ -99,7 +99,7 @@ def _warn_of_one_part(parts: Sequence[np.ndarray], place: Path) -> None:
     """
     points = np.concatenate(parts)
     first, last = np.clip(points.min(axis=0), 0, None), points.max(axis=0)
-    if (first <= 0.4 * last).all() and last.prod() <= 0.5 and last.prod() ** len(parts) <= 0.02:
+    if (first <= 0.4 * last).all() and last.prod() <= 0.5 and last.prod() ** len(parts) <= 0.03:
         print(
             f"warning: {place}: no point lies beyond {last[0]:.0%} of the width and {last[1]:.0%} of the height of any image; "
             "are x and y in another unit, or were the images enlarged?",
