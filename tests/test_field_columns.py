@@ -74,7 +74,9 @@ POLYGONS = {
 }
 
 
-@pytest.mark.parametrize("row", [*POSES.values(), *POLYGONS.values()], ids=[*POSES, *(f"{n}, closed" for n in POLYGONS)])
+@pytest.mark.parametrize(
+    "row", [*POSES.values(), *POLYGONS.values()], ids=[*POSES, *(f"{n}, closed" for n in POLYGONS)]
+)
 def test_poses_and_polygons_without_a_yaml_file(tmp_path, row):
     for name, truth in TRUTH.items():
         write(tmp_path / f"{name}.txt", "\n".join(row(x, y) for x, y in truth))
@@ -91,7 +93,13 @@ def test_poses_and_polygons_without_a_yaml_file(tmp_path, row):
         [outline(40, 30, 5) + " 0.9", outline(120, 80, 5) + " 0.8"],
         ["0 0.2 0.2 0.08 0.1 0.9 0.9 0.3 0.1", "0 0.6 0.5 0.08 0.1 0.1 0.1 0.9 0.2"],
     ],
-    ids=["pose and polygon", "with and without visibility", "3 and 5 keypoints", "polygons predicted", "keypoints outside"],
+    ids=[
+        "pose and polygon",
+        "with and without visibility",
+        "3 and 5 keypoints",
+        "polygons predicted",
+        "keypoints outside",
+    ],
 )
 def test_rows_that_are_not_clear_are_refused(tmp_path, rows):
     path = write(tmp_path / "a.txt", "\n".join(rows))
@@ -101,7 +109,17 @@ def test_rows_that_are_not_clear_are_refused(tmp_path, rows):
 
 # Columns of ImageJ and others for an object at x, y with a box of 20 x 12 around it; the size is that of the box, if there is one.
 CELLS = {"X": 0, "Y": 1, "XM": 0.04, "YM": 1, "BX": -10, "BY": -6, "Width": 20, "Height": 12, "Area": 190, "%Area": 100}
-CELLS |= {"Slice": 1, "Counter": 0, "Label": "a.png", "x_min": -10, "y_min": -6, "x_max": 10, "y_max": 6, "w": 20, "h": 12}
+CELLS |= {
+    "Slice": 1,
+    "Counter": 0,
+    "Label": "a.png",
+    "x_min": -10,
+    "y_min": -6,
+    "x_max": 10,
+    "y_max": 6,
+    "w": 20,
+    "h": 12,
+}
 CELLS |= {"Centroid X px": 0, "Centroid Y px": 1, "Location_Center_X": 0, "Location_Center_Y": 1}
 CELLS |= {"bbox_x": -10, "bbox_y": -6, "bbox_w": 20, "bbox_h": 12, "cx": 0, "cy": 1, "left": -10, "top": -6}
 ACROSS = {"X", "XM", "BX", "x_min", "x_max", "Centroid X px", "Location_Center_X", "bbox_x", "cx", "left"}
@@ -110,7 +128,11 @@ DOWN = {"Y", "YM", "BY", "y_min", "y_max", "Centroid Y px", "Location_Center_Y",
 
 def cell(name, x, y):
     value = CELLS[name]
-    return value if isinstance(value, str) else value - (name in DOWN and value == 1) + x * (name in ACROSS) + y * (name in DOWN)
+    return (
+        value
+        if isinstance(value, str)
+        else value - (name in DOWN and value == 1) + x * (name in ACROSS) + y * (name in DOWN)
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +174,9 @@ def test_a_place_that_is_the_corner_of_its_box_and_one_outside(tmp_path):
 
 
 def test_the_size_of_the_image_beside_a_box(tmp_path):
-    path = write(tmp_path / "a.csv", "image,width,height,bbox_x,bbox_y,bbox_width,bbox_height\na.jpg,200,150,30,24,20,12\n")
+    path = write(
+        tmp_path / "a.csv", "image,width,height,bbox_x,bbox_y,bbox_width,bbox_height\na.jpg,200,150,30,24,20,12\n"
+    )
     close(read_csv(path, sizes=lambda name: ((200, 150),) * 2)["a.jpg"].marks, [(40, 30)])
 
 
@@ -204,7 +228,8 @@ def coco(boxes, name="{}.jpg", label="head"):
 
 def via(shape):
     entries = {
-        name: [{"shape_attributes": shape(x, y), "region_attributes": {}} for x, y in found] for name, found in TRUTH.items()
+        name: [{"shape_attributes": shape(x, y), "region_attributes": {}} for x, y in found]
+        for name, found in TRUTH.items()
     }
     return {name: {"filename": f"{name}.jpg", "regions": regions} for name, regions in entries.items()}
 
@@ -235,9 +260,17 @@ CORNERS = {
     "COCO in halves": ("coco", "a.json", coco(lambda x, y: [value + 0.5 for value in four(x, y)])),
     "csv": ("csv", "a.csv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "image,x,y,width,height\n")),
     "left": ("csv", "a.csv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "image,left,top,width,height\n")),
-    "bbox": ("csv", "a.tsv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "image,bbox_x,bbox_y,bbox_w,bbox_h\n")),
+    "bbox": (
+        "csv",
+        "a.tsv",
+        rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "image,bbox_x,bbox_y,bbox_w,bbox_h\n"),
+    ),
     "BX": ("csv", "a.csv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "Label,BX,BY,Width,Height\n")),
-    "VIA": ("via", "a.json", via(lambda x, y: {"name": "rect", **dict(zip(("x", "y", "width", "height"), four(x, y)))})),
+    "VIA": (
+        "via",
+        "a.json",
+        via(lambda x, y: {"name": "rect", **dict(zip(("x", "y", "width", "height"), four(x, y)))}),
+    ),
     "Label Studio": (
         "labelstudio",
         "a.json",
@@ -262,7 +295,9 @@ def test_corners_in_place_of_sizes(tmp_path, pictures, form, name, contents):
 def test_sizes_are_no_corners(tmp_path, pictures, side):
     """Also boxes that leave their image, as tools write those of people at its border."""
     found = pictures(write(tmp_path / "a.json", coco(lambda x, y: [x - side / 2, y - side / 2, side, side])), "coco")
-    assert {name: rows.tolist() for name, rows in found.items()} == {n: [[*p] for p in found] for n, found in TRUTH.items()}
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        n: [[*p] for p in found] for n, found in TRUTH.items()
+    }
 
 
 UNITS = {
@@ -362,13 +397,21 @@ def archive(path):
     return path.read_bytes()
 
 
-SUPERVISELY = {"description": "", "tags": [], "size": {"height": 150, "width": 200}, "objects": [{"classTitle": "head"}]}
+SUPERVISELY = {
+    "description": "",
+    "tags": [],
+    "size": {"height": 150, "width": 200},
+    "objects": [{"classTitle": "head"}],
+}
 DARWIN = {"version": "2.0", "item": {"name": "a.jpg"}, "annotations": [{"name": "head", "bounding_box": {"x": 1}}]}
 QUPATH = [{"type": "Feature", "geometry": {"type": "Point", "coordinates": [40, 30]}, "properties": {}}]
 UNREAD = {
     "a.xml": ("<!-- by <me> --><annotation><object/></annotation>", "is Pascal VOC's, which is not read: export COCO"),
     "a.txt": ("10 20 30 40 1\n", "as CARPK's, which is not read: write it as a csv table with the columns xmin"),
-    "cells.geojson": ({"type": "FeatureCollection", "features": QUPATH}, "as QuPath writes it, which is not read: measure"),
+    "cells.geojson": (
+        {"type": "FeatureCollection", "features": QUPATH},
+        "as QuPath writes it, which is not read: measure",
+    ),
     "cells.json": (QUPATH, "as QuPath writes it, which is not read: measure"),
     "a.jpg.json": (SUPERVISELY, "is of Supervisely, which is not read: export COCO"),
     "a.json": (DARWIN, "is Darwin's, of V7, which is not read: export COCO"),

@@ -129,7 +129,9 @@ def test_several_formats_ask_for_one(tmp_path):
     )
     (folder / "train" / "a.txt").unlink(), (folder / "train" / "a.csv").unlink()
     err = prepare(folder, "auto", code=1)[2]
-    assert "holds no annotations that are recognised (it has no file .csv, " in err and "choose with --format {csv," in err
+    assert (
+        "holds no annotations that are recognised (it has no file .csv, " in err and "choose with --format {csv," in err
+    )
 
 
 def test_the_table_of_the_documentation_is_that_of_the_readers():

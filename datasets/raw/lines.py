@@ -168,7 +168,9 @@ def _is_polygon(values: Sequence[float], strictly: bool) -> bool:
     from_edge = corners[None] - corners[:, None]
     side = edges[:, None, 0] * from_edge[..., 1] - edges[:, None, 1] * from_edge[..., 0]
     apart = side * np.roll(side, -1, axis=1) < 0
-    return not (apart & apart.T).any() and (corners == 0).all(axis=1).sum() < 2  # (0, 0) is a keypoint that is not there
+    return (
+        not (apart & apart.T).any() and (corners == 0).all(axis=1).sum() < 2
+    )  # (0, 0) is a keypoint that is not there
 
 
 @functools.lru_cache

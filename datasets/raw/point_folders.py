@@ -111,7 +111,9 @@ def read_annotations(
     refuse_empty(format, annotated, set(found.sources.values()), annotations or root)
     grids = _find_grids(found, shapes, STORED if form.stored else UPRIGHT)
     grid_sizes = {
-        image: (shapes[image].width, shapes[image].height) if grids.get(image) == STORED else shapes[image].upright[::-1]
+        image: (shapes[image].width, shapes[image].height)
+        if grids.get(image) == STORED
+        else shapes[image].upright[::-1]
         for image, value in annotated.items()
         if value is not None
     }

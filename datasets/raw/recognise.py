@@ -119,9 +119,13 @@ def _sniff_lines(path: Path) -> tuple[str, str]:
         return "yolo", f"{len(fields)} numbers a line, parts of the image"
     if len(values) in (4, 5) and values[2] > values[0] and values[3] > values[1]:
         columns = "a csv table with the columns xmin, ymin, xmax, ymax"
-        raise _unread(path, "a list of boxes by their corners, as CARPK's", f"write it as {columns}, and take --format csv")
+        raise _unread(
+            path, "a list of boxes by their corners, as CARPK's", f"write it as {columns}, and take --format csv"
+        )
     begin = " ".join(fields)
-    raise ValueError(f"{path}: begins with {begin!r:.60}, neither x y nor YOLO's class x y width height in parts of the image")
+    raise ValueError(
+        f"{path}: begins with {begin!r:.60}, neither x y nor YOLO's class x y width height in parts of the image"
+    )
 
 
 def _sniff_json(path: Path, contents: Any, of_image: bool) -> tuple[str, str]:
@@ -134,7 +138,9 @@ def _sniff_json(path: Path, contents: Any, of_image: bool) -> tuple[str, str]:
         if _are_points(contents):
             if of_image:
                 return "json", "a list of points"
-            raise ValueError(f'{path}: a list of points, but called like no image; call it so, or write {{"a.jpg": [...]}}')
+            raise ValueError(
+                f'{path}: a list of points, but called like no image; call it so, or write {{"a.jpg": [...]}}'
+            )
         raise ValueError(f"{path}: a list of no format that is read")
     if not isinstance(contents, dict):
         raise ValueError(f"{path}: is neither a list nor an object")

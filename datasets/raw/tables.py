@@ -152,9 +152,7 @@ def _is_number(field: str) -> bool:
     return True
 
 
-def find_columns(
-    path: Path, header: Row | None, rows: Sequence[Row], named: bool, attribute: str | None
-) -> Columns:
+def find_columns(path: Path, header: Row | None, rows: Sequence[Row], named: bool, attribute: str | None) -> Columns:
     """What the columns of a table are, by their names and, where those leave it open, by what they hold."""
     if header is None:
         return _by_place(*rows[0], named)
@@ -252,7 +250,9 @@ def _without_image_size(
 
 def _without_own_corner(columns: Columns, rows: Sequence[Row]) -> Columns:
     """``columns``, without a place beside a box that is the box's upper left corner in every row."""
-    pairs = [[_floats(fields, c) for c in (columns.place, columns.box[:2])] for fields, _ in rows] if columns.box else []
+    pairs = (
+        [[_floats(fields, c) for c in (columns.place, columns.box[:2])] for fields, _ in rows] if columns.box else []
+    )
     return columns._replace(place=()) if pairs and all(place == corner for place, corner in pairs) else columns
 
 
