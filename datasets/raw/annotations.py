@@ -6,7 +6,6 @@ A finder pairs the images of a raw folder with their annotation files. A reader 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def unique_stems(images: Iterable[Path]) -> dict[str, Path]:
     stems: dict[str, Path] = {}
     for image in images:
         derived = gaussians_path(Path(f"{prepared_stem(image.stem)}.jpg")).name
-        if (length := len(os.fsencode(derived))) > LONGEST_NAME:
+        if (length := len(derived.encode(errors="surrogateescape"))) > LONGEST_NAME:
             limit = f"{derived:.40}... would have {length} bytes, and a file system takes {LONGEST_NAME}"
             raise ValueError(f"{image}: its name is too long: {limit}; rename the image and its annotation")
         other = stems.setdefault(prepared_stem(image.stem), image)
