@@ -6,7 +6,7 @@ Images may lie in P itself or in folders; those in folders called train, val and
 without such folders, lists or fractions divide them. Annotations come in a file for each image, here IMG.jpg, or in one for
 all (--annotations FILE):
 
-    csv          IMG.csv with columns x, y, or those of boxes; one for all: image, x, y (x and y empty: nobody there)
+    csv          IMG.csv or .tsv with columns x, y, or those of boxes; one for all: image, x, y (x and y empty: nobody there)
     json         IMG.json with [[x, y], ...] or {"points": [[x, y], ...]}; one for all: {"IMG.jpg": [[x, y], ...], ...}
     coco         COCO's JSON for many images, boxes or keypoints
     yolo         IMG.txt beside the image or in labels/ where that is in images/: class x y width height, parts of the image;

@@ -285,16 +285,21 @@ def test_yolo_of_all_kinds(tmp_path):
     assert read(pose) == [(20, 30, 8.660254), (100, 75, 8.660254)]
     # Two keypoints: eleven values could be a polygon of five corners as well.
     assert read("0 0.1 0.2 0.05 0.05 0.1 0.2 2 0.09 0.19 1\n") == [(20, 30, 8.660254)]
-    assert read("0 0.1 0.2 0.05 0.05 0.1 0.2 0.3 0.09 0.19 0.4\n") != [(20, 30, 8.660254)]
+    with pytest.raises(ValueError, match="may be a box with keypoints or the corners of a polygon"):
+        read("0 0.1 0.2 0.05 0.05 0.1 0.2 0.3 0.09 0.19 0.4\n")  # of a prediction with confidences, or five corners
     assert read("0 0.1 0.2 0.05 0.05\n" + POLYGON)[1] == (30, 45, 24.494897)
 
 
-def test_yolo_poses_without_visibility_need_the_data_set_to_say_so(tmp_path):
-    pose = "0 0.5 0.5 0.2 0.2 0.55 0.55\n"
-    (polygon,) = read_yolo(write(tmp_path / "x" / "labels" / "a.txt", pose), 200, 150).marks
+def test_yolo_poses_that_may_be_polygons_need_the_data_set_to_say_so(tmp_path):
+    pose = "0 0.3 0.3 0.25 0.2 0.2 0.25\n"
+    assert "line 1: 7 values, which may be a box with keypoints or" in refused_line(read_yolo, tmp_path / "x", pose)
     write(tmp_path / "y" / "data.yaml", "kpt_shape: [1, 2]\nnames: [head]\n")
     (point,) = read_yolo(write(tmp_path / "y" / "labels" / "a.txt", pose), 200, 150).marks
-    assert (round(polygon.x), round(polygon.y)) == (75, 56) and (point.x, point.y) == (100, 75)
+    assert (point.x, point.y) == (60, 45)
+
+
+def refused_line(read, folder, text):
+    return refused(read, write(folder / "labels" / "a.txt", text), 200, 150)
 
 
 @pytest.mark.parametrize(

@@ -169,10 +169,11 @@ def test_coco_boxes_and_keypoints(tmp_path, capsys):
 def test_coco_crowd_regions_are_not_counted_and_said(tmp_path, capsys):
     annotations = [
         {"image_id": 1, "bbox": [0, 0, 90, 90], "iscrowd": 1},
-        {"image_id": 1, "bbox": [0, 0, 2, 2], "iscrowd": 0},
+        {"image_id": 1, "bbox": [0, 0, 2, 2], "iscrowd": 0, "ignore": 0},
+        {"image_id": 1, "bbox": [5, 5, 2, 2], "iscrowd": 0, "ignore": 1},
     ]
     assert marks(read_coco(write(tmp_path / "c.json", coco(annotations))), "a.jpg") == [[1, 1, 2]]
-    assert "1 regions marked iscrowd" in capsys.readouterr().err
+    assert "2 regions marked iscrowd or ignore are not counted" in capsys.readouterr().err
 
 
 def test_coco_says_the_size_of_images(tmp_path):

@@ -42,6 +42,7 @@ UNREAD = (
     ".psd",
     ".gif",
 )
+LONGEST_NAME = 255  # bytes that file systems take for the name of a file
 _STALE_AFTER_SECONDS = 24 * 3600
 
 SPLITS = ("train", "val", "test")
@@ -181,7 +182,11 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     many writers choose a format by it. An ``OSError`` of the block is raised again with the name of ``path``.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.{socket.gethostname()}.{os.getpid()}.partial{path.suffix}")
+    rest = f".{socket.gethostname()}.{os.getpid()}.partial{path.suffix}"
+    stem = path.stem
+    if len(os.fsencode(f".{stem}{rest}")) > LONGEST_NAME:
+        stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:32]
+    partial = path.with_name(f".{stem}{rest}")
     try:
         yield partial
         with partial.open("rb") as written:

@@ -14,7 +14,7 @@ import numpy as np
 
 from datasets.raw.mat_file import MatObject, read_mat
 from datasets.raw.raw_text import json_points, parse_number, read_json, read_text
-from utils.files import list_images
+from utils.files import LONGEST_NAME, gaussians_path, list_images
 
 Pairs = tuple[dict[Path, Path | None], list[str]]
 
@@ -31,9 +31,13 @@ def prepared_stem(stem: str) -> str:
 
 
 def unique_stems(images: Iterable[Path]) -> dict[str, Path]:
-    """The images by their prepared stem; ``ValueError`` where two would be prepared under one name."""
+    """The images by their prepared stem; ``ValueError`` where two would be prepared under one name, or under too long a one."""
     stems: dict[str, Path] = {}
     for image in images:
+        derived = gaussians_path(Path(f"{prepared_stem(image.stem)}.jpg")).name
+        if (length := len(derived.encode(errors="surrogateescape"))) > LONGEST_NAME:
+            limit = f"{derived:.40}... would have {length} bytes, and a file system takes {LONGEST_NAME}"
+            raise ValueError(f"{image}: its name is too long: {limit}; rename the image and its annotation")
         other = stems.setdefault(prepared_stem(image.stem), image)
         if other is not image:
             name = other.name if other.parent == image.parent else other

@@ -74,8 +74,8 @@ def _marks(shape: Element, categories: Collection[str], where: str) -> Iterator[
     if kind == "points":
         yield from (Mark(x, y, math.nan, label) for x, y in _points(shape, where))
     elif kind == "box":
-        left, top, right, bottom = numbers("xtl", "ytl", "xbr", "ybr")
-        yield box(left, top, right - left, bottom - top, label, where)  # a rotation turns it around its centre
+        # A rotation turns it around its centre.
+        yield box("corners", numbers("xtl", "ytl", "xbr", "ybr"), label, where)
     elif kind == "polygon":
         yield bounds(_points(shape, where), label, where)
     elif kind == "ellipse":

@@ -50,13 +50,14 @@ class Format(NamedTuple):
 _BOTH = "`IMG{}`, or one for all"
 FORMATS = {
     "csv": Format(
-        (".csv",),
+        (".csv", ".tsv"),
         "both",
         lambda path, ask: read_csv(path, ask.named, ask.attribute, ask.sizes, ask.say),
         read_csv,
         _BOTH.format(".csv"),
         "a row `x, y` or `image, x, y`; boxes by their columns' names: `x, y` (corner) or `cx, cy` with `width, height`, "
-        "`xmin, ymin, xmax, ymax`; `label` or `class`; commas, semicolons or tabs; a row with x and y empty: nobody there",
+        "`xmin, ymin, xmax, ymax`; beside a whole box (ImageJ's `BX, BY, Width, Height`) `x, y` is the object's place; `label` "
+        "or `class`; commas, semicolons or tabs; a row with x and y empty: nobody there",
     ),
     "json": Format(
         (".json",),
@@ -72,8 +73,8 @@ FORMATS = {
         lambda path, ask: read_coco(path, ask.categories),
         read_coco,
         "one for all",
-        "an `annotations` entry: its `bbox` [left, top, width, height], else its visible `keypoints`; `iscrowd` regions "
-        "are left out and counted",
+        "an `annotations` entry: its `bbox` [left, top, width, height], else its visible `keypoints`; regions marked "
+        "`iscrowd` or `ignore` are left out and counted",
     ),
     "yolo": Format(
         (".txt",),
@@ -82,7 +83,7 @@ FORMATS = {
         read_yolo,
         "`IMG.txt`, beside the image or in `labels/`",
         "a line `class x y width height`, parts of the image, (x, y) the centre; lines of pose (keypoints behind the box) "
-        "and segmentation (`class x y x y x y ...`)",
+        "and segmentation (`class x y x y x y ...`), told apart by where the values lie, or by `kpt_shape` of the YAML file",
     ),
     "labelme": Format(
         (".json",),

@@ -154,7 +154,7 @@ def _mark(kind: str, value: Any, across: float, down: float, label: str, where: 
         return round_mark(x * across, y * down, radius_x * across, radius_y * down, label, where)
     width, height = numbers("width", "height")
     left, top, width, height = x * across, y * down, width * across, height * down
-    mark = box(left, top, width, height, label, where)
+    mark = box("corner", (left, top, width, height), label, where)
     # A rectangle is turned around its upper left corner.
     angle = math.radians(json_number(value.get("rotation") or 0, f"{where}: rotation"))
     dx, dy = width / 2, height / 2

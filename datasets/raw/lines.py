@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import yaml
 
 from datasets.raw.marks import Annotated, Mark, bounds, box
 from datasets.raw.raw_text import parse_number, read_text
+
+_SAMPLE, _OF_A_FILE = 60, 5  # rows of label files that tell what those of another are
 
 
 def read_xy(path: Path) -> Annotated:
@@ -26,59 +33,144 @@ def read_xy(path: Path) -> Annotated:
     return Annotated(marks)
 
 
+class _Row(NamedTuple):
+    label: str
+    values: list[float]
+    line: str
+    where: str
+
+
 def read_yolo(path: Path, width: int, height: int) -> Annotated:
     """YOLO's labels for an image of that size, an object a line, in parts of the image.
 
-    ``class x y width height``, (x, y) the centre; with keypoints ``px py visible`` behind it (pose), which do not matter; or
-    ``class x y x y x y ...``, the corners of a polygon (segmentation, oriented boxes). The number of values tells, and
-    ``kpt_shape`` in the data set's YAML file; where both fit, keypoints lie in their box and say 0, 1 or 2.
+    ``class x y width height``, (x, y) the centre; with keypoints ``px py`` or ``px py visible`` behind it (pose), and the
+    confidence of a prediction behind those, which do not matter; or ``class x y x y x y ...``, the corners of a polygon
+    (segmentation, oriented boxes). ``_are_poses`` tells which. ``ValueError`` where nothing does.
     """
+    rows = _read_rows(path)
+    pose = _are_poses(path, [row for row in rows if len(row.values) > 4])
+    marks = []
+    for label, values, line, where in rows:
+        coordinates = values[:4] if pose else values
+        if not _in_image(coordinates):
+            raise ValueError(f"{where}: {line!r:.80} is not in parts of the image, from 0 to 1; divide by its size")
+        scaled = [value * side for value, side in zip(coordinates, itertools.cycle((width, height)))]
+        if len(scaled) == 4:
+            marks.append(box("centre", scaled, label, where))
+        else:
+            marks.append(bounds(list(zip(scaled[::2], scaled[1::2], strict=True)), label, where))
+    return Annotated(marks)
+
+
+def _read_rows(path: Path) -> list[_Row]:
     rows = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         fields, where = line.split(), f"{path}: line {number}"
         if not fields:
             continue
-        count = len(fields)
-        if count < 5 or count == 6:
-            raise ValueError(f"{where}: {count} values; write the five values class x y width height")
-        rows.append((fields, [parse_number(field, where) for field in fields[1:]], line.strip(), where))
-    stated = _keypoint_shape(path.parent) if any(len(fields) > 5 for fields, *_ in rows) else None
-    long = [values for fields, values, *_ in rows if len(fields) > 5]
-    pose = all(_is_pose(values, stated) for values in long)
-    marks = []
-    for fields, values, line, where in rows:
-        if len(fields) > 5 and not pose and len(values) % 2:
-            raise ValueError(
-                f"{where}: {len(fields)} values; write the five values class x y width height, or x y pairs"
-            )
-        coordinates = values[:4] if len(fields) == 5 or pose else values
-        # Rounding puts boxes at the border a little outside.
-        if not all(-0.01 <= value <= 1.01 for value in coordinates):
-            raise ValueError(f"{where}: {line!r:.80} is not in parts of the image, from 0 to 1; divide by its size")
-        if len(coordinates) == 4:
-            x, y, w, h = values[0] * width, values[1] * height, values[2] * width, values[3] * height
-            marks.append(box(x - w / 2, y - h / 2, w, h, fields[0], where)._replace(x=x, y=y))
-        else:
-            pairs = [(x * width, y * height) for x, y in zip(values[::2], values[1::2], strict=True)]
-            marks.append(bounds(pairs, fields[0], where))
-    return Annotated(marks)
+        if len(fields) < 5 or len(fields) == 6:
+            raise ValueError(f"{where}: {len(fields)} values; write the five values class x y width height")
+        rows.append(_Row(fields[0], [parse_number(field, where) for field in fields[1:]], line.strip(), where))
+    return rows
 
 
-def _is_pose(values: Sequence[float], stated: Sequence[int] | None) -> bool:
-    """Whether these are a box and keypoints rather than a polygon."""
-    rest = values[4:]
-    if stated:
-        return len(rest) == stated[0] * stated[1]
-    if len(rest) % 3:
+def _are_poses(path: Path, rows: Sequence[_Row]) -> bool:
+    """Whether these rows, of more than five values each, are boxes with keypoints rather than polygons.
+
+    ``kpt_shape`` of the data set's YAML file tells, if the rows fit it. Else every row of a pose, here and in the files
+    beside, has its keypoints inside of its box, and a row of a polygon has its second corner near the others, where a pose
+    has width and height. ``ValueError`` where that does not tell.
+    """
+    if not rows:
         return False
-    if len(values) % 2:
+    stated = _keypoint_shape(path.parent)
+    if stated and all(len(row.values) - 4 - stated[0] * stated[1] in (0, 1) for row in rows):
         return True
-    x, y, w, h = values[:4]
-    keypoints = zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+    others = _sample(path.parent, path.parent.stat().st_mtime_ns)
+    told = _tell_poses([row.values for row in rows] + [values for other, values in others if other != path])
+    unclear = next((row for row in rows if len(row.values) % 2), rows[0] if told is None else None)
+    if not told and unclear:
+        raise ValueError(
+            f"{unclear.where}: {len(unclear.values) + 1} values, which may be a box with keypoints or the corners of a "
+            "polygon; write x y pairs for a polygon, and for poses kpt_shape: [number, 2 or 3] into the data set's YAML "
+            "file, or the five values class x y width height alone"
+        )
+    return bool(told)
+
+
+@functools.lru_cache
+def _sample(folder: Path, changed: int) -> list[tuple[Path, list[float]]]:
+    """Long rows of label files in a folder, and of which file."""
+    found: list[tuple[Path, list[float]]] = []
+    for path in sorted(folder.glob("*.txt")):
+        with contextlib.suppress(OSError, ValueError):
+            found += [(path, row.values) for row in _read_rows(path)[:_OF_A_FILE] if len(row.values) > 4]
+        if len(found) >= _SAMPLE:
+            break
+    return found
+
+
+def _tell_poses(rows: Sequence[Sequence[float]]) -> bool | None:
+    """Whether rows are poses, or (False) polygons; None where both are possible, or neither."""
+    shapes = [(each, more) for each in (3, 2) for more in (0, 1)]
+    fits = [{shape for shape in shapes if _is_pose(values, *shape)} for values in rows]
+    pose = len({len(values) for values in rows}) == 1 and bool(set.intersection(*fits))
+    # No polygons have one second corner in common.
+    same_size = len(rows) > 1 and len({tuple(values[2:4]) for values in rows}) == 1
+    polygons = [not same_size and _is_polygon(values, strictly=pose) for values in rows]
+    if pose and all(polygons):  # many corners in the order of an outline, and parallelograms, are no accident
+        outlines = sum(len(values) // 2 - 4 for values in rows) >= 8
+        parallel = all(len(v) == 8 and math.dist(np.add(v[:2], v[4:6]), np.add(v[2:4], v[6:])) < 1e-3 for v in rows)
+        return False if outlines or parallel else None
+    share, poses_alone = sum(polygons) / len(rows), any(fit and not it for fit, it in zip(fits, polygons, strict=True))
+    return True if pose else False if share >= (0.9 if poses_alone else 0.5) else None
+
+
+def _in_image(values: Sequence[float]) -> bool:
+    """Whether these are parts of the image; rounding puts boxes at the border a little outside."""
+    return all(-0.01 <= value <= 1.01 for value in values)
+
+
+def _is_pose(values: Sequence[float], each: int, more: int) -> bool:
+    """Whether these can be a box and keypoints of ``each`` values, and ``more`` of them: a confidence."""
+    (x, y, w, h), rest, confidence = values[:4], values[4 : len(values) - more], values[len(values) - more :]
+    if not rest or len(rest) % each or not all(0 <= value <= 1 for value in confidence):
+        return False
+    keypoints = list(zip(*[iter(rest)] * each, strict=True))
+    if each == 3 and len(values) % 2 and all(flag in (0, 1, 2) for _, _, flag in keypoints):
+        return True
+    if not _in_image((x - w / 2, x + w / 2, y - h / 2, y + h / 2)):
+        return False
     return all(
-        visible in (0, 1, 2) and (not visible or (abs(px - x) <= w / 2 + 0.01 and abs(py - y) <= h / 2 + 0.01))
-        for px, py, visible in keypoints
+        (flag == [0] or px == py == 0 or (abs(px - x) <= w / 2 + 0.01 and abs(py - y) <= h / 2 + 0.01))
+        and all(0 <= value <= 1 or value == 2 for value in flag)
+        for px, py, *flag in keypoints
     )
+
+
+def _is_polygon(values: Sequence[float], strictly: bool) -> bool:
+    """Whether these can be corners, with a confidence behind an odd number of them.
+
+    The second is near the others, and ``strictly``, no edge crosses another.
+    """
+    if not all(-0.5 <= value <= 1.5 for value in values):
+        return False
+    corners = np.array(values[: len(values) // 2 * 2]).reshape(-1, 2)
+    others = np.delete(corners, 1, axis=0)
+    low, high = others.min(axis=0), others.max(axis=0)
+    reach = (high - low).max()
+    if (corners[1] < low - reach).any() or (corners[1] > high + reach).any():
+        return False
+    if not strictly:
+        return True
+    edges = np.roll(corners, -1, axis=0) - corners
+    # On which side of each edge its neighbours' two ends lie.
+    from_edge = corners[None] - corners[:, None]
+    side = edges[:, None, 0] * from_edge[..., 1] - edges[:, None, 1] * from_edge[..., 0]
+    apart = side * np.roll(side, -1, axis=1) < 0
+    return (
+        not (apart & apart.T).any() and (corners == 0).all(axis=1).sum() < 2
+    )  # (0, 0) is a keypoint that is not there
 
 
 @functools.lru_cache

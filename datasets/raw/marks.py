@@ -14,10 +14,21 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets.raw.raw_text import json_number
+from datasets.raw.raw_text import json_number, one_form
 
-# Attributes and columns that hold what an object is, the usual ones first.
+# Attributes and columns that hold what an object is, the usual ones first; ImageJ's counter is the type of a point.
 LABEL_NAMES = ("label", "label_name", "labels", "class", "class_name", "classname", "category", "category_name", "type")
+LABEL_NAMES += ("counter",)
+
+
+class Box(NamedTuple):
+    """A box as its file says it, in pixels, by ``kind``.
+
+    "corner": left, top, width, height; "centre": x, y, width, height; "corners": left, top, right, bottom.
+    """
+
+    kind: str
+    numbers: tuple[float, ...]
 
 
 class Mark(NamedTuple):
@@ -27,6 +38,7 @@ class Mark(NamedTuple):
     y: float
     size: float = math.nan
     label: str = ""
+    box: Box | None = None
 
 
 class Annotated(NamedTuple):
@@ -38,28 +50,32 @@ class Annotated(NamedTuple):
 
 def counts(label: str, categories: Collection[str]) -> bool:
     """Whether objects of this label are counted; without ``categories`` all are."""
-    return not categories or label in categories
+    return not categories or one_form(label) in map(one_form, categories)
 
 
-def box(left: float, top: float, width: float, height: float, label: str, where: str) -> Mark:
-    """The mark of a box; ``ValueError`` for a negative or infinite one."""
+def box(kind: str, numbers: Sequence[float], label: str, where: str) -> Mark:
+    """The mark of a ``Box``; ``ValueError`` for a negative or infinite one."""
+    x, y, width, height = numbers
+    if kind == "corners":
+        width, height = width - x, height - y
     if width < 0 or height < 0:
         raise ValueError(f"{where}: a shape of {width:g} x {height:g}; correct its width and height")
-    mark = Mark(left + width / 2, top + height / 2, math.sqrt(width * height) or math.nan, label)
+    centre = (x, y) if kind == "centre" else (x + width / 2, y + height / 2)
+    mark = Mark(*centre, math.sqrt(width * height) or math.nan, label, Box(kind, tuple(numbers)))
     if not math.isfinite(mark.x + mark.y) or math.isinf(mark.size):
-        raise ValueError(f"{where}: a shape of {width:g} x {height:g} at ({left:g}, {top:g}); correct these numbers")
+        raise ValueError(f"{where}: a shape of {width:g} x {height:g} at ({x:g}, {y:g}); correct these numbers")
     return mark
 
 
 def bounds(points: Sequence[Sequence[float]], label: str, where: str) -> Mark:
     """The mark of the points' bounding box."""
-    (left, right), (top, bottom) = ((min(values), max(values)) for values in zip(*points, strict=True))
-    return box(left, top, right - left, bottom - top, label, where)
+    across, down = zip(*points, strict=True)
+    return box("corners", (min(across), min(down), max(across), max(down)), label, where)
 
 
 def round_mark(x: float, y: float, radius_x: float, radius_y: float, label: str, where: str) -> Mark:
-    """The mark of an ellipse, which lies exactly in its centre."""
-    return box(x - radius_x, y - radius_y, 2 * radius_x, 2 * radius_y, label, where)._replace(x=x, y=y)
+    """The mark of an ellipse."""
+    return box("centre", (x, y, 2 * radius_x, 2 * radius_y), label, where)
 
 
 def entries(contents: Any, key: str, path: Path) -> list[dict[str, Any]]:
@@ -83,10 +99,11 @@ def label_name(names: Sequence[str], chosen: str | None, where: str) -> str | No
     None where nothing tells; ``ValueError`` where the chosen one is not there.
     """
     if chosen is not None:
-        if chosen not in names:
+        same = [name for name in names if one_form(name) == one_form(chosen)]
+        if not same:
             there = ", ".join(names) or "none"
             raise ValueError(f"{where}: --label-attribute {chosen}: is not there; found: {there}")
-        return chosen
+        return same[0]
     usual = [name for name in names if name.lower() in LABEL_NAMES]
     usual.sort(key=lambda name: LABEL_NAMES.index(name.lower()))
     return next(iter(usual), names[0] if len(names) == 1 else None)

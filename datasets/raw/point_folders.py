@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import os
 import sys
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import NamedTuple
@@ -16,8 +15,9 @@ from datasets.raw.formats import FORMATS, Request
 from datasets.raw.grids import STORED, UPRIGHT, choose_grids, stated_grid, to_upright
 from datasets.raw.labelstudio import without_upload_prefix
 from datasets.raw.marks import Annotated
+from datasets.raw.raw_text import one_form
 from datasets.raw.recognise import recognise
-from datasets.raw.suspicion import refuse_empty, suspect
+from datasets.raw.suspicion import refuse_corners, refuse_empty, suspect
 from utils.cli import one_line
 from utils.files import PICTURES, UNREAD, find_files, unread_kinds
 from utils.images import Shape, image_shape
@@ -82,6 +82,7 @@ def read_annotations(
     if format == "auto":
         format, why = recognise(root, images, annotations)
         print(f"format: {format} ({why})")
+    categories = tuple(dict.fromkeys(map(one_form, categories)))
     if attribute and format not in ("csv", "via"):
         raise ValueError(
             f"--label-attribute {attribute}: format {format} has its labels in one place; drop this option"
@@ -91,11 +92,14 @@ def read_annotations(
     if for_all and form.files == "each":
         raise ValueError(f"{annotations}: {format} has a file for each image; give their folder as --annotations")
     shapes = _Shapes()
-    ask = Request(for_all, tuple(categories), attribute, say=_say_once())
+    ask = Request(for_all, categories, attribute, say=_say_once())
     found = (_read_shared if for_all else _read_single)(format, root, images, annotations, ask, shapes)
     if not found.annotated and form.files == "both" and not annotations:
         found = _read_shared(format, root, images, None, ask._replace(named=True), shapes)
     annotated, _, problems = found
+    for image, value in annotated.items():
+        if value is not None:
+            annotated[image] = value._replace(marks=[m._replace(label=one_form(m.label)) for m in value.marks])
     if not annotated:
         raise FileNotFoundError(
             f"{annotations or root}: no annotation of format {format} for any image here; check --format, and give "
@@ -106,6 +110,14 @@ def read_annotations(
     _report_labels(annotated, categories)
     refuse_empty(format, annotated, set(found.sources.values()), annotations or root)
     grids = _find_grids(found, shapes, STORED if form.stored else UPRIGHT)
+    grid_sizes = {
+        image: (shapes[image].width, shapes[image].height)
+        if grids.get(image) == STORED
+        else shapes[image].upright[::-1]
+        for image, value in annotated.items()
+        if value is not None
+    }
+    refuse_corners(annotated, grid_sizes, annotations or root)
     points: dict[Path, np.ndarray | None] = {}
     for image in images:
         if image in annotated and annotated[image] is None:
@@ -153,10 +165,10 @@ def _read_single(
 ) -> Found:
     """Each image from a file of its own name, or from one that names it."""
     form = FORMATS[format]
-    files: dict[tuple[Path, str], Path] = {}
+    files: dict[tuple[str, str], Path] = {}
     for path in find_files(folder or root):
         if path.suffix.lower() in form.suffixes:
-            other = files.setdefault((path.parent, _image_stem(format, path)), path)
+            other = files.setdefault((one_form(str(path.parent)), _image_stem(format, path)), path)
             if other is not path:
                 same = "differs only in upper and lower case" if other.stem == path.stem else "is for the same image"
                 raise ValueError(f"{path}: {other.name} {same}; remove one of the two")
@@ -164,7 +176,8 @@ def _read_single(
     for image in images:
         parent = image.parent.relative_to(root)
         folders = [folder / parent, folder] if folder else [image.parent, root / _labels_folder(parent)]
-        path = next((files[key] for place in folders if (key := (place, _normal(image.stem))) in files), None)
+        keys = [(one_form(str(place)), one_form(name)) for place in folders for name in (image.stem, image.name)]
+        path = next((files[key] for key in keys if key in files), None)
         if path is None:
             continue
         if path in owner:
@@ -252,7 +265,7 @@ def _find_grids(found: Found, shapes: _Shapes, usual: str) -> dict[Path, str]:
 def _by_stem(images: Sequence[Path]) -> dict[str, list[Path]]:
     by_stem: dict[str, list[Path]] = {}
     for image in images:
-        by_stem.setdefault(_normal(image.stem), []).append(image)
+        by_stem.setdefault(one_form(image.stem), []).append(image)
     return by_stem
 
 
@@ -261,18 +274,18 @@ def _image_named(name: str, path: Path, root: Path, by_stem: Mapping[str, list[P
 
     Of several, the one that agrees in most folders, counted from the image upwards. ``ValueError`` for a tie.
     """
-    parts = [_normal(part) for part in PureWindowsPath(name).parts]  # separators of both kinds
+    parts = [one_form(part) for part in PureWindowsPath(name).parts]  # separators of both kinds
     if not parts:
         return None
     if path.is_relative_to(root):
-        parts = [*map(_normal, path.relative_to(root).parent.parts), *parts]
+        parts = [*map(one_form, path.relative_to(root).parent.parts), *parts]
     file, named_split = PurePath(parts[-1]), _split_of(PurePath(*parts))
     stem = file.stem if file.suffix.lower() in PICTURES + UNREAD else file.name
     ranked = []
     for image in by_stem.get(stem, []):
         relative = image.relative_to(root)
         if named_split in (None, _split_of(relative)) or _split_of(relative) is None:
-            own = [_normal(part) for part in relative.parts]
+            own = [one_form(part) for part in relative.parts]
             folders_shared = len(os.path.commonprefix([own[-2::-1], parts[-2::-1]]))
             ranked.append((folders_shared, own[-1] == file.name, image))
     ranked.sort(key=lambda rank: rank[:2], reverse=True)
@@ -323,14 +336,9 @@ def _labels_folder(folder: Path) -> Path:
     return Path(*parts)
 
 
-def _normal(name: str) -> str:
-    """File systems differ in how they compose accents."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _image_stem(format: str, path: Path) -> str:
     """The stem of the image that a file is for by its own name."""
     stem = path.stem
     if format == "mat":  # as ShanghaiTech and UCF-QNRF call them
         stem = stem.removeprefix("GT_").removesuffix("_ann")
-    return _normal(stem)
+    return one_form(stem)

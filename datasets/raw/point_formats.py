@@ -18,7 +18,8 @@ def read_coco(path: Path, categories: Collection[str] = ()) -> dict[str, Annotat
     """COCO's object or keypoint annotations.
 
     An annotation counts once: at the centre of its ``bbox``, or, where that is missing or has no area, of the visible
-    ``keypoints``. Regions marked ``iscrowd`` hold an unknown number of objects; they are left out, and a line says so.
+    ``keypoints``. Regions marked ``iscrowd`` hold an unknown number of objects, those marked ``ignore`` are not to be counted;
+    they are left out, and a line says so.
     Annotations with neither matter only where ``categories`` counts their label. An id that is a number here and the same
     number as text there is one id.
     """
@@ -43,7 +44,7 @@ def read_coco(path: Path, categories: Collection[str] = ()) -> dict[str, Annotat
     for i, annotation in enumerate(annotations, start=1):
         where = f"{path}: annotations: entry {i}"
         key = _image_of(annotation.get("image_id"), by_id, by_text, where)
-        if annotation.get("iscrowd"):
+        if annotation.get("iscrowd") or annotation.get("ignore"):
             crowds += 1
             continue
         visible = _keypoints(annotation.get("keypoints") or [], where)
@@ -54,7 +55,7 @@ def read_coco(path: Path, categories: Collection[str] = ()) -> dict[str, Annotat
         if corners:
             if not isinstance(corners, list) or len(corners) != 4:
                 raise ValueError(f"{where}: bbox is {corners!r:.40}; write [x, y, width, height]")
-            mark = box(*(json_number(value, f"{where}: bbox") for value in corners), label, where)
+            mark = box("corner", [json_number(value, f"{where}: bbox") for value in corners], label, where)
         if visible and (mark is None or math.isnan(mark.size)):
             mark = bounds(visible, label, where)
         if mark is None:
@@ -64,7 +65,7 @@ def read_coco(path: Path, categories: Collection[str] = ()) -> dict[str, Annotat
         by_id[key].append(mark)
     if crowds:
         print(
-            f"warning: {path}: {crowds} regions marked iscrowd are not counted; their images miss objects",
+            f"warning: {path}: {crowds} regions marked iscrowd or ignore are not counted; their images miss objects",
             file=sys.stderr,
         )
     if several:

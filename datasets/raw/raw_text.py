@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+
+def one_form(text: str) -> str:
+    """``text`` as labels and names are compared: file systems and tools differ in how they compose accents."""
+    return unicodedata.normalize("NFC", text)
 
 
 def read_text(path: Path) -> str:

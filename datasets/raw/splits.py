@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets.raw.annotations import prepared_stem, unique_stems
-from datasets.raw.raw_text import read_text
+from datasets.raw.raw_text import one_form, read_text
 from utils.config import number
 from utils.files import PICTURES, SPLITS, atomic_write, make_folder
 
@@ -155,7 +155,7 @@ def _read_list(path: Path, by_stem: Mapping[str, Path], columns: Sequence[int] =
 
     With ``columns``, a line has one of these numbers of columns, and the first names the image.
     """
-    stems = set()
+    stems, known = set(), {one_form(stem): stem for stem in by_stem}
     for line_number, line in enumerate(read_text(path).splitlines(), start=1):
         name = line.strip()
         if not name:
@@ -168,11 +168,12 @@ def _read_list(path: Path, by_stem: Mapping[str, Path], columns: Sequence[int] =
                 )
             name = line.split()[0]
         stem = Path(name).stem if name.lower().endswith(PICTURES) else name
-        if "\\" in stem and prepared_stem(stem) not in by_stem:  # a path as Windows writes it
+        if "\\" in stem and one_form(prepared_stem(stem)) not in known:  # a path as Windows writes it
             stem = stem.rpartition("\\")[2]
-        if prepared_stem(stem) not in by_stem:
+        key = one_form(prepared_stem(stem))
+        if key not in known:
             raise ValueError(f"{path}: line {line_number}: the input has no image {name}; correct the list")
-        stems.add(prepared_stem(stem))
+        stems.add(known[key])
     if not stems:
         raise ValueError(f"{path}: names no image; give a list of image names, one a line")
     return stems

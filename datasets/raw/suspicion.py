@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ _HINTS = {
     "yolo": f"the YOLO exports of CVAT and Label Studio leave points out: {_POINTS_LEAVE_BY}",
 }
 _FEW = 4  # points from which on a data set can be judged
+_SPREAD = 8  # points from which on it can be said where they lie
 
 
 def refuse_empty(
@@ -28,6 +29,35 @@ def refuse_empty(
     where = next(iter(sources)) if len(sources) == 1 else place
     hint = _HINTS.get(format, "annotate objects, or check --format and how the annotations were exported")
     raise ValueError(f"{where}: lists {len(annotated)} images and no annotation, not one object; {hint}")
+
+
+def refuse_corners(
+    annotated: Mapping[Path, Annotated | None], sizes: Mapping[Path, tuple[int, int]], place: Path
+) -> None:
+    """``ValueError`` where boxes with width and height leave their images, and all fit if those are the other corner.
+
+    ``sizes`` holds (width, height) of each image, in the grid that its annotations mean.
+    """
+
+    def inside(low: float, high: float, side: int) -> bool:
+        return -0.01 * side <= low < high <= 1.01 * side
+
+    wrong = total = 0
+    for image, value in annotated.items():
+        for mark in value.marks if value else ():
+            if mark.box is None or mark.box.kind == "corners":
+                continue
+            ways = list(zip(mark[:2], mark.box.numbers[:2], mark.box.numbers[2:], sizes[image], strict=True))
+            if not all(inside(first, last, side) for _, first, last, side in ways):
+                return
+            total += 1
+            wrong += not all(inside(middle - last / 2, middle + last / 2, side) for middle, _, last, side in ways)
+    if wrong >= max(2, 0.1 * total):
+        raise ValueError(
+            f"{place}: {wrong} of {total} boxes leave their image, and none does if its last two numbers are not width and "
+            "height but the right and bottom corner; write the width right - left and the height bottom - top, or say that "
+            "they are corners, as the columns xmin, ymin, xmax, ymax do"
+        )
 
 
 def suspect(found: Mapping[Path, tuple[np.ndarray, tuple[int, int]]], place: Path) -> None:
@@ -47,6 +77,8 @@ def suspect(found: Mapping[Path, tuple[np.ndarray, tuple[int, int]]], place: Pat
             )
     lost = sum(outside(points[:, :2], width, height) for points, (height, width) in found.values())
     if lost < max(2, 0.05 * total):
+        if total >= _SPREAD:
+            _warn_of_one_part([points[:, :2] / (width, height) for points, (height, width) in found.values()], place)
         return
     exchanged = sum(outside(points[:, 1::-1], width, height) for points, (height, width) in found.values())
     line = f"{place}: {lost} of {total} points lie outside their image"
@@ -54,6 +86,22 @@ def suspect(found: Mapping[Path, tuple[np.ndarray, tuple[int, int]]], place: Pat
         line += f"; with x and y exchanged {exchanged} would: write x, the column, first"
     else:
         line += "; were the images scaled or cut after they were annotated, or are x and y parts or percent of them?"
-    if lost > total / 2 and exchanged <= 0.1 * lost:
+    if lost > total / 2:  # no annotator makes that
         raise ValueError(line)
     print(f"warning: {line}", file=sys.stderr)
+
+
+def _warn_of_one_part(parts: Sequence[np.ndarray], place: Path) -> None:
+    """Say so where all points [N, 2], in parts of their images, begin near the upper left corner and stay far from the others.
+
+    Another unit or images that were enlarged do that. In images where all people stand in one place, that place lies
+    anywhere: that it is in the same part, of this area, of every image has the probability area ** images.
+    """
+    points = np.concatenate(parts)
+    first, last = np.clip(points.min(axis=0), 0, None), points.max(axis=0)
+    if (first <= 0.4 * last).all() and last.prod() <= 0.5 and last.prod() ** len(parts) <= 0.03:
+        print(
+            f"warning: {place}: no point lies beyond {last[0]:.0%} of the width and {last[1]:.0%} of the height of any image; "
+            "are x and y in another unit, or were the images enlarged?",
+            file=sys.stderr,
+        )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets.raw.marks import LABEL_NAMES, Annotated, Mark, box, label_name
-from datasets.raw.raw_text import parse_number, read_text
+from datasets.raw.raw_text import one_form, parse_number, read_text
 from utils.files import PICTURES
 
 # Width and height of an image as the formats may mean them: upright, and as it is stored.
@@ -30,28 +31,40 @@ _IMAGE_TOO = (
     "filepath",
     "path",
 )
-# Names without blanks and underscores. Each row is one way to say where an object is.
+# Names without blanks, underscores and the like, of columns that belong together. ImageJ calls the middle of an object X, Y,
+# its centre of mass XM, YM, and its box BX, BY, Width, Height.
 _CENTRE = (
     *(("cx", "cy"), ("xcenter", "ycenter"), ("xcentre", "ycentre"), ("centerx", "centery"), ("centrex", "centrey")),
     *(("xc", "yc"), ("pointx", "pointy"), ("bboxxcenter", "bboxycenter"), ("xmid", "ymid"), ("bboxcx", "bboxcy")),
+    *(("centroidx", "centroidy"), ("centroidxpx", "centroidypx"), ("locationcenterx", "locationcentery")),
 )
-_POINT = (("x", "y"), ("px", "py"), ("xcoord", "ycoord"), ("coordx", "coordy"), ("bboxx", "bboxy"), ("boxx", "boxy"))
-_CORNER = (("left", "top"), ("bboxleft", "bboxtop"), ("xleft", "ytop"), ("topleftx", "toplefty"))
+_MASS = (("xm", "ym"),)
+_POINT = (("x", "y"), ("px", "py"), ("xcoord", "ycoord"), ("coordx", "coordy"))
+_CORNER = (
+    *(("left", "top"), ("bboxleft", "bboxtop"), ("xleft", "ytop"), ("topleftx", "toplefty"), ("bx", "by")),
+    *(("bboxx", "bboxy"), ("boxx", "boxy")),
+)
 _CORNERS = (
     *(("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom")),
     *(("x0", "y0", "x1", "y1"), ("minx", "miny", "maxx", "maxy"), ("xtl", "ytl", "xbr", "ybr")),
     *(("bboxxmin", "bboxymin", "bboxxmax", "bboxymax"), ("bboxx1", "bboxy1", "bboxx2", "bboxy2")),
 )
-_SIZE = (("width", "height"), ("w", "h"), ("bboxwidth", "bboxheight"), ("boxwidth", "boxheight"), ("bboxw", "bboxh"))
+# What may be the image's size comes last.
+_SIZE = (("bboxwidth", "bboxheight"), ("boxwidth", "boxheight"), ("bboxw", "bboxh"), ("w", "h"), ("width", "height"))
 _IMAGE_SIZE = (("imagewidth", "imageheight"), ("imgwidth", "imgheight"), ("imagew", "imageh"), ("imgw", "imgh"))
+# A picture's name; ImageJ writes what is drawn in it behind a colon.
+_PICTURE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, PICTURES))}))(?::.*)?", re.IGNORECASE)
+_SNIFFED = 20  # rows that are looked at to recognise a table
+
+Row = tuple[list[str], str]  # the fields, and where they stand
 
 
 class Columns(NamedTuple):
-    """Where in a row the values are: of ``kind`` point, centre, corner (of a box with ``size``) or corners."""
+    """Where in a row the values are: of an object's ``place``, of its ``box`` of that ``kind`` (see ``Box``), or of both."""
 
-    kind: str
-    place: Sequence[int]
-    size: Sequence[int] = ()
+    place: Sequence[int] = ()
+    box: Sequence[int] = ()
+    kind: str = ""
     image: int | None = None
     label: int | None = None
     image_size: Sequence[int] = ()
@@ -68,59 +81,55 @@ def read_csv(
 
     With a header the columns are found by name: x, y; a box as x, y (its upper left corner) or cx, cy (its centre) with
     width, height, or as xmin, ymin, xmax, ymax; ``label`` or ``class``, or the column ``attribute``; others are ignored.
-    What is taken for what is told to ``say`` where it is more than a point. Width and height that are the image's in every row,
-    by ``sizes`` (of the image of that name), are no box. Without a header the columns must be image, x, y, or those of
-    make-sense. Commas, semicolons or tabs separate. A row that names an image and leaves x and y empty says that nobody
-    is in it.
+    Beside a whole box x, y is the object's place, and must lie in it. Without a column called image it is the one that holds
+    names of pictures. What is taken for what is told to ``say`` where it is more than a point. Width and height that are
+    the image's in every row, by ``sizes`` (of the image of that name), are no box. Without a header the columns must be
+    image, x, y, or those of make-sense. Commas, semicolons or tabs separate. A row that names an image and leaves x and y
+    empty says that nobody is in it.
     """
+    header, rows = _split_header(_read_rows(path))
+    if not header and not rows:
+        return {} if named else {"": Annotated([])}
+    columns = find_columns(path, header, rows, named, attribute)
+    columns = _without_image_size(columns, rows, named, sizes)
+    columns = _without_own_corner(columns, rows)
+    if header and (columns.box or columns.label is not None):
+        say(path, _meaning(columns, header[0]))
+    return _collect(columns, rows, named)
+
+
+def check_table(path: Path, named: bool) -> None:
+    """``ValueError`` with the reason where ``read_csv`` finds no columns of points or boxes in a file."""
+    header, rows = _split_header(itertools.islice(_read_rows(path), _SNIFFED))
+    if not header and not rows:
+        raise ValueError(f"{path}: is empty; write a line x, y for each object")
+    find_columns(path, header, rows, named, None)
+
+
+def _read_rows(path: Path) -> Iterator[Row]:
     text = read_text(path)
     first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = next((c for c in ";\t" if c in first), ",")
+    delimiter = next((c for c in "\t;" if c in first), ",")
     rows = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    columns: Columns | None = None
     width = 0
-    data: list[tuple[list[str], str]] = []
     try:
         for row in rows:
             fields, where = [field.strip() for field in row], f"{path}: line {rows.line_num}"
             if not any(fields):
                 continue
-            if columns is None:
-                width = len(fields)
-                if _is_header(fields):
-                    header = fields
-                    columns = _by_name(header, named, attribute, where)
-                    continue
-                columns = _by_place(fields, named, where)
+            width = width or len(fields)
             if len(fields) != width:
                 raise ValueError(
                     f"{where}: {len(fields)} columns instead of {width}; write numbers with decimal points"
                 )
-            data.append((fields, where))
+            yield fields, where
     except csv.Error as error:
         raise ValueError(f"{path}: line {rows.line_num}: not valid CSV ({error}); correct this line") from None
-    if columns is None:
-        return {} if named else {"": Annotated([])}
-    columns = _without_image_size(columns, data, named, sizes)
-    if header and (columns.kind != "point" or columns.label is not None):
-        say(path, _meaning(columns, header))
-    return _collect(columns, data, named)
 
 
-def looks_like_points(path: Path, named: bool) -> bool:
-    """Whether ``read_csv`` finds its columns in the first row of a file."""
-    first = next((line for line in read_text(path).splitlines() if line.strip()), "")
-    delimiter = next((c for c in ";\t" if c in first), ",")
-    try:
-        fields = [field.strip() for field in next(csv.reader([first], delimiter=delimiter, strict=True))]
-        if _is_header(fields):
-            _by_name(fields, named, None, "")
-        else:
-            _by_place(fields, named, "")
-    except (csv.Error, ValueError, StopIteration):
-        return False
-    return True
+def _split_header(rows: Iterator[Row]) -> tuple[Row | None, list[Row]]:
+    first, *others = [*rows] or [None]
+    return (first, others) if first is None or _is_header(first[0]) else (None, [first, *others])
 
 
 def _is_header(fields: Sequence[str]) -> bool:
@@ -130,7 +139,7 @@ def _is_header(fields: Sequence[str]) -> bool:
         return True
     return (
         len(words) > 1
-        and all(re.match(r"[^\W\d]|[#_]", w) and not _is_number(w) for w in words)
+        and all(re.match(r"[^\W\d]|[#_%]", w) and not _is_number(w) for w in words)
         and not any(w.lower().endswith(PICTURES) for w in words)
     )
 
@@ -143,10 +152,14 @@ def _is_number(field: str) -> bool:
     return True
 
 
-def _by_name(header: Sequence[str], named: bool, attribute: str | None, where: str) -> Columns:
-    lower = [field.lstrip("#").strip().lower() for field in header]
+def find_columns(path: Path, header: Row | None, rows: Sequence[Row], named: bool, attribute: str | None) -> Columns:
+    """What the columns of a table are, by their names and, where those leave it open, by what they hold."""
+    if header is None:
+        return _by_place(*rows[0], named)
+    fields, where = header
+    lower = [one_form(field.lstrip("#").strip().lower()) for field in fields]
     plain = [re.sub(r"[\s_\-.]", "", name) for name in lower]
-    shown = ", ".join(header)[:80]
+    shown = ", ".join(fields)[:80]
 
     def find(ways: Sequence[Sequence[str]]) -> list[int]:
         """The columns of the first way whose names are all there."""
@@ -158,107 +171,133 @@ def _by_name(header: Sequence[str], named: bool, attribute: str | None, where: s
                 return [plain.index(name) for name in way]
         return []
 
+    held = [[row[i] for row, _ in rows if row[i]] for i in range(len(fields))]
+    of_pictures = [i for i, cells in enumerate(held) if cells and all(map(_PICTURE.fullmatch, cells))]
     image = None
     if named:
         images = [i for i, name in enumerate(lower) if name in IMAGE_COLUMNS]
+        images = [i for i in images if i in of_pictures] if len(images) > 1 and of_pictures else images
         images = images or [plain.index(name) for name in _IMAGE_TOO if name in plain][:1]
+        images = images or (of_pictures if len(of_pictures) == 1 else [])
         if len(images) > 1:
             raise ValueError(f"{where}: the header is {shown!r}; it must name each of image, x, y once")
         image = images[0] if images else None
     others = [name for i, name in enumerate(lower) if i != image]
     label = None
-    if attribute is not None or any(name in LABEL_NAMES for name in others):
-        labels = [name for name in others if name in LABEL_NAMES]
+    labels = [name for i, name in enumerate(lower) if name in LABEL_NAMES and i != image and i not in of_pictures]
+    if attribute is not None or labels:
         chosen = label_name(others if attribute else labels, attribute and attribute.lower(), where)
         label = lower.index(chosen) if chosen is not None else None
-    corners, centre, point, corner = (find(ways) for ways in (_CORNERS, _CENTRE, _POINT, _CORNER))
-    size, image_size = find(_SIZE), find(_IMAGE_SIZE)
-    more = {"image": image, "label": label, "image_size": image_size}
+    columns = _places(find)._replace(image=image, label=label, image_size=find(_IMAGE_SIZE))
     lacking = ["image"] if named and image is None else []
-    if not (corners or centre or point or (corner and size)):
-        there = set(plain)
-        if corner:
+    if not (columns.place or columns.box):
+        if find(_CORNER):
             lacking.append("width and height (or right and bottom)")
         else:
-            lacking += [name for name in ("x", "y") if name not in there]
+            lacking += [name for name in ("x", "y") if name not in plain]
     if lacking:
         wanted = "image, x, y" if named else "x, y"
         raise ValueError(
             f"{where}: the header {shown!r} lacks {' and '.join(lacking)}; it must name each of {wanted} once, or the "
             "columns of a box"
         )
-    if corners:
-        return Columns("corners", corners, **more)  # width and height beside corners are the image's
-    if centre:
-        return Columns("centre" if size else "point", centre, size, **more)
-    if point:
-        return Columns("corner" if size else "point", point, size, **more)
-    return Columns("corner", corner, size, **more)
+    return columns
 
 
-def _by_place(fields: Sequence[str], named: bool, where: str) -> Columns:
+def _places(find: Callable[[Sequence[Sequence[str]]], list[int]]) -> Columns:
+    """Which columns belong together: a place, two corners, or a corner or centre with sizes."""
+    corners, corner, size = find(_CORNERS), find(_CORNER), find(_SIZE)
+    place = find((*_CENTRE, *_POINT, *_MASS))
+    if corners:  # width and height beside corners are the image's
+        return Columns(place, corners, "corners")
+    if corner and size:
+        return Columns(place, [*corner, *size], "corner")
+    if place and size:
+        return Columns((), [*place, *size], "centre" if find((*_CENTRE, *_MASS)) else "corner")
+    return Columns(place)
+
+
+def _by_place(fields: Sequence[str], where: str, named: bool) -> Columns:
     """The columns of a table without a header."""
     names = [i for i, field in enumerate(fields) if field.lower().endswith(PICTURES)]
     if named and (len(fields), names) == (6, [3]):  # make-sense's points, then its boxes
-        return Columns("point", (1, 2), image=3, label=0, image_size=(4, 5))
+        return Columns((1, 2), image=3, label=0, image_size=(4, 5))
     if named and (len(fields), names) == (8, [5]):
-        return Columns("corner", (1, 2), (3, 4), image=5, label=0, image_size=(6, 7))
+        return Columns(box=(1, 2, 3, 4), kind="corner", image=5, label=0, image_size=(6, 7))
     if len(fields) != (3 if named else 2):
         wanted = "image, x, y" if named else "x, y"
         raise ValueError(f"{where}: {len(fields)} columns and no header; begin the file with a line like {wanted}")
-    return Columns("point", (1, 2), image=0) if named else Columns("point", (0, 1))
+    return Columns((1, 2), image=0) if named else Columns((0, 1))
 
 
 def _without_image_size(
-    columns: Columns, data: Sequence[tuple[list[str], str]], named: bool, sizes: Callable[[str], Sizes | None]
+    columns: Columns, rows: Sequence[Row], named: bool, sizes: Callable[[str], Sizes | None]
 ) -> Columns:
     """``columns``, with those called width and height as the image's size, if they hold that in every row."""
-    if not columns.size or columns.image_size:
+    if not columns.box or columns.kind == "corners" or columns.image_size:
         return columns
-    told = set()
-    for fields, _ in data:
-        name = fields[columns.image] if named else ""
-        if (known := sizes(name)) is not None:
+    told, size = set(), columns.box[2:]
+    for fields, _ in rows:
+        if (known := sizes(_image_name(columns, fields, named))) is not None:
             try:
-                told.add(tuple(float(fields[i]) for i in columns.size) in [tuple(map(float, size)) for size in known])
+                told.add(tuple(float(fields[i]) for i in size) in [tuple(map(float, both)) for both in known])
             except ValueError:
                 return columns
     if told != {True}:
         return columns
-    return columns._replace(kind="point", size=(), image_size=columns.size)
+    return columns._replace(place=columns.place or columns.box[:2], box=(), image_size=size)
+
+
+def _without_own_corner(columns: Columns, rows: Sequence[Row]) -> Columns:
+    """``columns``, without a place beside a box that is the box's upper left corner in every row."""
+    pairs = (
+        [[_floats(fields, c) for c in (columns.place, columns.box[:2])] for fields, _ in rows] if columns.box else []
+    )
+    return columns._replace(place=()) if pairs and all(place == corner for place, corner in pairs) else columns
+
+
+def _floats(fields: Sequence[str], columns: Sequence[int]) -> list[float | str]:
+    return [float(fields[i]) if _is_number(fields[i]) else fields[i] for i in columns]
 
 
 def _meaning(columns: Columns, header: Sequence[str]) -> str:
-    place, size, image_size = (
-        ", ".join(header[i] for i in c) for c in (columns.place, columns.size, columns.image_size)
+    place, first, last, image_size = (
+        ", ".join(header[i] for i in c) for c in (columns.place, columns.box[:2], columns.box[2:], columns.image_size)
     )
-    text = {
-        "point": f"{place} is an object's place",
-        "centre": f"{place} is the centre of a box, {size} its width and height",
-        "corner": f"{place} is the upper left corner of a box, {size} its width and height; its centre is counted",
-        "corners": f"{place} are the corners of a box; its centre is counted",
-    }[columns.kind]
+    what = {
+        "": f"{place} is an object's place",
+        "centre": f"{first} is the centre of a box, {last} its width and height",
+        "corner": f"{first} is the upper left corner of a box, {last} its width and height",
+        "corners": f"{first}, {last} are the corners of a box",
+    }[columns.kind if columns.box else ""]
+    if columns.box and columns.kind != "centre":
+        what += f"; {place}, in it, is counted" if place else "; its centre is counted"
     if columns.label is not None:
-        text += f"; {header[columns.label]} is the label"
-    return text + (f"; {image_size} is the image's size" if image_size else "")
+        what += f"; {header[columns.label]} is the label"
+    return what + (f"; {image_size} is the image's size" if image_size else "")
 
 
-def _collect(columns: Columns, data: Sequence[tuple[list[str], str]], named: bool) -> dict[str, Annotated]:
+def _image_name(columns: Columns, fields: Sequence[str], named: bool) -> str:
+    if not named:
+        return ""
+    match = _PICTURE.fullmatch(fields[columns.image])
+    return one_form(match[1] if match else fields[columns.image])
+
+
+def _collect(columns: Columns, rows: Sequence[Row], named: bool) -> dict[str, Annotated]:
     found: dict[str, Annotated] = {} if named else {"": Annotated([])}
-    for fields, where in data:
-        name = fields[columns.image] if named else ""
+    for fields, where in rows:
+        name = _image_name(columns, fields, named)
         if named and not name:
             raise ValueError(f"{where}: names no image; write the image's name into each row")
         if name not in found or found[name].image_size is None:
             size = _stated(columns, fields, where)
             found[name] = Annotated(found[name].marks if name in found else [], size)
-        place = [fields[i] for i in columns.place]
-        if not any(place) and named:
+        if named and not any(fields[i] for i in (*columns.place, *columns.box)):
             continue
-        numbers = [parse_number(value, where) for value in place]
-        size = [parse_number(fields[i], where) for i in columns.size]
+        place, numbers = ([parse_number(fields[i], where) for i in c] for c in (columns.place, columns.box))
         label = fields[columns.label] if columns.label is not None else ""
-        found[name].marks.append(_mark(columns.kind, numbers, size, label, where))
+        found[name].marks.append(_mark(place, columns.kind, numbers, label, where))
     return found
 
 
@@ -270,13 +309,17 @@ def _stated(columns: Columns, fields: Sequence[str], where: str) -> tuple[float,
     return (width, height) if width and height else None
 
 
-def _mark(kind: str, place: Sequence[float], size: Sequence[float], label: str, where: str) -> Mark:
-    if kind == "point":
+def _mark(place: Sequence[float], kind: str, numbers: Sequence[float], label: str, where: str) -> Mark:
+    """The mark of a place, of a box, or of a place in a box, which gives the size."""
+    if not numbers:
         return Mark(*place, math.nan, label)
-    if kind == "corners":
-        left, top, right, bottom = place
-        return box(left, top, right - left, bottom - top, label, where)
-    if kind == "corner":
-        return box(*place, *size, label, where)
-    x, y = place
-    return box(x - size[0] / 2, y - size[1] / 2, *size, label, where)._replace(x=x, y=y)
+    mark = box(kind, numbers, label, where)
+    if not place:
+        return mark
+    x, y, width, height = numbers
+    right, bottom = (width, height) if kind == "corners" else (x + width, y + height)
+    if not (x - 1 <= place[0] <= right + 1 and y - 1 <= place[1] <= bottom + 1):  # both may be rounded
+        raise ValueError(
+            f"{where}: the point ({place[0]:g}, {place[1]:g}) lies outside of its box; remove the columns that do not hold"
+        )
+    return mark._replace(x=place[0], y=place[1])

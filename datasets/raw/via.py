@@ -215,7 +215,7 @@ def _mark(shape: Any, label: str, where: str) -> Mark:
     if kind == "point":
         return Mark(*values("cx", "cy"), math.nan, label)
     if kind == "rect":
-        return box(*values("x", "y", "width", "height"), label, where)
+        return box("corner", values("x", "y", "width", "height"), label, where)
     if kind in ("circle", "ellipse"):
         return round_mark(*values("cx", "cy", *(["r", "r"] if kind == "circle" else ["rx", "ry"])), label, where)
     if kind == "polygon":
@@ -232,7 +232,7 @@ def _mark3(kind: Any, numbers: list[float], label: str, where: str) -> Mark:
     if kind == "point":
         return Mark(*numbers, math.nan, label)
     if kind == "rect":
-        return box(*numbers, label, where)
+        return box("corner", numbers, label, where)
     if kind in ("circle", "ellipse"):
         x, y, *radii = numbers
         return round_mark(x, y, radii[0], radii[-1], label, where)

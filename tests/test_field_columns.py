@@ -1,0 +1,473 @@
+"""Annotations that say one thing and could be read as another: poses, columns, corners, units, letters, unknown files."""
+
+import itertools
+import json
+import math
+import unicodedata
+import zipfile
+
+import numpy as np
+import pytest
+from commands import ROOT, call
+from own_folders import photos, points, prepare, write
+
+from datasets.raw.annotations import read_ucf
+from datasets.raw.lines import read_yolo
+from datasets.raw.point_folders import find_images, read_annotations
+from datasets.raw.suspicion import suspect
+from datasets.raw.tables import read_csv
+from utils.images import image_shape
+
+TRUTH = {
+    "a": [(40, 30), (120, 80), (160, 110)],
+    "b": [(30, 100), (90, 50), (170, 40)],
+    "c": [(60, 60), (100, 120), (150, 70)],
+}
+ALL = [point for found in TRUTH.values() for point in found]
+NAMES = ("a.jpg", "b.jpg", "c.jpg")
+
+
+def close(marks, expected):
+    np.testing.assert_allclose([mark[:2] for mark in marks], expected, atol=0.1)
+
+
+def keypoints(x, y, number, seed=0):
+    """That many keypoints in the box of 16 x 20 pixels around x, y."""
+    rng = np.random.default_rng([int(x), int(y), seed])
+    return (rng.uniform(-1, 1, (number, 2)) * (8, 10) + (x, y)) / (200, 150)
+
+
+def pose(x, y, number, tail=(), more=()):
+    """A row of YOLO; behind each keypoint stands ``tail``, which changes from one to the next, at its end ``more``."""
+    tails = itertools.cycle(tail) if tail else None
+    values = [x / 200, y / 150, 16 / 200, 20 / 150]
+    for i, (px, py) in enumerate(keypoints(x, y, number)):
+        last = [next(tails)] if tails else []
+        values += [0, 0, 0] if last == [0] else [px, py, *last]
+    return "0 " + " ".join(f"{value:.6g}" for value in [*values, *more])
+
+
+def outline(x, y, corners, turned=0.3):
+    angles = turned + 2 * math.pi * np.arange(corners) / corners
+    ring = np.stack([x + 8 * np.cos(angles), y + 8 * np.sin(angles)], axis=1)
+    ring += (x, y) - (ring.min(axis=0) + ring.max(axis=0)) / 2
+    return "0 " + " ".join(f"{value:.6f}" for value in (ring / (200, 150)).ravel())
+
+
+POSES = {
+    "one keypoint": lambda x, y: pose(x, y, 1),
+    "two keypoints": lambda x, y: pose(x, y, 2),
+    "17 keypoints": lambda x, y: pose(x, y, 17),
+    "visibility": lambda x, y: pose(x, y, 17, (2, 1, 0)),
+    "visibility, an even number of values": lambda x, y: pose(x, y, 4, (2, 1, 0)),
+    "confidence at the end": lambda x, y: pose(x, y, 5, more=[0.83]),
+    "confidence of keypoints": lambda x, y: pose(x, y, 4, (0.91, 0.4, 0.77)),
+    "confidences of both": lambda x, y: pose(x, y, 5, (0.91, 0.4), [0.83]),
+    "one keypoint with confidences": lambda x, y: pose(x, y, 1, (0.91,), [0.83]),
+    "boxes between": lambda x, y: pose(x, y, 6) if x != 90 else pose(x, y, 0),
+}
+POLYGONS = {
+    **{f"{n} corners": lambda x, y, n=n: outline(x, y, n) for n in (3, 4, 5, 6, 7, 12, 40)},
+    "upright boxes": lambda x, y: outline(x, y, 4, math.pi / 4),
+    "different numbers of corners": lambda x, y: outline(x, y, 3 + x % 7),
+    "boxes between": lambda x, y: outline(x, y, 9) if x != 90 else pose(x, y, 0),
+}
+
+
+@pytest.mark.parametrize(
+    "row", [*POSES.values(), *POLYGONS.values()], ids=[*POSES, *(f"{n}, closed" for n in POLYGONS)]
+)
+def test_poses_and_polygons_without_a_yaml_file(tmp_path, row):
+    for name, truth in TRUTH.items():
+        write(tmp_path / f"{name}.txt", "\n".join(row(x, y) for x, y in truth))
+    for name, truth in TRUTH.items():
+        close(read_yolo(tmp_path / f"{name}.txt", 200, 150).marks, truth)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [pose(40, 30, 4), outline(160, 110, 6)],
+        [pose(40, 30, 4), pose(120, 80, 4, (2, 1))],
+        [pose(40, 30, 3), pose(120, 80, 5)],
+        [outline(40, 30, 5) + " 0.9", outline(120, 80, 5) + " 0.8"],
+        ["0 0.2 0.2 0.08 0.1 0.9 0.9 0.3 0.1", "0 0.6 0.5 0.08 0.1 0.1 0.1 0.9 0.2"],
+    ],
+    ids=[
+        "pose and polygon",
+        "with and without visibility",
+        "3 and 5 keypoints",
+        "polygons predicted",
+        "keypoints outside",
+    ],
+)
+def test_rows_that_are_not_clear_are_refused(tmp_path, rows):
+    path = write(tmp_path / "a.txt", "\n".join(rows))
+    with pytest.raises(ValueError, match=r"a.txt: line \d: \d+ values, which may be .* kpt_shape"):
+        read_yolo(path, 200, 150)
+
+
+# Columns of ImageJ and others for an object at x, y with a box of 20 x 12 around it; the size is that of the box, if there is one.
+CELLS = {"X": 0, "Y": 1, "XM": 0.04, "YM": 1, "BX": -10, "BY": -6, "Width": 20, "Height": 12, "Area": 190, "%Area": 100}
+CELLS |= {
+    "Slice": 1,
+    "Counter": 0,
+    "Label": "a.png",
+    "x_min": -10,
+    "y_min": -6,
+    "x_max": 10,
+    "y_max": 6,
+    "w": 20,
+    "h": 12,
+}
+CELLS |= {"Centroid X px": 0, "Centroid Y px": 1, "Location_Center_X": 0, "Location_Center_Y": 1}
+CELLS |= {"bbox_x": -10, "bbox_y": -6, "bbox_w": 20, "bbox_h": 12, "cx": 0, "cy": 1, "left": -10, "top": -6}
+ACROSS = {"X", "XM", "BX", "x_min", "x_max", "Centroid X px", "Location_Center_X", "bbox_x", "cx", "left"}
+DOWN = {"Y", "YM", "BY", "y_min", "y_max", "Centroid Y px", "Location_Center_Y", "bbox_y", "cy", "top"}
+
+
+def cell(name, x, y):
+    value = CELLS[name]
+    return (
+        value
+        if isinstance(value, str)
+        else value - (name in DOWN and value == 1) + x * (name in ACROSS) + y * (name in DOWN)
+    )
+
+
+@pytest.mark.parametrize(
+    "columns, boxed",
+    [
+        ("Area,X,Y,BX,BY,Width,Height", True),
+        ("BX,BY,Width,Height", True),
+        ("Area,%Area,XM,YM", False),
+        ("X,Y,XM,YM,Slice", False),
+        ("XM,YM,BX,BY,Width,Height", True),
+        ("Label,Area,X,Y,XM,YM,BX,BY,Width,Height,Slice,Counter", True),
+        ("X,Y,XM,YM,Width,Height", True),
+        ("XM,YM,Width,Height", True),
+        ("X,Y,BX,BY", False),
+        ("X,Y,x_min,y_min,x_max,y_max", True),
+        ("Width,Height,X,Y,x_min,y_min,x_max,y_max", True),
+        ("left,top,w,h,cx,cy", True),
+        ("X,Y,bbox_x,bbox_y,bbox_w,bbox_h", True),
+        ("Centroid X px,Centroid Y px", False),
+        ("Label,Location_Center_X,Location_Center_Y", False),
+    ],
+)
+def test_columns_that_belong_together(tmp_path, columns, boxed):
+    names = columns.split(",")
+    for separator, suffix in ((",", "csv"), ("\t", "tsv")):
+        lines = [[" ", *names], *([i, *(cell(name, x, y) for name in names)] for i, (x, y) in enumerate(ALL, 1))]
+        path = write(tmp_path / f"a.{suffix}", "\n".join(separator.join(map(str, line)) for line in lines))
+        marks = read_csv(path, named=False, say=lambda path, text: None)[""].marks
+        close(marks, ALL)
+        assert all(mark.size == pytest.approx(math.sqrt(240)) if boxed else math.isnan(mark.size) for mark in marks)
+
+
+def test_a_place_that_is_the_corner_of_its_box_and_one_outside(tmp_path):
+    path = write(tmp_path / "a.csv", "x,y,left,top,right,bottom\n30,24,30,24,50,36\n110,74,110,74,130,86\n")
+    close(read_csv(path, named=False)[""].marks, [(40, 30), (120, 80)])
+    write(path, "X,Y,BX,BY,Width,Height\n40,30,30,24,20,12\n120,70,110,74,20,12\n")
+    with pytest.raises(ValueError, match=r"line 3: the point \(120, 70\) lies outside of its box; remove the columns"):
+        read_csv(path, named=False)
+
+
+def test_the_size_of_the_image_beside_a_box(tmp_path):
+    path = write(
+        tmp_path / "a.csv", "image,width,height,bbox_x,bbox_y,bbox_width,bbox_height\na.jpg,200,150,30,24,20,12\n"
+    )
+    close(read_csv(path, sizes=lambda name: ((200, 150),) * 2)["a.jpg"].marks, [(40, 30)])
+
+
+@pytest.mark.parametrize(
+    "label, kind, expected",
+    [("a.png", "0", "0"), ("a.png:0001-0020", "1", "1"), ("a.png", "", ""), ("head", "1", "head")],
+)
+def test_a_counter_is_a_label_and_a_picture_is_none(tmp_path, label, kind, expected):
+    header = " ,Label,X,Y,Counter" if kind else " ,Label,X,Y"
+    rows = [f"{i},{label},{x},{y}" + (f",{kind}" if kind else "") for i, (x, y) in enumerate(TRUTH["a"])]
+    marks = read_csv(write(tmp_path / "a.csv", "\n".join([header, *rows])), named=False)[""].marks
+    assert [mark.label for mark in marks] == [expected] * 3
+
+
+@pytest.mark.parametrize("label", ["{}.jpg", "{}.jpg:0001-0002-0003", "C:\\x\\{}.jpg"])
+def test_one_table_of_imagej_for_all_images(tmp_path, label):
+    folder = photos(tmp_path / "in", *NAMES)
+    rows = [f"{label.format(name)},{x},{y},{int(x > 100)}" for name in TRUTH for x, y in TRUTH[name]]
+    write(folder / "Results.csv", "\n".join(["Label,X,Y,Counter", *rows]))
+    out, said, _ = prepare(folder, "auto", "--category", "0")
+    assert points(out) == {name: [[x, y] for x, y in found if x <= 100] for name, found in TRUTH.items()}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three photographs, and what is read of files for them: points by name, and what was printed."""
+    folder = photos(tmp_path_factory.mktemp("three") / "in", *NAMES)
+    images = [image for found in find_images(folder).values() for image in found]
+
+    def read(path, form, **options):
+        found, problems = read_annotations(form, folder, images, path, **options)
+        assert not problems
+        return {image.stem: rows[:, :2] for image, rows in found.items()}
+
+    return read
+
+
+def per_image(folder, suffix, line, header=""):
+    for name, found in TRUTH.items():
+        write(folder / f"{name}{suffix}", header + "".join(line(x, y) + "\n" for x, y in found))
+    return folder
+
+
+def coco(boxes, name="{}.jpg", label="head"):
+    images = [{"id": i, "file_name": name.format(n)} for i, n in enumerate(TRUTH)]
+    entries = [{"image_id": i, "category_id": 1, "bbox": boxes(x, y)} for i, n in enumerate(TRUTH) for x, y in TRUTH[n]]
+    return {"images": images, "annotations": entries, "categories": [{"id": 1, "name": label}]}
+
+
+def via(shape):
+    entries = {
+        name: [{"shape_attributes": shape(x, y), "region_attributes": {}} for x, y in found]
+        for name, found in TRUTH.items()
+    }
+    return {name: {"filename": f"{name}.jpg", "regions": regions} for name, regions in entries.items()}
+
+
+def labelstudio(value):
+    def task(name):
+        size = {"original_width": 200, "original_height": 150, "type": "rectangle"}
+        results = [{**size, "id": f"{x}", "value": value(x, y)} for x, y in TRUTH[name]]
+        return {"data": {"image": f"{name}.jpg"}, "annotations": [{"result": results}]}
+
+    return [task(name) for name in TRUTH]
+
+
+def rows_for_all(line, header):
+    return header + "".join(f"{name}.jpg,{line(x, y)}\n" for name, found in TRUTH.items() for x, y in found)
+
+
+def four(x, y):
+    return (x - 10, y - 6, x + 10, y + 6)
+
+
+def in_parts(x, y, scale=1.0):
+    return tuple(scale * value / side for value, side in zip(four(x, y), (200, 150, 200, 150), strict=True))
+
+
+CORNERS = {
+    "COCO": ("coco", "a.json", coco(four)),
+    "COCO in halves": ("coco", "a.json", coco(lambda x, y: [value + 0.5 for value in four(x, y)])),
+    "csv": ("csv", "a.csv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "image,x,y,width,height\n")),
+    "left": ("csv", "a.csv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "image,left,top,width,height\n")),
+    "bbox": (
+        "csv",
+        "a.tsv",
+        rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "image,bbox_x,bbox_y,bbox_w,bbox_h\n"),
+    ),
+    "BX": ("csv", "a.csv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "Label,BX,BY,Width,Height\n")),
+    "VIA": (
+        "via",
+        "a.json",
+        via(lambda x, y: {"name": "rect", **dict(zip(("x", "y", "width", "height"), four(x, y)))}),
+    ),
+    "Label Studio": (
+        "labelstudio",
+        "a.json",
+        labelstudio(lambda x, y: dict(zip(("x", "y", "width", "height"), in_parts(x, y, 100), strict=True))),
+    ),
+    "YOLO": ("yolo", ".txt", lambda x, y: "0 %f %f %f %f" % in_parts(x, y)),
+    "csv of one image": ("csv", ".csv", lambda x, y: "%d,%d,%d,%d" % four(x, y)),
+}
+
+
+@pytest.mark.parametrize("form, name, contents", CORNERS.values(), ids=CORNERS)
+def test_corners_in_place_of_sizes(tmp_path, pictures, form, name, contents):
+    if callable(contents):
+        path = per_image(tmp_path, name, contents, "x,y,w,h\n" if form == "csv" else "")
+    else:
+        path = write(tmp_path / name, contents.replace(",", "\t") if name.endswith("tsv") else contents)
+    with pytest.raises(ValueError, match=r"of 9 boxes leave their image, .* but the right and bottom corner; write"):
+        pictures(path, form)
+
+
+@pytest.mark.parametrize("side", [1, 12, 60, 160])
+def test_sizes_are_no_corners(tmp_path, pictures, side):
+    """Also boxes that leave their image, as tools write those of people at its border."""
+    found = pictures(write(tmp_path / "a.json", coco(lambda x, y: [x - side / 2, y - side / 2, side, side])), "coco")
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        n: [[*p] for p in found] for n, found in TRUTH.items()
+    }
+
+
+UNITS = {
+    "0.325 microns": (0.325, 0.325),
+    "0.5 microns": (0.5, 0.5),
+    "percent": (0.5, 100 / 150),
+    "enlarged to twice": (0.5, 0.5),
+    "enlarged to three times": (1 / 3, 1 / 3),
+    "enlarged by a half": (1 / 1.5, 1 / 1.5),
+    "millimetres": (0.1, 0.1),
+    "inches": (1 / 72, 1 / 72),
+    "two units": (0.2, 0.5),
+    "across alone": (0.1, 1),
+}
+
+
+@pytest.mark.parametrize("across, down", UNITS.values(), ids=UNITS)
+def test_points_in_another_unit(tmp_path, pictures, capsys, across, down):
+    path = write(tmp_path / "a.csv", rows_for_all(lambda x, y: f"{x * across},{y * down}", "image,x,y\n"))
+    pictures(path, "csv")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "warning: " in line and "no point lies beyond" in line and "enlarged?" in line
+
+
+@pytest.mark.parametrize("across, down", [(2, 2), (3, 3), (1, 3), (4, 1), (10, 10), (96 / 25.4, 96 / 25.4)])
+def test_most_points_outside_of_their_images(tmp_path, pictures, across, down):
+    path = write(tmp_path / "a.csv", rows_for_all(lambda x, y: f"{x * across},{y * down}", "image,x,y\n"))
+    with pytest.raises(ValueError, match="of 9 points lie outside their image; were the images scaled or cut"):
+        pictures(path, "csv")
+
+
+def test_real_points_are_in_no_one_part(capsys):
+    """Every three of the trees, and a few people who always stand in one half, or in the middle."""
+    found = {}
+    for image in sorted((ROOT / "examples" / "trees").glob("*/*.jpg")):
+        found[image] = read_ucf(image.with_name(f"{image.stem}_ann.mat")), image_shape(image).upright
+    for three in itertools.combinations(found, 3):
+        suspect({image: found[image] for image in three}, ROOT)
+    suspect(found, ROOT)
+    for low, high in (((0, 0), (100, 150)), ((70, 50), (130, 100)), ((0, 80), (200, 150)), ((100, 75), (200, 150))):
+        rng = np.random.default_rng(0)
+        suspect({ROOT / str(i): (rng.uniform(low, high, (5, 2)), (150, 200)) for i in range(4)}, ROOT)
+    suspect({ROOT: (np.array(ALL) / 2, (150, 200))}, ROOT)  # one image alone tells nothing
+    assert capsys.readouterr().err == ""
+
+
+LETTERS = ["tête", "Kőszeg", "naïve Å", "Đàn bò", "ガ", "한국"]
+
+
+@pytest.mark.parametrize("written, given", itertools.permutations(["NFC", "NFD"], 2))
+@pytest.mark.parametrize("label", LETTERS)
+def test_labels_of_two_unicode_forms(tmp_path, pictures, label, written, given):
+    category = (unicodedata.normalize(given, label),)
+    label = unicodedata.normalize(written, label)
+    head = write(tmp_path / "a.json", coco(lambda x, y: [x - 6, y - 6, 12, 12], label=label))
+    table = write(tmp_path / "a.csv", rows_for_all(lambda x, y: f"{label},{x},{y}", f"image,{label},x,y\n"))
+    for path, form, attribute in ((head, "coco", None), (table, "csv", category[0])):
+        found = pictures(path, form, categories=category, attribute=attribute)
+        assert {name: rows.tolist() for name, rows in found.items()} == {n: [[*p] for p in f] for n, f in TRUTH.items()}
+
+
+@pytest.mark.parametrize("written, given", itertools.permutations(["NFC", "NFD"], 2))
+def test_names_of_two_unicode_forms(tmp_path, written, given):
+    """In tables, in the name of a file beside the image, in folders and in lists."""
+    names = {name: unicodedata.normalize(written, f"été/{name}é.jpg") for name in TRUTH}
+    other = {name: unicodedata.normalize(given, text) for name, text in names.items()}
+    folder = photos(tmp_path / "in", *names.values())
+    rows = [f"{(names, other)[x > 100][name]},{x},{y}" for name, found in TRUTH.items() for x, y in found]
+    table = write(tmp_path / "all.csv", "\n".join(["image,x,y", *rows]))
+    beside = tmp_path / "notes"
+    for name, found in TRUTH.items():
+        write(beside / f"{other[name]}.csv", "".join(f"{x},{y}\n" for x, y in found))
+    lists = [write(tmp_path / f"{n}.txt", other[n].partition("/")[2]) for n in "ab"]
+    for path in (table, beside):
+        for form in ("csv", "auto"):
+            options = ("--annotations", path, "--train-list", lists[0], "--val-list", lists[1])
+            out, *_ = prepare(folder, form, *options)
+            assert [rows for rows in points(out).values()] == [[[*p] for p in TRUTH[name]] for name in "ab"]
+
+
+def test_long_names_can_be_fitted_or_are_refused(tmp_path):
+    long = "日" * 80  # 240 bytes
+    folder = photos(tmp_path / "in", f"train/{long}.jpg", "val/c.jpg", size=(48, 32))
+    table = write(tmp_path / "all.csv", f"image,x,y\n{long}.jpg,10,20\nc.jpg,20,10\n")
+    out, *_ = prepare(folder, "csv", "--annotations", table)
+    options = ("--num-epochs", 2, "--workers", 1, "--device", "cpu", "--backend", "reference")
+    call("2dgs_counting_1gs_gsplat.py", "--root-path", out, *options)
+    assert (out / "train" / "gs_params" / f"{long}_gs_params.h5").exists()
+    (folder / f"train/{long}.jpg").rename(folder / f"train/{long}abc.jpg")
+    err = prepare(folder, "csv", "--annotations", write(table, f"image,x,y\n{long}abc.jpg,1,2\nc.jpg,2,1\n"), code=1)[2]
+    assert err.count("\n") == 1 and "its name is too long: " in err and "256 bytes" in err and "rename the image" in err
+
+
+def archive(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("0001-0002.roi", b"Iout")
+    return path.read_bytes()
+
+
+SUPERVISELY = {
+    "description": "",
+    "tags": [],
+    "size": {"height": 150, "width": 200},
+    "objects": [{"classTitle": "head"}],
+}
+DARWIN = {"version": "2.0", "item": {"name": "a.jpg"}, "annotations": [{"name": "head", "bounding_box": {"x": 1}}]}
+QUPATH = [{"type": "Feature", "geometry": {"type": "Point", "coordinates": [40, 30]}, "properties": {}}]
+UNREAD = {
+    "a.xml": ("<!-- by <me> --><annotation><object/></annotation>", "is Pascal VOC's, which is not read: export COCO"),
+    "a.txt": ("10 20 30 40 1\n", "as CARPK's, which is not read: write it as a csv table with the columns xmin"),
+    "cells.geojson": (
+        {"type": "FeatureCollection", "features": QUPATH},
+        "as QuPath writes it, which is not read: measure",
+    ),
+    "cells.json": (QUPATH, "as QuPath writes it, which is not read: measure"),
+    "a.jpg.json": (SUPERVISELY, "is of Supervisely, which is not read: export COCO"),
+    "a.json": (DARWIN, "is Darwin's, of V7, which is not read: export COCO"),
+    "RoiSet.zip": (b"", "such as ImageJ's RoiSet.zip, which is not read: "),
+    "0001.roi": (b"Iout", "is a ROI of ImageJ, which is not read: measure the ROIs"),
+    "CellCounter_a.xml": (
+        '<?xml version="1.0"?>\n<CellCounter_Marker_File><Marker_Data/></CellCounter_Marker_File>',
+        "is of ImageJ's Cell Counter, which is not read: measure the markers",
+    ),
+    "counts.xlsx": (b"PK\3\4", "is a spreadsheet, which is not read: save it as csv"),
+    "labels.ndjson": ("{}\n", "is a list of JSON lines, as of Labelbox, which is not read: export COCO"),
+    "a.csv": ("index,axis-0,axis-1\n0,30,40\n", "line 1: the header 'index, axis-0, axis-1' lacks x and y"),
+    "b.csv": ("x,y\n1,2,3\n", "line 2: 3 columns instead of 2"),
+    "objects.csv": ("x,y\n1,2\n", "the header 'x, y' lacks image"),
+    "other.xml": ("<svg/>", "begins with svg, where CVAT's file begins with annotations"),
+    "b.json": ({"a": 1}, "an object with the keys 'a', of no format that is read"),
+    "b.txt": ("a 10 20\n", "begins with 'a 10 20', neither x y nor YOLO's"),
+    "c.json": ("[[1, 2", "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_is_not_recognised_is_named_with_the_reason(tmp_path, name):
+    folder = photos(tmp_path / "in", *NAMES)
+    contents, reason = UNREAD[name]
+    write(folder / name, contents)
+    if name.endswith(".zip"):
+        archive(folder / name)
+    err = prepare(folder, "auto", code=1)[2]
+    assert err.count("\n") == 1 and f"{folder / name}: " in err and reason in err and "choose with --format" in err
+
+
+TAKEN = {
+    "csv beside": ("{}.csv", "x,y\n{}", "csv"),
+    "named with the image's ending": ("{}.jpg.csv", "x,y\n{}", "csv"),
+    "tab separated": ("{}.tsv", "x\ty\n{}", "csv"),
+    "json with the image's ending": ("{}.jpg.json", None, "json"),
+    "text with the image's ending": ("{}.jpg.txt", "{}", "xy"),
+}
+
+
+@pytest.mark.parametrize("name, text, form", TAKEN.values(), ids=TAKEN)
+def test_files_beside_their_image_are_taken(tmp_path, name, text, form):
+    folder = photos(tmp_path / "in", *NAMES)
+    for stem, found in TRUTH.items():
+        separator = "\t" if name.endswith(("tsv", "txt")) else ","
+        lines = "\n".join(separator.join(map(str, point)) for point in found)
+        write(folder / name.format(stem), json.dumps(found) if text is None else text.format(lines))
+    out, said, _ = prepare(folder, "auto")
+    assert f"format: {form} (" in said
+    assert points(out) == {stem: [[*point] for point in found] for stem, found in TRUTH.items()}
+
+
+def test_a_table_of_cellprofiler(tmp_path):
+    folder = photos(tmp_path / "in", *NAMES)
+    rows = [f"{i},{name}.jpg,{x},{y}" for name, found in TRUTH.items() for i, (x, y) in enumerate(found)]
+    header = "ObjectNumber,FileName_DNA,Location_Center_X,Location_Center_Y"
+    write(folder / "Nuclei.csv", "\n".join([header, *rows]))
+    assert points(prepare(folder, "auto")[0]) == {stem: [[*point] for point in found] for stem, found in TRUTH.items()}
