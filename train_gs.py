@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import math
 import shlex
 import sys
@@ -27,7 +28,7 @@ from datasets.sampler import EpochSampler
 from GS2D.options import KERNEL_OPTIONS, kernel_options
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
 from models import MODELS, attention_variance, build_model, load_backbone, load_state, rate_groups, read_checkpoint
-from utils.cli import progress_options, run_script
+from utils.cli import interrupted_by_sigterm, progress_options, run_script
 from utils.device import network_errors, start_fabric
 from utils.evaluation import density_map, evaluate, in_threads, predict
 from utils.evaluation.model_card import write_card
@@ -35,6 +36,7 @@ from utils.files import make_folder, remove_stale_partials, split_hashes
 from utils.images import load_image
 from utils.lock import hold
 from utils.pixels import normalise
+from utils.training.graphs import set_up_graphs
 from utils.training.run_folder import RunFolder, run_options
 from utils.training.run_log import RunLog
 from utils.training.schedule import TimeBudget, epochs_to_begin_with, rate_factor
@@ -52,6 +54,7 @@ from utils.training.steps import (
     stop_together,
 )
 from utils.training.train_options import parse_train_options
+from utils.training.writer import Writer
 
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
 CHECK_EVERY = 32  # batches from one look at the guard to the next: the device is waited for
@@ -123,7 +126,9 @@ def train_epoch(
             norm = gradient_norm(parameters, arguments.grad_clip)
             guard.watch(norm, index)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(
+                set_to_none=arguments.accumulate == 1
+            )  # replayed passes accumulate into their own memory
             if average:
                 average.update(model.module)
             sums.add_norm(norm)
@@ -268,6 +273,7 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
             budget = TimeBudget(arguments.minutes, first_epoch, spent)
         if first_epoch >= arguments.epochs:
             say(fabric, f"{start}: {first_epoch} epochs are done, of {arguments.epochs}; nothing to do")
+        set_up_graphs(fabric, network, arguments)
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
 
     sampler = EpochSampler(len(train), arguments.seed, fabric.global_rank, fabric.world_size)
@@ -323,46 +329,54 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
     count = len(run.train)
     shown = {"total": arguments.epochs * count, "initial": run.first_epoch * count, "desc": "train", "unit": "img"}
     progress = tqdm(**shown, disable=not fabric.is_global_zero, **progress_options())
-    parts = fabric, run.model, run.optimizer, average, run.loader
-    epoch = run.first_epoch - 1
-    while (epoch := epoch + 1) < arguments.epochs:
-        # Order, augmentation and dropout of an epoch follow from seed and epoch alone: a resumed run continues exactly.
-        run.train.set_epoch(epoch)
-        run.sampler.epoch = epoch
-        torch.manual_seed(arguments.seed + epoch * fabric.world_size + fabric.global_rank)
-        metrics, scaler = {"epoch": epoch}, fabric.strategy.precision.state_dict()
-        try:
-            metrics |= train_epoch(*parts, epoch, arguments, progress, run.guard, run.budget)
-        except Stopped as stopped:
+    write_best_card = functools.partial(write_card, folder.path)
+    writing = arguments.max_model_num, arguments.checkpoint_minutes, write_best_card
+    writer = Writer(folder, *writing) if fabric.is_global_zero else None
+    with writer or contextlib.nullcontext():
+        parts = fabric, run.model, run.optimizer, average, run.loader
+        epoch = run.first_epoch - 1
+        while (epoch := epoch + 1) < arguments.epochs:
+            # Order, augmentation and dropout of an epoch follow from seed and epoch alone: a resumed run continues exactly.
+            run.train.set_epoch(epoch)
+            run.sampler.epoch = epoch
+            torch.manual_seed(arguments.seed + epoch * fabric.world_size + fabric.global_rank)
+            metrics, scaler = {"epoch": epoch}, fabric.strategy.precision.state_dict()
+            try:
+                metrics |= train_epoch(*parts, epoch, arguments, progress, run.guard, run.budget)
+            except Stopped as stopped:
+                with agreed(fabric):
+                    if isinstance(stopped.error, NonFinite):
+                        # Their crops are read again: they follow from seed and epoch.
+                        places = stopped.error.places(arguments.batch_size)
+                        samples = [run.train[index] for index in list(run.sampler)[places]]
+                        raise folder.set_aside(epoch, stopped.error, samples, **state() | {"scaler": scaler}) from None
+                    if stopped.error:
+                        raise stopped.error from None
+            validations, waiting = divmod(epoch - arguments.val_start, arguments.val_every)
+            if (epoch >= arguments.val_start and not waiting) or epoch == arguments.epochs - 1:
+                begin = time.monotonic()
+                metrics["val_mae"], metrics["val_mse"] = validate(fabric, evaluated, run.val, arguments)
+                metrics["val_seconds"] = time.monotonic() - begin
             with agreed(fabric):
-                if isinstance(stopped.error, NonFinite):
-                    # Their crops are read again: they follow from seed and epoch.
-                    places = stopped.error.places(arguments.batch_size)
-                    samples = [run.train[index] for index in list(run.sampler)[places]]
-                    raise folder.set_aside(epoch, stopped.error, samples, **state() | {"scaler": scaler}) from None
-                if stopped.error:
-                    raise stopped.error from None
-        validations, waiting = divmod(epoch - arguments.val_start, arguments.val_every)
-        if (epoch >= arguments.val_start and not waiting) or epoch == arguments.epochs - 1:
-            begin = time.monotonic()
-            metrics["val_mae"], metrics["val_mse"] = validate(fabric, evaluated, run.val, arguments)
-            metrics["val_seconds"] = time.monotonic() - begin
+                if log and "val_mae" in metrics:
+                    score = 2 * metrics["val_mse"] + metrics["val_mae"]
+                    if score < best:
+                        errors = {key: metrics[key] for key in ("epoch", "val_mae", "val_mse")}
+                        about = description | errors | {"val_hash": val_hash, "window": arguments.window}
+                        writer.save_best(evaluated.state_dict(), about, keep_each=arguments.save_all)
+                    best = min(best, score)
+                    tqdm.write(
+                        "epoch {epoch}: loss {loss:.3f}, val MAE {val_mae:.3f}, MSE {val_mse:.3f}".format(**metrics)
+                    )
+                    if validations % SHOWN_EVERY == 0:
+                        show_densities(fabric, evaluated, run.val, arguments.window, log, epoch)
+                if log:
+                    log.add_epoch(metrics)
+                    writer.save_checkpoint(epoch, {"step": (epoch + 1) * len(run.loader), **state()})
         with agreed(fabric):
-            if log and "val_mae" in metrics:
-                score = 2 * metrics["val_mse"] + metrics["val_mae"]
-                if score < best:
-                    errors = {key: metrics[key] for key in ("epoch", "val_mae", "val_mse")}
-                    about = description | errors | {"val_hash": val_hash, "window": arguments.window}
-                    folder.save_best(evaluated.state_dict(), about, keep_each=arguments.save_all)
-                best = min(best, score)
-                tqdm.write("epoch {epoch}: loss {loss:.3f}, val MAE {val_mae:.3f}, MSE {val_mse:.3f}".format(**metrics))
-                if validations % SHOWN_EVERY == 0:
-                    show_densities(fabric, evaluated, run.val, arguments.window, log, epoch)
-            if log:
-                log.add_epoch(metrics)
-                if "val_mae" in metrics:
-                    write_card(folder.path)
-                folder.save_checkpoint(epoch, arguments.max_model_num, step=(epoch + 1) * len(run.loader), **state())
+            if writer:
+                writer.close()
+                write_card(folder.path)
     progress.close()
     if log:
         log.close()
@@ -378,9 +392,11 @@ def main() -> None:
     fabric = start_fabric(arguments)
     size = f"--batch-size {arguments.batch_size} and --crop-size {arguments.crop_size}"
     remedy = f"lower one of {size} (--accumulate makes up for it), --num-workers, or take --precision bf16-mixed"
+    remedy += ", or --no-graphs" if fabric.device.type == "cuda" and arguments.graphs is not False else ""
     folder = make_folder(arguments.save_dir)
     loading = shared_memory_errors(arguments.num_workers, arguments.batch_size, arguments.loading_timeout)
-    with network_errors(remedy), loading, hold(folder) if fabric.is_global_zero else contextlib.nullcontext():
+    alone = hold(folder) if fabric.is_global_zero else contextlib.nullcontext()
+    with network_errors(remedy), loading, alone, interrupted_by_sigterm():
         try:
             train(fabric, arguments)
         except KeyboardInterrupt:

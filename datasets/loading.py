@@ -55,6 +55,7 @@ def crop_loader(
 def _start_loading(_: int) -> None:
     """Ctrl-C reaches the whole process group; the training answers it, and its loading processes end without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # The thread that hands out shared memory reports here that the training has gone in the middle of it.
     sys.excepthook = lambda kind, *rest: (
         None if issubclass(kind, (ConnectionError, EOFError)) else sys.__excepthook__(kind, *rest)

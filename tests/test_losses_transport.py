@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.special import logsumexp
 from loss_batches import batch_of, crop_at, loss_and_gradient, loss_on_crops
+from scipy.special import logsumexp
 
 from GS2D.kernel import centres
 from losses.dm_count import dm_count_terms, dot_map, log_dual, separable_dual
@@ -178,7 +178,8 @@ def plain_log_dual(mass, points, iterations, tolerance):
 
 
 @pytest.mark.parametrize(
-    "iterations, tolerance, expected", [(100, 1e-9, {100}), (100, 1e-2, {10}), (100, 4e-4, {20, 30, 40}), (27, 1e-9, {27})]
+    "iterations, tolerance, expected",
+    [(100, 1e-9, {100}), (100, 1e-2, {10}), (100, 4e-4, {20, 30, 40}), (27, 1e-9, {27})],
 )
 @pytest.mark.parametrize("solver, plain", [(separable_dual, plain_dual), (log_dual, plain_log_dual)])
 def test_the_last_iterate_is_the_dual(solver, plain, iterations, tolerance, expected):

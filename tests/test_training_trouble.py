@@ -199,6 +199,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(data, tmp_path, tiny, monkeypa
         64,
         "--epochs",
         epochs,
+        "--checkpoint-minutes",
+        0,
     ]
     command = [sys.executable, "tests/train_tiny.py", *options, "--save-dir", folder, "--num-workers", 1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -219,7 +221,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(data, tmp_path, tiny, monkeypa
 
 def test_an_interrupted_run_says_one_line(data, tmp_path):
     """Whatever its loading processes, which Ctrl-C reaches too, are doing."""
-    fixed = "--device cpu --backbone-weights none --crop-size 64 --epochs 3000 --num-workers 2"
+    fixed = "--device cpu --backbone-weights none --crop-size 64 --epochs 3000 --num-workers 2 --checkpoint-minutes 0"
     where_it_stopped = "the same command goes on where this one stopped"
     for resume, what in (
         ("auto", where_it_stopped),

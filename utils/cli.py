@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -43,6 +44,27 @@ def run_script(main: Callable[[], int | None]) -> None:
         print(f"error: {one_line(error)}", file=sys.stderr)
         code = EXIT_FAILED
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """In this block a request to end, as a cluster sends before it kills, is answered as Ctrl-C is."""
+
+    asked = []
+
+    def interrupt(*_: object) -> None:
+        asked.append(True)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except Exception:
+        if asked:  # the request reached other processes of the group first, and their end was noticed
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _close_bars() -> None:

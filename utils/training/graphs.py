@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import sys
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 _DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def set_up_graphs(fabric: Fabric, network: nn.Module, arguments: argparse.Namespace) -> None:
+    """Replay the training passes of ``network`` as the options say, where that can be done; one line where it was asked for."""
+    reason = "needs a GPU" if fabric.device.type != "cuda" else "not with --compile" if arguments.compile else None
+    if arguments.graphs is False or (reason and not arguments.graphs):
+        return
+    if not reason:
+        torch.backends.cudnn.benchmark = not arguments.deterministic  # what is captured is what was measured
+        layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
+        shape = arguments.batch_size, 3, arguments.crop_size, arguments.crop_size
+        images = torch.zeros(shape, device=fabric.device).to(memory_format=layout)
+        reason = replay_training(network, images, arguments.precision)
+        if reason is None and arguments.accumulate > 1:
+            own_gradients(network)
+    if reason:
+        print(f"--graphs: {reason}; each operation is launched by itself", file=sys.stderr)
 
 
 def replay_training(network: nn.Module, images: Tensor, precision: str) -> str | None:

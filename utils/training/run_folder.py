@@ -39,9 +39,11 @@ DESCRIPTION = "gst"
 START_OPTIONS = ("overwrite", "resume")
 # Options that change no result: where a run lies on its machine and how it works there.
 MACHINE_OPTIONS = (
+    "checkpoint_minutes",
     "data_dir",
     "data_licence",
     "device",
+    "graphs",
     "loading_timeout",
     "max_model_num",
     "num_workers",

@@ -91,6 +91,8 @@ def parse_train_options(
     add("--save-dir", type=Path, metavar="P", help="folder of the run (default: runs/<dataset>_<model-name>[_<loss>])")
     add("--resume", default="auto", metavar="R", help="newest checkpoint there (auto), a .tar or .pth file, or none")
     add("--overwrite", action="store_true", help="begin anew, and remove what a run before left in --save-dir")
+    often = "least time from one checkpoint to the next; the end, Ctrl-C and SIGTERM write one too"
+    add("--checkpoint-minutes", type=number(float, 0, 10**6), default=5.0, metavar="N", help=often)
     add("--max-model-num", type=number(int, 1), default=1, metavar="N", help="checkpoints to keep")
 
     add = parser.add_argument_group("machine").add_argument
@@ -102,6 +104,8 @@ def parse_train_options(
     add("--tf32", action=switch, default=True, help="float32 products on GPUs with 10 bits of mantissa")
     add("--channels-last", action=switch, default=False, help="memory layout of images and weights")
     add("--compile", action=switch, default=False, help="compile the network with torch.compile")
+    graphs = "replay the network's training passes as CUDA graphs (default: on a GPU, without --compile)"
+    add("--graphs", action=switch, help=graphs)
     add("--deterministic", action=switch, default=False, help="only deterministic algorithms, on GPUs too")
 
     add_released_options(parser.add_argument_group("of the released script, besides").add_argument)

@@ -80,6 +80,12 @@ class Writer:
         if time.monotonic() - self._last >= self._seconds:
             self._write_held()
 
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Write what is not written yet, and wait until all is on the disk."""
         try:
