@@ -280,7 +280,20 @@ def test_a_compiled_network_learns_the_same(data, tmp_path, plain, monkeypatch):
 
 
 def test_validation_and_files_follow_their_options(data, tmp_path):
-    out, _ = train(data, tmp_path, "--epochs", 6, "--val-start", 1, "--val-every", 3, "--max-model-num", 2, "--checkpoint-minutes", 0)
+    out, _ = train(
+        data,
+        tmp_path,
+        "--epochs",
+        6,
+        "--val-start",
+        1,
+        "--val-every",
+        3,
+        "--max-model-num",
+        2,
+        "--checkpoint-minutes",
+        0,
+    )
     assert [("val_mae" in line) for line in metrics(tmp_path)] == [False, True, False, False, True, True]
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["4_ckpt.tar", "5_ckpt.tar"]
     assert out.count("val MAE") == 3

@@ -140,7 +140,15 @@ def make_stages(server: Server, root: Path, images: int = 6, epochs: int = 4) ->
     stages["kernels"] = Stage("kernels", cleaned, "GS2D/build_kernels.py", on_data("--workers", "2"))
 
     def train(work: Path, *more: str) -> list[str]:
-        options = {"epochs": epochs, "val-start": 1, "val-every": 1, "crop-size": 64, "num-workers": 0, "lr": 1e-3, "checkpoint-minutes": 0}
+        options = {
+            "epochs": epochs,
+            "val-start": 1,
+            "val-every": 1,
+            "crop-size": 64,
+            "num-workers": 0,
+            "lr": 1e-3,
+            "checkpoint-minutes": 0,
+        }
         pairs = [part for key, value in options.items() for part in (f"--{key}", str(value))]
         paths = ["--data-dir", str(work / "data"), "--save-dir", str(work / "run")]
         return [*paths, *pairs, "--device", "cpu", "--backbone-weights", "none", *more]
