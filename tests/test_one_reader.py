@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from commands import ROOT, call, errors
-from own_folders import photo
+from own_folders import photo, photos, points, prepare
 from PIL import Image, ImageDraw, ImageOps
+from raw_data import write
 from training_runs import Tiny
 
 import hubconf
@@ -196,3 +197,93 @@ def test_nothing_to_see_is_refused(counter, weights, tmp_path):
         with pytest.raises(ValueError, match=rf"^{name}: {reason}"):
             counter.count(source)
     assert "transparent everywhere" in by_script(weights, tmp_path / "a.png", code=1)[2][0]
+
+
+def pages(kind, path):
+    """A file with several pages."""
+    many = [Image.fromarray(np.roll(PIXELS, 9 * i, axis=1)) for i in range(4 if kind == "four pages" else 3)]
+    if kind in ("grey", "composite"):
+        many = [image.convert("L") for image in many]
+    if kind == "other sizes":
+        many[1] = many[1].resize((40, 30))
+    if kind == "small copies of others":
+        many[1].encoderinfo = {"tiffinfo": {254: 1}}
+    if kind == "the small copy first":
+        many = many[1:]
+    first, *others = many
+    form = {"gif": "GIF", "webp": "WEBP", "png": "PNG", "png with a picture before": "PNG"}.get(kind, "TIFF")
+    more = {"lzw": {"compression": "tiff_lzw"}, "the small copy first": {"tiffinfo": {254: 1}}}.get(kind, {})
+    if kind == "the small copy first":
+        others[0].encoderinfo = {"tiffinfo": {254: 0}}
+    if kind == "png with a picture before":
+        more = {"default_image": True}
+    first.save(path, form, save_all=True, append_images=others, **more)
+    return path, len(many)
+
+
+PAGES = {"grey": ".tif", "four pages": ".tiff", "lzw": ".tif", "other sizes": ".tif", "called jpg": ".jpg", "gif": ".gif"}
+PAGES |= {"webp": ".webp", "png": ".png", "png with a picture before": ".png", "small copies of others": ".tif"}
+PAGES |= {"the small copy first": ".tif"}
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_several_pages_are_refused_everywhere(counter, weights, tmp_path, kind):
+    path, count = pages(kind, tmp_path / f"a{PAGES[kind]}")
+    reason = f"cannot read this image (it holds {count} pages);"
+    for source, name, remedy in (
+        (path, path, "save each as an image of its own"),
+        (Image.open(path), path, "give one of them, image.copy()"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            counter.count(source)
+        assert str(caught.value) == f"{name}: {reason} {remedy}"
+    counter.count(Image.open(path).copy())
+    said = f"error: {path}: {reason} save each as an image of its own"
+    assert by_script(weights, path, code=1)[2][0] == said
+    assert by_example(weights, path, code=1)[1] == [said]
+
+
+def alone(kind, path):
+    """A file with one picture, whatever else is in it."""
+    first, other = Image.fromarray(PIXELS), Image.fromarray(PIXELS[:24, :40])
+    if kind in ("a phone's preview", "a phone's depth"):
+        first.save(path, "MPO", save_all=True, append_images=[other.convert("L") if "depth" in kind else other], quality=95)
+    elif kind in ("a thumbnail", "a mask", "a pyramid"):
+        other.encoderinfo = {"tiffinfo": {254: 4 if kind == "a mask" else 1}}
+        smaller = [other, other.resize((20, 12))] if kind == "a pyramid" else [other]
+        smaller[-1].encoderinfo = other.encoderinfo
+        first.save(path, "TIFF", save_all=True, append_images=smaller)
+    else:
+        first.save(path, kind.upper(), save_all=True)
+    with Image.open(path) as image:
+        assert getattr(image, "n_frames", 1) == {"a pyramid": 3}.get(kind, 2 if " " in kind else 1)
+        return path, np.array(image.convert("RGB"))
+
+
+ONE = {"a phone's preview": ".jpg", "a phone's depth": ".jpg", "a thumbnail": ".tif", "a mask": ".tif", "a pyramid": ".tif"}
+
+
+@pytest.mark.parametrize("kind", [*ONE, "gif", "webp", "png", "tiff"])
+def test_one_picture_with_its_copies_is_counted(counter, weights, tmp_path, kind):
+    path, pixels = alone(kind, tmp_path / f"a{ONE.get(kind, f'.{kind}')}")
+    expected = counter.count(pixels)
+    assert counter.count(path) == counter.count(Image.open(path)) == pytest.approx(expected, rel=1e-3)
+    assert by_script(weights, path)[0][path.name] == pytest.approx(expected, rel=1e-3)
+
+
+ANNOTATIONS = {"csv": (".csv", "x,y\n3,4\n"), "json": (".json", "[[3, 4]]"), "xy": (".txt", "3 4\n")}
+ANNOTATIONS["yolo"] = ".txt", "0 0.5 0.5 0.1 0.1\n"
+
+
+@pytest.mark.parametrize("form, kind", [*((form, "grey") for form in ANNOTATIONS), ("csv", "webp"), ("csv", "png"), ("csv", "lzw")])
+def test_several_pages_are_not_prepared(tmp_path, form, kind):
+    folder, (suffix, text) = photos(tmp_path / "in"), ANNOTATIONS[form]
+    for stem in ("train/a", "train/b", "val/c"):
+        write(folder / f"{stem}{suffix}", text)
+    path, count = pages(kind, folder / f"train/stack{PAGES[kind]}")
+    write(path.with_suffix(suffix), text)
+    out, _, err = prepare(folder, form, code=1)
+    assert errors(err)[:-1] == [
+        f"error: {path}: cannot read this image (it holds {count} pages); save each as an image of its own"
+    ]
+    assert sorted(points(out)) == ["a", "b", "c"]

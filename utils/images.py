@@ -7,6 +7,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,8 @@ _BITS = {"1": 1, "P": 1, "L": 2}  # of a pixel, the fewest that a file of this m
 _GET_AGAIN = "it is empty, cut off or no image: get the file again"
 _SHRINKS = {"JPEG": 1100, "MPO": 1100, "PNG": 1100}  # times at most, by format; deflate 1032, a JPEG's blocks less
 
-_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258  # tags of EXIF and TIFF
+_ORIENTATION, _BITS_PER_SAMPLE, _KIND_OF_PAGE = 0x0112, 258, 254  # tags of EXIF and TIFF
+_NO_PICTURE = 1 | 4  # kinds of page: a smaller copy of another one, a mask
 # What undoes an orientation; turning to the left undoes turning to the right, all others undo themselves.
 INVERSE = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
 
@@ -55,8 +57,8 @@ def load_image(source: Path | str | Image.Image, upright: bool = False) -> np.nd
     The stored pixel grid is returned, to which the annotations of the published data sets refer; with ``upright`` the
     image is turned by its EXIF orientation, as photographs are shown. Grey, palette and CMYK images become RGB, and what
     is transparent lies on white, as it is shown. Raises ``OSError`` for a file that cannot be opened and ``ValueError`` for
-    one that is empty, cut off, no image, deeper than 8 bits a channel, transparent everywhere, larger than ``MAX_PIXELS``
-    or than its bytes can hold; both name the file.
+    one that is empty, cut off, no image, deeper than 8 bits a channel, of several pages, transparent everywhere, larger
+    than ``MAX_PIXELS`` or than its bytes can hold; both name the file.
     """
     with _checked(source, whole=True) as image:
         # Asked before decoding, after which Pillow has turned a TIFF and forgotten that it was.
@@ -175,6 +177,23 @@ class _Refused(ValueError):
     """An image that is not read: the reason, the remedy."""
 
 
+def _pages(image: Image.Image) -> int:
+    """The pictures in a file, of which Pillow shows the first; what phones store behind an MPO's first one is none."""
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return 1
+    if image.format != "TIFF":
+        return image.n_frames
+    shown, pages = image.tell(), range(image.n_frames)
+    pictures = list(islice((page for page in pages if not _kind_of_page(image, page) & _NO_PICTURE), 2))
+    image.seek(shown)
+    return 1 if pictures == [shown] else len(pages)
+
+
+def _kind_of_page(image: Image.Image, page: int) -> int:
+    image.seek(page)
+    return image.tag_v2.get(_KIND_OF_PAGE, 0)
+
+
 @contextlib.contextmanager
 def _checked(source: Path | str | Image.Image, whole: bool = False) -> Iterator[Image.Image]:
     """The opened image, before its pixels are decoded; errors of the block are about this file. ``whole``: read into memory."""
@@ -183,6 +202,9 @@ def _checked(source: Path | str | Image.Image, whole: bool = False) -> Iterator[
     try:
         with contextlib.nullcontext(source) if given else _open(source, whole) as image:
             _check(image, None if given else os.stat(source).st_size)
+            if (pages := _pages(image)) > 1:
+                remedy = "give one of them, image.copy()" if given else "save each as an image of its own"
+                raise _Refused(f"it holds {pages} pages", remedy)
             yield image
             return
     except _Refused as refused:
