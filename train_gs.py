@@ -27,7 +27,7 @@ from datasets.sampler import EpochSampler
 from GS2D.options import KERNEL_OPTIONS, kernel_options
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
 from models import MODELS, attention_variance, build_model, load_backbone, load_state, rate_groups, read_checkpoint
-from utils.cli import progress_options, run_script
+from utils.cli import ProgressBar, run_script
 from utils.device import network_errors, start_fabric
 from utils.evaluation import density_map, evaluate, in_threads, predict
 from utils.evaluation.model_card import write_card
@@ -322,7 +322,7 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
 
     count = len(run.train)
     shown = {"total": arguments.epochs * count, "initial": run.first_epoch * count, "desc": "train", "unit": "img"}
-    progress = tqdm(**shown, disable=not fabric.is_global_zero, **progress_options())
+    progress = ProgressBar(**shown, disable=not fabric.is_global_zero)
     parts = fabric, run.model, run.optimizer, average, run.loader
     epoch = run.first_epoch - 1
     while (epoch := epoch + 1) < arguments.epochs:

@@ -28,7 +28,7 @@ from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
 from scripts.experiments import Children, ended_with_us, guess_counts, read_counts, write_table
-from utils.cli import EXIT_FAILED, one_line, progress_options, run_script
+from utils.cli import EXIT_FAILED, ProgressBar, one_line, run_script
 from utils.config import make_parser, number
 from utils.evaluation import mae_mse
 from utils.files import atomic_write, list_images, make_folder, points_path
@@ -260,9 +260,7 @@ def main() -> int:
         try:
             pending = {pool.submit(execute, run, arguments, children): run for run in waiting}
             before = sum(len(RunFolder(run.folder).metrics()) for run in waiting)
-            # Without a delay: tqdm.write draws the bar in any case, and a delayed one would not end its line.
-            shown = {"desc": "compare", "unit": "epoch", **progress_options(), "delay": 0}
-            with tqdm(total=total, initial=before, **shown) as bar:
+            with ProgressBar(total=total, initial=before, desc="compare", unit="epoch") as bar:
                 while pending:
                     done = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED).done
                     for future in done:

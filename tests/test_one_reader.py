@@ -19,7 +19,7 @@ from training_runs import Tiny
 
 import hubconf
 import models
-from utils.training.checkpoint import save_weights
+from utils.training.run_folder import save_weights
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (48, 80, 3), dtype=np.uint8)
 PIXELS[:24] //= 4  # upside down it counts something else
