@@ -1,8 +1,8 @@
 """Command-line options that a YAML file can also give.
 
-The command line wins over the file, the file over the defaults. A key of the file is the option's name with or without
-dashes (``data-dir`` or ``data_dir``). Unknown keys, wrong types and impossible values end the script with exit code 2 and
-one line that names the file and the key.
+The command line wins over the file, the file over the defaults. A key of the file is one of the option's names with or
+without dashes (``data-dir`` or ``data_dir``). Unknown keys, wrong types and impossible values end the script with exit code 2
+and one line that names the file and the key.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import yaml
 from utils.files import atomic_write
 
 
+DATA_NAMES = frozenset({"--data-dir", "--root-path"})  # the released scripts' names for a prepared data set
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default of every option, also of those without a help text."""
 
@@ -28,9 +31,24 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action) or ""
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser to which the folder of a prepared data set has two names, whichever of them an option was given."""
+
+    def share_names(self) -> None:
+        for action in self._actions:
+            if not DATA_NAMES.isdisjoint(action.option_strings):
+                names = sorted(DATA_NAMES - self._option_string_actions.keys())
+                action.option_strings += names
+                self._option_string_actions.update(dict.fromkeys(names, action))
+
+    def parse_known_args(self, *arguments: Any, **options: Any) -> Any:
+        self.share_names()
+        return super().parse_known_args(*arguments, **options)
+
+
+def make_parser(description: str) -> Parser:
     """A parser whose ``--help`` shows every default; abbreviated options are refused, since a new one would break them."""
-    return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    return Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
 def number(kind: type, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> Callable[[str], Any]:
@@ -52,7 +70,7 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, *, above:
 
 
 def parse_arguments(
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     argv: Sequence[str] | None = None,
     *,
     default_config: Path | None = None,
@@ -78,6 +96,7 @@ def parse_arguments(
         preset = presets[1] / f"{found.preset or (layers and layers[0][1].get(presets[0])) or ''}.yml"
         if preset.is_file() and preset != found.config:
             layers.insert(0, (preset, _read(parser, preset)))
+    parser.share_names()
     for config, values in layers:
         _set_defaults(parser, config, values, unused_keys, foreign_keys)
     return parser.parse_args(argv)
@@ -120,7 +139,12 @@ def _set_defaults(
     unused_keys: Sequence[str],
     foreign_keys: Sequence[str],
 ) -> None:
-    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    actions = {
+        name.removeprefix("--").replace("-", "_"): action
+        for action in parser._actions
+        for name in (action.dest, *action.option_strings)
+        if action.dest not in ("help", "config") and not name.startswith("--no-")
+    }
     unused = [key for key in values if key in unused_keys]
     if unused:
         print(f"{config}: {', '.join(unused)}: accepted, but without effect (as in the released code)")
