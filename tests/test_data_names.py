@@ -34,7 +34,10 @@ def work(tmp_path, monkeypatch):
 
 
 def more(script, folder):
-    saves = {"train_gs.py": ("--save-dir", folder / "run", "--resume", "none", "--overwrite"), "test.py": ("--save-path", folder / "m.pth")}
+    saves = {
+        "train_gs.py": ("--save-dir", folder / "run", "--resume", "none", "--overwrite"),
+        "test.py": ("--save-path", folder / "m.pth"),
+    }
     return *SCRIPTS[script], *saves.get(script, ())
 
 
@@ -45,7 +48,9 @@ def test_every_script_takes_both_names(work, script, name):
 
 
 @pytest.mark.parametrize("key", ["data_dir", "root_path", "data-dir", "root-path"])
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "datasets/decoded.py"])  # it takes no file
+@pytest.mark.parametrize(
+    "script", [script for script in SCRIPTS if script != "datasets/decoded.py"]
+)  # it takes no file
 def test_every_configuration_file_takes_both_names(work, script, key):
     config = work.parent / "own.yml"
     config.write_text(f"{key}: {work}\n")

@@ -221,7 +221,14 @@ def pages(kind, path):
     return path, len(many)
 
 
-PAGES = {"grey": ".tif", "four pages": ".tiff", "lzw": ".tif", "other sizes": ".tif", "called jpg": ".jpg", "gif": ".gif"}
+PAGES = {
+    "grey": ".tif",
+    "four pages": ".tiff",
+    "lzw": ".tif",
+    "other sizes": ".tif",
+    "called jpg": ".jpg",
+    "gif": ".gif",
+}
 PAGES |= {"webp": ".webp", "png": ".png", "png with a picture before": ".png", "small copies of others": ".tif"}
 PAGES |= {"the small copy first": ".tif"}
 
@@ -247,7 +254,9 @@ def alone(kind, path):
     """A file with one picture, whatever else is in it."""
     first, other = Image.fromarray(PIXELS), Image.fromarray(PIXELS[:24, :40])
     if kind in ("a phone's preview", "a phone's depth"):
-        first.save(path, "MPO", save_all=True, append_images=[other.convert("L") if "depth" in kind else other], quality=95)
+        first.save(
+            path, "MPO", save_all=True, append_images=[other.convert("L") if "depth" in kind else other], quality=95
+        )
     elif kind in ("a thumbnail", "a mask", "a pyramid"):
         other.encoderinfo = {"tiffinfo": {254: 4 if kind == "a mask" else 1}}
         smaller = [other, other.resize((20, 12))] if kind == "a pyramid" else [other]
@@ -260,7 +269,13 @@ def alone(kind, path):
         return path, np.array(image.convert("RGB"))
 
 
-ONE = {"a phone's preview": ".jpg", "a phone's depth": ".jpg", "a thumbnail": ".tif", "a mask": ".tif", "a pyramid": ".tif"}
+ONE = {
+    "a phone's preview": ".jpg",
+    "a phone's depth": ".jpg",
+    "a thumbnail": ".tif",
+    "a mask": ".tif",
+    "a pyramid": ".tif",
+}
 
 
 @pytest.mark.parametrize("kind", [*ONE, "gif", "webp", "png", "tiff"])
@@ -275,7 +290,9 @@ ANNOTATIONS = {"csv": (".csv", "x,y\n3,4\n"), "json": (".json", "[[3, 4]]"), "xy
 ANNOTATIONS["yolo"] = ".txt", "0 0.5 0.5 0.1 0.1\n"
 
 
-@pytest.mark.parametrize("form, kind", [*((form, "grey") for form in ANNOTATIONS), ("csv", "webp"), ("csv", "png"), ("csv", "lzw")])
+@pytest.mark.parametrize(
+    "form, kind", [*((form, "grey") for form in ANNOTATIONS), ("csv", "webp"), ("csv", "png"), ("csv", "lzw")]
+)
 def test_several_pages_are_not_prepared(tmp_path, form, kind):
     folder, (suffix, text) = photos(tmp_path / "in"), ANNOTATIONS[form]
     for stem in ("train/a", "train/b", "val/c"):

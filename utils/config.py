@@ -18,7 +18,6 @@ import yaml
 
 from utils.files import atomic_write
 
-
 DATA_NAMES = frozenset({"--data-dir", "--root-path"})  # the released scripts' names for a prepared data set
 
 
@@ -80,26 +79,43 @@ def parse_arguments(
 ) -> argparse.Namespace:
     """Parse the command line over the values of ``--config FILE.yml``.
 
-    ``presets`` is the name of an option and a folder: ``FOLDER/<value of that option>.yml`` holds defaults under those of
-    ``--config``.
+    ``presets`` is the name of an option and a folder: ``FOLDER/<value of that option, or its default>.yml`` holds defaults
+    under those of ``--config``.
     ``unused_keys`` are keys of the released configuration files that never did anything: accepted, and reported.
     ``foreign_keys`` belong to another script that reads the same file.
     """
     parser.add_argument("--config", type=Path, default=default_config, metavar="FILE", help="YAML file with options")
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", type=Path, default=default_config)
+    found = given_values(parser, argv, *(presets or ())[:1], default_config=default_config)
+    config = found["config"] and Path(found["config"])
+    layers = [(config, _read(parser, config))] if config else []
     if presets:
-        finder.add_argument(f"--{presets[0]}", dest="preset")
-    found = finder.parse_known_args(argv)[0]
-    layers = [(found.config, _read(parser, found.config))] if found.config else []
-    if presets:
-        preset = presets[1] / f"{found.preset or (layers and layers[0][1].get(presets[0])) or ''}.yml"
-        if preset.is_file() and preset != found.config:
+        preset = presets[1] / f"{found.get(presets[0]) or parser.get_default(presets[0])}.yml"
+        if preset.is_file() and preset != config:
             layers.insert(0, (preset, _read(parser, preset)))
     parser.share_names()
     for config, values in layers:
         _set_defaults(parser, config, values, unused_keys, foreign_keys)
     return parser.parse_args(argv)
+
+
+def given_values(
+    parser: Parser, argv: Sequence[str] | None, *names: str, default_config: Path | None = None
+) -> dict[str, Any]:
+    """What the command line, or else the file of ``--config``, gives for the options ``names``, as it stands there.
+
+    For those who choose defaults by them, before ``parse_arguments``; ``config`` is the file itself, if any.
+    """
+    finder = Parser(add_help=False, allow_abbrev=False, usage=parser.usage)
+    for name in ("config", *names):
+        finder.add_argument(f"--{name}")
+    found = vars(finder.parse_known_args(argv)[0])
+    found["config"] = found["config"] or default_config
+    actions = _by_name(finder)
+    for key, value in _read(parser, Path(found["config"])).items() if found["config"] else ():
+        action = actions.get(str(key).replace("-", "_"))
+        if action and found[action.dest] is None:
+            found[action.dest] = value
+    return found
 
 
 def option_values(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -139,12 +155,7 @@ def _set_defaults(
     unused_keys: Sequence[str],
     foreign_keys: Sequence[str],
 ) -> None:
-    actions = {
-        name.removeprefix("--").replace("-", "_"): action
-        for action in parser._actions
-        for name in (action.dest, *action.option_strings)
-        if action.dest not in ("help", "config") and not name.startswith("--no-")
-    }
+    actions = _by_name(parser)
     unused = [key for key in values if key in unused_keys]
     if unused:
         print(f"{config}: {', '.join(unused)}: accepted, but without effect (as in the released code)")
@@ -161,6 +172,16 @@ def _set_defaults(
         except (argparse.ArgumentTypeError, ValueError, TypeError) as error:
             parser.error(f"--config {config}: {key}: {error}")
         action.required = False
+
+
+def _by_name(parser: Parser) -> dict[str, argparse.Action]:
+    """The options that a file may give, by each of their names as it stands there."""
+    return {
+        name.removeprefix("--").replace("-", "_"): action
+        for action in parser._actions
+        for name in (action.dest, *action.option_strings)
+        if action.dest not in ("help", "config") and not name.startswith("--no-")
+    }
 
 
 def _convert(action: argparse.Action, value: Any) -> Any:

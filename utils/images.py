@@ -16,7 +16,6 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from utils.cli import one_line
 from utils.files import atomic_write
 from utils.jpeg import Pieces, restart_interval
 
@@ -215,8 +214,9 @@ def _checked(source: Path | str | Image.Image, whole: bool = False) -> Iterator[
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = f"cannot identify image file: none of {', '.join(_FORMATS)}" if unknown else one_line(error)
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # its message names a buffer in memory
+            reason = f"cannot identify image file: none of {', '.join(_FORMATS)}"
         remedy, kind = _GET_AGAIN, None if given else _unread_kind(source)
         if kind is not None:
             reason, remedy = f"it is {kind}, which is not read", "convert it to JPEG or PNG"
