@@ -50,8 +50,8 @@ class Counter:
     else its layers, decides which network it is. device: ``auto`` (the first GPU if any), ``cpu``, or a GPU's number.
     batch: windows that go through the network together. window, overlap, flip: see ``utils.evaluation.predict``.
 
-    An image is a path, a PIL image, or an array uint8 [H, W, 3] in RGB or [H, W] in grey; it is taken as it is stored (an
-    EXIF orientation is not applied) and in its own size.
+    An image is a path, a PIL image, or an array uint8 [H, W, 3] in RGB or [H, W] in grey, and counts in its own size. A
+    path and a PIL image are turned upright by their EXIF orientation; an array is taken as it is.
 
     >>> counter = Counter("runs/qnrf_vgg/best_model.pth", device="cpu")
     >>> people = counter.count("photo.jpg")
@@ -113,10 +113,8 @@ class Counter:
 
 def _pixels(image) -> np.ndarray:
     """uint8 [H, W, 3], RGB, of what a caller may give as an image."""
-    if isinstance(image, (str, os.PathLike)):
-        return load_image(image)
-    if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+    if isinstance(image, (str, os.PathLike, Image.Image)):
+        return load_image(image, upright=True)
     pixels = np.asarray(image)
     if pixels.ndim == 2:
         pixels = np.stack([pixels] * 3, axis=-1)

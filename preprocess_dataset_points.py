@@ -66,7 +66,7 @@ def main() -> int:
         default=0.1,
         help="part that becomes test, without lists and folders",
     )
-    parser.add_argument("--crop-size", type=number(int, 8), default=512, help="of training, for the report only")
+    parser.add_argument("--crop-size", type=number(int, 8), default=512, help="of training on these data")
     arguments, settings = parse_preprocess_arguments(parser)
     source, root = arguments.input_dataset_path, arguments.output_dataset_path
 

@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from tqdm import tqdm
 
 from datasets.crowd import SPLITS, Crowd
 from models import MODELS, load_model, weights_file
-from utils.cli import EXIT_FAILED, default_workers, one_line, progress_options, run_script
+from utils.cli import EXIT_FAILED, ProgressBar, default_workers, one_line, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
 from utils.device import environment, fabric_devices, network_errors
 from utils.evaluation import Result, Window, in_threads
@@ -174,7 +173,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         keep = bool(arguments.save_density or arguments.figures)
         videos = VideoCounts(sources, arguments.every, arguments.out, arguments.video_out, show_all=keep)
         stack.enter_context(videos)
-        progress = stack.enter_context(tqdm(total=total, desc="count", unit="img", **progress_options()))
+        progress = stack.enter_context(ProgressBar(total=total, desc="count", unit="img"))
         for (name, image, points), parts, seconds in count_images(fabric, model, images, windows):
             progress.update()
             if isinstance(parts, str):

@@ -28,7 +28,8 @@ from datasets.sampler import EpochSampler
 from GS2D.options import KERNEL_OPTIONS, kernel_options
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
 from models import MODELS, attention_variance, build_model, load_backbone, load_state, rate_groups, read_checkpoint
-from utils.cli import interrupted_by_sigterm, progress_options, run_script
+from utils.cli import ProgressBar, interrupted_by_sigterm, run_script
+from utils.dataset_report import REPORT, data_name, read_report
 from utils.device import network_errors, start_fabric
 from utils.evaluation import density_map, evaluate, in_threads, predict
 from utils.evaluation.model_card import write_card
@@ -294,7 +295,11 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
     run = set_up_run(fabric, folder, arguments)
     network, average, crops = run.network, run.average, fabric.world_size * arguments.batch_size * arguments.accumulate
     evaluated = average.module if average else network
-    description = {key: getattr(arguments, key) for key in ("model_name", "topk", "usenum", "dataset", "crop_size")}
+    whose = data_name(arguments.dataset, arguments.data_dir)
+    description = {
+        "dataset": whose,
+        **{k: getattr(arguments, k) for k in ("model_name", "topk", "usenum", "crop_size")},
+    }
     log, best, val_hash = None, math.inf, ""
     is_done = run.first_epoch >= arguments.epochs
     with agreed(fabric):
@@ -312,7 +317,9 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
         return
     images = f"{len(run.train)} training and {len(run.val)} validation images"
     size = f"{sum(p.numel() for p in network.parameters()):,} parameters, {fabric.world_size} x {fabric.device.type}"
-    say(fabric, f"{arguments.model_name} on {arguments.dataset}: {images}, {size}")
+    if not read_report(arguments.data_dir):
+        say(fabric, f"{arguments.data_dir}: no {REPORT} says what the data are; taken for {whose} (--dataset)")
+    say(fabric, f"{arguments.model_name} on {whose}: {images}, {size}")
 
     def state() -> dict[str, Any]:
         return {
@@ -328,7 +335,7 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
 
     count = len(run.train)
     shown = {"total": arguments.epochs * count, "initial": run.first_epoch * count, "desc": "train", "unit": "img"}
-    progress = tqdm(**shown, disable=not fabric.is_global_zero, **progress_options())
+    progress = ProgressBar(**shown, disable=not fabric.is_global_zero)
     write_best_card = functools.partial(write_card, folder.path)
     writing = arguments.max_model_num, arguments.checkpoint_minutes, write_best_card
     writer = Writer(folder, *writing) if fabric.is_global_zero else None

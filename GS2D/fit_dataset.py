@@ -21,7 +21,7 @@ from GS2D.backends import choose_backend, native_problem, resolve_backend
 from GS2D.fitting import FitConfig, FitResult, Problem, fit_side_by_side, optimise, prepare
 from GS2D.gaussians import SAME_POINT, Gaussians2D, distance_to_points, read_file
 from GS2D.rasterize import BACKENDS
-from utils.cli import Outcome, default_workers, for_each, one_line, progress_options, report_failures
+from utils.cli import Outcome, ProgressBar, default_workers, for_each, one_line, report_failures
 from utils.config import make_parser, number, parse_arguments
 from utils.device import fabric_devices
 from utils.files import (
@@ -120,7 +120,7 @@ def fit_jobs(jobs: list[FitJob], workers: int, description: str) -> Iterator[Out
         yield from for_each(fit_file, jobs, workers, description, threads=threads, status=_status)
         return
     readable, sizes = [], []
-    with tqdm(total=len(jobs), desc=description, unit="img", **progress_options()) as bar:
+    with ProgressBar(total=len(jobs), desc=description, unit="img") as bar:
         for job in jobs:
             try:
                 sizes.append(_size(job, image_size(job.image)))
@@ -261,7 +261,7 @@ def _say_rate(split: str, done: int, count: int, seconds: float) -> bool:
         return False
     left = (count - done) * seconds / done
     an_hour = done / seconds * 3600
-    print(f"{split}: {done} of {count} images in {seconds:.0f} s, {an_hour:.0f} an hour, {left:.0f} s left")
+    tqdm.write(f"{split}: {done} of {count} images in {seconds:.0f} s, {an_hour:.0f} an hour, {left:.0f} s left")
     return True
 
 

@@ -56,7 +56,7 @@ def main() -> None:
 
     parser = make_parser("Draw an image's annotations, fitted Gaussians, their rendering and the transport kernel.")
     parser.add_argument("image", type=Path, help="image of a prepared data set, with its npy and gs_params")
-    parser.add_argument("--out", type=Path, help="PNG to write (default: <image>_gst.png in the current folder)")
+    parser.add_argument("--out", type=Path, help="PNG to write (default: <image>_gst.png beside its Gaussians)")
     add_kernel_options(parser.add_argument)
     arguments = parse_arguments(parser)
     check_kernel_options(parser, arguments)
@@ -68,7 +68,8 @@ def main() -> None:
     gaussians = Gaussians2D(points, scales, rotations, colors)
     kernel = transport_kernel(points, scales, rotations, (height, width), **kernel_options(arguments))
     summary = summarise(kernel, cell_grid((height, width), STRIDE))
-    out = arguments.out or Path(f"{arguments.image.stem}_gst.png")
+    # Beside the image itself it would be one of the data set's.
+    out = arguments.out or gaussians_path(arguments.image).with_name(f"{arguments.image.stem}_gst.png")
     make_folder(out.parent)
     drawing = rasterize(gaussians, width, height).clamp(0, 1).numpy()
     save_kernel_figure(out, arguments.image.stem, image, points, scales, rotations, drawing, *summary)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from datasets.audit.report import (
     CROP_SIZES,
-    PUBLISHED,
     SPLITS,
     ImageFacts,
     find_images,
@@ -36,6 +35,7 @@ from GS2D.kernel import load_kernel, params_hash
 from GS2D.prepared import load_annotations
 from utils.cli import EXIT_FAILED, default_workers, for_each, one_line, run_script
 from utils.config import make_parser, number, parse_arguments
+from utils.dataset_report import DATASETS, read_report
 from utils.files import gaussians_path, kernel_path, points_path
 from utils.images import load_image
 
@@ -163,20 +163,24 @@ def main() -> int:
     """Check everything, print and write the report."""
     parser = make_parser("Check a prepared data set: images, annotations, fitted Gaussians and stored kernels.")
     parser.add_argument("--data-dir", type=Path, required=True, metavar="P", help="prepared data set")
-    parser.add_argument("--dataset", choices=list(PUBLISHED), help="compare with the numbers of this published set")
-    parser.add_argument("--crop-size", type=number(int, 8), help="of training (default: the data set's, or 512)")
+    parser.add_argument("--dataset", choices=DATASETS, help="what the data are (default: what the report says)")
+    parser.add_argument(
+        "--crop-size", type=number(int, 8), help="of training (default: the data set's or the report's)"
+    )
     parser.add_argument("--workers", type=number(int, 1), default=default_workers(), help="parallel processes")
     arguments = parse_arguments(parser)
     root = arguments.data_dir
     record = read_record(root)
-    crop_size = arguments.crop_size or CROP_SIZES.get(arguments.dataset, 512)
+    said = read_report(root)
+    dataset = arguments.dataset or said.get("dataset")
+    crop_size = arguments.crop_size or CROP_SIZES.get(dataset) or said.get("crop_size") or 512
     items = [Item(root, path, record.get(path.relative_to(root).as_posix(), {})) for path in find_images(root)]
     outcomes = list(for_each(check_image, items, arguments.workers, "check"))
     findings = [outcome.result for outcome in outcomes if outcome.error is None]
     errors = [outcome.error for outcome in outcomes if outcome.error]
     warnings = [line for finding in findings for line in finding.warnings] + list(_incomplete(root, findings))
     facts = [finding.facts for finding in findings]
-    report = summarise(root, arguments.dataset, crop_size, facts, errors, warnings)
+    report = summarise(root, dataset, crop_size, facts, errors, warnings)
     for error in report["errors"]:
         print(f"error: {error}", file=sys.stderr)
     print_report(report)

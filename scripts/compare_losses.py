@@ -28,8 +28,8 @@ from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
 from scripts.experiments import Children, ended_with_us, guess_counts, read_counts, write_table
-from utils.cli import EXIT_FAILED, one_line, progress_options, run_script
-from utils.config import make_parser, number
+from utils.cli import EXIT_FAILED, ProgressBar, one_line, run_script
+from utils.config import DATA_NAMES, make_parser, number
 from utils.evaluation import mae_mse
 from utils.files import atomic_write, list_images, make_folder, points_path
 from utils.training.run_folder import MACHINE_OPTIONS, RunFolder, run_options
@@ -54,14 +54,8 @@ PUBLISHED = (
 ON_REQUEST = {"gst-published": ("--loss", "gst", *PUBLISHED)}
 F1_RADIUS = 8  # pixels
 RECIPES = {"bl": "bl", "bl+": "bl", "dm-count": "dm-count", "gloss": "gloss"}  # loss -> name of its recipe's files
-OURS = (
-    "--data-dir",
-    "--loss",
-    "--seed",
-    "--save-dir",
-    "--resume",
-    "--overwrite",
-)  # options of train_gs.py that are set here
+# Options of train_gs.py that are set here.
+OURS = (*DATA_NAMES, "--loss", "--seed", "--save-dir", "--resume", "--overwrite")
 POLL = 2  # seconds between looks at how far the runs are
 
 
@@ -260,9 +254,7 @@ def main() -> int:
         try:
             pending = {pool.submit(execute, run, arguments, children): run for run in waiting}
             before = sum(len(RunFolder(run.folder).metrics()) for run in waiting)
-            # Without a delay: tqdm.write draws the bar in any case, and a delayed one would not end its line.
-            shown = {"desc": "compare", "unit": "epoch", **progress_options(), "delay": 0}
-            with tqdm(total=total, initial=before, **shown) as bar:
+            with ProgressBar(total=total, initial=before, desc="compare", unit="epoch") as bar:
                 while pending:
                     done = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED).done
                     for future in done:

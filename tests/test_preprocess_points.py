@@ -100,7 +100,7 @@ def test_csv_and_json_beside_each_image(tmp_path):
     run("json", tmp_path / "json", tmp_path / "out2")
     assert check_split(tmp_path / "out2") == 4
     assert contents(tmp_path / "json") == before
-    assert json.loads((tmp_path / "out2" / "dataset_report.json").read_text())["dataset"] is None
+    assert json.loads((tmp_path / "out2" / "dataset_report.json").read_text())["dataset"] == "own"
 
 
 def test_annotations_in_a_folder_of_their_own(tmp_path):

@@ -18,7 +18,7 @@ from golden_weights import fill
 from tqdm import tqdm
 
 from models import build_model, read_checkpoint
-from utils.cli import for_each, one_line, report_failures, run_script
+from utils.cli import ProgressBar, for_each, one_line, report_failures, run_script
 from utils.config import make_parser, number, parse_arguments, save_arguments
 from utils.device import fabric_devices
 from utils.evaluation import Result, count, density_map, evaluate, mae_mse, predict, tile
@@ -297,7 +297,7 @@ def test_device_option():
 @pytest.mark.parametrize("delay", [0, 60])
 def test_what_ends_a_script_has_a_line_of_its_own_below_its_bar(error, delay, capsys):
     def main():
-        bar = tqdm(total=3, delay=delay)
+        bar = ProgressBar(total=3, delay=delay)
         tqdm.write("drawn anew after this line")
         assert bar.total == 3  # it is still there
         raise error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from commands import call
 from PIL import Image
 
@@ -10,7 +11,7 @@ from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import transport_kernel
 from GS2D.visualize import summarise
 from utils.evaluation.figures import truth_density
-from utils.files import gaussians_path, points_path
+from utils.files import gaussians_path, list_images, points_path
 from utils.images import save_jpeg
 
 
@@ -38,7 +39,9 @@ def test_truth_density_keeps_the_number_of_points():
     assert abs(truth_density(points, 60, 100).sum() - 4) < 1e-9
 
 
-def test_the_script_draws_one_png(tmp_path):
+@pytest.fixture
+def image(tmp_path):
+    """A fitted image of a prepared data set."""
     random = np.random.default_rng(1)
     image = tmp_path / "train" / "IMG_0001.jpg"
     gaussians_path(image).parent.mkdir(parents=True)
@@ -48,9 +51,23 @@ def test_the_script_draws_one_png(tmp_path):
     Gaussians2D(points, random.uniform(2, 9, (12, 2)), random.uniform(0, 3, (12, 1)), random.random((12, 3))).save(
         gaussians_path(image)
     )
+    return image
+
+
+def test_the_script_draws_one_png(image, tmp_path):
     out, _ = call("GS2D/visualize.py", image, "--out", tmp_path / "new" / "picture.png")
     assert "12 annotations" in out
     with Image.open(tmp_path / "new" / "picture.png") as picture:
         assert picture.width > 4 * picture.height and np.asarray(picture.convert("L")).std() > 20
     _, err = call("GS2D/visualize.py", tmp_path / "train" / "no.jpg", code=1)
     assert "no.jpg" in err
+
+
+def test_the_drawing_lies_in_the_data_set_and_is_none_of_its_images(image, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    out, _ = call("GS2D/visualize.py", image)
+    drawn = image.parent / "gs_params" / "IMG_0001_gst.png"
+    assert out.startswith(f"{drawn}: 12 annotations") and drawn.stat().st_size > 1000
+    assert not list((tmp_path / "elsewhere").iterdir()) and list_images(image.parent) == [image]
+    call("datasets/check.py", "--data-dir", tmp_path, "--crop-size", 64, "--workers", 1)

@@ -70,7 +70,6 @@ def interrupted_by_sigterm() -> Iterator[None]:
 def _close_bars() -> None:
     """End the lines of progress bars, so that what is printed next has a line of its own."""
     for bar in list(getattr(tqdm, "_instances", ())):
-        bar.delay = 0  # before its delay is over it takes itself for one that was never drawn
         bar.close()
 
 
@@ -88,9 +87,25 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def progress_options() -> dict[str, Any]:
-    """How a ``tqdm`` bar is drawn: all the time on a terminal; in a log file a line a minute, none for what is short."""
-    return {"dynamic_ncols": True} if sys.stderr.isatty() else {"mininterval": 60, "delay": 60}
+class ProgressBar(tqdm):
+    """A bar that is drawn all the time on a terminal; in a log file a line a minute, none for what is short.
+
+    tqdm draws a bar anew behind each line of ``tqdm.write``, also one that is not due yet, and then never ends its line.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        how = {"dynamic_ncols": True} if sys.stderr.isatty() else {"mininterval": 60, "delay": 60}
+        super().__init__(**how | options)
+
+    def display(self, *arguments: Any, **options: Any) -> bool | None:
+        if self.delay and self._time() < self.start_t + self.delay:
+            return False
+        self.delay = 0  # it is drawn, so ``close`` ends its line
+        return super().display(*arguments, **options)
+
+    def clear(self, *arguments: Any, **options: Any) -> None:
+        if not self.disable and not self.delay:
+            super().clear(*arguments, **options)
 
 
 def for_each(
@@ -114,7 +129,7 @@ def for_each(
             bar.set_postfix_str(status(outcome.result), refresh=False)
         bar.update()
 
-    with tqdm(total=len(items), desc=description, unit="img", **progress_options()) as bar:
+    with ProgressBar(total=len(items), desc=description, unit="img") as bar:
         if workers <= 1 or len(items) <= 1:
             for item in items:
                 outcome = _attempt(function, item)

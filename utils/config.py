@@ -1,8 +1,8 @@
 """Command-line options that a YAML file can also give.
 
-The command line wins over the file, the file over the defaults. A key of the file is the option's name with or without
-dashes (``data-dir`` or ``data_dir``). Unknown keys, wrong types and impossible values end the script with exit code 2 and
-one line that names the file and the key.
+The command line wins over the file, the file over the defaults. A key of the file is one of the option's names with or
+without dashes (``data-dir`` or ``data_dir``). Unknown keys, wrong types and impossible values end the script with exit code 2
+and one line that names the file and the key.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import yaml
 
 from utils.files import atomic_write
 
+DATA_NAMES = frozenset({"--data-dir", "--root-path"})  # the released scripts' names for a prepared data set
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default of every option, also of those without a help text."""
@@ -28,9 +30,24 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action) or ""
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser to which the folder of a prepared data set has two names, whichever of them an option was given."""
+
+    def share_names(self) -> None:
+        for action in self._actions:
+            if not DATA_NAMES.isdisjoint(action.option_strings):
+                names = sorted(DATA_NAMES - self._option_string_actions.keys())
+                action.option_strings += names
+                self._option_string_actions.update(dict.fromkeys(names, action))
+
+    def parse_known_args(self, *arguments: Any, **options: Any) -> Any:
+        self.share_names()
+        return super().parse_known_args(*arguments, **options)
+
+
+def make_parser(description: str) -> Parser:
     """A parser whose ``--help`` shows every default; abbreviated options are refused, since a new one would break them."""
-    return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    return Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
 def number(kind: type, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> Callable[[str], Any]:
@@ -52,7 +69,7 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, *, above:
 
 
 def parse_arguments(
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     argv: Sequence[str] | None = None,
     *,
     default_config: Path | None = None,
@@ -62,25 +79,43 @@ def parse_arguments(
 ) -> argparse.Namespace:
     """Parse the command line over the values of ``--config FILE.yml``.
 
-    ``presets`` is the name of an option and a folder: ``FOLDER/<value of that option>.yml`` holds defaults under those of
-    ``--config``.
+    ``presets`` is the name of an option and a folder: ``FOLDER/<value of that option, or its default>.yml`` holds defaults
+    under those of ``--config``.
     ``unused_keys`` are keys of the released configuration files that never did anything: accepted, and reported.
     ``foreign_keys`` belong to another script that reads the same file.
     """
     parser.add_argument("--config", type=Path, default=default_config, metavar="FILE", help="YAML file with options")
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", type=Path, default=default_config)
+    found = given_values(parser, argv, *(presets or ())[:1], default_config=default_config)
+    config = found["config"] and Path(found["config"])
+    layers = [(config, _read(parser, config))] if config else []
     if presets:
-        finder.add_argument(f"--{presets[0]}", dest="preset")
-    found = finder.parse_known_args(argv)[0]
-    layers = [(found.config, _read(parser, found.config))] if found.config else []
-    if presets:
-        preset = presets[1] / f"{found.preset or (layers and layers[0][1].get(presets[0])) or ''}.yml"
-        if preset.is_file() and preset != found.config:
+        preset = presets[1] / f"{found.get(presets[0]) or parser.get_default(presets[0])}.yml"
+        if preset.is_file() and preset != config:
             layers.insert(0, (preset, _read(parser, preset)))
+    parser.share_names()
     for config, values in layers:
         _set_defaults(parser, config, values, unused_keys, foreign_keys)
     return parser.parse_args(argv)
+
+
+def given_values(
+    parser: Parser, argv: Sequence[str] | None, *names: str, default_config: Path | None = None
+) -> dict[str, Any]:
+    """What the command line, or else the file of ``--config``, gives for the options ``names``, as it stands there.
+
+    For those who choose defaults by them, before ``parse_arguments``; ``config`` is the file itself, if any.
+    """
+    finder = Parser(add_help=False, allow_abbrev=False, usage=parser.usage)
+    for name in ("config", *names):
+        finder.add_argument(f"--{name}")
+    found = vars(finder.parse_known_args(argv)[0])
+    found["config"] = found["config"] or default_config
+    actions = _by_name(finder)
+    for key, value in _read(parser, Path(found["config"])).items() if found["config"] else ():
+        action = actions.get(str(key).replace("-", "_"))
+        if action and found[action.dest] is None:
+            found[action.dest] = value
+    return found
 
 
 def option_values(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -120,7 +155,7 @@ def _set_defaults(
     unused_keys: Sequence[str],
     foreign_keys: Sequence[str],
 ) -> None:
-    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    actions = _by_name(parser)
     unused = [key for key in values if key in unused_keys]
     if unused:
         print(f"{config}: {', '.join(unused)}: accepted, but without effect (as in the released code)")
@@ -137,6 +172,16 @@ def _set_defaults(
         except (argparse.ArgumentTypeError, ValueError, TypeError) as error:
             parser.error(f"--config {config}: {key}: {error}")
         action.required = False
+
+
+def _by_name(parser: Parser) -> dict[str, argparse.Action]:
+    """The options that a file may give, by each of their names as it stands there."""
+    return {
+        name.removeprefix("--").replace("-", "_"): action
+        for action in parser._actions
+        for name in (action.dest, *action.option_strings)
+        if action.dest not in ("help", "config") and not name.startswith("--no-")
+    }
 
 
 def _convert(action: argparse.Action, value: Any) -> Any:

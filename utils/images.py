@@ -7,13 +7,14 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from utils.files import atomic_write
 from utils.jpeg import Pieces, restart_interval
@@ -25,7 +26,8 @@ _BITS = {"1": 1, "P": 1, "L": 2}  # of a pixel, the fewest that a file of this m
 _GET_AGAIN = "it is empty, cut off or no image: get the file again"
 _SHRINKS = {"JPEG": 1100, "MPO": 1100, "PNG": 1100}  # times at most, by format; deflate 1032, a JPEG's blocks less
 
-_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258  # tags of EXIF and TIFF
+_ORIENTATION, _BITS_PER_SAMPLE, _KIND_OF_PAGE = 0x0112, 258, 254  # tags of EXIF and TIFF
+_NO_PICTURE = 1 | 4  # kinds of page: a smaller copy of another one, a mask
 # What undoes an orientation; turning to the left undoes turning to the right, all others undo themselves.
 INVERSE = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
 
@@ -48,18 +50,19 @@ class Shape(NamedTuple):
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
-def load_image(path: Path | str, upright: bool = False) -> np.ndarray:
-    """Decode an image file to uint8 [H, W, 3], RGB.
+def load_image(source: Path | str | Image.Image, upright: bool = False) -> np.ndarray:
+    """Decode an image file, or take a PIL image, to uint8 [H, W, 3], RGB.
 
     The stored pixel grid is returned, to which the annotations of the published data sets refer; with ``upright`` the
-    image is turned by its EXIF orientation, as photographs are shown. Grey, palette and CMYK images become RGB. Raises
-    ``OSError`` for a file that cannot be opened and ``ValueError`` for one that is empty, cut off, no image, deeper than
-    8 bits a channel, larger than ``MAX_PIXELS`` or than its bytes can hold; both name the file.
+    image is turned by its EXIF orientation, as photographs are shown. Grey, palette and CMYK images become RGB, and what
+    is transparent lies on white, as it is shown. Raises ``OSError`` for a file that cannot be opened and ``ValueError`` for
+    one that is empty, cut off, no image, deeper than 8 bits a channel, of several pages, transparent everywhere, larger
+    than ``MAX_PIXELS`` or than its bytes can hold; both name the file.
     """
-    with _checked(path, whole=True) as image:
+    with _checked(source, whole=True) as image:
         # Asked before decoding, after which Pillow has turned a TIFF and forgotten that it was.
         orientation, turned = _orientation(image), image.format == "TIFF"
-        pixels = _decode(image)
+        pixels = _decode(image, given=image is source)
     if upright == turned or orientation == 1:
         return pixels
     return np.ascontiguousarray(turn(pixels, orientation if upright else INVERSE[orientation]))
@@ -105,11 +108,19 @@ def image_shape(path: Path | str) -> Shape:
         )
 
 
-def _decode(image: Image.Image) -> np.ndarray:
-    if image.format == "JPEG" and image.mode == "RGB":
+def _decode(image: Image.Image, given: bool) -> np.ndarray:
+    if image.format == "JPEG" and image.mode == "RGB" and not given:
         # A third of Pillow's time for the same pixels; what it finds wrong or does not know is Pillow's to judge.
         with contextlib.suppress(ValueError):
             return simplejpeg.decode_jpeg(image.fp.getvalue(), "RGB", strict=True)
+    image.load()
+    if image.has_transparency_data:  # what lies under transparent pixels is anything, black as a rule
+        image = image.convert("RGBA")
+        least, most = image.getchannel("A").getextrema()
+        if not most:
+            raise _Refused("it is transparent everywhere", "save it without its alpha channel")
+        if least < 255:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB"))
 
 
@@ -158,36 +169,74 @@ def _depth(image: Image.Image) -> int:
     if image.format == "TIFF":
         bits = image.tag_v2.get(_BITS_PER_SAMPLE, 1)
         return max(bits) if isinstance(bits, tuple) else int(bits)
-    return 16 if any("16" in str(tile[3]) for tile in image.tile if image.format == "PNG") else 8
+    return 16 if any("16" in str(tile[3]) for tile in getattr(image, "tile", ()) if image.format == "PNG") else 8
+
+
+class _Refused(ValueError):
+    """An image that is not read: the reason, the remedy."""
+
+
+def _pages(image: Image.Image) -> int:
+    """The pictures in a file, of which Pillow shows the first; what phones store behind an MPO's first one is none."""
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return 1
+    if image.format != "TIFF":
+        return image.n_frames
+    shown, pages = image.tell(), range(image.n_frames)
+    pictures = list(islice((page for page in pages if not _kind_of_page(image, page) & _NO_PICTURE), 2))
+    image.seek(shown)
+    return 1 if pictures == [shown] else len(pages)
+
+
+def _kind_of_page(image: Image.Image, page: int) -> int:
+    image.seek(page)
+    return image.tag_v2.get(_KIND_OF_PAGE, 0)
 
 
 @contextlib.contextmanager
-def _checked(path: Path | str, whole: bool = False) -> Iterator[Image.Image]:
+def _checked(source: Path | str | Image.Image, whole: bool = False) -> Iterator[Image.Image]:
     """The opened image, before its pixels are decoded; errors of the block are about this file. ``whole``: read into memory."""
+    given = isinstance(source, Image.Image)
+    name = (getattr(source, "filename", None) or "image") if given else source
     try:
-        with Image.open(io.BytesIO(Path(path).read_bytes()) if whole else path, formats=_FORMATS) as image:
-            width, height = image.size
-            bits = width * height * _BITS.get(image.mode, 8 * len(image.getbands()))
-            reason, remedy = None, "make it smaller beforehand"
-            if width * height > MAX_PIXELS:
-                reason = f"{width} x {height} pixels, more than {MAX_PIXELS:,}"
-            elif _depth(image) > 8:
-                reason, remedy = f"more than 8 bits per channel, mode {image.mode}", "save it with 8 bits per channel"
-            elif image.format in _SHRINKS and bits / 8 > _SHRINKS[image.format] * os.stat(path).st_size:
-                reason, remedy = f"{width} x {height} pixels, more than its bytes can hold", _GET_AGAIN
-            if reason is None:
-                yield image
-                return
+        with contextlib.nullcontext(source) if given else _open(source, whole) as image:
+            _check(image, None if given else os.stat(source).st_size)
+            if (pages := _pages(image)) > 1:
+                remedy = "give one of them, image.copy()" if given else "save each as an image of its own"
+                raise _Refused(f"it holds {pages} pages", remedy)
+            yield image
+            return
+    except _Refused as refused:
+        reason, remedy = refused.args
     except MemoryError:
         reason, remedy = "not enough memory to decode it", "use fewer workers or make it smaller beforehand"
     # Pillow's decoders answer damaged files with OSError, ValueError, SyntaxError, struct.error and others.
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        reason, remedy = str(error) or type(error).__name__, _GET_AGAIN
-        if (kind := _unread_kind(path)) is not None:
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # its message names a buffer in memory
+            reason = f"cannot identify image file: none of {', '.join(_FORMATS)}"
+        remedy, kind = _GET_AGAIN, None if given else _unread_kind(source)
+        if kind is not None:
             reason, remedy = f"it is {kind}, which is not read", "convert it to JPEG or PNG"
-    raise ValueError(f"{path}: cannot read this image ({reason}); {remedy}")
+    raise ValueError(f"{name}: cannot read this image ({reason}); {remedy}")
+
+
+def _open(path: Path | str, whole: bool) -> Image.Image:
+    return Image.open(io.BytesIO(Path(path).read_bytes()) if whole else path, formats=_FORMATS)
+
+
+def _check(image: Image.Image, size: int | None) -> None:
+    """Refuse an image by its header; ``size``: bytes of its file, if that is known."""
+    width, height = image.size
+    bits = width * height * _BITS.get(image.mode, 8 * len(image.getbands()))
+    if width * height > MAX_PIXELS:
+        raise _Refused(f"{width} x {height} pixels, more than {MAX_PIXELS:,}", "make it smaller beforehand")
+    if _depth(image) > 8:
+        raise _Refused(f"more than 8 bits per channel, mode {image.mode}", "save it with 8 bits per channel")
+    if size is not None and image.format in _SHRINKS and bits / 8 > _SHRINKS[image.format] * size:
+        raise _Refused(f"{width} x {height} pixels, more than its bytes can hold", _GET_AGAIN)
 
 
 def _unread_kind(path: Path | str) -> str | None:

@@ -16,13 +16,14 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from utils.cli import one_line
+from utils.dataset_report import DATASETS, OWN, REPORT
 from utils.files import SPLITS, atomic_write, list_images, points_path, read_points
 
-REPORT = "dataset_report.json"
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CROP_SIZES = {  # of training, pixels
     name: (yaml.safe_load((_CONFIGS / f"{name}.yml").read_text(encoding="utf-8")) or {}).get("crop_size", 512)
-    for name in ("qnrf", "jhu", "nwpu", "sha", "shb", "ucf50")
+    for name in DATASETS
+    if name != OWN
 }
 CLOSE = 0.5  # pixels
 _PRINTED = 40
@@ -229,7 +230,7 @@ def _split_numbers(facts: Sequence[ImageFacts], findings: Mapping[str, Any]) -> 
 
 def _published(dataset: str | None, splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """(found, published) of images by split, and of points where all splits are there."""
-    if dataset is None:
+    if dataset not in PUBLISHED:
         return {}
     images, points = PUBLISHED[dataset]
     groups = {
@@ -309,7 +310,7 @@ def write_report(root: Path, dataset: str | None, crop_size: int) -> None:
     """Print what ``root`` holds, warnings first, and write ``root/dataset_report.json``.
 
     Fast enough for the end of a preprocessing run: it trusts ``preprocess.jsonl`` and decodes no image; ``python -m
-    datasets.check`` does. ``dataset`` is one of ``PUBLISHED``, or None where nothing was published.
+    datasets.check`` does. ``dataset`` is one of ``PUBLISHED``, "own", or None where nobody said.
     """
     record = read_record(root)
     facts = [look_at(root, path, record.get(path.relative_to(root).as_posix(), {})) for path in find_images(root)]

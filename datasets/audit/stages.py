@@ -190,15 +190,7 @@ def _next(root: Path, stages: list[dict[str, Any]], runs: list[dict[str, Any]]) 
             return f"python test.py --save-path {run['folder']} --data-dir {root} --out {run['folder']}/test"
     if "running" in states.values():
         return "wait for the run that is under way"
-    return "nothing; every stage is done" if runs else f"python train_gs.py {_dataset(root)}--data-dir {root}"
-
-
-def _dataset(root: Path) -> str:
-    try:
-        name = json.loads((root / "dataset_report.json").read_text(encoding="utf-8"))["dataset"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return f"--dataset {name} " if name else ""
+    return "nothing; every stage is done" if runs else f"python train_gs.py --data-dir {root}"
 
 
 def print_stages(stages: Sequence[Mapping[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from datasets.raw.annotations import prepared_stem
 from GS2D.points import mean_neighbour_distance
 from utils.cli import Outcome, default_workers, for_each, report_failures
 from utils.config import make_parser, number, parse_arguments
+from utils.dataset_report import OWN
 from utils.files import IMAGE_SUFFIXES, atomic_write, gaussians_path, make_folder, points_path, remove_stale_partials
 from utils.images import image_shape, load_image, save_jpeg
 from utils.lock import hold
@@ -195,7 +196,7 @@ def prepare(
     jobs: Sequence[Job],
     problems: Sequence[str],
     workers: int,
-    dataset: str | None = None,
+    dataset: str = OWN,
     crop_size: int = 512,
 ) -> int:
     """Run the jobs that are not done yet, print what became of them and return the exit code.
@@ -204,14 +205,14 @@ def prepare(
     records from what each image was made (settings, size and time of the raw files or a hash of the points): an image is
     done if that has not changed and its files are there. The record grows with each finished image, so that an
     interrupted run goes on where it stopped. ``dataset`` is one of the published ones, with whose numbers and crop the
-    report compares, or None; then the crop is ``crop_size``. Raises ``OSError`` where another run works in ``root``.
+    report compares, or "own"; then the crop is ``crop_size``. Raises ``OSError`` where another run works in ``root``.
     """
     with hold(make_folder(root)):
         return _prepare(root, jobs, problems, workers, dataset, crop_size)
 
 
 def _prepare(
-    root: Path, jobs: Sequence[Job], problems: Sequence[str], workers: int, dataset: str | None, crop_size: int
+    root: Path, jobs: Sequence[Job], problems: Sequence[str], workers: int, dataset: str, crop_size: int
 ) -> int:
     started = time.perf_counter()
     planned = {str(job.output.relative_to(root)): job for job in jobs}

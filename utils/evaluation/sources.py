@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from utils.cli import one_line
 from utils.evaluation.containers import is_cut_off
@@ -155,7 +156,7 @@ def _frames(source: Source, every: int, progress: Callable[[str], None]) -> Iter
     elif is_cut_off(path):
         yield source.name, f"{path}: ends after {frame} frames, before its container says; it is cut off, get it again"
     elif frame < announced:
-        print(f"{path}: the header announces about {announced} frames, {frame} could be read", file=sys.stderr)
+        tqdm.write(f"{path}: the header announces about {announced} frames, {frame} could be read", file=sys.stderr)
 
 
 def _clock(seconds: float) -> str:

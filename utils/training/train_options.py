@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils.cli import default_workers
-from utils.config import make_parser, number, parse_arguments
+from utils.config import given_values, make_parser, number, parse_arguments
+from utils.dataset_report import DATASETS, OWN, REPORT, data_name, read_report
 from utils.pixels import STRIDE
 from utils.training.released_options import add_released_options, apply_released_options
 
@@ -30,10 +31,14 @@ def parse_train_options(
     switch = argparse.BooleanOptionalAction
 
     add = parser.add_argument_group("data").add_argument
-    names = ("qnrf", "jhu", "nwpu", "sha", "shb", "ucf50")
-    add("--dataset", choices=names, default="qnrf", help="whose preset applies")
+    root = given_values(parser, argv, "data-dir")["data_dir"]
+    report = read_report(Path(str(root))) if root else {}
+    said = report.get("dataset") or (OWN if report else "qnrf")
+    whose = f"whose preset applies (default: what {REPORT} of the data says; without one, qnrf)"
+    add("--dataset", choices=DATASETS, default=said, help=whose)
     add("--data-dir", type=Path, required=True, metavar="P", help="prepared data set: train/ (with gs_params/), val/")
-    add("--crop-size", type=number(int, 16), default=512, metavar="N", help="side of the training crops, pixels")
+    crop = report.get("crop_size") or 512 if said == OWN else 512
+    add("--crop-size", type=number(int, 16), default=crop, metavar="N", help="side of the training crops, pixels")
     processors, local = default_workers(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     # By the devices, which are not known yet: several of them share the processors.
     workers = f"processes that load images, for each device (default: {default_loaders(processors // local)})"
@@ -88,7 +93,8 @@ def parse_train_options(
     add("--val-start", type=number(int, 0), default=600, metavar="N", help="first epoch that is validated")
     add("--val-every", "--val-epoch", type=number(int, 1), default=5, metavar="N", help="epochs between validations")
     add("--window", type=number(int, 16), default=512, metavar="N", help="side of evaluation windows, pixels")
-    add("--save-dir", type=Path, metavar="P", help="folder of the run (default: runs/<dataset>_<model-name>[_<loss>])")
+    folder = "folder of the run (default: runs/<dataset>_<model-name>[_<loss>]; for own data, their folder's name)"
+    add("--save-dir", type=Path, metavar="P", help=folder)
     add("--resume", default="auto", metavar="R", help="newest checkpoint there (auto), a .tar or .pth file, or none")
     add("--overwrite", action="store_true", help="begin anew, and remove what a run before left in --save-dir")
     often = "least time from one checkpoint to the next; the end, Ctrl-C and SIGTERM write one too"
@@ -111,6 +117,9 @@ def parse_train_options(
     add_released_options(parser.add_argument_group("of the released script, besides").add_argument)
 
     arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS))
+    if report.get("dataset") not in (None, arguments.dataset):
+        found = f"{arguments.data_dir / REPORT} says {report['dataset']}"
+        parser.error(f"--dataset {arguments.dataset}: {found}; leave the option out, or prepare the data as that set")
     apply_released_options(parser, arguments)
     if arguments.crop_size % 16:
         parser.error(f"--crop-size {arguments.crop_size}: must be a multiple of 16, the networks' coarsest stride")
@@ -119,8 +128,9 @@ def parse_train_options(
     kernel_options[1](parser, arguments)
     if arguments.num_workers is None:
         arguments.num_workers = default_loaders(processors // max(local, arguments.device.count(",") + 1))
+    name = f"{data_name(arguments.dataset, arguments.data_dir)}_{arguments.model_name}"
     arguments.save_dir = arguments.save_dir or Path("runs") / (
-        f"{arguments.dataset}_{arguments.model_name}" + ("" if arguments.loss == "gst" else f"_{arguments.loss}")
+        name + ("" if arguments.loss == "gst" else f"_{arguments.loss}")
     )
     return arguments
 
