@@ -37,16 +37,17 @@ BEST, CARD, EVALUATIONS = "best_model.pth", "model_card.md", "evaluations.json"
 DESCRIPTION = "gst"
 # Options of one start, which no file of the run remembers.
 START_OPTIONS = ("overwrite", "resume")
+# Options that training no longer has, in the files of runs of before.
+FORMER_OPTIONS = ("pixels", "pixels_dir")
 # Options that change no result: where a run lies on its machine and how it works there.
 MACHINE_OPTIONS = (
+    *FORMER_OPTIONS,
     "data_dir",
     "data_licence",
     "device",
     "loading_timeout",
     "max_model_num",
     "num_workers",
-    "pixels",
-    "pixels_dir",
     "prefetch",
     "save_all",
     "save_dir",
