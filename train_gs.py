@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.crowd import Batch, Crowd
-from datasets.loading import crop_loader, keep_pixels
+from datasets.loading import crop_loader
 from datasets.sampler import EpochSampler
 from GS2D.options import KERNEL_OPTIONS, kernel_options
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
@@ -252,7 +252,7 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
             skip_bad=arguments.skip_bad_samples,
         )
         val = Crowd(arguments.data_dir, arguments.crop_size, "val")
-        sizes = train.read_once()
+        train.read_once()
 
         network = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
         if start is None:
@@ -283,8 +283,6 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
     with agreed(fabric):
         waiting = {"timeout": arguments.loading_timeout, "processes": processes}
         loader = crop_loader(train, sampler, *load, pin_memory=on_gpu, **waiting)
-        if arguments.pixels == "decoded":
-            say(fabric, keep_pixels(train, sizes, arguments.pixels_dir))
     loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
     return Run(train, val, loader, sampler, network, model, optimizer, average, guard, start, first_epoch, budget)
 

@@ -1,4 +1,4 @@
-"""Crops a second that loading processes make, from JPEGs and from decoded pixels, and how long a training step waits for them.
+"""Crops a second that loading processes make, and how long a training step waits for them.
 
     python benchmarks/bench_loading.py --sides 1024 2048 6000 --processes 1 2 4 8
 
@@ -7,8 +7,7 @@ kernel of about ``--points`` annotations. "whole": an image is decoded by Pillow
 read from their files. "jpeg": the pieces under the crop are decoded (``utils.jpeg``), and only these are rescaled. "cold": the page
 cache was asked to drop the files before. "A core" is by CPU time, the rest by the clock. The second table trains on one crop a step
 that takes as long as said, with the last number of processes (a batch takes 1 to 2 ms to be handed over; on a GPU the thread that
-pins memory does that); the last has the first two epochs with as many, their start included, and how many images the first of them
-stored decoded, by the way.
+pins memory does that).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import datasets.crowd as crowd_module  # noqa: E402
 import datasets.transforms as transforms  # noqa: E402
 from datasets.crowd import Crowd, collate  # noqa: E402
-from datasets.loading import crop_loader, keep_pixels  # noqa: E402
+from datasets.loading import crop_loader  # noqa: E402
 from datasets.sampler import EpochSampler  # noqa: E402
 from GS2D.gaussians import Gaussians2D  # noqa: E402
 from utils.files import gaussians_path, points_path  # noqa: E402
@@ -75,17 +74,10 @@ def whole_rescaled(image, augmentation, size):
 class Way:
     """One way to read: a context in which ``crowd`` reads so."""
 
-    def __init__(self, name: str, root: Path, empty: Path | None = None) -> None:
-        """``empty``: a folder for decoded pixels, which are written as images are read; otherwise they are there already."""
+    def __init__(self, name: str, root: Path) -> None:
         self.name, self.crowd = name, Crowd(root, CROP, "train")
-        if name == "whole":
-            return
-        sizes = self.crowd.read_once()
-        if name == "decoded":
-            keep_pixels(self.crowd, sizes, empty)
-            for index in range(0 if empty else len(self.crowd)):
-                self.crowd[index]
-                self.crowd.pixels.finish()
+        if name != "whole":
+            self.crowd.read_once()
 
     def __enter__(self) -> Crowd:
         self.saved = crowd_module.open_image, transforms.cut_out
@@ -138,23 +130,6 @@ def steps(crowd: Crowd, processes: int, seconds: float, step: float = 0.0) -> tu
     return crops / (time.perf_counter() - begin), waited / (time.perf_counter() - begin)
 
 
-def first_epochs(name: str, root: Path, processes: int) -> str:
-    """The row of the last table: crops a second of the first two epochs."""
-    rates = []
-    with tempfile.TemporaryDirectory() as empty, Way(name, root, Path(empty)) as crowd:
-        loader = crop_loader(crowd, EpochSampler(len(crowd), 1), 1, processes, 2, pin_memory=False)
-        for epoch in range(2):
-            crowd.set_epoch(epoch)
-            begin = time.perf_counter()
-            for _ in loader:
-                pass
-            rates.append(len(crowd) / (time.perf_counter() - begin))
-            if epoch == 0:
-                stored = len(list(Path(empty).glob("[!.]*.npy")))
-        del loader  # its processes end before the folder
-    return f"| {name} | {rates[0]:.0f} | {rates[1]:.0f} | {stored} of {len(crowd)} |"
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -176,12 +151,12 @@ def main() -> None:
         "KB a crop |",
     )
     print("|" + " --- |" * (5 + len(arguments.processes)))
-    waits, firsts = [], []
+    waits = []
     for side in arguments.sides:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             make_images(root, side, arguments.images, arguments.points)
-            for name in ("whole", "jpeg", "decoded"):
+            for name in ("whole", "jpeg"):
                 way = Way(name, root)
                 with way as crowd:
                     forget(root)
@@ -192,7 +167,6 @@ def main() -> None:
                     shares = [
                         steps(crowd, arguments.processes[-1], arguments.seconds, ms / 1000)[1] for ms in arguments.steps
                     ]
-                firsts.append(f"| {side} " + first_epochs(name, root, arguments.processes[-1]))
                 waits.append(f"| {side} | {name} | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
                 print(
                     f"| {side} | {name} | {core:.0f} | {cold:.0f} |",
@@ -202,8 +176,6 @@ def main() -> None:
                 )
     print("\n| width | pixels |", *(f"waiting, step of {ms:g} ms |" for ms in arguments.steps))
     print("|" + " --- |" * (2 + len(arguments.steps)), *waits, sep="\n")
-    print(f"\n| width | pixels | first epoch, {arguments.processes[-1]} processes | second | stored in the first |")
-    print("|" + " --- |" * 5, *firsts, sep="\n")
 
 
 if __name__ == "__main__":

@@ -13,20 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.decoded import DecodedPixels
-from datasets.kept import FileList, KeptAnnotations
-from datasets.transforms import MIN_BOX_FRACTION, Sample, augment, box_fraction, draw_augmentation, too_small
-from GS2D.kernel import (
-    BlockKernel,
-    StoredKernel,
-    block_diagonal,
-    cell_grid,
-    load_kernel,
-    params_hash,
-    restrict,
-    transport_kernel,
+from datasets.transforms import (
+    MIN_BOX_FRACTION,
+    Augmentation,
+    Sample,
+    augment,
+    box_fraction,
+    draw_augmentation,
+    too_small,
 )
-from GS2D.prepared import fit_command, load_annotations
+from GS2D.kernel import BlockKernel, block_diagonal, restrict, transport_kernel
+from GS2D.prepared import Annotations, fit_command, kernel_command, load_annotations, load_current_kernel
 from utils.files import SPLITS, gaussians_path, kernel_path, list_images, points_path, read_points
 from utils.images import image_size, load_image, open_image
 from utils.pixels import to_planes
@@ -124,8 +121,7 @@ class Crowd(Dataset):
     ``set_epoch`` before each epoch. Without ``use_gaussians`` no fitted Gaussians are read: scales are then a sixth of
     the neighbour distance, which also replaces fitted scales that are NaN, and rotations are 0. With ``skip_bad`` the next
     image takes the place of a training image that cannot be read, and the sample says why. A test split without any
-    annotation file is one whose annotations are kept secret (NWPU-Crowd): its counts are NaN. Training images come out of
-    ``pixels``, if that is set, which fills up with them.
+    annotation file is one whose annotations are kept secret (NWPU-Crowd): its counts are NaN.
 
     Raises ``ValueError`` for an unknown split and ``FileNotFoundError`` for missing images, annotations or Gaussians;
     items raise ``ValueError``, naming the file, for what cannot be read or does not fit together.
@@ -150,10 +146,10 @@ class Crowd(Dataset):
         self.seed, self.training = seed, split == "train" if training is None else training
         self.use_gaussians = use_gaussians and self.training
         self.kernel, self.kernel_parameters = kernel, kernel_parameters if self.training else None
+        self._stride = int(self.kernel_parameters["stride"]) if self.kernel_parameters else None  # of stored kernels
         self.skip_bad = skip_bad
-        self.images = FileList(list_images(self.root / split))
-        self.pixels: DecodedPixels | None = None
-        self._annotations: KeptAnnotations | None = None
+        self.images = list_images(self.root / split)
+        self._annotations: list[Annotations | None] = [None] * len(self.images)
         # Shared memory: workers that outlive an epoch (persistent_workers=True) see the new number too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.annotated = split != "test" or self.training or any(self.images[0].parent.glob("*.npy"))
@@ -162,33 +158,29 @@ class Crowd(Dataset):
         if self.use_gaussians:
             _require([gaussians_path(image) for image in self.images], f"run {fit_command(self.root / split)}")
         if self.kernel_parameters:
-            _require([kernel_path(image) for image in self.images], f"run {_kernel_command(self.root / split)}")
+            _require([kernel_path(image) for image in self.images], f"run {kernel_command(self.root / split)}")
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def read_once(self) -> list[tuple[int, int] | None]:
-        """Read every npy, every file of Gaussians and the size of every image -> (height, width) of each.
+    def read_once(self) -> None:
+        """Read every npy, every file of Gaussians and the size of every image.
 
-        What is wrong with one is said before the first epoch (with ``skip_bad`` it is left for later, its size None), and
-        loading processes that start from here on need not read annotations again.
+        What is wrong with one is said before the first epoch (with ``skip_bad`` it is left for later), and loading
+        processes that start from here on need not read annotations again.
         """
-        self._annotations = KeptAnnotations(
-            self.images, lambda image: load_annotations(image, self.use_gaussians), self.skip_bad
-        )
-        sizes: list[tuple[int, int] | None] = []
-        for image in self.images:
+        sizes: list[tuple[int, int]] = []
+        for index, image in enumerate(self.images):
             try:
+                self._annotations[index] = load_annotations(image, self.use_gaussians)
                 sizes.append(image_size(image))
             except (OSError, ValueError):
                 if not self.skip_bad:
                     raise
-                sizes.append(None)
         if not self.skip_bad:
-            index = min(range(len(sizes)), key=lambda i: min(sizes[i]))
-            if min(sizes[index]) < self.crop_size:
-                raise ValueError(too_small(str(self.images[index]), *sizes[index], self.crop_size))
-        return sizes
+            image, (height, width) = min(zip(self.images, sizes), key=lambda entry: min(entry[1]))
+            if min(height, width) < self.crop_size:
+                raise ValueError(too_small(str(image), height, width, self.crop_size))
 
     def set_epoch(self, epoch: int) -> None:
         """Make the augmentation that of ``epoch``."""
@@ -211,51 +203,38 @@ class Crowd(Dataset):
 
     def _crop(self, index: int) -> TrainSample:
         path = self.images[index]
-        image = self.pixels.load(path) if self.pixels else open_image(path)
-        kept = self._annotations.get(index) if self._annotations else None
-        points, distance, scales, rotations = kept or load_annotations(path, self.use_gaussians)
+        whole = Sample(open_image(path), *(self._annotations[index] or load_annotations(path, self.use_gaussians)))
+        height, width = whole.image.shape[:2]
         generator = np.random.default_rng([self.seed, int(self._epoch), index])
-        stride = int(self.kernel_parameters["stride"]) if self.kernel_parameters else None
-        augmentation = draw_augmentation(generator, *image.shape[:2], self.crop_size, str(path), stride=stride)
-        sample, targets = augment(Sample(image, points, distance, scales, rotations), augmentation, self.crop_size)
-        short_side = min(image.shape[:2]) * augmentation.scale
-        kernel = None
-        if stride:
-            belongs = {"params_hash": params_hash(points, scales, rotations), **self.kernel_parameters}
-            stored = _current_kernel(path, belongs, cell_grid(image.shape[:2], stride))
-            corner = augmentation.left, augmentation.top
-            kept = box_fraction(points, distance, *corner, self.crop_size) >= MIN_BOX_FRACTION
-            cells = self.crop_size // stride
-            kernel = restrict(stored, kept, corner[1] // stride, corner[0] // stride, (cells, cells), augmentation.flip)
-        elif self.kernel:
-            annotations = {name: getattr(sample, name) for name in ("points", "scales", "rotations")}
-            try:
-                kernel = self.kernel(**annotations, crop_size=self.crop_size, short_side=short_side)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
+        augmentation = draw_augmentation(generator, height, width, self.crop_size, str(path), stride=self._stride)
+        sample, targets = augment(whole, augmentation, self.crop_size)
+        short_side = min(height, width) * augmentation.scale
+        if self._stride:
+            kernel = self._cut_kernel(path, whole, augmentation)
+        else:
+            kernel = self._make_kernel(path, sample, short_side)
         arrays = (sample.points, sample.scales, sample.rotations, targets)
         tensors = (torch.from_numpy(array) for array in arrays)
         return TrainSample(to_planes(sample.image), *tensors, path.stem, short_side, kernel, index)
 
+    def _make_kernel(self, path: Path, sample: Sample, short_side: float) -> Tensor | None:
+        """K of a crop, computed from its annotations, if the loss transports."""
+        if self.kernel is None:
+            return None
+        annotations = {name: getattr(sample, name) for name in ("points", "scales", "rotations")}
+        try:
+            return self.kernel(**annotations, crop_size=self.crop_size, short_side=short_side)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
-def _current_kernel(image: Path, attributes: Mapping[str, float | str], grid: tuple[int, int]) -> StoredKernel:
-    """The stored kernel of an image; ``ValueError`` where it was built from other Gaussians or with other parameters."""
-    path = kernel_path(image)
-    stored = load_kernel(path)
-    if stored.grid != grid:
-        sizes = f"{stored.grid[0]} x {stored.grid[1]} cells, but {image} has {grid[0]} x {grid[1]}"
-        raise ValueError(f"{path}: {sizes}; delete it and run {_kernel_command(image.parent)}")
-    for name, value in attributes.items():
-        if stored.attributes.get(name) != value:
-            other = f"{name} {stored.attributes.get(name)} instead of {value}"
-            what = "other Gaussians" if name == "params_hash" else other
-            remedy = f"run {_kernel_command(image.parent)} with the same options"
-            raise ValueError(f"{path}: was built from {what}; {remedy}")
-    return stored
-
-
-def _kernel_command(split: Path) -> str:
-    return f"python GS2D/build_kernels.py --root-path {split.parent}"
+    def _cut_kernel(self, path: Path, whole: Sample, augmentation: Augmentation) -> Tensor:
+        """K of a crop, cut out of the stored one of the whole image, which is not rescaled."""
+        left, top, flip = augmentation.left, augmentation.top, augmentation.flip
+        annotations = whole.points, whole.scales, whole.rotations
+        stored = load_current_kernel(path, whole.image.shape[:2], annotations, self.kernel_parameters)
+        stays = box_fraction(whole.points, whole.distance, left, top, self.crop_size) >= MIN_BOX_FRACTION
+        cells = self.crop_size // self._stride
+        return restrict(stored, stays, top // self._stride, left // self._stride, (cells, cells), flip)
 
 
 def _require(paths: Sequence[Path], remedy: str) -> None:

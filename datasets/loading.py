@@ -1,17 +1,14 @@
-"""The loading processes of a training, and where they find pixels."""
+"""The loading processes of a training."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
 from datasets.crowd import Crowd, collate
-from datasets.decoded import open_decoded
 from datasets.sampler import EpochSampler
 from utils.training.shared_memory import check_shared_memory, tensor_bytes
 
@@ -60,9 +57,3 @@ def _start_loading(_: int) -> None:
     sys.excepthook = lambda kind, *rest: (
         None if issubclass(kind, (ConnectionError, EOFError)) else sys.__excepthook__(kind, *rest)
     )
-
-
-def keep_pixels(train: Crowd, sizes: Sequence[tuple[int, int] | None], folder: Path | None) -> str:
-    """Let training images, of the given (height, width), be kept decoded in ``folder`` -> what to say about it."""
-    train.pixels, said = open_decoded(folder or train.root / train.split / "pixels", train.images, sizes)
-    return said

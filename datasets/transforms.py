@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image
 
-from datasets.rescaling import rescaled_rectangle
+from GS2D import native
 from utils.pixels import COARSEST
 
 GREY_PROBABILITY = 0.12
@@ -77,7 +78,7 @@ def too_small(name: str, height: int, width: int, crop_size: int) -> str:
 def augment(sample: Sample, augmentation: Augmentation, crop_size: int) -> tuple[Sample, np.ndarray]:
     """Rescale, crop, make grey, flip -> (crop with the points it keeps, their targets float32 [n]).
 
-    Of the image only the pixels under the crop are read: it may lie in a file that is mapped into memory.
+    Of the image only the pixels under the crop are read.
     """
     image = cut_out(sample.image, augmentation, crop_size)
     sample, targets = crop(rescale(sample, augmentation.scale), augmentation.left, augmentation.top, crop_size)
@@ -93,6 +94,42 @@ def cut_out(image: np.ndarray, augmentation: Augmentation, size: int) -> np.ndar
     if augmentation.scale == 1:
         return np.array(image[top : top + size, left : left + size])
     return rescaled_rectangle(image, _rescaled(*image.shape[:2], augmentation.scale), top, left, size, size)
+
+
+def rescaled_rectangle(
+    image: np.ndarray, size: tuple[int, int], top: int, left: int, height: int, width: int
+) -> np.ndarray:
+    """``resize(image, size)[top : top + height, left : left + width]`` of uint8 [H, W, 3]; ``size``: (rows, columns).
+
+    ``resize`` is OpenCV's with ``INTER_LINEAR``, to the last bit, of which only the pixels under the rectangle are read:
+    sums along x are cut to 1/128, products of these with the weights along y to 1/4, and the sum of the two is rounded.
+    Without the native engine OpenCV itself rescales all of the image.
+    """
+    if not native.works():
+        whole = cv2.resize(image[:, :], size[::-1], interpolation=cv2.INTER_LINEAR)
+        return whole[top : top + height, left : left + width]
+    rows, columns = taps(image.shape[0], size[0], top, height), taps(image.shape[1], size[1], left, width)
+    part = []
+    for axis in (rows, columns):
+        first = axis[0, 0]
+        part.append(slice(first, axis[-1, 1] + 1))
+        axis[:, :2] -= first
+    return native.resize(image[tuple(part)], rows, columns)
+
+
+def taps(source: int, target: int, first: int, count: int) -> np.ndarray:
+    """Where pixels ``first`` to ``first + count`` of ``target`` come from: int32 [count, 4], two source pixels, two weights.
+
+    Pixel j of n lies at x = (j + 1/2) W / n - 1/2 of the W source pixels, between floor(x) and floor(x) + 1, whose weights are
+    whole numbers of 2048 parts. Beyond a border both source pixels are that of the border.
+    """
+    # As OpenCV computes it: the scale is the inverse of a quotient, the position in double, what is left of it in float.
+    position = ((np.arange(first, first + count) + 0.5) * (1 / (target / source)) - 0.5).astype(np.float32)
+    pixel = np.floor(position)
+    fraction = position - pixel
+    weights = np.rint((1 - fraction) * np.float32(2048)), np.rint(fraction * np.float32(2048))
+    sources = np.clip(pixel, 0, source - 1), np.clip(pixel + 1, 0, source - 1)
+    return np.stack([*sources, *weights], axis=1).astype(np.int32)
 
 
 def rescale(sample: Sample, factor: float) -> Sample:

@@ -10,9 +10,6 @@ stopping rule, its iterate is kept while the others go on.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -52,15 +49,12 @@ def dm_count_terms(
     regularisation: float = 10.0,
     iterations: int = 100,
     tolerance: float = 1e-9,
-    solver: str = "separable",
 ) -> Tensor:
     """<D, g>, |S - N| and N sum |D' - dots / (N + 1e-6)| of each crop, [B, 3], with S = sum D, D' = D / (S + 1e-6).
 
-    g = beta S / (S^2 + 1e-8) - <D, beta> / (S^2 + 1e-8), beta the dual variable of D' by one of ``SOLVERS``. dots: points
+    g = beta S / (S^2 + 1e-8) - <D, beta> / (S^2 + 1e-8), beta the dual variable of D' (``separable_dual``). dots: points
     counted in the cell they lie in, or in the nearest where they lie outside the crop.
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"solver: {solver!r}, must be one of {', '.join(SOLVERS)}")
     cells, points = cells_of(density, batch)  # [B, h, w], [B, n, 2]
     number = batch.counts.to(cells)
     present = torch.arange(points.shape[1], device=cells.device) < number[:, None]  # [B, n]
@@ -69,7 +63,7 @@ def dm_count_terms(
     with torch.no_grad():
         dy2 = (centres(cells.shape[1], stride, cells) - points[..., 1:]).square()  # [B, n, h]
         dx2 = (centres(cells.shape[2], stride, cells) - points[..., :1]).square()  # [B, n, w]
-        beta = SOLVERS[solver](mass, dx2, dy2, present, number, regularisation, iterations, tolerance)
+        beta = separable_dual(mass, dx2, dy2, present, number, regularisation, iterations, tolerance)
         scale = total.square() + 1e-8
         shift = (cells * beta).sum(dim=(1, 2)) / scale
         gradient = beta * (total / scale)[:, None, None] - shift[:, None, None]
@@ -102,77 +96,29 @@ def separable_dual(
 ) -> Tensor:
     """beta [B, h, w] of D' [B, h, w] against points of mass 1 / N; dx2 [B, n, w], dy2 [B, n, h]: squared offsets, pixels.
 
-    As published, with K = exp(-C / r) = exp(-dy^2 / r) exp(-dx^2 / r) never formed: n (h + w) numbers instead of n h w.
-    Points that are not ``present`` [B, n] take part in nothing.
+    As published, beta = r log(v + 1e-16) with v = D' / (K^T u + 1e-16) and u = (1/N) / (K v + 1e-16), from u = 1/N.
+    K = exp(-C / r) = exp(-dy^2 / r) exp(-dx^2 / r) is never formed: n (h + w) numbers instead of n h w. Points that are not
+    ``present`` [B, n] take part in nothing. A crop keeps the iterate at which, looked at every 10th iteration,
+    |K^T u * v - D'|^2 is within the tolerance. The published rule to go back one iterate from NaN or infinity can apply
+    only to a density that is not finite itself, since no denominator is below 1e-16: then v is the start, 1/M.
     """
     along_x = (dx2 / -regularisation).exp() * present[..., None]  # [B, n, w]
     along_y = (dy2 / -regularisation).exp()  # [B, n, h]
     turned, lines, tiny = along_y.transpose(1, 2), along_x.flatten(0, 1)[..., None], mass.new_full((), TINY)
-    return regularisation * _sinkhorn(
-        mass,
-        1 / number[:, None],
-        lambda u: torch.baddbmm(tiny, turned, u[..., None] * along_x),
-        lambda v: torch.baddbmm(tiny, torch.bmm(along_y, v).flatten(0, 1)[:, None], lines).view(present.shape),
-        iterations,
-        tolerance,
-    )
 
+    def to_cells(u: Tensor) -> Tensor:
+        return torch.baddbmm(tiny, turned, u[..., None] * along_x)
 
-def log_dual(
-    mass: Tensor,
-    dx2: Tensor,
-    dy2: Tensor,
-    present: Tensor,
-    number: Tensor,
-    regularisation: float,
-    iterations: int,
-    tolerance: float,
-) -> Tensor:
-    """The exact dual variable, by the same iterations on log u and log v: nothing underflows at any distance.
-
-    Cells without mass count as 1e-16, which keeps their dual variable finite.
-    """
-    log_kernel = ((dy2[..., None] + dx2[:, :, None]) / -regularisation).flatten(2)  # [B, n, M]
-    log_mass = (mass.flatten(1) + TINY).log()[:, None]
-    share = torch.where(present, -number.log()[:, None], -math.inf)[..., None]  # [B, n, 1]
-    log_u, final, stopped = share, torch.zeros_like(log_mass), torch.zeros_like(log_mass[..., :1], dtype=torch.bool)
-    for iteration in range(1, iterations + 1):
-        log_v = log_mass - (log_kernel + log_u).logsumexp(dim=1, keepdim=True)
-        log_u = share - (log_kernel + log_v).logsumexp(dim=2, keepdim=True)
-        if iteration % CHECK_EVERY == 0 or iteration == iterations:
-            final = torch.where(stopped, final, log_v)
-            transported = (log_v + (log_kernel + log_u).logsumexp(dim=1, keepdim=True)).exp()
-            error = (transported - mass.flatten(1)[:, None]).square().sum(dim=2, keepdim=True)
-            stopped = stopped | (error <= tolerance)
-    return regularisation * final.view_as(mass)
-
-
-SOLVERS = {"separable": separable_dual, "log": log_dual}
-
-
-def _sinkhorn(
-    mass: Tensor,
-    share: Tensor,
-    to_cells: Callable[[Tensor], Tensor],
-    to_points: Callable[[Tensor], Tensor],
-    iterations: int,
-    tolerance: float,
-) -> Tensor:
-    """log v [B, h, w] of v = D' / (K^T u + 1e-16), u = (1/N) / (K v + 1e-16), from u = share = 1/N [B, 1] and v = 1/M.
-
-    The callables add the 1e-16. A crop keeps the iterate at which, looked at every 10th iteration, |K^T u * v - D'|^2 is
-    within the tolerance. The published rule to go back one iterate from NaN or infinity can apply only to a density that
-    is not finite itself, since no denominator is below 1e-16: then the result is the start.
-    """
-    start = torch.full_like(mass, 1 / mass[0].numel())
+    start, share = torch.full_like(mass, 1 / mass[0].numel()), 1 / number[:, None]
     u, final, stopped = share, start, torch.zeros_like(mass[:, :1, :1], dtype=torch.bool)
     for iteration in range(1, iterations + 1):
         v = mass / to_cells(u)
-        u = share / to_points(v)
+        to_points = torch.baddbmm(tiny, torch.bmm(along_y, v).flatten(0, 1)[:, None], lines)
+        u = share / to_points.view(present.shape)
         if iteration % CHECK_EVERY == 0 or iteration == iterations:
             final = torch.where(stopped, final, v)
             received = (to_cells(u) - TINY) * v  # the rule's have nothing added: v is up to 1e16 D'
             error = (received - mass).square().sum(dim=(1, 2), keepdim=True)
             stopped = stopped | (error <= tolerance)
     broken = ~mass.sum(dim=(1, 2), keepdim=True).isfinite()
-    return (torch.where(broken, start, final) + TINY).log()
+    return regularisation * (torch.where(broken, start, final) + TINY).log()

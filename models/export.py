@@ -1,21 +1,21 @@
-"""Write a trained network for other programs: ONNX, TorchScript or safetensors.
+"""Write a trained network for other programs, as ONNX or safetensors.
 
     python -m models.export --save-path runs/qnrf_vgg --format onnx --out vgg.onnx
 
-The network of an ONNX or TorchScript file takes ``image``, normalised RGB float32 [B, 3, H, W] of any batch and size (of sides
-that are no multiples of 16 the rest goes uncounted, as in PyTorch), and returns ``density`` float32 [B, 1, H / 8, W / 8], whose
-sum is the count. Before the file appears it is run beside PyTorch on three sizes. examples/onnx_count.py counts with it.
+The network of an ONNX file takes ``image``, normalised RGB float32 [B, 3, H, W] of any batch and size (of sides that are no
+multiples of 16 the rest goes uncounted, as in PyTorch), and returns ``density`` float32 [B, 1, H / 8, W / 8], whose sum is the
+count. Before a file appears it is run beside PyTorch on three sizes. examples/onnx_count.py counts with it.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +29,23 @@ from utils.files import atomic_write, make_folder
 from utils.training.run_folder import DESCRIPTION
 
 CHECKED = ((128, 192), (512, 512), (384, 256))  # height, width, pixels; 512 is the published window
-CHECKED_SLOW = ((32, 48), (64, 64), (48, 32))  # where PyTorch computes in half precision, on a CPU 40 times slower
-# Largest difference from PyTorch, as a share of the largest cell: half precision has 11 bits, and a density of many terms.
-TOLERANCES = {"32": 1e-4, "16": 2e-2}
+TOLERANCE = 1e-4  # largest difference from PyTorch, as a share of the largest cell
 OPSET = 18
 Run = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]  # image -> density, in-degree indexes if known
-NEEDS = {"onnx": ("onnx", "onnxruntime"), "torchscript": (), "safetensors": ("safetensors",)}
+NEEDS = {"onnx": ("onnx", "onnxruntime"), "safetensors": ("safetensors",)}  # packages
 
 
 class Exported(nn.Module):
-    """The network as others run it: float32 in, the density in float32 out, whatever it computes in."""
+    """A network that gives the density alone, and whose graph a trace keeps for any size; ``network`` is changed."""
 
-    def __init__(self, network: nn.Module, precision: str = "32") -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network.half() if precision == "16" else network
-        self.dtype = torch.float16 if precision == "16" else torch.float32
+        self.network = network
         if hasattr(network, "encoder"):
             network.encoder.in_degree_index = traceable_in_degree_index
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.network(image.to(self.dtype)).density.float()
+        return self.network(image).density
 
 
 @torch.no_grad()
@@ -60,7 +57,6 @@ def traceable_in_degree_index(tokens: torch.Tensor, topk: float, usenum: int) ->
     made by one matrix product, since ONNX has no other than one of L x L x C numbers. Equally near neighbours beyond the
     k-th may be chosen differently.
     """
-    tokens = tokens.float()
     tokens = tokens - tokens.mean(dim=1, keepdim=True)  # smaller numbers cancel less
     squares = tokens.square().sum(dim=-1, keepdim=True)
     distances = squares + squares.transpose(1, 2) - 2 * tokens @ tokens.transpose(1, 2)  # [B, L, L]
@@ -73,13 +69,15 @@ def traceable_in_degree_index(tokens: torch.Tensor, topk: float, usenum: int) ->
     return (in_degree / in_degree.amax(dim=1, keepdim=True) * (usenum - 1)).long()
 
 
-def save_onnx(model: Exported, path: Path, description: dict[str, Any]) -> None:
-    """Write ``model`` as ONNX; ``description`` rides on its metadata as JSON under ``gst``."""
+def save_onnx(network: nn.Module, path: Path, description: dict[str, Any]) -> None:
+    """Write ``network``, which is changed, as ONNX; ``description`` rides on its metadata as JSON under ``gst``."""
     import onnx
 
     axes = {"image": {0: "batch", 2: "height", 3: "width"}, "density": {0: "batch", 2: "rows", 3: "columns"}}
     names = {"input_names": ["image"], "output_names": ["density"], "dynamic_axes": axes}
-    with _quiet():
+    model = Exported(network).eval().requires_grad_(False)
+    with warnings.catch_warnings():  # on tracing: checks of shapes are not to be in the trace; the rest is compared
+        warnings.simplefilter("ignore")
         torch.onnx.export(model, (_image(2, 32, 48),), str(path), dynamo=False, opset_version=OPSET, **names)
     content = onnx.load(path)
     onnx.helper.set_model_props(content, {DESCRIPTION: json.dumps(description)})
@@ -87,18 +85,11 @@ def save_onnx(model: Exported, path: Path, description: dict[str, Any]) -> None:
     onnx.save(content, path)
 
 
-def save_torchscript(model: Exported, path: Path, description: dict[str, Any]) -> None:
-    """Write ``model`` as TorchScript for ``torch.jit.load`` and C++; ``description`` as its extra file ``gst.json``."""
-    with _quiet():
-        traced = torch.jit.trace(model, _image(2, 32, 48), check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files={f"{DESCRIPTION}.json": json.dumps(description)})
-
-
-def save_safetensors(model: Exported, path: Path, description: dict[str, Any]) -> None:
+def save_safetensors(network: nn.Module, path: Path, description: dict[str, Any]) -> None:
     """Write the weights alone, under the names of a checkpoint; ``description`` as JSON in the metadata, under ``gst``."""
     from safetensors.torch import save
 
-    state = {name: tensor.contiguous() for name, tensor in model.network.state_dict().items()}
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     path.write_bytes(save(state, metadata={DESCRIPTION: json.dumps(description)}))
 
 
@@ -123,36 +114,28 @@ def run_onnx(path: Path) -> Run:
     return run
 
 
-def run_torchscript(path: Path) -> Run:
-    """The network of a TorchScript file on the CPU."""
-    with _quiet():
-        loaded = torch.jit.load(str(path), map_location="cpu").eval()
-    return lambda image: (loaded(image), [])
+def run_network(
+    network: nn.Module, image: torch.Tensor, indexes: Sequence[torch.Tensor] = ()
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Density of a network of ``build_model``, and the in-degree indexes of vgg_trans: ``indexes``, if they are given."""
+    if not hasattr(network, "encoder"):
+        return network(image).density, []
+    index_of, found, given = network.encoder.in_degree_index, [], iter(indexes)
 
+    def noted(*arguments: Any) -> torch.Tensor:
+        found.append(next(given) if indexes else index_of(*arguments))
+        return found[-1]
 
-def run_safetensors(path: Path) -> Run:
-    """The network that ``load_model`` builds from a safetensors file."""
-    return run_network(load_model(path)[0])
-
-
-def run_network(network: nn.Module) -> Run:
-    """A network of ``build_model``, and what the graph of vgg_trans says."""
-    found: list[torch.Tensor] = []
-    if encoder := getattr(network, "encoder", None):
-        index_of = encoder.in_degree_index
-        encoder.in_degree_index = lambda *arguments: found.append(index_of(*arguments)) or found[-1]
-
-    def run(image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        found.clear()
-        return network(image).density, found[:]
-
-    return run
+    network.encoder.in_degree_index = noted
+    try:
+        return network(image).density, found
+    finally:
+        network.encoder.in_degree_index = index_of
 
 
 FORMATS = {
     "onnx": (save_onnx, run_onnx),
-    "torchscript": (save_torchscript, run_torchscript),
-    "safetensors": (save_safetensors, run_safetensors),
+    "safetensors": (save_safetensors, lambda path: partial(run_network, load_model(path)[0])),
 }
 
 
@@ -165,10 +148,10 @@ def compare(network: nn.Module, exported: Run, sizes: Sequence[tuple[int, int]],
     then has another embedding. So where indexes differ, their number is stated, and the network is held to the rest: it
     computes again with the indexes of the other.
     """
-    lines, run = [], run_network(network)
+    lines = []
     for height, width in sizes:
         image = _image(1, height, width)
-        (expected, ours), here = _timed(lambda: run(image))
+        (expected, ours), here = _timed(lambda: run_network(network, image))
         (found, theirs), there = _timed(lambda: exported(image))
         if found.shape != expected.shape:
             raise ValueError(
@@ -179,26 +162,14 @@ def compare(network: nn.Module, exported: Run, sizes: Sequence[tuple[int, int]],
         line += f"count {float(found.sum()):.3f}, PyTorch {float(expected.sum()):.3f}; "
         line += f"largest difference {difference:.1e} of the largest cell"
         if theirs and (other := sum(int((a != b).sum()) for a, b in zip(ours, theirs, strict=True))):
-            held = _difference_with(network, theirs, image, found)
+            same_graph, _ = run_network(network, image, theirs)
+            held = float((found - same_graph).abs().max() / same_graph.abs().max())
             total = sum(index.numel() for index in ours)
             line += f", {held:.1e} with the same graph ({other} of {total} in-degree indexes differ)"
         if not held <= tolerance:
             raise ValueError(f"{line}; more than {tolerance:g}: not written, report it with the model")
         lines.append(line)
     return lines
-
-
-def _difference_with(
-    network: nn.Module, indexes: list[torch.Tensor], image: torch.Tensor, found: torch.Tensor
-) -> float:
-    """Largest difference from ``found``, as a share of the largest cell, where the graph is given by ``indexes``."""
-    index_of, given = network.encoder.in_degree_index, iter(indexes)
-    network.encoder.in_degree_index = lambda *_: next(given)
-    try:
-        expected = network(image).density
-    finally:
-        network.encoder.in_degree_index = index_of
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def _image(batch: int, height: int, width: int) -> torch.Tensor:
@@ -210,14 +181,6 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
     call()
     started = time.perf_counter()
     return call(), 1e3 * (time.perf_counter() - started)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without the remarks on tracing: checks of shapes are not to be in the trace, and the rest is compared afterwards."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def require(form: str) -> None:
@@ -237,7 +200,6 @@ def parse() -> argparse.Namespace:
     add("--save-path", "--save-dir", type=Path, required=True, metavar="P", help=".pth, .tar, or a run's folder")
     add("--format", choices=tuple(FORMATS), default="onnx", help="of the file")
     add("--out", type=Path, required=True, metavar="FILE", help="the file")
-    add("--precision", choices=tuple(TOLERANCES), default="32", help="bits of weights and arithmetic")
     add("--model-name", choices=tuple(MODELS), help="network (default: what the file says of itself)")
     return parser.parse_args()
 
@@ -249,18 +211,16 @@ def main() -> None:
     weights = weights_file(arguments.save_path)
     if (arguments.out.suffix == ".safetensors") != (arguments.format == "safetensors"):
         raise ValueError(f"--out {arguments.out}: .safetensors is the suffix of --format safetensors alone")
-    reference, metadata = load_model(weights, arguments.model_name)
-    model = Exported(load_model(weights, arguments.model_name)[0], arguments.precision).eval().requires_grad_(False)
+    network, metadata = load_model(weights, arguments.model_name)
     save, run = FORMATS[arguments.format]
     make_folder(arguments.out.parent)
-    with atomic_write(arguments.out) as partial:
-        save(model, partial, {key: value for key, value in metadata.items() if isinstance(value, (int, float, str))})
-        sizes = CHECKED_SLOW if (arguments.format, arguments.precision) == ("torchscript", "16") else CHECKED
-        lines = compare(reference, run(partial), sizes, TOLERANCES[arguments.precision])
+    with atomic_write(arguments.out) as file:
+        save(network, file, {key: value for key, value in metadata.items() if isinstance(value, (int, float, str))})
+        lines = compare(load_model(weights, arguments.model_name)[0], run(file), CHECKED, TOLERANCE)
     for line in lines:
         print(line)
     size = arguments.out.stat().st_size / 1e6
-    print(f"{arguments.out}: {metadata['model_name']}, {arguments.format}, {arguments.precision} bits, {size:.1f} MB")
+    print(f"{arguments.out}: {metadata['model_name']}, {arguments.format}, {size:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.crowd import SPLITS, Crowd
 from models import load_model
-from models.export import Exported, require, save_safetensors
+from models.export import require, save_safetensors
 from utils.cli import run_script
 from utils.config import make_parser
 from utils.device import fabric_devices
@@ -56,7 +56,7 @@ def pack(run: Path, results: Path | None, archive: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         weights, config = Path(scratch, "model.safetensors"), Path(scratch, "config.yml")
         network, metadata = load_model(run)
-        save_safetensors(Exported(network), weights, metadata)
+        save_safetensors(network, weights, metadata)
         config.write_text(yaml.safe_dump(options, allow_unicode=True), encoding="utf-8")
         with zipfile.ZipFile(archive, "w") as file:
             for name, path in [*files, (weights.name, weights), (config.name, config)]:

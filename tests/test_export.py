@@ -1,4 +1,4 @@
-"""Networks as ONNX, TorchScript and safetensors, beside PyTorch."""
+"""Networks as ONNX and safetensors, beside PyTorch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -40,12 +41,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr("models.export.CHECKED", ((64, 96), (112, 64), (32, 48)))
-    monkeypatch.setattr("models.export.CHECKED_SLOW", ((16, 32),))
 
 
 def export(folder, name, form, *options, code=0):
-    suffix = {"torchscript": "pt"}.get(form, form)
-    path = folder / f"{name}.{suffix}"
+    path = folder / f"{name}.{form}"
     return path, *call(
         "models/export.py", "--save-path", folder / f"{name}.pth", "--format", form, "--out", path, *options, code=code
     )
@@ -57,7 +56,7 @@ def test_onnx_agrees_at_sizes_it_was_not_traced_with(folder, name):
     import onnxruntime
 
     path, out, _ = export(folder, name, "onnx")
-    assert len(out.splitlines()) == 4 and f"{path}: {name}, onnx, 32 bits" in out
+    assert len(out.splitlines()) == 4 and f"{path}: {name}, onnx, " in out
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert json.loads(said["gst"])["model_name"] == name
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -86,14 +85,6 @@ def test_the_example_counts_as_the_evaluation_does(folder, tmp_path, model):
     assert name.endswith("photo.png") and float(number) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize(("name", "form"), [("vgg_trans", "torchscript"), ("vgg", "torchscript"), ("vgg", "onnx")])
-def test_half_precision_takes_half_the_space(folder, name, form):
-    path, out, _ = export(folder, name, form, "--precision", "16")
-    parameters = sum(p.numel() for p in load_model(folder / f"{name}.pth")[0].parameters())
-    assert 2 * parameters < path.stat().st_size < 2.1 * parameters
-    assert "16 bits" in out and all("largest difference" in line for line in out.splitlines()[:-1])
-
-
 def test_safetensors_is_a_checkpoint(folder, tmp_path):
     path, out, _ = export(folder, "vgg_trans", "safetensors")
     network, said = load_model(path)
@@ -117,7 +108,7 @@ def test_the_traceable_graph_is_the_graph(topk, length):
 
 def test_a_difference_is_not_written(folder):
     network = load_model(folder / "vgg.pth")[0]
-    run = run_network(network)
+    run = partial(run_network, network)
 
     def wrong(image):
         density, found = run(image)
@@ -144,7 +135,7 @@ def test_another_graph_is_named_and_the_rest_is_compared(folder):
         return index
 
     other.encoder.in_degree_index = nudged
-    (line,) = compare(network, run_network(other), ((64, 64),), 1e-4)
+    (line,) = compare(network, partial(run_network, other), ((64, 64),), 1e-4)
     assert line.endswith("with the same graph (2 of 32 in-degree indexes differ)")
     assert float(line.split("largest difference ")[1].split()[0]) > 1e-4
 

@@ -19,7 +19,6 @@ VARIANTS = [
     ("bl+", {}),
     ("bl+", {"background": "code"}),
     ("dm-count", {}),
-    ("dm-count", {"solver": "log"}),
     ("gloss", {}),
     ("gloss", {"cost": "perspective"}),
     ("gloss", {"offset": 8.0}),
@@ -298,9 +297,7 @@ def test_unknown_name():
         build_loss("l1")
 
 
-@pytest.mark.parametrize(
-    "name, option", [("bl", {"background": "x"}), ("dm-count", {"solver": "x"}), ("gloss", {"cost": "x"})]
-)
+@pytest.mark.parametrize("name, option", [("bl", {"background": "x"}), ("gloss", {"cost": "x"})])
 def test_unknown_choice(name, option):
     with pytest.raises(ValueError, match="'x', must be"):
         loss_on_crops(name, **option)(random_density(1, 1, 8, 8), [annotations(3)])

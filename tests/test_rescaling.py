@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets import rescaling
-from datasets.rescaling import rescaled_rectangle, taps
+from datasets import transforms
+from datasets.transforms import rescaled_rectangle, taps
 from GS2D import native
 
 
@@ -22,7 +22,7 @@ def random_case(seed):
 def test_every_pixel_is_that_of_the_whole_image_rescaled(engine, monkeypatch):
     if engine == "native" and not native.works():
         pytest.skip("no compiler")
-    monkeypatch.setattr(rescaling.native, "works", lambda: engine == "native")
+    monkeypatch.setattr(transforms.native, "works", lambda: engine == "native")
     for seed in range(150):
         image, size, top, left, height, width = random_case(seed)
         if seed % 3 == 0:

@@ -24,7 +24,7 @@ from GS2D.gaussians import Gaussians2D
 from models import Prediction
 from utils.files import gaussians_path, list_images, points_path
 from utils.images import load_image
-from utils.training.run_folder import RunFolder
+from utils.training.run_folder import RunFolder, shareable
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,25 @@ def test_the_next_line_goes_on_however_the_run_was_begun(data, tmp_path, start):
     epochs = [line["epoch"] for line in metrics(tmp_path / "whole")]
     assert [line["epoch"] for line in metrics(tmp_path / "runs" / "one")] == epochs and epochs[-1] == 3
     assert stages(data, tmp_path / "runs")["runs"][0]["state"] == "done"
+
+
+@pytest.mark.parametrize("start", ["the command", "the file"])
+def test_a_run_of_before_whose_options_are_no_more_goes_on(data, tmp_path, start):
+    folder = tmp_path / "run"
+    train(data, folder, "--epochs", 1, "--val-start", 9)
+    config = folder / "config.yml"
+    config.write_text(config.read_text() + "pixels: decoded\npixels_dir: /disk/of/mine\n")
+    if start == "the file":
+        out, _ = call("train_gs.py", "--config", config, "--epochs", 2)
+        assert f"{config}: pixels, pixels_dir: accepted, but without effect" in out
+    else:
+        train(data, folder, "--epochs", 2, "--val-start", 9)
+    assert len(metrics(folder)) == 2
+    assert "pixels" not in yaml.safe_load(config.read_text())
+
+
+def test_a_place_on_a_disk_is_told_nobody_also_by_a_run_of_before():
+    assert shareable({"pixels_dir": "/disk/of/mine", "data_dir": "/disk", "lr": 1e-5}) == {"lr": 1e-5}
 
 
 def test_a_start_from_a_file_that_did_no_epoch_goes_on_from_that_file(data, tmp_path):

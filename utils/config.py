@@ -81,7 +81,8 @@ def parse_arguments(
 
     ``presets`` is the name of an option and a folder: ``FOLDER/<value of that option, or its default>.yml`` holds defaults
     under those of ``--config``.
-    ``unused_keys`` are keys of the released configuration files that never did anything: accepted, and reported.
+    ``unused_keys`` are keys of the released configuration files that never did anything, or of options that are no more:
+    accepted, and reported.
     ``foreign_keys`` belong to another script that reads the same file.
     """
     parser.add_argument("--config", type=Path, default=default_config, metavar="FILE", help="YAML file with options")
@@ -158,7 +159,7 @@ def _set_defaults(
     actions = _by_name(parser)
     unused = [key for key in values if key in unused_keys]
     if unused:
-        print(f"{config}: {', '.join(unused)}: accepted, but without effect (as in the released code)")
+        print(f"{config}: {', '.join(unused)}: accepted, but without effect")
     for key, value in values.items():
         action = actions.get(str(key).replace("-", "_"))
         if action is None and (key in unused_keys or key in foreign_keys):

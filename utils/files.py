@@ -6,7 +6,6 @@ Layout of a prepared data set (every path is derived from the stem of the image)
     ROOT/train/IMG_0001.npy                          float [N, 3] = x, y, neighbour distance (val, test: [N, 2])
     ROOT/train/gs_params/IMG_0001_gs_params.h5
     ROOT/train/kernels/IMG_0001_kernel.h5
-    ROOT/train/pixels/IMG_0001.npy                   decoded (see datasets/decoded.py)
 """
 
 from __future__ import annotations

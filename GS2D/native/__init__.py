@@ -242,7 +242,7 @@ def _scratch(name: str, room: int, dtype: type) -> np.ndarray:
 
 
 def resize(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """uint8 [len(rows), len(columns), 3], made of uint8 [H, W, 3] as ``datasets.rescaling.taps`` say; the rest is not read."""
+    """uint8 [len(rows), len(columns), 3], made of uint8 [H, W, 3] as ``datasets.transforms.taps`` say; the rest is not read."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.strides[1:] != (3, 1):
         raise ValueError(f"image: {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3] with contiguous rows")
     axes = []

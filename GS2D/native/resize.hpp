@@ -1,4 +1,4 @@
-// A rectangle of a bilinearly rescaled image, in the fixed-point arithmetic of datasets/rescaling.py.
+// A rectangle of a bilinearly rescaled image, in the fixed-point arithmetic of datasets/transforms.py.
 
 #pragma once
 

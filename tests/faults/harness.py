@@ -216,12 +216,12 @@ def kill_stage(server: Server, stage: Stage, folder: Path, kills: int, seed: int
 def contents(folder: Path) -> dict[str, Any]:
     """Every file below ``folder``: its bytes, or, of files that hold times, all else.
 
-    TensorBoard's files are logs of runs; decoded pixels are kept when there is time for it, with the time of their image.
+    TensorBoard's files are logs of runs.
     """
     return {
         str(path.relative_to(folder)): _without_times(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not {"tensorboard", "pixels"} & set(path.parts)
+        if path.is_file() and "tensorboard" not in path.parts
     }
 
 
@@ -248,8 +248,6 @@ def broken(folder: Path) -> list[str]:
 
 def _load(path: Path) -> None:
     readers = {".jpg": load_image, ".npy": read_points, ".pth": read_checkpoint, ".tar": read_checkpoint}
-    if path.parent.name == "pixels":
-        readers[".npy"] = np.load
     readers |= {".yml": lambda p: yaml.safe_load(p.read_text()), ".json": lambda p: json.loads(p.read_text())}
     if path.suffix == ".h5":
         (load_kernel if path.parent.name == "kernels" else Gaussians2D.load)(path)

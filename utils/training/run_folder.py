@@ -37,8 +37,11 @@ BEST, CARD, EVALUATIONS = "best_model.pth", "model_card.md", "evaluations.json"
 DESCRIPTION = "gst"
 # Options of one start, which no file of the run remembers.
 START_OPTIONS = ("overwrite", "resume")
+# Options that training no longer has, in the files of runs of before.
+FORMER_OPTIONS = ("pixels", "pixels_dir")
 # Options that change no result: where a run lies on its machine and how it works there.
 MACHINE_OPTIONS = (
+    *FORMER_OPTIONS,
     "checkpoint_minutes",
     "data_dir",
     "data_licence",
@@ -47,8 +50,6 @@ MACHINE_OPTIONS = (
     "loading_timeout",
     "max_model_num",
     "num_workers",
-    "pixels",
-    "pixels_dir",
     "prefetch",
     "save_all",
     "save_dir",

@@ -12,6 +12,7 @@ from utils.config import given_values, make_parser, number, parse_arguments
 from utils.dataset_report import DATASETS, OWN, REPORT, data_name, read_report
 from utils.pixels import STRIDE
 from utils.training.released_options import add_released_options, apply_released_options
+from utils.training.run_folder import FORMER_OPTIONS
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -44,11 +45,6 @@ def parse_train_options(
     workers = f"processes that load images, for each device (default: {default_loaders(processors // local)})"
     add("--num-workers", type=number(int, 0, 4096), metavar="N", help=workers)
     add("--prefetch", type=number(int, 1, 10**6), default=2, metavar="N", help="batches that each of them makes ahead")
-    pixels = (
-        "kept decoded on disk (3 bytes a pixel) once an image is read, where there is room; or decoded for each crop"
-    )
-    add("--pixels", choices=("decoded", "jpeg"), default="decoded", help=pixels)
-    add("--pixels-dir", type=Path, metavar="P", help="folder of decoded pixels (default: train/pixels of the data set)")
     add("--data-licence", metavar="TEXT", help="of the data, as it is to stand in model_card.md")
     add("--skip-bad-samples", action=switch, default=False, help="take the next image for one that cannot be read")
 
@@ -116,9 +112,9 @@ def parse_train_options(
 
     add_released_options(parser.add_argument_group("of the released script, besides").add_argument)
 
-    arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS))
-    if report.get("dataset") not in (None, arguments.dataset):
-        found = f"{arguments.data_dir / REPORT} says {report['dataset']}"
+    arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS), unused_keys=FORMER_OPTIONS)
+    if report and arguments.dataset != said:
+        found = f"{arguments.data_dir / REPORT} says {said}"
         parser.error(f"--dataset {arguments.dataset}: {found}; leave the option out, or prepare the data as that set")
     apply_released_options(parser, arguments)
     if arguments.crop_size % 16:
