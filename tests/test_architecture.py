@@ -54,7 +54,3 @@ def test_utils_is_small():
     modules = [path.stem for path in (ROOT / "utils").glob("*.py") if path.stem != "__init__"]
     assert len(modules) <= 12, sorted(modules)
 
-
-def test_no_file_grows_beyond_400_lines():
-    for path in [*ROOT.glob("*.py"), *(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))]:
-        assert len(path.read_text().splitlines()) <= 400, f"{path} wants to be two files"
