@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.crowd import Batch, Crowd
-from datasets.loading import crop_loader
+from datasets.loading import CropLoader, crop_loader
 from datasets.sampler import EpochSampler
 from GS2D.options import KERNEL_OPTIONS, kernel_options
 from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
@@ -81,7 +80,7 @@ def train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
-    loader: DataLoader,
+    loader: CropLoader,
     epoch: int,
     arguments: argparse.Namespace,
     progress: tqdm,
@@ -220,7 +219,7 @@ class Run(NamedTuple):
 
     train: Crowd
     val: Crowd
-    loader: DataLoader
+    loader: CropLoader
     sampler: EpochSampler
     network: nn.Module  # bare, for its weights
     model: nn.Module  # compiled and spread over processes, as asked
@@ -278,12 +277,10 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
 
     sampler = EpochSampler(len(train), arguments.seed, fabric.global_rank, fabric.world_size)
-    load = arguments.batch_size, arguments.num_workers, arguments.prefetch
-    on_gpu, processes = fabric.device.type == "cuda", fabric.world_size // arguments.num_nodes
+    load = arguments.batch_size, arguments.num_workers, arguments.prefetch, fabric.device
+    processes = fabric.world_size // arguments.num_nodes
     with agreed(fabric):
-        waiting = {"timeout": arguments.loading_timeout, "processes": processes}
-        loader = crop_loader(train, sampler, *load, pin_memory=on_gpu, **waiting)
-    loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+        loader = crop_loader(train, sampler, *load, timeout=arguments.loading_timeout, processes=processes)
     return Run(train, val, loader, sampler, network, model, optimizer, average, guard, start, first_epoch, budget)
 
 

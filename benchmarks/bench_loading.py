@@ -112,7 +112,7 @@ def alone(crowd: Crowd, seconds: float, cold: bool = False) -> float:
 
 def steps(crowd: Crowd, processes: int, seconds: float, step: float = 0.0) -> tuple[float, float]:
     """Crops a second through a loader, and the share of the time for which a step of ``step`` seconds waits for its batch."""
-    loader = crop_loader(crowd, EpochSampler(len(crowd), 1), 1, processes, 2, pin_memory=False)
+    loader = crop_loader(crowd, EpochSampler(len(crowd), 1), 1, processes, 2, torch.device("cpu"))
     iterator, crops, waited, begin = iter(loader), 0, 0.0, 0.0
     while not begin or time.perf_counter() - begin < seconds:
         start = time.perf_counter()

@@ -27,7 +27,6 @@ from GS2D.prepared import Annotations, fit_command, kernel_command, load_annotat
 from utils.files import SPLITS, gaussians_path, kernel_path, list_images, points_path, read_points
 from utils.images import image_size, load_image, open_image
 from utils.pixels import to_planes
-from utils.training.shared_memory import Layout, pack, unpack
 
 
 class TrainSample(NamedTuple):
@@ -67,17 +66,6 @@ class Batch(NamedTuple):
     indices: list[int]  # of the images in the data set
     names: list[str]
     skipped: list[str]
-
-    def __reduce__(self) -> tuple:
-        """From one process to another all tensors go as one."""
-        tensors = [*self[:4], self.received, *self.kernel] if self.kernel else self[:4]
-        return _unpacked, (*pack(tensors), self[6:])
-
-
-def _unpacked(packed: Tensor, layout: Layout, others: tuple) -> Batch:
-    tensors = unpack(packed, layout)
-    kernel, received = (BlockKernel(*tensors[5:]), tensors[4]) if tensors[4:] else (None, None)
-    return Batch(*tensors[:4], kernel, received, *others)
 
 
 def collate(samples: Sequence[TrainSample]) -> Batch:

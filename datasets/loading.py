@@ -1,18 +1,87 @@
-"""The loading processes of a training."""
+"""The loading processes of a training, and the way of a batch from them to the device."""
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datasets.crowd import Crowd, collate
+from datasets.crowd import Batch, Crowd, TrainSample, collate
 from datasets.sampler import EpochSampler
-from utils.training.shared_memory import check_shared_memory, tensor_bytes
+from GS2D.kernel import BlockKernel
+from utils.training.shared_memory import Layout, check_shared_memory, pack, tensor_bytes, unpack
 
 _MEASURED = 4  # crops at most, of which a batch's bytes are reckoned
+Item, Begun = TypeVar("Item"), TypeVar("Begun")
+
+
+class PackedBatch:
+    """A ``Batch`` whose tensors lie in one, so that processes hand over, pin and copy one."""
+
+    def __init__(self, packed: Tensor, layout: Layout, others: tuple) -> None:
+        self.packed, self.layout, self.others = packed, layout, others
+
+    @classmethod
+    def collate(cls, samples: Sequence[TrainSample]) -> PackedBatch:
+        """For ``DataLoader(collate_fn=...)``."""
+        batch = collate(samples)
+        return cls(*pack([*batch[:4], batch.received, *batch.kernel] if batch.kernel else batch[:4]), batch[6:])
+
+    def pin_memory(self) -> PackedBatch:
+        """For ``DataLoader(pin_memory=True)``."""
+        return PackedBatch(self.packed.pin_memory(), self.layout, self.others)
+
+    def unpack(self, packed: Tensor) -> Batch:
+        """The batch in the memory of ``packed``, a copy of its one tensor."""
+        tensors = unpack(packed, self.layout)
+        kernel, received = (BlockKernel(*tensors[5:]), tensors[4]) if tensors[4:] else (None, None)
+        return Batch(*tensors[:4], kernel, received, *self.others)
+
+
+def one_ahead(items: Iterable[Item], begin: Callable[[Item], Begun]) -> Iterator[Begun]:
+    """``begin(item)`` of each in order; that of the next has been called when one is handed out."""
+    begun: list[Begun] = []
+    for item in items:
+        begun.append(begin(item))
+        if len(begun) > 1:
+            yield begun.pop(0)
+    yield from begun
+
+
+class CropLoader:
+    """The ``Batch``es of a ``DataLoader`` of ``PackedBatch``es on ``device``.
+
+    On a GPU each is one copy from pinned memory on a stream of its own, which begins while the batch before it is used: the
+    thread that launches operations waits for nothing, and neither does the device unless the copy is late.
+    """
+
+    def __init__(self, loader: DataLoader, device: torch.device) -> None:
+        self.loader, self.device = loader, device
+        self.batch_size, self.sampler = loader.batch_size, loader.sampler
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.device.type != "cuda":
+            yield from (batch.unpack(batch.packed) for batch in self.loader)
+            return
+        stream = torch.cuda.Stream(self.device)
+
+        def begin(batch: PackedBatch) -> tuple[PackedBatch, Tensor, torch.cuda.Event]:
+            with torch.cuda.stream(stream):
+                return batch, batch.packed.to(self.device, non_blocking=True), stream.record_event()
+
+        for batch, packed, copied in one_ahead(self.loader, begin):
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(copied)
+            packed.record_stream(current)  # its memory is not given to another while this stream works with it
+            yield batch.unpack(packed)
 
 
 def crop_loader(
@@ -21,32 +90,34 @@ def crop_loader(
     batch_size: int,
     num_workers: int,
     prefetch: int,
+    device: torch.device,
     *,
-    pin_memory: bool,
     timeout: int = 0,
     processes: int = 1,
-) -> DataLoader:
-    """A loader of ``Batch``es whose ``num_workers`` processes each make ``prefetch`` batches ahead, from one epoch to the next.
+) -> CropLoader:
+    """A loader whose ``num_workers`` processes each make ``prefetch`` batches ahead, from one epoch to the next.
 
-    ``timeout``: seconds without a batch after which something is wrong (0: never). ``processes``: trainings on this machine. Raises ``ValueError`` where shared memory cannot hold the batches under way.
+    ``timeout``: seconds without a batch after which something is wrong (0: never). ``processes``: trainings on this machine.
+    Raises ``ValueError`` where shared memory cannot hold the batches under way.
     """
     if num_workers:
         some = [train[index] for index in list(sampler)[: min(batch_size, _MEASURED)]]
         batch = tensor_bytes(collate(some)) * batch_size // len(some)
         check_shared_memory(batch, num_workers, prefetch, batch_size, processes)
-    return DataLoader(
+    options: dict[str, Any] = {"persistent_workers": True, "timeout": timeout} if num_workers else {}
+    loader = DataLoader(
         train,
         batch_size,
         sampler=sampler,
         num_workers=num_workers,
         prefetch_factor=prefetch if num_workers else None,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
-        timeout=timeout if num_workers else 0,
+        collate_fn=PackedBatch.collate,
+        pin_memory=device.type == "cuda",
         worker_init_fn=_start_loading,
         generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
+        **options,
     )
+    return CropLoader(loader, device)
 
 
 def _start_loading(_: int) -> None:

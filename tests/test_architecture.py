@@ -53,4 +53,3 @@ def test_no_circles():
 def test_utils_is_small():
     modules = [path.stem for path in (ROOT / "utils").glob("*.py") if path.stem != "__init__"]
     assert len(modules) <= 12, sorted(modules)
-

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 import preprocess_dataset_ucf
 from datasets.crowd import Crowd, EvalSample, TrainSample, collate, load_annotations
+from datasets.loading import PackedBatch, one_ahead
 from datasets.transforms import Sample, augment, draw_augmentation
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import transport_kernel
@@ -125,17 +126,26 @@ def test_crops_are_the_same_from_pieces_and_from_whole_images(root):
 
 
 @pytest.mark.parametrize("kernel", [False, True])
-def test_from_one_process_to_another_a_batch_goes_as_one_tensor(root, kernel):
+def test_from_one_process_to_another_and_to_a_device_a_batch_goes_as_one_tensor(root, kernel):
     crowd = Crowd(root, CROP, "train", **({} if kernel else {"kernel": None}))
-    batch = collate([crowd[0], crowd[1]])
+    samples = [crowd[0], crowd[1]]
+    batch, packed = collate(samples), PackedBatch.collate(samples)
     assert (batch.kernel is not None) == kernel
-    function, (packed, *others) = batch.__reduce__()
-    assert packed.dtype == torch.uint8 and packed.is_contiguous()
-    assert not any(isinstance(other, torch.Tensor) for other in others)
-    received = pickle.loads(ForkingPickler.dumps(batch))
-    assert_equal(received, batch)
-    tensors = [value for value in (*received, *(received.kernel or ())) if isinstance(value, torch.Tensor)]
-    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    assert packed.packed.dtype == torch.uint8 and packed.packed.is_contiguous()
+    assert not any(isinstance(other, torch.Tensor) for other in packed.others)
+    received = pickle.loads(ForkingPickler.dumps(packed))
+    copied = received.packed.clone()
+    unpacked = received.unpack(copied)
+    assert_equal(unpacked, batch)
+    tensors = [value for value in (*unpacked, *(unpacked.kernel or ())) if torch.is_tensor(value)]
+    assert {tensor.untyped_storage().data_ptr() for tensor in tensors} == {copied.untyped_storage().data_ptr()}
+
+
+def test_the_next_is_begun_before_one_is_handed_out():
+    begun = []
+    for number in one_ahead(range(4), lambda item: begun.append(item) or item):
+        assert begun == list(range(min(number + 2, 4)))
+    assert list(one_ahead([], lambda item: item)) == [] and number == 3
 
 
 def test_nan_scales_become_a_sixth_of_the_distance(root):

@@ -27,7 +27,7 @@ def test_samples_are_the_same_whoever_reads_them_and_whether_annotations_were_re
     read.read_once()
     for path in (root / "train").glob("gs_params/*.h5"):
         path.rename(root / path.name)
-    loader, batches = crop_loader(read, EpochSampler(4, 1), 2, workers, 2, pin_memory=False), []
+    loader, batches = crop_loader(read, EpochSampler(4, 1), 2, workers, 2, torch.device("cpu")), []
     for epoch in range(3):
         read.set_epoch(epoch)
         batches += [(epoch, batch) for batch in loader]

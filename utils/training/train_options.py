@@ -113,7 +113,7 @@ def parse_train_options(
     add_released_options(parser.add_argument_group("of the released script, besides").add_argument)
 
     arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS), unused_keys=FORMER_OPTIONS)
-    if report and arguments.dataset != said:
+    if report.get("dataset") not in (None, arguments.dataset):
         found = f"{arguments.data_dir / REPORT} says {said}"
         parser.error(f"--dataset {arguments.dataset}: {found}; leave the option out, or prepare the data as that set")
     apply_released_options(parser, arguments)
