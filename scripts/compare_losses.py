@@ -22,18 +22,19 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import torch
 from tqdm import tqdm
 
 from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
 from scripts.experiments import Children, ended_with_us, guess_counts, read_counts, write_table
-from utils.cli import EXIT_FAILED, ProgressBar, one_line, run_script
+from utils.cli import EXIT_FAILED, ProgressBar, default_workers, one_line, run_script
 from utils.config import DATA_NAMES, make_parser, number
 from utils.evaluation import mae_mse
 from utils.files import atomic_write, list_images, make_folder, points_path
 from utils.training.run_folder import MACHINE_OPTIONS, RunFolder, run_options
-from utils.training.train_options import parse_train_options
+from utils.training.train_options import default_loaders, parse_train_options
 
 TRAIN, TEST = ROOT / "train_gs.py", ROOT / "test.py"
 FIRST_SEED = 4073
@@ -100,8 +101,12 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[s
 
 def plan(arguments: argparse.Namespace, passed: Sequence[str]) -> list[Run]:
     """All runs, seed by seed, so that a table of all losses is there early. Wrong options end the script here."""
-    runs = []
-    defaults = ["--num-workers", "0"] if arguments.jobs > 1 else []
+    runs, defaults = [], []
+    if arguments.jobs > 1:  # trainings on a GPU share the processors; on CPUs each loads for itself
+        given = ["--data-dir", str(arguments.data), *passed]
+        device = parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, given).device
+        on_gpu = torch.cuda.is_available() and device != "cpu"
+        defaults = ["--num-workers", str(default_loaders(default_workers() // arguments.jobs) if on_gpu else 0)]
     for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds):
         for label in dict.fromkeys(arguments.losses):
             options = [

@@ -68,9 +68,11 @@ class Children:
     def stop(self) -> None:
         """End what runs and let nothing new begin."""
         with self.lock:
-            self.stopped = True
-            for child in self.running:
+            self.stopped, running = True, list(self.running)
+            for child in running:
                 child.terminate()
+        for child in running:  # a training writes what no checkpoint of it holds
+            child.wait()
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in at most 5 minutes, as one table; exit code 1 where something fails.
+# Everything that only a GPU can show, in two to three minutes, as one table; exit code 1 where something fails.
 # Takes $PYTHON, or .venv's interpreter if there is one, or python3: a GPU machine has its own build of PyTorch.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
