@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from GS2D.h5file import add_array, check_size, read_h5, write_h5
+from utils.h5file import add_array, check_size, read_h5, write_h5
 
 COLUMNS = 8  # x, y, s1, s2, theta, r, g, b
 SAME_POINT = 1.0  # pixels; centres further from their points belong to other points

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from GS2D import native
-from GS2D.h5file import add_array, check_size, read_h5, write_h5
+from utils.h5file import add_array, check_size, read_h5, write_h5
 
 Array = np.ndarray | Tensor
 LARGEST_PARAMETER = 1e9  # of the kernel's parameters: squares and products of them stay finite in float32

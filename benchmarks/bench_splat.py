@@ -92,11 +92,11 @@ def full_atlas(images: int, scenes: list, backend: str) -> Atlas:
     return atlas
 
 
-def atlas_seconds(atlas: Atlas, iterations: int, repeats: int = 3) -> float:
+def atlas_seconds(atlas: Atlas, iterations: int) -> float:
     """Median seconds of an iteration of all images together; every run ends with the losses on the host."""
     times = []
     atlas.advance(max(1, iterations // 3), STANDING)
-    for _ in range(repeats):
+    for _ in range(3):
         begin = time.perf_counter()
         atlas.advance(iterations, STANDING)
         times.append((time.perf_counter() - begin) / iterations)

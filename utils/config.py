@@ -16,8 +16,6 @@ from typing import Any
 
 import yaml
 
-from utils.files import atomic_write
-
 DATA_NAMES = frozenset({"--data-dir", "--root-path"})  # the released scripts' names for a prepared data set
 
 
@@ -123,12 +121,6 @@ def option_values(arguments: argparse.Namespace) -> dict[str, Any]:
     """The effective options as plain values, without those that are not set."""
     values = {key: str(value) if isinstance(value, Path) else value for key, value in sorted(vars(arguments).items())}
     return {key: value for key, value in values.items() if value is not None and key != "config"}
-
-
-def save_arguments(arguments: argparse.Namespace, path: Path) -> None:
-    """Write the effective options as a YAML file that ``--config`` takes again."""
-    with atomic_write(path) as partial:
-        partial.write_text(yaml.safe_dump(option_values(arguments), allow_unicode=True), encoding="utf-8")
 
 
 def _read(parser: argparse.ArgumentParser, config: Path) -> dict[str, Any]:

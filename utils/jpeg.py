@@ -23,9 +23,9 @@ _ALONE = {0x01, 0xFF, *range(0xD0, 0xDA)}  # no length follows
 _RESTARTS, _SCAN, _START, _END = 0xDD, 0xDA, b"\xff\xd8", 0xD9
 
 
-def restart_interval(width: int, block: int = 16) -> int:
+def restart_interval(width: int) -> int:
     """Blocks from one restart marker to the next: at least 8, as few as divide a row of an image ``width`` pixels wide."""
-    columns = -(-width // block)
+    columns = -(-width // 16)
     return next(n for n in range(min(_PIECE, columns), columns + 1) if columns % n == 0)
 
 

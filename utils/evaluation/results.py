@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import json
 import math
 import os
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
-import h5py
 import numpy as np
 
 from utils.evaluation.figures import save_density_figure
@@ -22,6 +20,7 @@ from utils.evaluation.localisation import localisation_scores, locate_windows
 from utils.evaluation.report import COLUMNS, report_line
 from utils.evaluation.windows import Result, Window, density_map
 from utils.files import atomic_write, make_folder, remove_stale_partials
+from utils.h5file import add_array, write_h5
 from utils.pixels import STRIDE
 
 Item = TypeVar("Item")
@@ -133,15 +132,13 @@ class ResultsFolder:
         if self.density:
             path = self.folder / "densities" / f"{name}.{self.density}"
             make_folder(path.parent)
-            with atomic_write(path) as partial:
-                if self.density == "npy":
-                    np.save(partial, counted.density.astype(np.float32))
-                else:
-                    # Made in memory: on a full disk the library fails again when it closes its file.
-                    contents, values = io.BytesIO(), counted.density.astype(np.float32)
-                    with h5py.File(contents, "w") as file:
-                        file.create_dataset("density", data=values, compression="gzip", track_times=False)
-                    partial.write_bytes(contents.getvalue())
+            values = counted.density.astype(np.float32)
+            if self.density == "npy":
+                with atomic_write(path) as partial:
+                    np.save(partial, values)
+            else:
+                with write_h5(path) as file:
+                    add_array(file, "density", values)
         if self.figures:
             for suffix in (".png", ".pdf"):
                 path = self.folder / "figures" / f"{name}{suffix}"
