@@ -10,6 +10,7 @@ import pytest
 import torch
 from crowd_data import CROP, make_root
 from lightning_fabric import Fabric
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -19,6 +20,7 @@ import train_gs
 from datasets.crowd import Crowd, collate
 from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES, build_kernel, build_loss
+from models import Prediction
 from utils.training.steps import Guard, WeightAverage
 from utils.training.train_options import parse_train_options
 
@@ -125,3 +127,31 @@ def test_steps_of_training_wait_once_for_all(root, tmp_path, monkeypatch, loss, 
         waits[batches] = operations.count["_local_scalar_dense"]
         assert operations.count["_fused_adam"] == batches // arguments.accumulate
     assert waits[3] == waits[6] > 0
+
+
+class OneCell(nn.Module):
+    """A network of two operations: what a step launches beside it is what a replayed network leaves to be launched."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 1, CROP // 8, CROP // 8))
+
+    def forward(self, images):
+        return Prediction(self.weight.expand(len(images), -1, -1, -1).abs(), ())
+
+
+def test_beside_the_network_a_step_launches_little(root, tmp_path, monkeypatch):
+    """At 5 us a launch a fifth of a millisecond, beside two or three of arithmetic at crop 512."""
+    monkeypatch.setattr(train_gs, "SHOW_SECONDS", math.inf)
+    batch, counts = batch_of(root, "gst", 1), {}
+    options = ["--data-dir", str(root), "--save-dir", str(tmp_path), "--crop-size", str(CROP)]
+    arguments = parse_train_options(("vgg",), tuple(LOSSES), KERNEL_OPTIONS, options)
+    for batches in (3, 6):
+        fabric, network = Fabric(accelerator="cpu", devices=1), OneCell()
+        model, optimizer = fabric.setup(network, torch.optim.Adam(network.parameters(), fused=True))
+        loader = DataLoader(range(batches), sampler=range(batches), collate_fn=lambda _: batch)
+        step = model, optimizer, None, loader, 0, arguments, tqdm(disable=True), Guard(fabric.device, 32)
+        with Operations() as operations:
+            train_gs.train_epoch(fabric, *step)
+        counts[batches] = operations.launches
+    assert 0 < (counts[6] - counts[3]) / 3 <= 40
