@@ -135,8 +135,7 @@ def prepare(image: np.ndarray, points: np.ndarray, config: FitConfig, seed: int)
     if bad.size:
         raise ValueError(f"points: row {bad[0]} is {points[bad[0]].tolist()}; coordinates must be finite numbers")
     start = initial_parameters(image, points, config.background_gaussians, seed)
-    masked = config.use_background_mask and len(start.means)
-    mask = foreground(points, *image.shape[:2]) if masked else np.ones(image.shape[:2], bool)
+    mask = foreground(points, *image.shape[:2]) if config.use_background_mask else np.ones(image.shape[:2], bool)
     return Problem(image, mask, start, len(points))
 
 
@@ -175,7 +174,7 @@ def initial_parameters(image: np.ndarray, points: np.ndarray, background_gaussia
     height, width = image.shape[:2]
     random = np.random.default_rng(seed)
     free = random.uniform((0, 0), (width, height), (background_gaussians, 2))
-    means = np.concatenate([np.asarray(points, np.float64).reshape(-1, 2), free])
+    means = np.concatenate([points, free])
     with np.errstate(divide="ignore"):  # duplicates: log 0 = -inf, and the maximum takes over
         scale = np.maximum(np.log(rms_neighbour_distance(means)), MIN_SCALE_PARAM)
     rotation = random.uniform(np.finfo(np.float32).tiny, 1, (len(means), 1))

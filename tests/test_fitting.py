@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from GS2D import fitting
 from GS2D.fitting import (
     FitConfig,
     Parameters,
     fit_image,
+    fit_images,
     foreground,
+    has_stalled,
     initial_parameters,
     loss_terms,
     mask_scales,
     optimise,
     rms_neighbour_distance,
+    schedule,
 )
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "fit.npz")
@@ -78,6 +85,35 @@ def test_neighbour_distance_with_few_points():
     assert rms_neighbour_distance(np.ones((9, 2))).tolist() == [0.0] * 9
 
 
+def test_mask_scales_between_their_bounds():
+    """A sixth of the distance, but at least 2 pixels and at most 0.015 of the long side."""
+    points = np.array([[100.0, 100], [160, 100], [900, 900], [900, 903], [2900, 100], [2900, 1000], [300, 2900]])
+    sixth = rms_neighbour_distance(points) / 6
+    pairs = np.array([[100.0, 100.0], [160.0, 100.0]])
+    np.testing.assert_allclose(mask_scales(pairs, 1000, 2000), [10.0, 10.0])
+    np.testing.assert_allclose(mask_scales(pairs, 500, 400), [7.5, 7.5])
+    np.testing.assert_allclose(mask_scales(pairs / 6, 500, 400), [2.0, 2.0])
+    np.testing.assert_allclose(mask_scales(points, 3000, 2000), np.minimum(sixth, 45))
+    assert sixth.max() > 45 > 2
+
+
+def test_start_of_rotations_and_background_means():
+    """v = logit(U(0, 1)); the means of the free Gaussians anywhere in the image."""
+    start = initial_parameters(np.zeros((40, 60, 3), np.uint8), np.zeros((0, 2)), 4000, seed=0)
+    for share in (0.1, 0.5, 0.9):
+        assert abs((torch.sigmoid(start.rotation) < share).float().mean() - share) < 0.03
+        for axis, side in enumerate((60, 40)):
+            assert abs((start.means[:, axis] < share * side).float().mean() - share) < 0.03
+    assert (start.means.amin(dim=0) < 0.2).all() and (start.means.amax(dim=0) > torch.tensor([59.8, 39.8])).all()
+
+
+def test_duplicates_start_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        start = initial_parameters(np.zeros((40, 60, 3), np.uint8), np.ones((5, 2)), 0, seed=0)
+    assert (start.scale == 2).all()
+
+
 def test_start_reads_the_color_under_the_point():
     image = np.zeros((6, 9, 3), np.uint8)
     image[2, 7] = 51, 102, 255
@@ -99,6 +135,65 @@ def test_loss_terms_by_hand():
     assert float(shape) == pytest.approx(0.2 * (2 - 1.5))
     render, _ = loss_terms(parameters._replace(means=torch.tensor([[6.0, 4.0]])), image, mask, "reference")
     assert float(render) > 0.25  # what spills over is punished
+
+
+@pytest.mark.parametrize(
+    ("u", "expected"),
+    [((2.4, 2.0), 0), ((2.0, 4.0), 0.1), ((0.0, 0.0), 0), ((1e-9, 1e-10), 0.2 * (5 - 1.5)), ((1e-10, 1e-9), 0.7)],
+)
+def test_shape_loss_by_hand(u, expected):
+    """0.2 relu(max(u1 / (u2 + 1e-10), u2 / (u1 + 1e-10)) - 1.5) of the worst Gaussian."""
+    parameters = Parameters(torch.zeros(2, 2), torch.tensor([u, (3.0, 3.0)]), torch.zeros(2, 1), torch.zeros(2, 3))
+    _, shape = loss_terms(parameters, torch.zeros(8, 8, 3), torch.ones(8, 8), "reference")
+    assert float(shape) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_without_foreground_the_render_loss_is_0():
+    parameters = Parameters(*(torch.ones(1, width, requires_grad=True) for width in (2, 2, 1, 3)))
+    render, _ = loss_terms(parameters, torch.ones(8, 8, 3), torch.zeros(8, 8), "reference")
+    assert render.shape == () and render.item() == 0
+    render.backward()
+    assert not parameters.color.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("losses", "tolerance", "stalled"),
+    [
+        ([(10.0, 0.0)], 0.01, False),
+        ([(10.0, 0.0), (9.95, 0.0)], 0.01, True),
+        ([(10.0, 0.0), (9.85, 0.0)], 0.01, False),
+        ([(1.5, 0.0), (1.0, 0.0)], 0.5, False),  # by exactly half of itself
+        ([(10.0, 1.0), (10.0, 0.5)], 0.01, False),  # the shape is on its way
+        ([(10.0, 0.0), (9.0, 1.0)], 0.01, False),  # the drawing is
+        ([(10.0, 0.0), (11.0, 0.0)], 0.01, True),
+        ([(99.0, 0.0), (10.0, 0.0), (10.0, 0.0)], 0.01, True),
+    ],
+)
+def test_when_a_fit_has_stalled(losses, tolerance, stalled):
+    assert has_stalled(losses, tolerance) == stalled
+
+
+@pytest.mark.parametrize(
+    ("iterations", "tolerance", "losses", "expected"),
+    [
+        (120, 0.0, [1.0, 1.0], [120]),
+        (120, 0.01, [8.0, 4.0, 2.0, 1.0], [50, 50, 20]),
+        (120, 0.01, [8.0, 8.0, 1.0], [50, 50]),
+        (30, 0.01, [8.0, 4.0], [30]),
+        (0, 0.0, [], []),
+    ],
+)
+def test_the_iterations_between_two_looks_at_the_losses(iterations, tolerance, losses, expected):
+    course, steps = schedule(FitConfig(iterations=iterations, tolerance=tolerance)), []
+    with contextlib.suppress(StopIteration):
+        steps.append(next(course))
+        for loss in losses:
+            steps.append(course.send((loss, 0.0)))
+    assert steps == expected
+
+
+def test_the_defaults_are_the_released_ones():
+    assert FitConfig() == FitConfig(4000, 0.01, 0, True, False, 0.0)
 
 
 def test_same_seed_same_bytes_and_other_seed_other_start():
@@ -161,8 +256,29 @@ def test_unusable_input_is_named():
         fit_image(image, np.array([[1.0, 1.0], [np.nan, 2.0]]))
     with pytest.raises(ValueError, match=r"image: float64 \[8, 8\]"):
         fit_image(np.zeros((8, 8)), np.ones((1, 2)))
-    with pytest.raises(ValueError, match=r"points: shape \[3, 3\]"):
-        fit_image(image, np.ones((3, 3)))
+    for shape in ((8, 8), (8, 8, 4), (0, 8, 3), (1, 8, 8, 3)):
+        with pytest.raises(ValueError, match=re.escape(f"image: uint8 {list(shape)}, expected uint8 [H, W, 3]")):
+            fit_image(np.zeros(shape, np.uint8), np.ones((1, 2)))
+    with pytest.raises(ValueError, match=r"image: float64 \[8, 8, 3\]"):
+        fit_image(np.zeros((8, 8, 3)), np.ones((1, 2)))
+    for shape in ((3, 3), (3,), (2, 2, 2)):
+        with pytest.raises(ValueError, match=re.escape(f"points: shape {list(shape)}, expected [N, 2]")):
+            fit_image(image, np.ones(shape))
+
+
+def test_tensors_and_lists_are_arrays():
+    image = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    expected = fit_image(image, np.array([[5.0, 5.0], [9.0, 7.0]]), FitConfig(iterations=2), backend="reference")
+    found = fit_image(torch.from_numpy(image), [[5, 5], [9, 7]], FitConfig(iterations=2), backend="reference")
+    assert torch.equal(found.gaussians.params, expected.gaussians.params)
+
+
+def test_the_backend_is_chosen_for_the_number_of_images(monkeypatch):
+    asked = []
+    monkeypatch.setattr(fitting, "resolve_backend", lambda *given, **images: asked.append((given, images)) or "reference")
+    image = np.zeros((12, 20, 3), np.uint8)
+    fit_images([image] * 3, [np.ones((1, 2))] * 3, FitConfig(iterations=1), backend="auto")
+    assert asked == [(("auto",), {"images": 3})]
 
 
 @pytest.mark.gpu
@@ -177,5 +293,11 @@ def test_gsplat_fits_as_well(case):
 def test_a_point_far_outside_takes_the_color_of_the_nearest_border():
     """Also where its coordinate is no 64-bit integer."""
     image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
-    far, near = (initial_parameters(image, np.array([[x, 1.5], [2.5, -x]]), 0, seed=0) for x in (1e30, 9.0))
-    np.testing.assert_array_equal(far.color, near.color)
+    far, near = (
+        initial_parameters(image, np.array(points), 0, seed=0).color
+        for points in (
+            [[1e30, 1.5], [2.5, -1e30], [-1e30, 2.5], [1.5, 1e30]],
+            [[4.5, 1.5], [2.5, 0.5], [0.5, 2.5], [1.5, 3.5]],
+        )
+    )
+    np.testing.assert_array_equal(far, near)
