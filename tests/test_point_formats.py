@@ -225,7 +225,8 @@ def test_yolo(tmp_path):
     "line, cause",
     [
         ("0 0.5 0.5 0.1", "4 values"),
-        ("0 0.5 0.5 0.1 0.1 0.9", "6 values"),
+        ("0 0.5 0.5 0.1 0.1 1.9", "6 values"),
+        ("0 0.9 0.5 0.5 0.1 0.1", "6 values"),  # the confidence first: that box would leave the image
         ("0,0.5,0.5,0.1,0.1", "1 values"),
         ("0 0,5 0.5 0.1 0.1", "'0,5'"),
         ("0 100 25 20 20", "not in parts of the image"),

@@ -44,8 +44,8 @@ def read_yolo(path: Path, width: int, height: int) -> Annotated:
     """YOLO's labels for an image of that size, an object a line, in parts of the image.
 
     ``class x y width height``, (x, y) the centre; with keypoints ``px py`` or ``px py visible`` behind it (pose), and the
-    confidence of a prediction behind those, which do not matter; or ``class x y x y x y ...``, the corners of a polygon
-    (segmentation, oriented boxes). ``_are_poses`` tells which. ``ValueError`` where nothing does.
+    confidence of a prediction and the number of a track behind those, which do not matter; or ``class x y x y x y ...``,
+    the corners of a polygon (segmentation, oriented boxes). ``_are_poses`` tells which. ``ValueError`` where nothing does.
     """
     rows = _read_rows(path)
     pose = _are_poses(path, [row for row in rows if len(row.values) > 4])
@@ -68,7 +68,7 @@ def _read_rows(path: Path) -> list[_Row]:
         fields, where = line.split(), f"{path}: line {number}"
         if not fields:
             continue
-        if len(fields) < 5 or len(fields) == 6:
+        if len(fields) < 5:
             raise ValueError(f"{where}: {len(fields)} values; write the five values class x y width height")
         rows.append(_Row(fields[0], [parse_number(field, where) for field in fields[1:]], line.strip(), where))
     return rows
@@ -84,7 +84,7 @@ def _are_poses(path: Path, rows: Sequence[_Row]) -> bool:
     if not rows:
         return False
     stated = _keypoint_shape(path.parent)
-    if stated and all(len(row.values) - 4 - stated[0] * stated[1] in (0, 1) for row in rows):
+    if stated and all(len(row.values) - 4 - stated[0] * stated[1] in (0, 1, 2) for row in rows):
         return True
     others = _sample(path.parent, path.parent.stat().st_mtime_ns)
     told = _tell_poses([row.values for row in rows] + [values for other, values in others if other != path])
@@ -112,18 +112,24 @@ def _sample(folder: Path, changed: int) -> list[tuple[Path, list[float]]]:
 
 def _tell_poses(rows: Sequence[Sequence[float]]) -> bool | None:
     """Whether rows are poses, or (False) polygons; None where both are possible, or neither."""
-    shapes = [(each, more) for each in (3, 2) for more in (0, 1)]
+    shapes = [(each, more) for each in (3, 2) for more in (0, 1, 2)]
     fits = [{shape for shape in shapes if _is_pose(values, *shape)} for values in rows]
     pose = len({len(values) for values in rows}) == 1 and bool(set.intersection(*fits))
-    # No polygons have one second corner in common.
-    same_size = len(rows) > 1 and len({tuple(values[2:4]) for values in rows}) == 1
-    polygons = [not same_size and _is_polygon(values, strictly=pose) for values in rows]
-    if pose and all(polygons):  # many corners in the order of an outline, and parallelograms, are no accident
-        outlines = sum(len(values) // 2 - 4 for values in rows) >= 8
-        parallel = all(len(v) == 8 and math.dist(np.add(v[:2], v[4:6]), np.add(v[2:4], v[6:])) < 1e-3 for v in rows)
-        return False if outlines or parallel else None
+    # Second corners lie nearer to their own first one than to most others, widths and heights do not; and no polygons have
+    # one second corner in common.
+    corners = np.array([values[:4] for values in rows]).reshape(-1, 2, 2)
+    away = np.linalg.norm(corners[:, None, 1] - corners[:, 0], axis=-1)
+    many, same_size = len(rows) >= 8, len(rows) > 1 and bool((corners[:, 1] == corners[0, 1]).all())
+    own = (away < away.diagonal()[:, None]).mean(axis=1) < 0.5 if many else [not same_size] * len(rows)
+    polygons = [near and _is_polygon(values, strictly=pose) for values, near in zip(rows, own, strict=True)]
     share, poses_alone = sum(polygons) / len(rows), any(fit and not it for fit, it in zip(fits, polygons, strict=True))
-    return True if pose else False if share >= (0.9 if poses_alone else 0.5) else None
+    if not pose:
+        return False if share >= (0.9 if poses_alone else 0.5) else None
+    # Many corners in the order of an outline, and parallelograms, are no accident.
+    parallel = all(len(v) == 8 and math.dist(np.add(v[:2], v[4:6]), np.add(v[2:4], v[6:])) < 1e-3 for v in rows)
+    if parallel or all(polygons) and (many or sum(len(values) // 2 - 4 for values in rows) >= 8):
+        return False
+    return True if share < (0.8 if many else 0.5) else None
 
 
 def _in_image(values: Sequence[float]) -> bool:
@@ -132,12 +138,13 @@ def _in_image(values: Sequence[float]) -> bool:
 
 
 def _is_pose(values: Sequence[float], each: int, more: int) -> bool:
-    """Whether these can be a box and keypoints of ``each`` values, and ``more`` of them: a confidence."""
-    (x, y, w, h), rest, confidence = values[:4], values[4 : len(values) - more], values[len(values) - more :]
-    if not rest or len(rest) % each or not all(0 <= value <= 1 for value in confidence):
+    """Whether these can be a box and keypoints of ``each`` values, if any, and ``more``: confidence and number of a track."""
+    (x, y, w, h), rest, last = values[:4], values[4 : len(values) - more], values[len(values) - more :]
+    numbered = [value > 0 and value.is_integer() for value in last]
+    if len(rest) % each or (last and not (0 <= last[0] <= 1 or numbered[0])) or not all(numbered[1:]):
         return False
     keypoints = list(zip(*[iter(rest)] * each, strict=True))
-    if each == 3 and len(values) % 2 and all(flag in (0, 1, 2) for _, _, flag in keypoints):
+    if rest and each == 3 and len(values) % 2 and all(flag in (0, 1, 2) for _, _, flag in keypoints):
         return True
     if not _in_image((x - w / 2, x + w / 2, y - h / 2, y + h / 2)):
         return False
@@ -153,12 +160,12 @@ def _is_polygon(values: Sequence[float], strictly: bool) -> bool:
 
     The second is near the others, and ``strictly``, no edge crosses another.
     """
-    if not all(-0.5 <= value <= 1.5 for value in values):
+    if len(values) < 6 or not all(-0.5 <= value <= 1.5 for value in values):
         return False
     corners = np.array(values[: len(values) // 2 * 2]).reshape(-1, 2)
     others = np.delete(corners, 1, axis=0)
     low, high = others.min(axis=0), others.max(axis=0)
-    reach = (high - low).max()
+    reach = 2 * (high - low).max()
     if (corners[1] < low - reach).any() or (corners[1] > high + reach).any():
         return False
     if not strictly:
