@@ -75,7 +75,7 @@ def test_csv_names_of_all_kinds(tmp_path):
         ("1,2\n1,5,3\n", "line 2: 3 columns instead of 2"),  # 1,5 in place of 1.5
         ("1,5,3\n", "line 1: 3 columns and no header"),
         ("x,y\n1,5,3,2\n", "line 2: 4 columns"),
-        ("x;y\n1,5;3\n", "line 2: '1,5' is no finite number"),
+        ("x;y\n1,5,0;3\n", "line 2: '1,5,0' is no finite number"),
         ("1,5;3,2\n", "line 1: '1,5' is no finite number"),
         ("x,y\n1,\n", "line 2: ''"),
         ("1,2\n3\n", "line 2: 1 columns"),

@@ -16,6 +16,7 @@ import yaml
 
 from datasets.raw.marks import Annotated, Mark, bounds, box
 from datasets.raw.raw_text import parse_number, read_text
+from datasets.raw.suspicion import MANY, near_own
 
 _SAMPLE, _OF_A_FILE = 60, 5  # rows of label files that tell what those of another are
 
@@ -115,12 +116,9 @@ def _tell_poses(rows: Sequence[Sequence[float]]) -> bool | None:
     shapes = [(each, more) for each in (3, 2) for more in (0, 1, 2)]
     fits = [{shape for shape in shapes if _is_pose(values, *shape)} for values in rows]
     pose = len({len(values) for values in rows}) == 1 and bool(set.intersection(*fits))
-    # Second corners lie nearer to their own first one than to most others, widths and heights do not; and no polygons have
-    # one second corner in common.
-    corners = np.array([values[:4] for values in rows]).reshape(-1, 2, 2)
-    away = np.linalg.norm(corners[:, None, 1] - corners[:, 0], axis=-1)
-    many, same_size = len(rows) >= 8, len(rows) > 1 and bool((corners[:, 1] == corners[0, 1]).all())
-    own = (away < away.diagonal()[:, None]).mean(axis=1) < 0.5 if many else [not same_size] * len(rows)
+    # No polygons have one second corner in common.
+    many, same_size = len(rows) >= MANY, len(rows) > 1 and len({tuple(values[2:4]) for values in rows}) == 1
+    own = near_own(rows) if many else [not same_size] * len(rows)
     polygons = [near and _is_polygon(values, strictly=pose) for values, near in zip(rows, own, strict=True)]
     share, poses_alone = sum(polygons) / len(rows), any(fit and not it for fit, it in zip(fits, polygons, strict=True))
     if not pose:

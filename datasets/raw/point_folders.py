@@ -16,7 +16,7 @@ from datasets.raw.grids import STORED, UPRIGHT, choose_grids, stated_grid, to_up
 from datasets.raw.labelstudio import without_upload_prefix
 from datasets.raw.marks import Annotated
 from datasets.raw.raw_text import one_form
-from datasets.raw.recognise import recognise
+from datasets.raw.recognise import recognise, why_other
 from datasets.raw.suspicion import refuse_corners, refuse_empty, suspect
 from utils.cli import one_line
 from utils.files import PICTURES, UNREAD, find_files, unread_kinds
@@ -215,6 +215,11 @@ def _read_shared(
         paths = [source]
     else:
         paths = [path for path in find_files(source or root) if path.suffix.lower() in FORMATS[format].suffixes]
+        others = {path: why for path in paths if len(paths) > 1 and (why := why_other(path, format))}
+        if len(others) < len(paths):
+            paths = [path for path in paths if path not in others]
+            for why in others.values():
+                print(f"warning: not read, being no annotations of format {format}: {why}", file=sys.stderr)
     by_stem, found = _by_stem(images), Found({}, {}, [])
     named_by: dict[Path, str] = {}
     strangers: dict[str, str] = {}

@@ -44,7 +44,7 @@ def read_coco(path: Path, categories: Collection[str] = ()) -> dict[str, Annotat
     for i, annotation in enumerate(annotations, start=1):
         where = f"{path}: annotations: entry {i}"
         key = _image_of(annotation.get("image_id"), by_id, by_text, where)
-        if annotation.get("iscrowd") or annotation.get("ignore"):
+        if any(annotation.get(key) not in (None, "", 0, "0") for key in ("iscrowd", "ignore")):
             crowds += 1
             continue
         visible = _keypoints(annotation.get("keypoints") or [], where)

@@ -23,6 +23,7 @@ _UNREAD = {
     ".zip": ("an archive, such as ImageJ's RoiSet.zip", f"unpack it, or, of ImageJ, measure the ROIs and {_TABLE}"),
     ".roi": ("a ROI of ImageJ", f"measure the ROIs in ImageJ and {_TABLE}"),
     **dict.fromkeys((".xlsx", ".xls", ".ods"), ("a spreadsheet", "save it as csv, and take --format csv")),
+    ".qpdata": ("of a project of QuPath", f"measure the centroids in QuPath and {_TABLE}"),
     ".geojson": ("GeoJSON, as QuPath writes it", f"measure the centroids in QuPath and {_TABLE}"),
     **dict.fromkeys((".ndjson", ".jsonl"), ("a list of JSON lines, as of Labelbox", _COCO)),
 }
@@ -64,6 +65,17 @@ def recognise(root: Path, images: Sequence[Path], annotations: Path | None = Non
         )
     reasons = "; ".join(f"{name} ({why})" for name, why in found.items())
     raise ValueError(f"{place}: the annotations may be {reasons}; choose with --format")
+
+
+def why_other(path: Path, format: str) -> str | None:
+    """Why a file is none of that format for many images; ``OSError`` or ``ValueError`` where it cannot be read."""
+    if path.suffix.lower() == ".json":
+        read_json(path)
+    try:
+        name, why = _sniff(path, False)
+    except ValueError as error:
+        return str(error)
+    return f"{path}: {why}" if name != format else None
 
 
 def _sniff(path: Path, of_image: bool) -> tuple[str, str]:

@@ -16,8 +16,8 @@ _HINTS = {
     "coco": f"the COCO exports of CVAT and Label Studio leave points out: {_POINTS_LEAVE_BY}",
     "yolo": f"the YOLO exports of CVAT and Label Studio leave points out: {_POINTS_LEAVE_BY}",
 }
-_FEW = 4  # points from which on a data set can be judged
-_SPREAD = 8  # points from which on it can be said where they lie
+_FEW = 4  # points from which on a data set, or an image, can be judged
+MANY = 8  # points or objects from which on it can be said where they lie
 
 
 def refuse_empty(
@@ -34,7 +34,9 @@ def refuse_empty(
 def refuse_corners(
     annotated: Mapping[Path, Annotated | None], sizes: Mapping[Path, tuple[int, int]], place: Path
 ) -> None:
-    """``ValueError`` where boxes with width and height leave their images, and all fit if those are the other corner.
+    """``ValueError`` where boxes with width and height leave images in which all fit if those are the other corner.
+
+    So it is where none leaves its image and yet each says, as a corner, where it stands itself (``near_own``).
 
     ``sizes`` holds (width, height) of each image, in the grid that its annotations mean.
     """
@@ -42,33 +44,52 @@ def refuse_corners(
     def inside(low: float, high: float, side: int) -> bool:
         return -0.01 * side <= low < high <= 1.01 * side
 
-    wrong = total = 0
+    wrong, corners = 0, []
     for image, value in annotated.items():
-        for mark in value.marks if value else ():
-            if mark.box is None or mark.box.kind == "corners":
-                continue
-            ways = list(zip(mark[:2], mark.box.numbers[:2], mark.box.numbers[2:], sizes[image], strict=True))
-            if not all(inside(first, last, side) for _, first, last, side in ways):
-                return
-            total += 1
-            wrong += not all(inside(middle - last / 2, middle + last / 2, side) for middle, _, last, side in ways)
-    if wrong >= max(2, 0.1 * total):
+        marks = [m for m in value.marks if m.box and m.box.kind != "corners"] if value else []
+        ways = [[*zip(m[:2], m.box.numbers[:2], m.box.numbers[2:], sizes[image], strict=True)] for m in marks]
+        if all(inside(first, last, side) for way in ways for _, first, last, side in way):
+            corners += [m.box.numbers for m in marks]
+            wrong += sum(not all(inside(x - last / 2, x + last / 2, side) for x, _, last, side in way) for way in ways)
+    if wrong >= max(2, 0.1 * len(corners)) or (len(corners) >= MANY and near_own(corners).all()):
         raise ValueError(
-            f"{place}: {wrong} of {total} boxes leave their image, and none does if its last two numbers are not width and "
-            "height but the right and bottom corner; write the width right - left and the height bottom - top, or say that "
-            "they are corners, as the columns xmin, ymin, xmax, ymax do"
+            f"{place}: {wrong} of {len(corners)} boxes leave their image, and the last two numbers of all are, by where they "
+            "lie, not width and height but the right and bottom corner; write the width right - left and the height "
+            "bottom - top, or say that they are corners, as the columns xmin, ymin, xmax, ymax do"
         )
+
+
+def near_own(boxes: Sequence[Sequence[float]]) -> np.ndarray:
+    """Of which boxes the third and fourth number, as a point, lie nearer to the first two than to half of the others': bool [N].
+
+    Second corners do so; widths and heights lie as near to the place of another box as to that of their own.
+    """
+    corners = np.array([numbers[:4] for numbers in boxes], np.float64).reshape(-1, 2, 2)
+    others = corners[:: len(corners) // 200 + 1, 0]
+    own = np.linalg.norm(corners[:, 1] - corners[:, 0], axis=1)
+    return (np.linalg.norm(corners[:, None, 1] - others, axis=2) < own[:, None]).mean(axis=1) < 0.5
 
 
 def suspect(found: Mapping[Path, tuple[np.ndarray, tuple[int, int]]], place: Path) -> None:
     """Say why many points lie outside of their images, or all in a corner, as far as it can be guessed.
 
-    ``found`` holds the points [N, 3] and (height, width) of each image. Raises ``ValueError`` where hardly a point can be
-    right.
+    ``found`` holds the points [N, 3] and (height, width) of each image. Raises ``ValueError`` where hardly a point of all, or
+    of one image, can be right.
     """
+    warning = _doubt(found, place)
+    for image, value in found.items():
+        _doubt({image: value}, image)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    elif sum(len(points) for points, _ in found.values()) >= MANY:
+        _warn_of_one_part([points[:, :2] / (width, height) for points, (height, width) in found.values()], place)
+
+
+def _doubt(found: Mapping[Path, tuple[np.ndarray, tuple[int, int]]], place: Path) -> str | None:
+    """What to say of points outside, if they are many; ``ValueError`` where no annotator makes that."""
     total = sum(len(points) for points, _ in found.values())
     if total < _FEW:
-        return
+        return None
     if all(((points[:, :2] >= 0) & (points[:, :2] <= 1)).all() for points, _ in found.values()):
         if len(np.unique(np.concatenate([points[:, :2] for points, _ in found.values()]), axis=0)) > 1:
             raise ValueError(
@@ -77,18 +98,16 @@ def suspect(found: Mapping[Path, tuple[np.ndarray, tuple[int, int]]], place: Pat
             )
     lost = sum(outside(points[:, :2], width, height) for points, (height, width) in found.values())
     if lost < max(2, 0.05 * total):
-        if total >= _SPREAD:
-            _warn_of_one_part([points[:, :2] / (width, height) for points, (height, width) in found.values()], place)
-        return
+        return None
     exchanged = sum(outside(points[:, 1::-1], width, height) for points, (height, width) in found.values())
     line = f"{place}: {lost} of {total} points lie outside their image"
     if exchanged <= 0.1 * lost:
         line += f"; with x and y exchanged {exchanged} would: write x, the column, first"
     else:
         line += "; were the images scaled or cut after they were annotated, or are x and y parts or percent of them?"
-    if lost > total / 2:  # no annotator makes that
+    if lost > total / 2:
         raise ValueError(line)
-    print(f"warning: {line}", file=sys.stderr)
+    return line
 
 
 def _warn_of_one_part(parts: Sequence[np.ndarray], place: Path) -> None:
@@ -99,7 +118,7 @@ def _warn_of_one_part(parts: Sequence[np.ndarray], place: Path) -> None:
     """
     points = np.concatenate(parts)
     first, last = np.clip(points.min(axis=0), 0, None), points.max(axis=0)
-    if (first <= 0.4 * last).all() and last.prod() <= 0.5 and last.prod() ** len(parts) <= 0.03:
+    if (first <= 0.4 * last).all() and last.max() <= 0.9 and last.prod() <= 0.5 and last.prod() ** len(parts) <= 0.03:
         print(
             f"warning: {place}: no point lies beyond {last[0]:.0%} of the width and {last[1]:.0%} of the height of any image; "
             "are x and y in another unit, or were the images enlarged?",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import io
 import itertools
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +41,10 @@ _CENTRE = (
     *(("centroidx", "centroidy"), ("centroidxpx", "centroidypx"), ("locationcenterx", "locationcentery")),
 )
 _MASS = (("xm", "ym"),)
-_POINT = (("x", "y"), ("px", "py"), ("xcoord", "ycoord"), ("coordx", "coordy"))
+_POINT = (
+    *(("x", "y"), ("px", "py"), ("xcoord", "ycoord"), ("coordx", "coordy"), ("xcoordinate", "ycoordinate")),
+    *(("xpx", "ypx"), ("xpixel", "ypixel"), ("xpixels", "ypixels")),
+)
 _CORNER = (
     *(("left", "top"), ("bboxleft", "bboxtop"), ("xleft", "ytop"), ("topleftx", "toplefty"), ("bx", "by")),
     *(("bboxx", "bboxy"), ("boxx", "boxy")),
@@ -52,6 +57,7 @@ _CORNERS = (
 # What may be the image's size comes last.
 _SIZE = (("bboxwidth", "bboxheight"), ("boxwidth", "boxheight"), ("bboxw", "bboxh"), ("w", "h"), ("width", "height"))
 _IMAGE_SIZE = (("imagewidth", "imageheight"), ("imgwidth", "imgheight"), ("imagew", "imageh"), ("imgw", "imgh"))
+_SLICE = (("slice",), ("frame",))
 # A picture's name; ImageJ writes what is drawn in it behind a colon.
 _PICTURE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, PICTURES))}))(?::.*)?", re.IGNORECASE)
 _SNIFFED = 20  # rows that are looked at to recognise a table
@@ -68,6 +74,7 @@ class Columns(NamedTuple):
     image: int | None = None
     label: int | None = None
     image_size: Sequence[int] = ()
+    slices: Sequence[int] = ()
 
 
 def read_csv(
@@ -84,8 +91,8 @@ def read_csv(
     Beside a whole box x, y is the object's place, and must lie in it. Without a column called image it is the one that holds
     names of pictures. What is taken for what is told to ``say`` where it is more than a point. Width and height that are
     the image's in every row, by ``sizes`` (of the image of that name), are no box. Without a header the columns must be
-    image, x, y, or those of make-sense. Commas, semicolons or tabs separate. A row that names an image and leaves x and y
-    empty says that nobody is in it.
+    image, x, y, or those of make-sense, RetinaNet or SKU-110K. Commas, semicolons or tabs separate; below a header numbers
+    may have decimal commas. A row that names an image and leaves x and y empty says that nobody is in it.
     """
     header, rows = _split_header(_read_rows(path))
     if not header and not rows:
@@ -95,6 +102,11 @@ def read_csv(
     columns = _without_own_corner(columns, rows)
     if header and (columns.box or columns.label is not None):
         say(path, _meaning(columns, header[0]))
+    pages = {(_image_name(columns, fields, named), *(fields[i] for i in columns.slices)) for fields, _ in rows}
+    for name, count in collections.Counter(name for name, *_ in pages).items():
+        if count > 1:
+            of = f"{path}: {name!r:.80}" if named else f"{path}"
+            print(f"warning: {of}: points of {count} slices are put into one image", file=sys.stderr)
     return _collect(columns, rows, named)
 
 
@@ -129,7 +141,10 @@ def _read_rows(path: Path) -> Iterator[Row]:
 
 def _split_header(rows: Iterator[Row]) -> tuple[Row | None, list[Row]]:
     first, *others = [*rows] or [None]
-    return (first, others) if first is None or _is_header(first[0]) else (None, [first, *others])
+    if first is not None and not _is_header(first[0]):
+        return None, [first, *others]
+    # With a header each cell is a value, so that 1,5 can be no pair.
+    return first, [([re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", field) for field in fields], at) for fields, at in others]
 
 
 def _is_header(fields: Sequence[str]) -> bool:
@@ -158,7 +173,7 @@ def find_columns(path: Path, header: Row | None, rows: Sequence[Row], named: boo
         return _by_place(*rows[0], named)
     fields, where = header
     lower = [one_form(field.lstrip("#").strip().lower()) for field in fields]
-    plain = [re.sub(r"[\s_\-.]", "", name) for name in lower]
+    plain = [re.sub(r"[\s_\-.()\[\]]", "", name) for name in lower]
     shown = ", ".join(fields)[:80]
 
     def find(ways: Sequence[Sequence[str]]) -> list[int]:
@@ -177,6 +192,7 @@ def find_columns(path: Path, header: Row | None, rows: Sequence[Row], named: boo
     if named:
         images = [i for i, name in enumerate(lower) if name in IMAGE_COLUMNS]
         images = [i for i in images if i in of_pictures] if len(images) > 1 and of_pictures else images
+        images = [i for i in images if held[i]] if len(images) > 1 else images
         images = images or [plain.index(name) for name in _IMAGE_TOO if name in plain][:1]
         images = images or (of_pictures if len(of_pictures) == 1 else [])
         if len(images) > 1:
@@ -188,7 +204,7 @@ def find_columns(path: Path, header: Row | None, rows: Sequence[Row], named: boo
     if attribute is not None or labels:
         chosen = label_name(others if attribute else labels, attribute and attribute.lower(), where)
         label = lower.index(chosen) if chosen is not None else None
-    columns = _places(find)._replace(image=image, label=label, image_size=find(_IMAGE_SIZE))
+    columns = _places(find)._replace(image=image, label=label, image_size=find(_IMAGE_SIZE), slices=find(_SLICE))
     lacking = ["image"] if named and image is None else []
     if not (columns.place or columns.box):
         if find(_CORNER):
@@ -224,6 +240,10 @@ def _by_place(fields: Sequence[str], where: str, named: bool) -> Columns:
         return Columns((1, 2), image=3, label=0, image_size=(4, 5))
     if named and (len(fields), names) == (8, [5]):
         return Columns(box=(1, 2, 3, 4), kind="corner", image=5, label=0, image_size=(6, 7))
+    if named and len(fields) in (6, 8) and names == [0]:  # RetinaNet's boxes, SKU-110K's
+        return Columns(
+            box=(1, 2, 3, 4), kind="corners", image=0, label=5, image_size=(6, 7) if len(fields) == 8 else ()
+        )
     if len(fields) != (3 if named else 2):
         wanted = "image, x, y" if named else "x, y"
         raise ValueError(f"{where}: {len(fields)} columns and no header; begin the file with a line like {wanted}")

@@ -108,7 +108,6 @@ ANNOTATIONS = [
     ),
     Case("nwpu: an image in two lists", NWPU, lambda w: write(make_nwpu(w.folder / "nwpu") / "val.txt", "0001 0 1\n")),
     Case("csv: a word", MINE + "csv", mine("a.csv", "x,y\n1,two\n")),
-    Case("csv: a decimal comma", MINE + "csv", mine("a.csv", "x;y\n1,5;2\n")),
     Case("csv: no columns x and y", MINE + "csv", mine("a.csv", "left,top\n1,2\n")),
     Case("csv: a cell too many", MINE + "csv", mine("a.csv", "x,y\n1,2,3\n")),
     Case("csv: not UTF-8", MINE + "csv", mine("a.csv", b"x,y\n\xff\xfe,2\n")),
