@@ -471,3 +471,103 @@ def test_a_table_of_cellprofiler(tmp_path):
     header = "ObjectNumber,FileName_DNA,Location_Center_X,Location_Center_Y"
     write(folder / "Nuclei.csv", "\n".join([header, *rows]))
     assert points(prepare(folder, "auto")[0]) == {stem: [[*point] for point in found] for stem, found in TRUTH.items()}
+
+
+def triangle(x, y, side=14):
+    """Its second corner is the farthest from the others, and the box that its numbers would be holds all three."""
+    return f"0 {x / 200} {y / 150} {(x + side) / 200} {(y - side) / 150} {(x - side) / 200} {(y + side) / 150}"
+
+
+@pytest.mark.parametrize(
+    "row, many",
+    [
+        (triangle, True),
+        (lambda x, y: pose(x, y, 1), True),
+        (lambda x, y: pose(x, y, 0, more=[0.83]), False),
+        (lambda x, y: pose(x, y, 0, more=[x]), False),
+        (lambda x, y: pose(x, y, 0, more=[0.83, 1]), False),
+        (lambda x, y: pose(x, y, 4, (0.9, 0.4), [0.83, x]), False),
+    ],
+    ids=[
+        "triangles in the middle",
+        "one keypoint each in the middle",
+        "confidence",
+        "track",
+        "confidence and track",
+        "pose, confidences, track",
+    ],
+)
+def test_rows_of_yolo_in_the_middle_and_with_what_a_prediction_adds(tmp_path, row, many):
+    spots = [(x, y) for x in range(70, 131, 12) for y in range(55, 96, 13)] if many else ALL
+    path = write(tmp_path / "a.txt", "\n".join(row(x, y) for x, y in spots))
+    close(read_yolo(path, 200, 150).marks, spots)
+
+
+def coco_of(images, boxes):
+    """COCO of {name: [(x, y), ...]} with what ``boxes`` makes of name, x, y."""
+    entries = [{"image_id": name, "bbox": boxes(name, *point)} for name, found in images.items() for point in found]
+    return {"images": [{"id": name, "file_name": f"{name}.jpg"} for name in images], "annotations": entries}
+
+
+@pytest.mark.parametrize("some", ["a", "ab", "c"])
+def test_corners_in_some_of_the_images(tmp_path, pictures, some):
+    boxes = coco_of(TRUTH, lambda name, x, y: four(x, y) if name in some else (x - 10, y - 6, 20, 12))
+    with pytest.raises(ValueError, match="but the right and bottom corner; write"):
+        pictures(write(tmp_path / "a.json", boxes), "coco")
+
+
+def test_corners_that_would_fit_as_sizes(tmp_path, pictures, capsys):
+    """In the upper left half no such box leaves its image; the same size everywhere is none."""
+    places = {name: [(8 + 14 * i, 6 + 11 * (i * k % 7)) for i in range(7)] for k, name in enumerate(TRUTH, 2)}
+    path = write(tmp_path / "a.json", coco_of(places, lambda name, x, y: (x - 4, y - 3, x + 4, y + 3)))
+    with pytest.raises(ValueError, match="0 of 21 boxes leave their image, .* but the right and bottom corner; write"):
+        pictures(path, "coco")
+    pictures(write(path, coco_of(places, lambda name, x, y: (1, 1, 190, 140))), "coco")
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda x, y: (2 * x, 2 * y), "c.jpg: 3 of 4 points lie outside their image"),
+        (lambda x, y: (x / 200, y / 150), "c.jpg: all 4 points lie within 0..1"),
+    ],
+)
+def test_one_image_in_another_unit(tmp_path, pictures, change, reason):
+    rows = [f"{name}.jpg,{x},{y}" for name in "ab" for x, y in TRUTH[name] * 20]
+    rows += ["c.jpg,%g,%g" % change(x, y) for x, y in [*TRUTH["c"], (180, 20)]]
+    path = write(tmp_path / "a.csv", "\n".join(["image,x,y", *rows]))
+    with pytest.raises(ValueError, match=reason):
+        pictures(path, "csv")
+
+
+MORE_TABLES = {
+    "decimal commas": "image;x;y\n{0};{1},5;{2},25\n",
+    "decimal commas, quoted": 'image,x,y\n{0},"{1},5","{2},25"\n',
+    "RetinaNet": "{0},{1},{2},{1}.99999,{2}.5,head\n",
+    "SKU-110K": "{0},{1},{2},{1}.99999,{2}.5,object,200,150\n",
+    "units in brackets": "Image,X (px),Y [px]\n{0},{1}.5,{2}.25\n",
+    "an empty column called name": "Image,Name,Centroid X px,Centroid Y px\n{0},,{1}.5,{2}.25\n",
+}
+
+
+@pytest.mark.parametrize("form", MORE_TABLES.values(), ids=MORE_TABLES)
+def test_tables_beside_which_others_lie(tmp_path, form):
+    folder = photos(tmp_path / "in", *NAMES)
+    header, _, line = form.rpartition("\n")[0].rpartition("\n")
+    rows = [line.format(f"{name}.jpg", x, y) for name, found in TRUTH.items() for x, y in found]
+    write(folder / "all.csv", "\n".join([header, *rows] if header else rows))
+    write(folder / "counts.csv", "image,count\na.jpg,3\n")
+    write(folder / "package.json", {"name": "x"})
+    for way in ("auto", "csv"):
+        out, _, err = prepare(folder, way)
+        read = {name: [[x + 0.5, y + 0.25] for x, y in found] for name, found in TRUTH.items()}
+        assert {name: np.round(found, 3).tolist() for name, found in points(out).items()} == read
+        assert f"{folder / 'counts.csv'}: line 1: the header 'image, count' lacks x and y" in err
+    write(folder / "counts.csv", "image,x,y\nc.jpg,3\n")  # of this kind, and damaged
+    assert "line 2: 2 columns instead of 3" in prepare(folder, "auto", code=1)[2]
+
+
+def test_slices_of_a_stack_in_one_image(tmp_path, pictures, capsys):
+    rows = [f"{name}.jpg,{x},{y},{i}" for name, found in TRUTH.items() for i, (x, y) in enumerate(found)]
+    pictures(write(tmp_path / "a.csv", "\n".join(["Label,X,Y,Slice", *rows])), "csv")
+    assert "a.csv: points of several slices or frames are put into one image" in capsys.readouterr().err

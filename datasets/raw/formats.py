@@ -57,7 +57,7 @@ FORMATS = {
         _BOTH.format(".csv"),
         "a row `x, y` or `image, x, y`; boxes by their columns' names: `x, y` (corner) or `cx, cy` with `width, height`, "
         "`xmin, ymin, xmax, ymax`; beside a whole box (ImageJ's `BX, BY, Width, Height`) `x, y` is the object's place; `label` "
-        "or `class`; commas, semicolons or tabs; a row with x and y empty: nobody there",
+        "or `class`; commas, semicolons or tabs, below a header also decimal commas; a row with x and y empty: nobody there",
     ),
     "json": Format(
         (".json",),
@@ -82,8 +82,8 @@ FORMATS = {
         lambda path, ask: {"": read_yolo(path, *ask.upright())},
         read_yolo,
         "`IMG.txt`, beside the image or in `labels/`",
-        "a line `class x y width height`, parts of the image, (x, y) the centre; lines of pose (keypoints behind the box) "
-        "and segmentation (`class x y x y x y ...`), told apart by where the values lie, or by `kpt_shape` of the YAML file",
+        "a line `class x y width height [confidence]`, parts of the image, (x, y) the centre; lines of pose (keypoints behind "
+        "the box) and segmentation (`class x y x y ...`), told apart by where the values lie, or by the YAML file's `kpt_shape`",
     ),
     "labelme": Format(
         (".json",),

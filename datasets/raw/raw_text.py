@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 
 
+class DamagedError(ValueError):
+    """A file that is not what its kind of file must be, whatever it was meant to say."""
+
+
 def one_form(text: str) -> str:
     """``text`` as labels and names are compared: file systems and tools differ in how they compose accents."""
     return unicodedata.normalize("NFC", text)
@@ -24,7 +28,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a UTF-8 text file (byte {error.start + 1}); save it as UTF-8") from None
+        raise DamagedError(f"{path}: not a UTF-8 text file (byte {error.start + 1}); save it as UTF-8") from None
 
 
 def read_json(path: Path) -> Any:
@@ -38,17 +42,18 @@ def read_json(path: Path) -> Any:
             found[key] = value
         return found
 
+    text = read_text(path)
     try:
-        return json.loads(read_text(path), object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         reason = f"line {error.lineno}: not valid JSON ({error.msg}, column {error.colno})"
-        raise ValueError(f"{path}: {reason}; get the file again, or export it anew") from None
+        raise DamagedError(f"{path}: {reason}; get the file again, or export it anew") from None
     except RecursionError:
-        raise ValueError(f"{path}: not valid JSON (nested too deeply); get the file again, or export it anew") from None
+        raise DamagedError(
+            f"{path}: not valid JSON (nested too deeply); get the file again, or export it anew"
+        ) from None
     except ValueError as error:
-        if str(error).startswith(f"{path}: "):
-            raise
-        raise ValueError(f"{path}: not usable JSON ({error}); correct the file") from None
+        raise DamagedError(f"{path}: not usable JSON ({error}); correct the file") from None
 
 
 def parse_number(text: str, where: str) -> float:

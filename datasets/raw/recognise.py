@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.raw.formats import FORMATS
-from datasets.raw.raw_text import one_form, read_json, read_text
+from datasets.raw.raw_text import DamagedError, one_form, read_json, read_text
 from datasets.raw.tables import check_table
 from utils.files import find_files
 
@@ -68,14 +68,14 @@ def recognise(root: Path, images: Sequence[Path], annotations: Path | None = Non
 
 
 def why_other(path: Path, format: str) -> str | None:
-    """Why a file is none of that format for many images; ``OSError`` or ``ValueError`` where it cannot be read."""
-    if path.suffix.lower() == ".json":
-        read_json(path)
+    """Why a file is none of that format for many images; ``OSError`` or ``DamagedError`` where it cannot be read."""
     try:
         name, why = _sniff(path, False)
+        return None if name == format else f"{path}: {why}"
     except ValueError as error:
+        if isinstance(error, DamagedError):
+            raise
         return str(error)
-    return f"{path}: {why}" if name != format else None
 
 
 def _sniff(path: Path, of_image: bool) -> tuple[str, str]:

@@ -36,9 +36,8 @@ def refuse_corners(
 ) -> None:
     """``ValueError`` where boxes with width and height leave images in which all fit if those are the other corner.
 
-    So it is where none leaves its image and yet each says, as a corner, where it stands itself (``near_own``).
-
-    ``sizes`` holds (width, height) of each image, in the grid that its annotations mean.
+    Or where each of many follows the place of its box (``near_own``). ``sizes`` holds (width, height) of each image, in the
+    grid that its annotations mean.
     """
 
     def inside(low: float, high: float, side: int) -> bool:
@@ -53,9 +52,8 @@ def refuse_corners(
             wrong += sum(not all(inside(x - last / 2, x + last / 2, side) for x, _, last, side in way) for way in ways)
     if wrong >= max(2, 0.1 * len(corners)) or (len(corners) >= MANY and near_own(corners).all()):
         raise ValueError(
-            f"{place}: {wrong} of {len(corners)} boxes leave their image, and the last two numbers of all are, by where they "
-            "lie, not width and height but the right and bottom corner; write the width right - left and the height "
-            "bottom - top, or say that they are corners, as the columns xmin, ymin, xmax, ymax do"
+            f"{place}: {wrong} of {len(corners)} boxes leave their image, and by where they lie the last two numbers of all are no "
+            "width and height but the right and bottom corner; write right - left and bottom - top, or xmin, ymin, xmax, ymax"
         )
 
 
@@ -66,8 +64,9 @@ def near_own(boxes: Sequence[Sequence[float]]) -> np.ndarray:
     """
     corners = np.array([numbers[:4] for numbers in boxes], np.float64).reshape(-1, 2, 2)
     others = corners[:: len(corners) // 200 + 1, 0]
-    own = np.linalg.norm(corners[:, 1] - corners[:, 0], axis=1)
-    return (np.linalg.norm(corners[:, None, 1] - others, axis=2) < own[:, None]).mean(axis=1) < 0.5
+    away = np.linalg.norm(corners[:, None, 1] - others, axis=2)
+    away -= np.linalg.norm(corners[:, 1] - corners[:, 0], axis=1)[:, None]
+    return np.sign(away).sum(axis=1) > 0
 
 
 def suspect(found: Mapping[Path, tuple[np.ndarray, tuple[int, int]]], place: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import csv
 import io
 import itertools
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.raw.marks import LABEL_NAMES, Annotated, Mark, box, label_name
-from datasets.raw.raw_text import one_form, parse_number, read_text
+from datasets.raw.raw_text import DamagedError, one_form, parse_number, read_text
 from utils.files import PICTURES
 
 # Width and height of an image as the formats may mean them: upright, and as it is stored.
@@ -103,10 +102,8 @@ def read_csv(
     if header and (columns.box or columns.label is not None):
         say(path, _meaning(columns, header[0]))
     pages = {(_image_name(columns, fields, named), *(fields[i] for i in columns.slices)) for fields, _ in rows}
-    for name, count in collections.Counter(name for name, *_ in pages).items():
-        if count > 1:
-            of = f"{path}: {name!r:.80}" if named else f"{path}"
-            print(f"warning: {of}: points of {count} slices are put into one image", file=sys.stderr)
+    if len(pages) > len({name for name, *_ in pages}):
+        print(f"warning: {path}: points of several slices or frames are put into one image", file=sys.stderr)
     return _collect(columns, rows, named)
 
 
@@ -131,12 +128,12 @@ def _read_rows(path: Path) -> Iterator[Row]:
                 continue
             width = width or len(fields)
             if len(fields) != width:
-                raise ValueError(
+                raise DamagedError(
                     f"{where}: {len(fields)} columns instead of {width}; write numbers with decimal points"
                 )
             yield fields, where
     except csv.Error as error:
-        raise ValueError(f"{path}: line {rows.line_num}: not valid CSV ({error}); correct this line") from None
+        raise DamagedError(f"{path}: line {rows.line_num}: not valid CSV ({error}); correct this line") from None
 
 
 def _split_header(rows: Iterator[Row]) -> tuple[Row | None, list[Row]]:
@@ -241,9 +238,7 @@ def _by_place(fields: Sequence[str], where: str, named: bool) -> Columns:
     if named and (len(fields), names) == (8, [5]):
         return Columns(box=(1, 2, 3, 4), kind="corner", image=5, label=0, image_size=(6, 7))
     if named and len(fields) in (6, 8) and names == [0]:  # RetinaNet's boxes, SKU-110K's
-        return Columns(
-            box=(1, 2, 3, 4), kind="corners", image=0, label=5, image_size=(6, 7) if len(fields) == 8 else ()
-        )
+        return Columns(box=(1, 2, 3, 4), kind="corners", image=0, label=5, image_size=(6, 7)[: len(fields) - 6])
     if len(fields) != (3 if named else 2):
         wanted = "image, x, y" if named else "x, y"
         raise ValueError(f"{where}: {len(fields)} columns and no header; begin the file with a line like {wanted}")
