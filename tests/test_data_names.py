@@ -17,7 +17,6 @@ SCRIPTS = {
     "GS2D/build_kernels.py": ("--workers", 1),
     "datasets/check.py": ("--workers", 1, "--crop-size", 64),
     "datasets/audit/stages.py": (),
-    "datasets/decoded.py": (),
     "train_gs.py": TRAIN,
     "test.py": ("--split", "val", "--device", "cpu"),
 }
@@ -49,7 +48,6 @@ def test_every_script_takes_both_names(work, script, name):
 
 @pytest.mark.parametrize("key", ["data_dir", "root_path", "data-dir", "root-path"])
 @pytest.mark.parametrize(
-    "script", [script for script in SCRIPTS if script != "datasets/decoded.py"]
 )  # it takes no file
 def test_every_configuration_file_takes_both_names(work, script, key):
     config = work.parent / "own.yml"
