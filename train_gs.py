@@ -126,9 +126,8 @@ def train_epoch(
             norm = gradient_norm(parameters, arguments.grad_clip)
             guard.watch(norm, index)
             optimizer.step()
-            optimizer.zero_grad(
-                set_to_none=arguments.accumulate == 1
-            )  # replayed passes accumulate into their own memory
+            # What is accumulated keeps memory of its own (see utils/training/graphs.py).
+            optimizer.zero_grad(set_to_none=arguments.accumulate == 1)
             if average:
                 average.update(model.module)
             sums.add_norm(norm)
@@ -291,10 +290,8 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
     network, average, crops = run.network, run.average, fabric.world_size * arguments.batch_size * arguments.accumulate
     evaluated = average.module if average else network
     whose = data_name(arguments.dataset, arguments.data_dir)
-    description = {
-        "dataset": whose,
-        **{k: getattr(arguments, k) for k in ("model_name", "topk", "usenum", "crop_size")},
-    }
+    chosen = ("model_name", "topk", "usenum", "crop_size")
+    description = {"dataset": whose, **{key: getattr(arguments, key) for key in chosen}}
     log, best, val_hash = None, math.inf, ""
     is_done = run.first_epoch >= arguments.epochs
     with agreed(fabric):
@@ -331,8 +328,7 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
     count = len(run.train)
     shown = {"total": arguments.epochs * count, "initial": run.first_epoch * count, "desc": "train", "unit": "img"}
     progress = ProgressBar(**shown, disable=not fabric.is_global_zero)
-    write_best_card = functools.partial(write_card, folder.path)
-    writing = arguments.max_model_num, arguments.checkpoint_minutes, write_best_card
+    writing = arguments.max_model_num, arguments.checkpoint_minutes, functools.partial(write_card, folder.path)
     writer = Writer(folder, *writing) if fabric.is_global_zero else None
     with writer or contextlib.nullcontext():
         parts = fabric, run.model, run.optimizer, average, run.loader

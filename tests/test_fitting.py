@@ -275,7 +275,9 @@ def test_tensors_and_lists_are_arrays():
 
 def test_the_backend_is_chosen_for_the_number_of_images(monkeypatch):
     asked = []
-    monkeypatch.setattr(fitting, "resolve_backend", lambda *given, **images: asked.append((given, images)) or "reference")
+    monkeypatch.setattr(
+        fitting, "resolve_backend", lambda *given, **images: asked.append((given, images)) or "reference"
+    )
     image = np.zeros((12, 20, 3), np.uint8)
     fit_images([image] * 3, [np.ones((1, 2))] * 3, FitConfig(iterations=1), backend="auto")
     assert asked == [(("auto",), {"images": 3})]
