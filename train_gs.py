@@ -283,9 +283,9 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
     return Run(train, val, loader, sampler, network, model, optimizer, average, guard, start, first_epoch, budget)
 
 
-def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
+def train(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace) -> None:
     """Train, validate, keep the best model by 2 MSE + MAE."""
-    folder, options = RunFolder(arguments.save_dir), run_options(arguments)
+    options = run_options(arguments)
     run = set_up_run(fabric, folder, arguments)
     network, average, crops = run.network, run.average, fabric.world_size * arguments.batch_size * arguments.accumulate
     evaluated = average.module if average else network
@@ -297,6 +297,7 @@ def train(fabric: Fabric, arguments: argparse.Namespace) -> None:
     with agreed(fabric):
         if fabric.is_global_zero and (not is_done or run.start in folder.checkpoints()):
             folder.begin(options, run.start, arguments.epochs, crops)
+        folder.is_begun = True
         if fabric.is_global_zero and not is_done:
             remove_stale_partials(folder.path / "trouble")
             log = RunLog(folder, run.first_epoch)
@@ -391,18 +392,16 @@ def main() -> None:
     size = f"--batch-size {arguments.batch_size} and --crop-size {arguments.crop_size}"
     remedy = f"lower one of {size} (--accumulate makes up for it), --num-workers, or take --precision bf16-mixed"
     remedy += ", or --no-graphs" if fabric.device.type == "cuda" and arguments.graphs is not False else ""
-    folder = make_folder(arguments.save_dir)
+    folder = RunFolder(make_folder(arguments.save_dir))
     loading = shared_memory_errors(arguments.num_workers, arguments.batch_size, arguments.loading_timeout)
-    alone = hold(folder) if fabric.is_global_zero else contextlib.nullcontext()
+    alone = hold(folder.path) if fabric.is_global_zero else contextlib.nullcontext()
     with network_errors(remedy), loading, alone, interrupted_by_sigterm():
         try:
-            train(fabric, arguments)
+            train(fabric, folder, arguments)
         except KeyboardInterrupt:
-            goes_on = (
-                f"python train_gs.py --config {shlex.quote(str(folder / 'config.yml'))} goes on where this one stopped"
-            )
-            same = arguments.resume != "none" and not arguments.overwrite
-            raise KeyboardInterrupt("" if same else goes_on) from None
+            command = f"python train_gs.py --config {shlex.quote(str(folder.path / 'config.yml'))}"
+            anew = folder.is_begun and (arguments.resume == "none" or arguments.overwrite)
+            raise KeyboardInterrupt(f"{command} goes on where this one stopped" if anew else "") from None
         fabric.barrier()  # nobody leaves while others still need it
 
 

@@ -154,7 +154,7 @@ def _set_defaults(
         print(f"{config}: {', '.join(unused)}: accepted, but without effect")
     for key, value in values.items():
         action = actions.get(str(key).replace("-", "_"))
-        if action is None and (key in unused_keys or key in foreign_keys):
+        if key in unused_keys or (action is None and key in foreign_keys):
             continue
         if action is None:
             close = difflib.get_close_matches(str(key), actions, n=1)

@@ -80,7 +80,7 @@ _OWN = (
     "trouble",
     "tensorboard",
 )
-_RESULTS = ("results.csv", "summary.json", "report.html", "report_data.jsonl", "densities", "figures")
+_RESULTS = ("results.csv", "report.html", "report_data.jsonl", "densities", "figures", "summary.json")
 
 
 def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -99,6 +99,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.is_begun = False  # here what ``begin`` writes is of this run
 
     @property
     def best_path(self) -> Path:
@@ -173,24 +174,24 @@ class RunFolder:
         given = None if resume in ("auto", "none") else Path(resume)
         if given and not given.is_file():
             raise FileNotFoundError(f"{given}: no such weights file, check the path")
-        if overwrite:
-            if given and self.path.resolve() in given.resolve().parents:
-                raise ValueError(f"--resume {given}: --overwrite removes it; choose another --save-dir")
-            return given
         before = Path(progress["start"]) if progress["start"] else None
-        goes_on = resume == "auto" or (
-            given and given.resolve() in (path.resolve() for path in (newest, before) if path)
+        goes_on = not overwrite and (
+            resume == "auto" or (given and given.resolve() in (path.resolve() for path in (newest, before) if path))
         )
         if newest and goes_on:
             self._check(options, crops)
             return newest
         # Where the run kept no account any trace counts; where it did, what an unfinished first epoch left does not.
         traces = progress["done"] is None and (self.best_path.exists() or self.metrics())
-        if progress["done"] or traces:
+        if (progress["done"] or traces) and not overwrite:
             held = f"a run of {progress['done']} epochs" if progress["done"] else "a run"
             remedy = ", or leave --resume out to go on with it" if newest else ""
             raise ValueError(f"{self.path}: holds {held}; choose another --save-dir, or --overwrite{remedy}")
-        return before if resume == "auto" else given
+        leftovers = {path.resolve() for path in self._leftovers()}
+        for option, file in (("resume", given), ("backbone-weights", Path(options.get("backbone_weights", "none")))):
+            if file and not leftovers.isdisjoint((file.resolve(), *file.resolve().parents)):
+                raise ValueError(f"--{option} {file}: a start anew removes it; choose another --save-dir")
+        return before if goes_on else given
 
     def _check(self, options: dict[str, Any], crops: int) -> None:
         remedy = "choose another --save-dir, or start it anew with --overwrite"
@@ -203,27 +204,39 @@ class RunFolder:
             what = f"{before} crops in a step (processes x --batch-size x --accumulate), not {crops}"
             raise ValueError(f"{self.path}: holds a run with {what}; {remedy}")
 
+    def _leftovers(self) -> list[Path]:
+        """What a start anew removes, in that order: checkpoints first, the options last; nothing where no run has been.
+
+        Of results those whose ``summary.json`` says that they are of weights in this folder; others lie there by chance.
+        """
+        if self.progress()["done"] is None and not self.best_path.exists() and not self.metrics():
+            return []
+        found = [path for pattern in _OWN for path in sorted(self.path.glob(pattern))]
+        for summary in self.path.glob("**/summary.json"):
+            said = read_json(summary)
+            with contextlib.suppress(TypeError, KeyError):
+                of = Path(said["configuration"]["save_path"]).resolve()
+                if self.path.resolve() in (of, of.parent):
+                    found += [summary.with_name(name) for name in _RESULTS]
+        return [*found, self.path / "config.yml"]
+
     def begin(self, options: dict[str, Any], start: Path | None, epochs: int, crops: int) -> None:
         """Write down what is about to run. A start anew first removes all that a run before it left in the folder.
 
-        Its checkpoints go first and its progress last, so that a kill in between leaves a folder that is known to hold a run.
+        Its progress is there until the new one's takes its place, so that a kill in between leaves a folder that is known to
+        hold a run; the options come last, so that they never stand beside the progress of another run.
         """
         goes_on = start in self.checkpoints()
-        if not goes_on:
-            for pattern in _OWN:
-                for path in sorted(self.path.glob(pattern), reverse=True):
-                    _remove(path)
-            for folder in {found.parent for found in self.path.glob("**/summary.json")}:
-                for name in _RESULTS:
-                    _remove(folder / name)
-                if folder != self.path and not any(folder.iterdir()):
-                    folder.rmdir()
         self.plan = self.progress() | {"epochs": epochs, "crops": crops}
         if not goes_on:
+            for path in self._leftovers():
+                _remove(path)
+                if path.name == "summary.json" and path.parent != self.path and not any(path.parent.iterdir()):
+                    path.parent.rmdir()
             self.plan |= {"done": 0, "start": str(start) if start else None}
+        self.note_progress(self.plan["done"], epochs)
         with atomic_write(self.path / "config.yml") as partial:
             partial.write_text(yaml.safe_dump(options, allow_unicode=True), encoding="utf-8")
-        self.note_progress(self.plan["done"], epochs)
 
     def note_progress(self, done: int, epochs: int) -> None:
         """Write down that so many of the planned epochs are done."""
@@ -244,9 +257,9 @@ class RunFolder:
 
     def save_best(self, state_dict: dict[str, Any], description: dict[str, Any], *, keep_each: bool) -> None:
         """Write the best model so far; ``keep_each``: also as ``best_model_<epoch>.pth``."""
-        save_weights(self.best_path, state_dict, description)
-        if keep_each:
+        if keep_each:  # first: what is not better than the best is not written again after a kill
             save_weights(self.path / f"best_model_{description['epoch']}.pth", state_dict, description)
+        save_weights(self.best_path, state_dict, description)
 
     def set_aside(self, epoch: int, error: NonFinite, samples: Sequence[Any], **state: Any) -> ValueError:
         """Write the crops that broke a run and, as a checkpoint to begin ``epoch`` with, the state before them.

@@ -12,7 +12,7 @@ from utils.config import given_values, make_parser, number, parse_arguments
 from utils.dataset_report import DATASETS, OWN, REPORT, data_name, read_report
 from utils.pixels import STRIDE
 from utils.training.released_options import add_released_options, apply_released_options
-from utils.training.run_folder import FORMER_OPTIONS
+from utils.training.run_folder import FORMER_OPTIONS, START_OPTIONS
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -32,7 +32,10 @@ def parse_train_options(
     switch = argparse.BooleanOptionalAction
 
     add = parser.add_argument_group("data").add_argument
-    root = given_values(parser, argv, "data-dir")["data_dir"]
+    given = given_values(parser, argv, "data-dir", "save-dir")
+    root, config, folder = given["data_dir"], given["config"], given["save_dir"]
+    # Runs of before wrote into their own file how they had been started, which is not how they go on.
+    is_own = config and folder and Path(config).resolve().parent == Path(folder).resolve()
     report = read_report(Path(str(root))) if root else {}
     said = report.get("dataset") or (OWN if report else "qnrf")
     whose = f"whose preset applies (default: what {REPORT} of the data says; without one, qnrf)"
@@ -112,7 +115,8 @@ def parse_train_options(
 
     add_released_options(parser.add_argument_group("of the released script, besides").add_argument)
 
-    arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS), unused_keys=FORMER_OPTIONS)
+    unused = (*FORMER_OPTIONS, *START_OPTIONS) if is_own else FORMER_OPTIONS
+    arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS), unused_keys=unused)
     if report.get("dataset") not in (None, arguments.dataset):
         found = f"{arguments.data_dir / REPORT} says {said}"
         parser.error(f"--dataset {arguments.dataset}: {found}; leave the option out, or prepare the data as that set")
