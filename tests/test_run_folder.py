@@ -221,7 +221,7 @@ def test_what_cannot_begin_overwrites_nothing(data, tmp_path, problem):
     _, err = train(data, tmp_path / "run", *options, code=code)
     assert len(errors(err)) == 1 and contents(tmp_path) == before
     if problem == "own":
-        assert "--overwrite removes it; choose another --save-dir" in err
+        assert "a start anew removes it; choose another --save-dir" in err
 
 
 def test_what_an_unfinished_first_epoch_left_does_not_count(data, tmp_path):
