@@ -266,20 +266,20 @@ def test_without_points_or_iterations_nothing_is_fitted(backend):
         assert found[1:4] == (0.0, 0.0, 0) and len(found.gaussians) == len(points) and not len(found.background)
 
 
-def test_unusable_input_is_named():
+def test_unusable_input_is_named(backend):
     image = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match=r"points: row 1 is \[nan, 2.0\]"):
-        fit_image(image, np.array([[1.0, 1.0], [np.nan, 2.0]]))
+        fit_image(image, np.array([[1.0, 1.0], [np.nan, 2.0]]), backend=backend)
     with pytest.raises(ValueError, match=r"image: float64 \[8, 8\]"):
-        fit_image(np.zeros((8, 8)), np.ones((1, 2)))
+        fit_image(np.zeros((8, 8)), np.ones((1, 2)), backend=backend)
     for shape in ((8, 8), (8, 8, 4), (0, 8, 3), (1, 8, 8, 3)):
         with pytest.raises(ValueError, match=re.escape(f"image: uint8 {list(shape)}, expected uint8 [H, W, 3]")):
-            fit_image(np.zeros(shape, np.uint8), np.ones((1, 2)))
+            fit_image(np.zeros(shape, np.uint8), np.ones((1, 2)), backend=backend)
     with pytest.raises(ValueError, match=r"image: float64 \[8, 8, 3\]"):
-        fit_image(np.zeros((8, 8, 3)), np.ones((1, 2)))
+        fit_image(np.zeros((8, 8, 3)), np.ones((1, 2)), backend=backend)
     for shape in ((3, 3), (3,), (2, 2, 2)):
         with pytest.raises(ValueError, match=re.escape(f"points: shape {list(shape)}, expected [N, 2]")):
-            fit_image(image, np.ones(shape))
+            fit_image(image, np.ones(shape), backend=backend)
 
 
 def test_tensors_and_lists_are_arrays():
@@ -287,6 +287,23 @@ def test_tensors_and_lists_are_arrays():
     expected = fit_image(image, np.array([[5.0, 5.0], [9.0, 7.0]]), FitConfig(iterations=2), backend="reference")
     found = fit_image(torch.from_numpy(image), [[5, 5], [9, 7]], FitConfig(iterations=2), backend="reference")
     assert torch.equal(found.gaussians.params, expected.gaussians.params)
+
+
+def test_each_of_many_images_has_its_seed(backend):
+    image, points = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8), np.array([[5.0, 5], [9, 7]])
+    config = FitConfig(iterations=2)
+    found = fit_images([image] * 3, [points] * 3, config, backend=backend, seeds=[0, 7, 0])
+    alone = [fit_image(image, points, config, backend=backend, seed=seed) for seed in (0, 7)]
+    for result, single in zip(found, (*alone, alone[0]), strict=True):
+        torch.testing.assert_close(result.gaussians.params, single.gaussians.params, rtol=1e-4, atol=1e-5)
+    assert (found[0].gaussians.rotations - found[1].gaussians.rotations).abs().max() > 0.1
+
+
+def test_an_image_that_failed_is_no_result(monkeypatch):
+    outcomes = [(1, MemoryError("too large")), (0, "fitted")]
+    monkeypatch.setattr(fitting, "fit_side_by_side", lambda *_: iter(outcomes))
+    with pytest.raises(MemoryError, match="too large"):
+        fit_images([np.zeros((8, 8, 3), np.uint8)] * 2, [np.ones((1, 2))] * 2, backend="reference")
 
 
 def test_the_backend_is_chosen_for_the_number_of_images(monkeypatch):
@@ -311,11 +328,7 @@ def test_gsplat_fits_as_well(case):
 def test_a_point_far_outside_takes_the_color_of_the_nearest_border():
     """Also where its coordinate is no 64-bit integer."""
     image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
-    far, near = (
-        initial_parameters(image, np.array(points), 0, seed=0).color
-        for points in (
-            [[1e30, 1.5], [2.5, -1e30], [-1e30, 2.5], [1.5, 1e30]],
-            [[4.5, 1.5], [2.5, 0.5], [0.5, 2.5], [1.5, 3.5]],
-        )
-    )
-    np.testing.assert_array_equal(far, near)
+    points = [[1e30, 1.5], [2.5, -1e30], [-1e30, 2.5], [1.5, 1e30], [9.0, 1.5], [2.5, -9.0]]
+    expected = image[[1, 0, 2, 3, 1, 0], [4, 2, 0, 1, 4, 2]] / 255
+    found = torch.sigmoid(initial_parameters(image, np.array(points), 0, seed=0).color)
+    np.testing.assert_allclose(found, expected.clip(0.001), atol=1e-6)
