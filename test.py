@@ -32,7 +32,7 @@ from utils.evaluation.model_card import note_evaluation
 from utils.evaluation.report import write_report
 from utils.evaluation.results import ResultsFolder, localisation, read_ahead, save_submission, save_summary
 from utils.evaluation.scores import summarise
-from utils.evaluation.sources import find_sources, open_images
+from utils.evaluation.sources import Source, find_sources, open_images
 from utils.evaluation.video import VideoCounts
 from utils.evaluation.windows import images_together, predict_together
 from utils.files import file_hash, make_folder, points_path, read_points
@@ -105,7 +105,7 @@ def split_images(data: Crowd, threads: int) -> Iterator[Picture]:
             yield path.stem, f"{path}: its image is missing; add it, or remove the annotation", None
 
 
-def own_images(paths: Sequence[Path], every: int, threads: int, say: Callable[[str], None]) -> Iterator[Picture]:
+def own_images(sources: Sequence[Source], every: int, threads: int, say: Callable[[str], None]) -> Iterator[Picture]:
     """Pictures, decoded by threads while those before them are counted, and the frames of videos, by one."""
 
     def decode(opened: tuple[str, Path | np.ndarray | str]) -> Picture:
@@ -117,8 +117,7 @@ def own_images(paths: Sequence[Path], every: int, threads: int, say: Callable[[s
                 image = one_line(error)
         return name, image, None
 
-    opened = open_images(paths, lambda path: path, every, progress=say)  # a picture's path in the place of its pixels
-    return in_threads(decode, read_ahead(opened), threads)
+    return in_threads(decode, read_ahead(open_images(sources, every, say)), threads)
 
 
 def count_images(
@@ -149,10 +148,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
     model, metadata = load_model(weights, arguments.model_name, arguments.topk)
     sources, threads = [], min(default_workers(), DECODERS)
     if arguments.images:
-        sources = find_sources(arguments.images)[0]
+        sources, notes = find_sources(arguments.images)
+        for line in notes:
+            print(line, file=sys.stderr)
         total = None if any(source.is_video for source in sources) else len(sources)
         images = own_images(
-            arguments.images, arguments.every, threads, say=lambda text: progress.set_postfix_str(text, refresh=False)
+            sources, arguments.every, threads, say=lambda text: progress.set_postfix_str(text, refresh=False)
         )
     else:
         data = Crowd(arguments.data_dir, None, arguments.split, training=False)
@@ -171,8 +172,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         if arguments.out:
             folder = stack.enter_context(ResultsFolder(arguments.out, arguments.save_density, arguments.figures))
         keep = bool(arguments.save_density or arguments.figures)
-        videos = VideoCounts(sources, arguments.every, arguments.out, arguments.video_out, show_all=keep)
-        stack.enter_context(videos)
+        own = {source.name: source.path for source in sources if source.is_video and not source.reason}
+        videos = VideoCounts(own, arguments.every, stack, arguments.out, arguments.video_out, show_all=keep)
         progress = stack.enter_context(ProgressBar(total=total, desc="count", unit="img"))
         for (name, image, points), parts, seconds in count_images(fabric, model, images, windows):
             progress.update()
@@ -185,11 +186,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
             results.append(Result(name, math.nan if points is None else float(len(points)), predicted))
             if folder:
                 folder.add_windows(name, image, points, parts, predicted, seconds)
+        said = videos.save()
 
     for result in results:
         truth = "" if result.truth != result.truth else f"truth {result.truth:g}, "
         print(f"{result.name}: {truth}predicted {result.predicted:.2f}")
-    for line in videos.lines():
+    for line in said:
         print(line)
     for name, reason in failed:
         print(f"error: {name}: {reason}" if name not in reason else f"error: {reason}", file=sys.stderr)

@@ -2,17 +2,17 @@
 
     python -m datasets.synthetic --layout {qnrf,jhu,nwpu,sha,shb,ucf50} --out P --images 50 --seed 0
 
-For tests and teaching; no substitute for photographs. The same arguments give the same bytes at any number of workers, an
-interrupted run goes on where it stopped. P/truth.json holds the heads of every image, unrounded, with or without annotations.
+For tests and teaching; no substitute for photographs. The same arguments give the same bytes at any number of workers.
+P/truth.json holds the heads of every image, unrounded, with or without annotations.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,6 @@ MIN_HEAD, MAX_HEAD = 3.0, 60.0  # height of a head, pixels
 SPACING = 0.7  # least distance of two heads, in heights of a head: neither hides the other's centre
 _HEAD_ASPECT = 0.8  # width over height
 _TRIES = 20  # places drawn for each head
-_TRUTH, _PROGRESS = "truth.json", "truth.jsonl"
 
 _SKIN = np.array(((226, 184, 154), (208, 150, 112), (172, 117, 80), (124, 80, 53), (80, 52, 38)))
 _HAIR = np.array(((22, 18, 17), (52, 36, 26), (84, 58, 38), (186, 150, 96), (150, 147, 144)))
@@ -148,65 +147,62 @@ def _paint_person(picture: np.ndarray, x: float, y: float, size: float, length: 
 class Item(NamedTuple):
     """One image to draw."""
 
-    root: Path
-    settings: Mapping[str, Any]  # the command's options
-    layout: str
     split: str
     number: int  # in the file's name
     index: int  # through all splits
 
 
-def files_of(item: Item) -> list[Path]:
+def files_of(layout: str, item: Item) -> list[Path]:
     """The image, then its annotations, relative to the root."""
     name, split = f"{item.number:04}", Path(item.split)
-    if item.layout == "qnrf":
+    if layout == "qnrf":
         return [split / f"img_{name}.jpg", split / f"img_{name}_ann.mat"]
-    if item.layout == "ucf50":
+    if layout == "ucf50":
         return [Path(f"{item.number}.jpg"), Path(f"{item.number}_ann.mat")]
-    if item.layout == "jhu":
+    if layout == "jhu":
         return [split / "images" / f"{name}.jpg", split / "gt" / f"{name}.txt"]
-    if item.layout == "nwpu":
+    if layout == "nwpu":
         annotations = [Path("mats") / f"{name}.mat", Path("jsons") / f"{name}.json"]
         return [Path("images") / f"{name}.jpg", *(annotations if item.split != "test" else [])]
-    folder = Path(f"part_{item.layout[-1].upper()}_final") / split
+    folder = Path(f"part_{layout[-1].upper()}_final") / split
     return [folder / "images" / f"IMG_{item.number}.jpg", folder / "ground_truth" / f"GT_IMG_{item.number}.mat"]
 
 
-def annotation_bytes(item: Item, drawn: Scene, suffix: str) -> bytes:
-    """The annotation file of ``item``'s layout that ends in ``suffix``."""
+def annotation_bytes(layout: str, image: Path, drawn: Scene, suffix: str) -> bytes:
+    """The annotation file of ``image`` that ends in ``suffix``."""
     corners = np.hstack([drawn.boxes[:, :2], drawn.boxes[:, :2] + drawn.boxes[:, 2:]])  # left, top, right, bottom
-    if item.layout == "jhu":
+    if layout == "jhu":
         heads = np.rint(np.hstack([drawn.points, drawn.boxes[:, 2:]])).astype(int)
         return "".join(f"{x} {y} {w} {h} 1 0\n" for x, y, w, h in heads).encode()
     if suffix == ".json":
         heads = {"points": drawn.points.tolist(), "boxes": corners.tolist()}
-        return json.dumps({"img_id": f"{item.number:04}.jpg", "human_num": len(drawn.points), **heads}).encode()
+        return json.dumps({"img_id": image.name, "human_num": len(drawn.points), **heads}).encode()
     buffer = io.BytesIO()
-    if item.layout in ("sha", "shb"):  # a cell with a struct
+    if layout in ("sha", "shb"):  # a cell with a struct
         cell = np.empty((1, 1), object)
         cell[0, 0] = {"location": drawn.points, "number": float(len(drawn.points))}
         scipy.io.savemat(buffer, {"image_info": cell})
     else:
-        boxes = {"annBoxes": corners} if item.layout == "nwpu" else {}
+        boxes = {"annBoxes": corners} if layout == "nwpu" else {}
         scipy.io.savemat(buffer, {"annPoints": drawn.points, **boxes})
     # The first 116 bytes are a text in which the library notes the time.
     return b"MATLAB 5.0 MAT-file".ljust(116) + buffer.getvalue()[116:]
 
 
-def draw_item(item: Item) -> dict[str, Any]:
-    """Draw one image, write it with its annotations and return its line of the truth."""
-    rng = np.random.default_rng([item.settings["seed"], item.index])
-    height, width, low, high = (item.settings[name] for name in ("height", "width", "min_people", "max_people"))
-    if item.layout != "shb":  # the one data set whose images are all of one size
+def draw_item(root: Path, settings: Mapping[str, Any], item: Item) -> dict[str, Any]:
+    """Draw one image, write it with its annotations and return its line of the truth; ``settings``: the command's options."""
+    rng = np.random.default_rng([settings["seed"], item.index])
+    layout, *sizes = (settings[name] for name in ("layout", "height", "width", "min_people", "max_people"))
+    height, width, low, high = sizes
+    if layout != "shb":  # the one data set whose images are all of one size
         factor = rng.uniform(0.7, 1.3)
         height, width = max(32, round(height * factor)), max(32, round(width * factor * rng.uniform(0.9, 1.1)))
     people = 0 if low == 0 and rng.random() < 0.03 else round(np.exp(rng.uniform(*np.log([max(low, 1), max(high, 1)]))))
     drawn = scene(int(rng.integers(2**31)), height, width, min(people, high, height * width // 80))
-    image, *annotations = files_of(item)
+    image, *annotations = files_of(layout, item)
     for path in annotations:
-        _write(item.root / path, annotation_bytes(item, drawn, path.suffix))
-    # The image comes last, so that one that is there is whole with all that belongs to it.
-    save_jpeg(drawn.image, item.root / image, 92)
+        _write(root / path, annotation_bytes(layout, image, drawn, path.suffix))
+    save_jpeg(drawn.image, root / image, 92)
     truth = {"image": image.as_posix(), "split": item.split, "height": height, "width": width}
     return {**truth, "points": drawn.points.tolist(), "sizes": drawn.sizes.tolist()}
 
@@ -216,9 +212,8 @@ def _write(path: Path, contents: bytes) -> None:
         partial.write_bytes(contents)
 
 
-def make_items(root: Path, settings: Mapping[str, Any]) -> list[Item]:
+def make_items(layout: str, images: int) -> list[Item]:
     """What there is to draw: the number of images shared out to the splits in proportion, at least one each."""
-    layout, images = settings["layout"], settings["images"]
     published = SPLITS[layout]
     if images < len(published):
         raise ValueError(f"--images {images}: {layout} has {len(published)} splits; give {len(published)} or more")
@@ -227,41 +222,12 @@ def make_items(root: Path, settings: Mapping[str, Any]) -> list[Item]:
     items: list[Item] = []
     for split, share in zip(published, shares, strict=True):
         first = len(items) if layout in ("jhu", "nwpu") else 0  # the others count each split from 1
-        items += [Item(root, settings, layout, split, first + i + 1, len(items) + i) for i in range(share)]
+        items += [Item(split, first + i + 1, len(items) + i) for i in range(share)]
     return items
 
 
-def _read_truth(root: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The images that earlier runs with the same settings finished; a line that a kill cut off does not count."""
-    lines: list[dict[str, Any]] = []
-    with contextlib.suppress(FileNotFoundError):
-        contents = json.loads((root / _TRUTH).read_text(encoding="utf-8"))
-        lines += [contents["settings"], *contents["images"]]
-    with contextlib.suppress(FileNotFoundError):
-        for line in (root / _PROGRESS).read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(line))
-    for line in lines:
-        if "image" not in line and line != settings:
-            raise ValueError(f"{root}: holds images of other arguments ({line}); choose another --out")
-    return {line["image"]: line for line in lines if "image" in line}
-
-
-def _draw_all(root: Path, settings: Mapping, todo: Sequence[Item], truth: dict[str, Any], workers: int) -> int:
-    """Draw the items, note each in the progress and in ``truth``, and give the exit code."""
-    _write(root / _PROGRESS, "".join(json.dumps(entry) + "\n" for entry in (settings, *truth.values())).encode())
-    outcomes = []
-    with (root / _PROGRESS).open("a", encoding="utf-8", buffering=1) as progress:
-        for outcome in for_each(draw_item, todo, workers, "draw"):
-            outcomes.append(outcome)
-            if outcome.error is None:
-                truth[outcome.result["image"]] = outcome.result
-                progress.write(json.dumps(outcome.result) + "\n")
-    return report_failures(outcomes)
-
-
 def main() -> int:
-    """Draw what is missing."""
+    """Draw all images."""
     parser = make_parser("Write synthetic crowds in the raw layout of a data set.")
     parser.add_argument("--layout", choices=list(SPLITS), required=True, help="data set whose layout is written")
     parser.add_argument("--out", type=Path, required=True, metavar="P", help="folder to write to")
@@ -278,25 +244,21 @@ def main() -> int:
     if arguments.min_people > arguments.max_people:
         parser.error(f"--min-people {arguments.min_people} is greater than --max-people {arguments.max_people}")
     settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "workers", "config")}
-    root = make_folder(arguments.out)
-    items = make_items(root, settings)
-    truth = _read_truth(root, settings)
-    files = [files_of(item) for item in items]
-    for folder in {root, *((root / path).parent for paths in files for path in paths)}:
+    root, items = make_folder(arguments.out), make_items(arguments.layout, arguments.images)
+    truth = root / "truth.json"
+    if truth.exists() and (before := json.loads(truth.read_text(encoding="utf-8"))["settings"]) != settings:
+        raise ValueError(f"{root}: holds images of other arguments ({before}); choose another --out")
+    for folder in {root, *((root / path).parent for item in items for path in files_of(arguments.layout, item))}:
         remove_stale_partials(make_folder(folder))
+    _write(truth, json.dumps({"settings": settings, "images": []}).encode())  # until all are drawn
     for split in SPLITS["nwpu"] if arguments.layout == "nwpu" else ():  # its lists: id, luminance and density level
         ids = [f"{item.number:04} {item.index % 3} {item.index % 5}\n" for item in items if item.split == split]
         _write(root / f"{split}.txt", "".join(ids).encode())
-    whole = [paths[0].as_posix() in truth and all((root / path).exists() for path in paths) for paths in files]
-    todo = [item for item, is_whole in zip(items, whole, strict=True) if not is_whole]
-    code = _draw_all(root, settings, todo, truth, arguments.workers) if todo else 0
-    if code == 0:
-        images = [truth[paths[0].as_posix()] for paths in files]
-        _write(root / _TRUTH, (json.dumps({"settings": settings, "images": images}) + "\n").encode())
-        (root / _PROGRESS).unlink(missing_ok=True)
-    heads = sum(len(entry["points"]) for entry in truth.values())
-    print(f"{root}: {len(truth)} images with {heads:,} heads, {sum(whole)} of them were there")
-    return code
+    outcomes = list(for_each(partial(draw_item, root, settings), items, arguments.workers, "draw"))
+    images = [outcome.result for outcome in outcomes if outcome.error is None]
+    _write(truth, (json.dumps({"settings": settings, "images": images}) + "\n").encode())
+    print(f"{root}: {len(images)} images with {sum(len(entry['points']) for entry in images):,} heads")
+    return report_failures(outcomes)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,11 @@ def bayesian_kernel(
     stride: int = 8,
     sigma: float = 8.0,
     background: str | None = None,
-    background_ratio: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """K of one crop, ``posterior`` as a sparse matrix [N, M], or [N + 1, M] with a background (BL+).
 
-    points [N, 2]: pixels of the crop; scales and rotations are not read. The background lies ``background_ratio`` of
+    points [N, 2]: pixels of the crop; scales and rotations are not read. The background lies a share (``BACKGROUNDS``) of
     ``short_side`` away, the image's short side in pixels. Without annotations: one row of ones. backend: as in
     ``GS2D.kernel.transport_kernel``. Raises ValueError for points that are not finite and an unknown background.
     """
@@ -37,8 +36,7 @@ def bayesian_kernel(
     points = checked_columns({"points": (points, 2)}).float().cpu()
     if not len(points):
         return compress(torch.ones(1, grid[0] * grid[1]))
-    ratio = BACKGROUNDS.get(background) if background_ratio is None else background_ratio
-    reach = ratio * float(short_side) if background else 0.0
+    reach = BACKGROUNDS[background] * float(short_side) if background else 0.0
     if not takes_native(backend):
         return compress(posterior(points, grid, stride, sigma, background, reach))
     scale = math.sqrt(0.5) / sigma

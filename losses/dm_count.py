@@ -20,15 +20,7 @@ TINY = 1e-16  # added to denominators and to the logarithm's argument; part of t
 CHECK_EVERY = 10  # iterations between two looks at the stopping rule
 
 
-def dm_count_loss(
-    density: Tensor,
-    batch: Annotations,
-    *,
-    crops: int | None = None,
-    ot_weight: float = 0.1,
-    tv_weight: float = 0.01,
-    **options,
-) -> Tensor:
+def dm_count_loss(density: Tensor, batch: Annotations, *, crops: int | None = None, **options) -> Tensor:
     """Mean over the batch of |sum D - N| + 0.1 crops OT + 0.01 TV: [B, 1, h, w] -> scalar; options: of ``dm_count_terms``.
 
     The released code averages all but OT, which it sums over the batch. Here crops is the number of crops of the step that
@@ -38,7 +30,7 @@ def dm_count_loss(
     """
     transport, count, variation = dm_count_terms(density, batch, **options).unbind(dim=1)
     crops = len(density) if crops is None else crops
-    return count.mean() + ot_weight * (crops / len(density)) * transport.sum() + tv_weight * variation.mean()
+    return count.mean() + 0.1 * (crops / len(density)) * transport.sum() + 0.01 * variation.mean()
 
 
 def dm_count_terms(

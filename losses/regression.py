@@ -9,42 +9,32 @@ from torch import Tensor
 
 from losses.inputs import Annotations, samples
 
-NEIGHBOURS = 3
+NEIGHBOURS, BETA = 3, 0.3
 DISTANCES = (4.0, 128.0)  # pixels; neighbour distances outside are clipped, as for the boxes that define the targets
 SMALLEST_SHARE = 1e-6  # of a Gaussian that must lie in the crop before it is scaled up to its target
 
 
 def regression_loss(
-    density: Tensor,
-    batch: Annotations,
-    *,
-    stride: int = 8,
-    sigma: float = 15.0,
-    adaptive: bool = False,
-    beta: float = 0.3,
-    renormalise: bool = True,
+    density: Tensor, batch: Annotations, *, stride: int = 8, sigma: float = 15.0, adaptive: bool = False
 ) -> Tensor:
     """1 / (2 B) sum over crops and cells of (D - T)^2, the scale of MCNN's Eq. 2: [B, 1, h, w] -> scalar.
 
-    T [h, w] is ``density_map``: of width sigma (pixels), or with ``adaptive`` of beta times the mean distance to the 3
+    T [h, w] is ``density_map``: of width sigma (pixels), or with ``adaptive`` of 0.3 times the mean distance to the 3
     nearest annotations. Without annotations T is 0. Raises ValueError where shapes do not fit together.
     """
     total = density.new_zeros((), dtype=torch.float32)
     for cells, points, targets in samples(density, batch):
-        widths = beta * clipped_neighbour_distance(points) if adaptive else torch.full_like(targets, sigma)
-        truth = density_map(points, widths, cells.shape, stride, targets if renormalise else None)
+        widths = BETA * clipped_neighbour_distance(points) if adaptive else torch.full_like(targets, sigma)
+        truth = density_map(points, widths, targets, cells.shape, stride)
         total = total + (cells - truth).square().sum() / 2
     return total / len(density)
 
 
-def density_map(
-    points: Tensor, widths: Tensor, grid: tuple[int, int], stride: int, masses: Tensor | None = None
-) -> Tensor:
+def density_map(points: Tensor, widths: Tensor, masses: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
     """Isotropic Gaussians [n, 2] of standard deviations ``widths`` [n], integrated over each cell (exactly): [h, w].
 
-    With ``masses`` [n], what of a Gaussian lies in the crop is scaled to its mass, so that the sum is the count that the
-    other losses regress. Without, a Gaussian has mass 1, and what falls outside is lost, as when the map of the whole
-    image is cropped.
+    What of a Gaussian lies in the crop is scaled to its mass of ``masses`` [n], so that the sum is the count that the other
+    losses regress.
     """
     scale = math.sqrt(2) * widths[:, None]
     shares = []  # of each Gaussian in each row, [n, h], and in each column, [n, w]
@@ -52,9 +42,8 @@ def density_map(
         edges = torch.arange(count + 1, dtype=points.dtype, device=points.device) * stride
         shares.append(torch.erf((edges - points[:, axis, None]) / scale).diff(dim=1) / 2)
     rows, columns = shares
-    if masses is not None:
-        rows = rows * (masses / (rows.sum(dim=1) * columns.sum(dim=1)).clamp(min=SMALLEST_SHARE))[:, None]
-    return rows.T @ columns
+    inside = (rows.sum(dim=1) * columns.sum(dim=1)).clamp(min=SMALLEST_SHARE)
+    return (rows * (masses / inside)[:, None]).T @ columns
 
 
 def clipped_neighbour_distance(points: Tensor) -> Tensor:

@@ -7,29 +7,27 @@ It is unpacked again and loaded; with --data-dir its network counts the split of
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
+import shutil
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.crowd import SPLITS, Crowd
+from hubconf import Counter
 from models import load_model
 from models.export import require, save_safetensors
 from utils.cli import run_script
 from utils.config import make_parser
-from utils.device import fabric_devices
-from utils.evaluation import WINDOW, evaluate
 from utils.evaluation.model_card import write_card
-from utils.files import atomic_write, make_folder
-from utils.training.run_folder import BEST, CARD, RunFolder, shareable
+from utils.files import atomic_write, file_hash, list_images, make_folder
+from utils.training.run_folder import BEST, CARD, RunFolder, read_json, shareable
 
 RUN_FILES = (BEST, CARD, "metrics.jsonl", "environment.json")
 RESULT_FILES = ("results.csv", "summary.json", "report.html")
@@ -37,107 +35,89 @@ DATE = (1980, 1, 1, 0, 0, 0)  # the first that the format knows: the same conten
 AGREEMENT = 1e-3  # of a count: another machine rounds otherwise
 
 
-def look_at(run: Path, results: Path | None) -> None:
-    """``ValueError`` where a folder is not what it should be; the run's model card is brought up to date."""
-    if not (run / BEST).is_file():
-        raise ValueError(f"{run}: holds no {BEST}; give the folder of a run that was validated")
-    if write_card(run) is None:
-        raise ValueError(f"{run}: holds no config.yml; give the folder that train_gs.py wrote")
-    if results and not (results / "results.csv").is_file():
-        raise ValueError(f"--results {results}: holds no results.csv; give a folder that test.py --out wrote")
-
-
 def pack(run: Path, results: Path | None, archive: Path) -> list[str]:
     """Write the archive -> the names in it, below a folder called as the run."""
-    options = shareable(RunFolder(run).options())
-    files = [(name, run / name) for name in RUN_FILES if (run / name).is_file()]
-    files += [(f"results/{name}", results / name) for name in RESULT_FILES if results and (results / name).is_file()]
-    names = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(archive, "w") as file:
         weights, config = Path(scratch, "model.safetensors"), Path(scratch, "config.yml")
         network, metadata = load_model(run)
         save_safetensors(network, weights, metadata)
+        options = shareable(RunFolder(run).options())
         config.write_text(yaml.safe_dump(options, allow_unicode=True), encoding="utf-8")
-        with zipfile.ZipFile(archive, "w") as file:
-            for name, path in [*files, (weights.name, weights), (config.name, config)]:
-                entry = zipfile.ZipInfo(f"{run.name}/{name}", DATE)
-                entry.external_attr = 0o644 << 16
-                # Weights do not shrink, and what is stored can be mapped into memory.
-                entry.compress_type = (
-                    zipfile.ZIP_STORED if path.suffix in (".pth", ".safetensors") else zipfile.ZIP_DEFLATED
-                )
-                entry.file_size = path.stat().st_size
+        paths = {name: run / name for name in RUN_FILES}
+        paths |= {f"results/{name}": results / name for name in RESULT_FILES} if results else {}
+        paths |= {path.name: path for path in (weights, config)}
+        for name, path in paths.items():
+            if path.is_file():
+                entry = zipfile.ZipInfo.from_file(path, f"{run.name}/{name}")
+                entry.date_time, entry.external_attr = DATE, 0o644 << 16
+                if path.suffix not in (".pth", ".safetensors"):  # weights do not shrink
+                    entry.compress_type = zipfile.ZIP_DEFLATED
                 with path.open("rb") as source, file.open(entry, "w") as target:
-                    while block := source.read(1 << 20):
-                        target.write(block)
-                names.append(entry.filename)
-    return names
+                    shutil.copyfileobj(source, target)
+        return file.namelist()
 
 
-def check(archive: Path, data_dir: Path | None, split: str, device: str) -> str:
-    """Unpack the archive, load both forms of its weights, and count again where there are data -> what was seen.
+def check(folder: Path) -> None:
+    """Load both forms of the weights in an unpacked folder; ``ValueError`` where they differ."""
+    (network, metadata), (other, other_metadata) = load_model(folder), load_model(folder / "model.safetensors")
+    pairs = zip(network.state_dict().items(), other.state_dict().items(), strict=True)
+    if metadata != other_metadata or not all(a == b and torch.equal(one, two) for (a, one), (b, two) in pairs):
+        raise ValueError(f"{folder.name}: the two forms of its weights differ once unpacked; pack it again")
 
-    Raises ``ValueError``, naming the run, where something differs.
+
+def count_again(folder: Path, options: dict[str, Any], data_dir: Path, device: str) -> str:
+    """Count the split of the results in an unpacked folder with its network -> what was seen.
+
+    ``options``: those of the results. ``ValueError``, naming the run, for another count.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        with zipfile.ZipFile(archive) as file:
-            file.extractall(scratch)
-        (folder,) = Path(scratch).iterdir()
-        network, metadata = load_model(folder)
-        other, other_metadata = load_model(folder / "model.safetensors")
-        pairs = zip(network.state_dict().items(), other.state_dict().items(), strict=True)
-        if metadata != other_metadata or not all(a == b and torch.equal(one, two) for (a, one), (b, two) in pairs):
-            raise ValueError(f"{folder.name}: the two forms of its weights differ once unpacked; pack it again")
-        if data_dir is None:
-            return "both forms of the weights load and are equal"
-        found = fabric_devices(device)
-        device = "cpu" if found["accelerator"] == "cpu" else f"cuda:{found['devices'][0]}"
-        counted = evaluate(other.to(device), Crowd(data_dir, None, split, training=False), device, WINDOW)
-        return f"both forms of the weights load and are equal; {_compared(folder, counted)}"
-
-
-def _compared(folder: Path, counted: list) -> str:
-    """How the counts of the unpacked network agree with those of the packed results."""
-    table = folder / "results" / "results.csv"
-    if not table.is_file():
-        return f"{len(counted)} images counted"
-    summary = json.loads((table.parent / "summary.json").read_text(encoding="utf-8"))
-    options = summary["configuration"]
-    if options["window"] != WINDOW or options["overlap"] or options["flip_average"] or options["precision"] != "32":
-        return f"{len(counted)} images counted; not compared, since the results depart from the published windows"
-    with table.open(encoding="utf-8", newline="") as file:
+    if options["precision"] != "32":
+        return f"not counted again, since its results are of --precision {options['precision']}"
+    windows = {"window": options["window"], "overlap": options["overlap"], "flip": options["flip_average"]}
+    counter = Counter(folder / "model.safetensors", device, **windows)
+    with (folder / "results" / "results.csv").open(encoding="utf-8", newline="") as file:
         packed = {row["image"]: float(row["predicted"]) for row in csv.DictReader(file)}
-    for result in counted:
-        expected = packed.get(result.name)
-        if expected is None or abs(result.predicted - expected) > AGREEMENT * max(1, expected):
-            reason = f"{result.name}: {result.predicted:.3f} counted, the results say {expected}"
+    images = list_images(data_dir / options["split"])
+    for path in images:
+        counted, expected = counter.count(path), packed.get(path.stem)
+        if expected is None or abs(counted - expected) > AGREEMENT * max(1, expected):
+            reason = f"{path.stem}: {counted:.3f} counted, the results say {expected}"
             raise ValueError(f"{folder.name}: {reason}; pack results of these weights and this data")
-    return f"{len(counted)} images counted as in its results"
+    return f"{len(images)} images counted as in its results"
 
 
-def parse() -> argparse.Namespace:
+def main() -> None:
+    """Pack, unpack, compare."""
     parser = make_parser("Pack a trained model to hand on.")
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of a training run")
     add("--results", type=Path, metavar="DIR", help="folder that test.py --out wrote, to be packed too")
     add("--out", type=Path, metavar="FILE", help="the archive (default: RUN.zip)")
-    add("--data-dir", type=Path, metavar="P", help="prepared data set, to count again with what was unpacked")
-    add("--split", choices=SPLITS, default="test", help="of the data set")
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="P",
+        help="prepared data set, to count its results again with what was unpacked",
+    )
     add("--device", default="auto", metavar="D", help="GPU id or cpu; auto: the first GPU if any")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Pack, unpack, compare."""
-    arguments = parse()
-    run = arguments.run.resolve()
+    arguments = parser.parse_args()
+    run, results, data_dir = arguments.run.resolve(), arguments.results, arguments.data_dir
+    if data_dir and not results:
+        parser.error("--data-dir: there is nothing to compare its counts with; add --results DIR")
     archive = arguments.out or run.with_name(f"{run.name}.zip")
     make_folder(archive.parent)
     require("safetensors")
-    look_at(run, arguments.results)
-    with atomic_write(archive) as partial:  # it gets its name after the check
-        names = pack(run, arguments.results, partial)
-        seen = check(partial, arguments.data_dir, arguments.split, arguments.device)
+    if write_card(run) is None:
+        raise ValueError(f"{run}: holds no {BEST} or no config.yml; give the folder that train_gs.py wrote")
+    summary = read_json(results / "summary.json") if results else None
+    if results and (summary or {}).get("weights_sha256") != file_hash(run / BEST):
+        raise ValueError(f"--results {results}: not of this {BEST}; give a folder that test.py --out wrote with it")
+    seen = "both forms of the weights load and are equal"
+    with atomic_write(archive) as partial, tempfile.TemporaryDirectory() as scratch:  # it gets its name after the check
+        names = pack(run, results, partial)
+        zipfile.ZipFile(partial).extractall(scratch)
+        check(Path(scratch, run.name))
+        if data_dir:
+            seen += f"; {count_again(Path(scratch, run.name), summary['configuration'], data_dir, arguments.device)}"
     print("\n".join(names))
     print(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB; unpacked: {seen}")
     if any(name.endswith("report.html") for name in names):

@@ -24,7 +24,6 @@ VARIANTS = [
     ("gloss", {"offset": 8.0}),
     ("mse", {}),
     ("mse", {"adaptive": True}),
-    ("mse", {"renormalise": False}),
 ]
 every_loss = pytest.mark.parametrize(
     "name, options", VARIANTS, ids=["-".join([name, *map(str, options.values())]) for name, options in VARIANTS]

@@ -70,7 +70,7 @@ def test_the_archive_holds_all_and_counts_the_same(root):
     assert (root / "run.zip").read_bytes() == first
 
 
-def test_results_of_other_weights_are_found_out(root):
+def test_results_that_are_counted_otherwise_are_found_out(root):
     table = root / "results" / "results.csv"
     head, row = table.read_text().splitlines()
     name, truth, predicted, *rest = row.split(",")
@@ -80,10 +80,28 @@ def test_results_of_other_weights_are_found_out(root):
     assert not (root / "run.zip").exists()
 
 
+def test_results_are_counted_again_with_their_own_windows(root, trained):
+    windows = "--window", 48, "--overlap", 16, "--flip-average", "--split", "val"
+    common = "--save-path", root / "run", "--device", "cpu", "--data-dir", root / "data"
+    call("test.py", *common, "--out", root / "more", *windows)
+    out, _ = pack(root, "--results", root / "more", "--data-dir", root / "data")
+    assert "1 images counted as in its results" in out
+    call("test.py", *common, "--out", root / "half", "--precision", "bf16-mixed")
+    out, _ = pack(root, "--results", root / "half", "--data-dir", root / "data")
+    assert "not counted again, since its results are of --precision bf16-mixed" in out
+
+
+def test_results_of_other_weights_are_found_out_without_data(root):
+    shutil.copy(next((root / "run").glob("*_ckpt.tar")), root / "run" / "best_model.pth")
+    _, err = pack(root, "--results", root / "results", code=1)
+    assert f"--results {root / 'results'}: not of this best_model.pth" in errors(err)[0]
+    assert not (root / "run.zip").exists()
+    _, err = pack(root, "--data-dir", root / "data", code=2)
+    assert "add --results" in errors(err)[-1]
+
+
 def test_what_is_no_run_is_one_line(root, tmp_path):
     (root / "run" / "config.yml").unlink()
     _, err = pack(root, code=1)
-    assert errors(err) == [f"error: {root / 'run'}: holds no config.yml; give the folder that train_gs.py wrote"]
-    (root / "run" / "best_model.pth").unlink()
-    _, err = pack(root, code=1)
-    assert "holds no best_model.pth" in errors(err)[0] and not (root / "run.zip").exists()
+    reason = "holds no best_model.pth or no config.yml; give the folder that train_gs.py wrote"
+    assert errors(err) == [f"error: {root / 'run'}: {reason}"] and not (root / "run.zip").exists()

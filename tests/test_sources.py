@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-
 import cv2
 import numpy as np
 import pytest
 
-from utils.evaluation.sources import find_sources, open_images
+from test import own_images
+from utils.evaluation.sources import find_sources
 from utils.images import load_image
 
 
@@ -32,8 +30,9 @@ def video(path, frames=10):
 
 
 def opened(*paths, every=1):
-    with contextlib.redirect_stderr(io.StringIO()) as notes:
-        return list(open_images(paths, load_image, every)), notes.getvalue().splitlines()
+    """What ``test.py`` gets: (name, image or one-line reason) of each, and the notes."""
+    sources, notes = find_sources(paths)
+    return [picture[:2] for picture in own_images(sources, every, 1, lambda text: None)], notes
 
 
 def test_mixed_folders_are_read_with_their_subfolders(tmp_path):
@@ -78,15 +77,23 @@ def test_what_cannot_be_opened_is_named_and_the_rest_goes_on(tmp_path):
     assert "cut off or no image" in found[4][1] and found[5][1].shape == (20, 30, 3) and not notes
 
 
-def test_lack_of_memory_concerns_one_picture(tmp_path):
-    def load(path):
+def test_lack_of_memory_concerns_one_picture(tmp_path, monkeypatch):
+    def load(path, upright):
         if path.name == "a.png":
             raise MemoryError
-        return load_image(path)
+        return load_image(path, upright=upright)
 
+    monkeypatch.setattr("test.load_image", load)
     picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
-    (_, reason), (_, image) = open_images([tmp_path], load)
+    ((_, reason), (_, image)), _ = opened(tmp_path)
     assert reason == "MemoryError" and image.shape == (20, 30, 3)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    picture(tmp_path / "in" / "a.png"), picture(tmp_path / "other" / "b.png")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "back").symlink_to(tmp_path / "in")
+    assert [name for name, _ in opened(tmp_path / "in")[0]] == ["a.png", "link/b.png"]
 
 
 def test_frames_of_a_video(tmp_path):
@@ -124,9 +131,5 @@ def test_a_video_that_cannot_be_decoded_is_reported(tmp_path, content):
     )
 
 
-def test_wrong_use_is_an_error_at_once(tmp_path):
-    with pytest.raises(ValueError, match="every: 0, must be at least 1"):
-        open_images([tmp_path], load_image, every=0)
-    with pytest.raises(ValueError, match="paths: none given"):
-        open_images([], load_image)
+def test_a_video_is_told_by_its_suffix_in_any_case(tmp_path):
     assert find_sources([tmp_path / "a.MOV"])[0][0].is_video

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 
@@ -14,7 +15,6 @@ from training_runs import Tiny
 
 import models
 from utils.evaluation import Window
-from utils.evaluation.sources import Source
 from utils.evaluation.video import SHOWN, VideoCounts, draw_density
 from utils.training.run_folder import save_weights
 
@@ -60,7 +60,7 @@ def test_counts_over_time_and_the_annotated_video(weights, tmp_path):
     assert facts["frames"] == 5 and facts["mean"] == pytest.approx(np.mean(counts), abs=1e-3)
     assert facts["peak"] == pytest.approx(max(counts), abs=1e-3) and facts["peak_time"] == 2 * peak / 5
     assert f"{tmp_path / 'films' / 'shown.mp4'}: " in text
-    assert f"clip.avi: 5 frames counted, mean {np.mean(counts):.2f}, peak {max(counts):.2f} at 0:0" in text
+    assert f"clip.avi: 5 frames counted, mean {np.mean(counts):.2f}, peak {max(counts):.2f} at 00:0" in text
     assert cv2.imread(str(out / "videos" / "clip.avi.png")).shape[1] > 1000
     shown = cv2.VideoCapture(str(tmp_path / "films" / "shown.mp4"))
     assert shown.get(cv2.CAP_PROP_FPS) == pytest.approx(2.5) and shown.get(cv2.CAP_PROP_FRAME_COUNT) == 5
@@ -85,11 +85,11 @@ def test_a_long_video_shows_some_of_its_frames_and_counts_all(weights, tmp_path,
 
 def test_frames_that_no_header_announced_are_shown_ever_farther_apart(tmp_path):
     (tmp_path / "live.avi").touch()  # announces nothing
-    videos = VideoCounts([Source("live.avi", tmp_path / "live.avi")], 1, None, None)
+    videos = VideoCounts({"live.avi": tmp_path / "live.avi"}, 1, contextlib.ExitStack())
     image, parts = np.zeros((16, 16, 3), np.uint8), [Window(0, 0, 16, 16, torch.ones(2, 2))]
-    with videos:
-        assert not videos.add("picture.png", image, parts, 4.0)
-        shown = [i for i in range(20_000) if not videos.add(f"live.avi frame {i:06d}", image, parts, float(i))]
+    assert not videos.add("picture.png", image, parts, 4.0)
+    shown = [i for i in range(20_000) if not videos.add(f"live.avi frame {i:06d}", image, parts, float(i))]
+    said = videos.save()
     assert shown[:SHOWN] == list(range(SHOWN)) and len(shown) < 8 * SHOWN and shown[-1] > 19_900
     assert videos.left_out == 20_000 - len(shown)
     assert videos.facts["live.avi"] == {
@@ -99,7 +99,7 @@ def test_frames_that_no_header_announced_are_shown_ever_farther_apart(tmp_path):
         "peak": 19_999.0,
         "peak_time": 799.96,
     }
-    assert videos.lines() == ["live.avi: 20000 frames counted, mean 9999.50, peak 19999.00 at 13:20.0"]
+    assert said == ["live.avi: 20000 frames counted, mean 9999.50, peak 19999.00 at 13:19"]
 
 
 def test_the_density_is_drawn_where_it_is():

@@ -17,7 +17,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +62,13 @@ def kernel_path(image: Path) -> Path:
     return image.parent / "kernels" / f"{image.stem}_kernel.h5"
 
 
-def find_files(root: Path) -> list[Path]:
-    """The files in ``root`` and its folders, sorted, without hidden ones; links to folders are followed once."""
+def find_files(root: Path, onerror: Callable[[OSError], None] | None = None) -> list[Path]:
+    """The files in ``root`` and its folders, sorted, without hidden ones; links to folders are followed once.
+
+    ``onerror`` gets why a folder cannot be read.
+    """
     seen, found = set(), []
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=onerror, followlinks=True):
         real = os.path.realpath(folder)
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real not in seen:

@@ -7,7 +7,6 @@ them has changed.
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -30,24 +29,25 @@ def write_card(path: Path) -> Path | None:
     val = split_hashes(str(options["data_dir"])).get("val", ("", "unknown"))
     val = val if best.get("val_hash", val[1]) == val[1] else ("", best["val_hash"])  # chosen on other images
     how = f"windows of {best.get('window', options['window'])} px"
-    scores = [("val", best.get("val_mae"), best.get("val_mse"), val, how)]
+    errors = (f"{best[key]:.2f}" if best else "unknown" for key in ("val_mae", "val_mse"))
+    scores = [("val", *errors, val, how)]
     for entry in read_json(path / EVALUATIONS) or []:
         if entry["weights_sha256"] == sha256:
             found = entry["images"], entry["split_hash"]
-            scores.append((entry["split"], entry["mae"], entry["mse"], found, entry["options"]))
+            scores.append((entry["split"], f"{entry['mae']:.2f}", f"{entry['mse']:.2f}", found, entry["options"]))
     with atomic_write(path / CARD) as partial:
         partial.write_text(_card(folder, options, best, sha256, scores), encoding="utf-8")
     return path / CARD
 
 
-def note_evaluation(weights: Path, data_dir: Path, facts: dict[str, Any]) -> Path | None:
-    """Add scores of ``test.py`` (a ``summary.json``) to the card beside ``weights`` -> the card; None where there is none.
+def note_evaluation(weights: Path, data_dir: Path, facts: dict[str, Any]) -> None:
+    """Add scores of ``test.py`` (a ``summary.json``) to the card beside ``weights``, if there is one.
 
     Only the best model of a run has one. A later evaluation with the same options takes the place of an earlier one.
     """
     folder = weights.parent
     if weights.name != BEST or not (folder / CARD).is_file():
-        return None
+        return
     chosen, split = facts["configuration"], facts["configuration"]["split"]
     images, split_hash = split_hashes(str(data_dir)).get(split, (facts["scored"], "unknown"))
     how = [f"windows of {chosen['window']} px"]
@@ -55,13 +55,13 @@ def note_evaluation(weights: Path, data_dir: Path, facts: dict[str, Any]) -> Pat
     how += ["mirrored too"] if chosen["flip_average"] else []
     how += [chosen["precision"]] if chosen["precision"] != "32" else []
     how += [f"{facts['scored']} of {images} images scored"] if facts["scored"] != images else []
-    entry = {"split": split, "split_hash": split_hash, "images": images, "options": ", ".join(how)}
-    same = ("split", "split_hash", "options", "weights_sha256")
-    entry |= {"mae": facts["mae"]["value"], "mse": facts["mse"]["value"], "weights_sha256": facts["weights_sha256"]}
-    others = [old for old in read_json(folder / EVALUATIONS) or [] if any(old[key] != entry[key] for key in same)]
+    same = {"split": split, "split_hash": split_hash, "options": ", ".join(how)}
+    same["weights_sha256"] = facts["weights_sha256"]
+    others = [old for old in read_json(folder / EVALUATIONS) or [] if old | same != old]
+    entry = same | {"images": images, "mae": facts["mae"]["value"], "mse": facts["mse"]["value"]}
     with atomic_write(folder / EVALUATIONS) as partial:
         partial.write_text(json.dumps([*others, entry], indent=1) + "\n", encoding="utf-8")
-    return write_card(folder)
+    write_card(folder)
 
 
 def _card(folder: RunFolder, options: dict[str, Any], best: dict[str, Any], sha256: str, scores: list[tuple]) -> str:
@@ -91,7 +91,7 @@ def _card(folder: RunFolder, options: dict[str, Any], best: dict[str, Any], sha2
     lines += [f"| {key} | {value} |" for key, value in facts.items()]
     lines += ["", "## Errors", "", "| split | images | MAE | RMSE | how | split hash |", "|---|---|---|---|---|---|"]
     for split, mae, mse, (images, split_hash), how in scores:
-        lines.append(f"| {split} | {images} | {_number(mae)} | {_number(mse)} | {how} | `{split_hash[:16]}` |")
+        lines.append(f"| {split} | {images} | {mae} | {mse} | {how} | `{split_hash[:16]}` |")
     if not any(split == "test" for split, *_ in scores):
         lines.append("| test | | not evaluated yet | | | |")
     lines += ["", 'RMSE is what crowd counting calls "MSE". The model was chosen by 2 RMSE + MAE on val.', ""]
@@ -99,14 +99,13 @@ def _card(folder: RunFolder, options: dict[str, Any], best: dict[str, Any], sha2
     lines += [f"Split hashes (names of the images, bytes of their annotations): {hashes or 'unknown'}.", ""]
     lines += ["## Options", "", "```yaml"]
     lines += [yaml.safe_dump(shareable(options), allow_unicode=True).rstrip(), "```", "", "## Use", "", "```python"]
-    entry = {"vgg": "gst_vgg19", "vgg_trans": "gst_vgg19_trans"}.get(name)
-    load = f'torch.hub.load(GST, "{entry}", source="local", weights="best_model.pth")' if entry else "Counter(...)"
-    lines += [f"counter = {load}  # GST: the project's folder", 'counter.count("photo.jpg")', "```", ""]
+    lines += [
+        "from hubconf import Counter  # in the project's folder",
+        f'Counter("{BEST}").count("photo.jpg")',
+        "```",
+        "",
+    ]
     return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None or not math.isfinite(value) else f"{value:.2f}"
 
 
 def _cell(text: str) -> str:

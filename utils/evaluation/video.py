@@ -1,64 +1,138 @@
-"""Counts of videos over time: a table and a plot for each, and one video with the density laid over its pictures."""
+"""Videos: their frames, the counts over time as a table and a plot, and one video with the density laid over its pictures."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import math
+import os
+import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
+from utils.cli import one_line
 from utils.evaluation import Window, density_map
 from utils.evaluation.figures import save_counts_figure
-from utils.evaluation.sources import Source
 from utils.files import atomic_write, make_folder
 
-COLUMNS = ("frame", "time", "count")
 SHOWN = 200  # frames of a video in the report: its pictures would be more than a browser can hold
 OPACITY = 0.65  # of the highest density
-CODECS = {".mp4": (("avc1", "H.264"), ("mp4v", "MPEG-4")), ".avi": (("MJPG", "Motion JPEG"),)}
+CODECS = {".mp4": ("avc1", "mp4v"), ".avi": ("MJPG",)}  # the first that OpenCV can write here
+_clock = tqdm.format_interval  # seconds -> "02:03", with hours "1:02:03"
+
+# FFmpeg's own remarks on damaged videos would stand between the progress bar and the one line that names the file. It reads
+# this when the first video is opened.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+
+def header(path: Path) -> tuple[float, int]:
+    """Frames a second and number of frames, an estimate, as a video's header says; 25 and 0 where it says nothing sensible."""
+    capture = cv2.VideoCapture(str(path))
+    rate, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    capture.release()
+    return rate if 0 < rate <= 1000 else 25.0, int(frames) if 0 < frames < 1e9 else 0
+
+
+def frames_of(
+    name: str, path: Path, every: int, progress: Callable[[str], None]
+) -> Iterator[tuple[str, np.ndarray | str]]:
+    """Each ``every``-th frame of a video: its name (``clip.mp4 frame 000120``, from 0) and uint8 [H, W, 3] RGB, or a reason.
+
+    A video that is cut off, or of which nothing can be decoded, yields a reason after its frames; that its header announces
+    more frames is only a line on stderr. ``progress`` gets where in the video the frame is, in time.
+    """
+    (rate, announced), frame = header(path), 0
+    length = _clock(announced / rate) if announced else "unknown length"
+    capture = cv2.VideoCapture(str(path))
+    try:
+        if not capture.isOpened():
+            yield name, f"{path}: cannot decode this video; it is cut off or of a kind that OpenCV does not know"
+            return
+        while capture.grab():
+            if frame % every == 0:
+                progress(f"{name} {_clock(frame / rate)} of about {length}")
+                decoded, image = capture.retrieve()
+                reason = f"{path}: frame {frame} cannot be decoded; the video is damaged"
+                yield f"{name} frame {frame:06d}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if decoded else reason
+            frame += 1
+    # A decoder may give up with an error of OpenCV's own instead of a frame.
+    except cv2.error as error:
+        yield name, f"{path}: decoding failed ({one_line(error)}); convert the video or get it again"
+        return
+    finally:
+        capture.release()
+    if not frame:
+        yield name, f"{path}: not one frame can be decoded; the video is damaged, get it again"
+    elif is_cut_off(path):
+        yield name, f"{path}: ends after {frame} frames, before its container says; it is cut off, get it again"
+    elif frame < announced:
+        tqdm.write(f"{path}: the header announces about {announced} frames, {frame} could be read", file=sys.stderr)
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether a file ends before its container says: AVI, MP4 (MOV, M4V), Matroska (WebM); other kinds do not tell.
+
+    The number of frames in a header is duration times rate, an estimate where the rate varies or the sound is longer than
+    the picture. The lengths of the outermost elements are exact.
+    """
+    length, position = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while position + 8 <= length:
+            file.seek(position)
+            if not (size := _element_length(file.read(16))):
+                break
+            position += size
+    return position > length
+
+
+def _element_length(head: bytes) -> int:
+    """Bytes of the outermost element that begins so, with its head; 0 where it is none, or does not say."""
+    if head[:4] == b"RIFF":
+        return 8 + int.from_bytes(head[4:8], "little")
+    if head[:4] in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # Matroska's header and segment, RFC 8794
+        following = 8 - head[4].bit_length()  # bytes of the length after its first; all ones: unknown, a live recording
+        unknown = (1 << 7 * (following + 1)) - 1
+        size = int.from_bytes(head[4 : 5 + following], "big") & unknown
+        return 5 + following + size if size != unknown else 0
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"sidx", b"wide", b"free", b"skip"):  # ISO 14496-12
+        size = int.from_bytes(head[:4], "big")
+        return int.from_bytes(head[8:16], "big") if size == 1 else size
+    return 0
 
 
 class VideoCounts:
-    """Takes the counts of frames as they come, in constant memory; a context, at whose end all files are on the disk.
+    """Takes the counts of frames as they come, 16 bytes each; ``save`` writes what is to be said of them.
 
-    ``sources``: what is counted (``utils.evaluation.sources.find_sources``), of which each ``every``-th frame comes. ``out``: a folder
-    for videos/<name>.csv and .png, or None. ``video_out``: a file for the one video among the sources, or None.
+    ``videos``: name -> path of what is counted, each ``every``-th frame of it. ``out``: a folder for videos/<name>.csv and
+    .png, or None. ``video_out``: a file for the one video there is, or None; it gets its name when ``stack`` is left.
     Raises ``ValueError`` where there are more, or none, and for a suffix other than .mp4 and .avi.
     """
 
     def __init__(
-        self, sources: Sequence[Source], every: int, out: Path | None, video_out: Path | None, show_all: bool = False
+        self,
+        videos: Mapping[str, Path],
+        every: int,
+        stack: ExitStack,
+        out: Path | None = None,
+        video_out: Path | None = None,
+        show_all: bool = False,
     ) -> None:
-        self.paths = {source.name: source.path for source in sources if source.is_video and not source.reason}
-        self.every, self.out, self.video_out, self.show_all = every, out, video_out, show_all
+        self.videos, self.every, self.stack, self.out, self.show_all = videos, every, stack, out, show_all
+        self.video_out, self.annotated = video_out, None
+        self.series: dict[str, _Series] = {}
         self.facts: dict[str, dict[str, Any]] = {}
         self.left_out = 0  # frames that were counted, but are not shown
-        self._series: _Series | None = None
-        self._annotated: _Annotated | None = None
-        self._said: list[str] = []
-        if video_out and len(self.paths) != 1:
-            raise ValueError(f"--video-out {video_out}: one file for {len(self.paths)} videos; name one in --images")
+        if video_out and len(videos) != 1:
+            raise ValueError(f"--video-out {video_out}: one file for {len(videos)} videos; name one in --images")
         if video_out and video_out.suffix.lower() not in CODECS:
             raise ValueError(f"--video-out {video_out}: must end in {' or '.join(CODECS)}")
-
-    def __enter__(self) -> VideoCounts:
-        self._stack = contextlib.ExitStack()
-        if self.video_out and not self.video_out.parent.is_dir():
-            make_folder(self.video_out.parent)
-        return self
-
-    def __exit__(self, kind, error, traceback) -> None:
-        try:
-            if error is None:
-                self._finish()
-        finally:
-            self._stack.__exit__(kind, error, traceback)
+        if video_out:
+            make_folder(video_out.parent)
 
     def add(self, name: str, image: np.ndarray, parts: Sequence[Window], count: float) -> bool:
         """Note an image; whether it is a frame that the report leaves out. Pictures are nothing to it.
@@ -67,67 +141,62 @@ class VideoCounts:
         too few. With ``show_all`` all are.
         """
         video, _, frame = name.rpartition(" frame ")
-        if video not in self.paths:
+        if video not in self.videos:
             return False
-        if self._series is None or self._series.name != video:
-            self._finish()
-            self._series = _Series(video, self.paths[video], self.every)
-        series = self._series
-        series.add(int(frame), count)
-        if self.video_out:
-            if self._annotated is None:
-                partial = self._stack.enter_context(atomic_write(self.video_out))
-                self._annotated = _Annotated(partial, self.video_out, series.rate / self.every, image.shape[:2])
-                self._stack.callback(self._annotated.writer.release)
-            self._annotated.add(image, density_map(list(parts)).numpy(), series.label())
-        shown = series.shows() or self.show_all
+        if video not in self.series:
+            self.series[video] = _Series(self.videos[video], self.every)
+        series = self.series[video]
+        shown = series.add(int(frame), count) or self.show_all
         self.left_out += not shown
+        if self.video_out:
+            if not self.annotated:
+                rate = series.rate / self.every
+                self.annotated = _AnnotatedVideo(self.video_out, rate, image.shape[:2], self.stack)
+            label = f"{count:.1f}   {_clock(int(frame) / series.rate)}"
+            self.annotated.add(image, density_map(list(parts)).numpy(), label)
         return not shown
 
-    def _finish(self) -> None:
-        """Write what belongs to the video that has ended."""
-        if self._annotated:
-            self._annotated.close()
-            self._said = [f"{self.video_out}: {self._annotated.codec}"]
-            self._annotated = None
-        series, self._series = self._series, None
-        if series is None:
-            return
-        self.facts[series.name] = series.summary()
-        if self.out:
-            name = series.name.lstrip("/")  # of a file from outside the folder: its whole path
-            table, plot = (self.out / "videos" / f"{name}{suffix}" for suffix in (".csv", ".png"))
-            make_folder(table.parent)
-            series.save(table)
-            save_counts_figure(plot, series.name, series.times(), np.array(series.counts), "seconds")
-
-    def lines(self) -> list[str]:
-        """What is said of each video."""
-        return [
-            f"{name}: {facts['frames']} frames counted, mean {facts['mean']:.2f}, "
-            f"peak {facts['peak']:.2f} at {_clock(facts['peak_time'])}"
-            for name, facts in self.facts.items()
-        ] + self._said
+    def save(self) -> list[str]:
+        """Write tables and plots, and end the video -> what is said of each."""
+        said = []
+        for name, series in self.series.items():
+            counts, times = np.array(series.counts), np.array(series.frames) / series.rate
+            mean, peak = float(counts.mean()), int(counts.argmax())
+            self.facts[name] = {
+                "frames": len(counts),
+                "frames_per_second": series.rate,
+                "mean": mean,
+                "peak": float(counts[peak]),
+                "peak_time": float(times[peak]),
+            }
+            where = f"peak {counts[peak]:.2f} at {_clock(times[peak])}"
+            said.append(f"{name}: {len(counts)} frames counted, mean {mean:.2f}, {where}")
+            if self.out:
+                # The name of a file from outside the folder is its whole path.
+                table, plot = (self.out / "videos" / f"{name.lstrip('/')}{suffix}" for suffix in (".csv", ".png"))
+                make_folder(table.parent)
+                rows, form = np.column_stack([series.frames, times, counts]), ("%d", "%.3f", "%.4f")
+                with atomic_write(table) as partial:
+                    np.savetxt(partial, rows, form, ",", "\r\n", header="frame,time,count", comments="")
+                save_counts_figure(plot, name, times, counts, "seconds")
+        if self.annotated:
+            self.annotated.close()
+            said.append(f"{self.video_out}: the video with its density, {self.annotated.codec}")
+        return said
 
 
 class _Series:
-    """The counts of one video: 16 bytes a frame."""
+    """The counts of one video."""
 
-    def __init__(self, name: str, path: Path, every: int) -> None:
-        capture = cv2.VideoCapture(str(path))
-        rate, announced = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        capture.release()
-        self.name, self.rate = name, rate if math.isfinite(rate) and 0 < rate <= 1000 else 25.0
+    def __init__(self, path: Path, every: int) -> None:
+        self.rate, announced = header(path)
         self.frames, self.counts = array("q"), array("d")
-        self.step = max(1, math.ceil(announced / every / SHOWN)) if 0 < announced < 1e9 else 1
-        self.shown = 0
+        self.step, self.shown = max(1, math.ceil(announced / every / SHOWN)), 0
 
-    def add(self, frame: int, count: float) -> None:
+    def add(self, frame: int, count: float) -> bool:
+        """Note a frame; whether it is one of those that are shown."""
         self.frames.append(frame)
         self.counts.append(count)
-
-    def shows(self) -> bool:
-        """Whether the last frame is one of those that are shown."""
         if (len(self.frames) - 1) % self.step:
             return False
         self.shown += 1
@@ -135,50 +204,24 @@ class _Series:
             self.step *= 2
         return True
 
-    def times(self) -> np.ndarray:
-        """Seconds from the beginning, by the header's frame rate."""
-        return np.array(self.frames) / self.rate
 
-    def label(self) -> str:
-        return f"{self.counts[-1]:.1f}   {_clock(self.frames[-1] / self.rate)}"
-
-    def summary(self) -> dict[str, Any]:
-        counts = np.array(self.counts)
-        peak = int(counts.argmax())
-        return {
-            "frames": len(counts),
-            "frames_per_second": self.rate,
-            "mean": float(counts.mean()),
-            "peak": float(counts[peak]),
-            "peak_time": self.frames[peak] / self.rate,
-        }
-
-    def save(self, path: Path) -> None:
-        with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(
-                (frame, f"{frame / self.rate:.3f}", f"{count:.4f}") for frame, count in zip(self.frames, self.counts)
-            )
-
-
-class _Annotated:
+class _AnnotatedVideo:
     """A video that is being written; every picture with its density on it and its count in a corner."""
 
-    def __init__(self, partial: Path, final: Path, rate: float, size: tuple[int, int]) -> None:
-        self.partial, self.final = partial, final
+    def __init__(self, path: Path, rate: float, size: tuple[int, int], stack: ExitStack) -> None:
+        self.partial, self.highest = stack.enter_context(atomic_write(path)), 0.0
         self.size = size[1] // 2 * 2, size[0] // 2 * 2  # width, height: codecs take even ones
-        self.highest = 0.0
-        level = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(0)  # of an encoder that is not there: another takes its place
-        try:
-            for code, self.codec in CODECS[final.suffix.lower()]:
-                self.writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*code), rate, self.size)
-                if self.writer.isOpened():
-                    return
-        finally:
-            cv2.utils.logging.setLogLevel(level)
-        raise ValueError(f"--video-out {final}: OpenCV cannot write {size[1]} x {size[0]} pixels; try another suffix")
+        level = cv2.utils.logging.setLogLevel(0)  # of an encoder that is not there: another takes its place
+        for self.codec in CODECS[path.suffix.lower()]:
+            self.writer = cv2.VideoWriter(str(self.partial), cv2.VideoWriter_fourcc(*self.codec), rate, self.size)
+            if self.writer.isOpened():
+                break
+        cv2.utils.logging.setLogLevel(level)
+        stack.callback(self.writer.release)
+        if not self.writer.isOpened():
+            raise ValueError(
+                f"--video-out {path}: OpenCV cannot write {size[1]} x {size[0]} pixels; try another suffix"
+            )
 
     def add(self, image: np.ndarray, density: np.ndarray, label: str) -> None:
         # Its scale may only widen, so that neighbouring pictures do not flicker.
@@ -188,7 +231,7 @@ class _Annotated:
     def close(self) -> None:
         self.writer.release()
         if not self.partial.exists() or not self.partial.stat().st_size:
-            raise OSError(f"{self.final}: the encoder wrote nothing; check the space left")
+            raise OSError("the encoder wrote nothing")
 
 
 def draw_density(image: np.ndarray, density: np.ndarray, highest: float, label: str) -> np.ndarray:
@@ -205,10 +248,3 @@ def draw_density(image: np.ndarray, density: np.ndarray, highest: float, label: 
     place, white = (margin, height + margin), (255, 255, 255)
     cv2.putText(picture, label, place, cv2.FONT_HERSHEY_SIMPLEX, scale, white, thickness, cv2.LINE_AA)
     return picture
-
-
-def _clock(seconds: float) -> str:
-    """``1:02:03.4``, without hours where there are none."""
-    minutes, rest = divmod(round(seconds, 1), 60)
-    hours, minutes = divmod(int(minutes), 60)
-    return f"{hours}:{minutes:02}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
