@@ -15,11 +15,16 @@ from utils.files import gaussians_path, kernel_path, points_path, read_points
 Annotations = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # see load_annotations
 
 
+class OtherPointsError(ValueError):
+    """Gaussians were fitted to other points than those that stand beside the image now."""
+
+
 def load_annotations(image: Path, use_gaussians: bool = True) -> Annotations:
     """Points [N, 2], neighbour distances [N], scales [N, 2] and rotations [N, 1] of a prepared image, float32.
 
     Scales that are NaN, and all without ``use_gaussians``, are a sixth of the neighbour distance, and such rotations 0.
-    Raises ``FileNotFoundError`` or ``ValueError``, naming the file, also where points and Gaussians differ in number.
+    Raises ``FileNotFoundError`` or ``ValueError``, naming the file; ``OtherPointsError`` where the Gaussians are another number
+    or lie elsewhere.
     """
     annotations = read_points(points_path(image))
     points = annotations[:, :2]
@@ -30,13 +35,13 @@ def load_annotations(image: Path, use_gaussians: bool = True) -> Annotations:
         return points, distance, fallback, np.zeros((len(points), 1), np.float32)
     gaussians = Gaussians2D.load(gaussians_path(image))
     if len(gaussians) != len(points):
-        raise ValueError(
+        raise OtherPointsError(
             f"{gaussians_path(image)}: {len(gaussians)} Gaussians, but {points_path(image)} has {len(points)} points; "
             f"delete the former and run {fit_command(image.parent)}"
         )
     gap = distance_to_points(gaussians.means, points)
     if not gap <= SAME_POINT:
-        raise ValueError(
+        raise OtherPointsError(
             f"{gaussians_path(image)}: centres lie up to {gap:.1f} pixels from the points of {points_path(image)}; delete "
             f"the former and run {fit_command(image.parent)}"
         )

@@ -10,6 +10,7 @@ table.md and table.csv (a row a loss) and runs.csv (a row a run) are written ane
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -40,18 +41,7 @@ TRAIN, TEST = ROOT / "train_gs.py", ROOT / "test.py"
 FIRST_SEED = 4073
 CHOICES = {name: ("--loss", name) for name in LOSSES} | {"mse-adaptive": ("--loss", "mse", "--sigma", "adaptive")}
 # GST with its published kernel, whatever kernel the options give "gst"; only where --losses names it.
-PUBLISHED = (
-    "--scale-ratio",
-    "1",
-    "--post-min",
-    "1",
-    "--post-max",
-    "20",
-    "--cut-off",
-    "3",
-    "--background-ratio",
-    "0.015",
-)
+PUBLISHED = "--scale-ratio 1 --post-min 1 --post-max 20 --cut-off 3 --background-ratio 0.015".split()
 ON_REQUEST = {"gst-published": ("--loss", "gst", *PUBLISHED)}
 F1_RADIUS = 8  # pixels
 RECIPES = {"bl": "bl", "bl+": "bl", "dm-count": "dm-count", "gloss": "gloss"}  # loss -> name of its recipe's files
@@ -101,36 +91,29 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[s
 
 def plan(arguments: argparse.Namespace, passed: Sequence[str]) -> list[Run]:
     """All runs, seed by seed, so that a table of all losses is there early. Wrong options end the script here."""
-    runs, defaults = [], []
+    runs, data = [], ["--data-dir", str(arguments.data)]
+
+    def parsed(options: Sequence[str]) -> argparse.Namespace:
+        return parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, options)
+
     if arguments.jobs > 1:  # trainings on a GPU share the processors; on CPUs each loads for itself
-        given = ["--data-dir", str(arguments.data), *passed]
-        device = parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, given).device
-        on_gpu = torch.cuda.is_available() and device != "cpu"
-        defaults = ["--num-workers", str(default_loaders(default_workers() // arguments.jobs) if on_gpu else 0)]
+        on_gpu = torch.cuda.is_available() and parsed([*data, *passed]).device != "cpu"
+        data += ["--num-workers", str(default_loaders(default_workers() // arguments.jobs) if on_gpu else 0)]
     for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds):
         for label in dict.fromkeys(arguments.losses):
-            options = [
-                "--data-dir",
-                str(arguments.data),
-                *defaults,
-                *passed,
-                *(CHOICES | ON_REQUEST)[label],
-                "--seed",
-                str(seed),
-            ]
+            options = [*data, *passed, *(CHOICES | ON_REQUEST)[label], "--seed", str(seed)]
             if arguments.recipes and label in RECIPES:
-                dataset = parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, options).dataset
-                recipe = ROOT / "configs" / f"{RECIPES[label]}_{dataset}.yml"
+                recipe = ROOT / "configs" / f"{RECIPES[label]}_{parsed(options).dataset}.yml"
                 if not recipe.is_file():
                     raise ValueError(f"{recipe}: no such recipe; leave {label} out with --losses, or drop --recipes")
                 options = ["--config", str(recipe), *options]
             folder = arguments.out / f"{label}_seed{seed}"
             options += ["--save-dir", str(folder)]
-            parsed = parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, options)
-            effective = {key: value for key, value in run_options(parsed).items() if key not in MACHINE_OPTIONS}
+            said = parsed(options)
+            effective = {key: value for key, value in run_options(said).items() if key not in MACHINE_OPTIONS}
             effective |= {"data": str(arguments.data.resolve()), "split": arguments.split}
-            device = parsed.device.partition(",")[0]
-            evaluation = ["--split", arguments.split, "--device", device, "--window", str(parsed.window)]
+            device = said.device.partition(",")[0]
+            evaluation = ["--split", arguments.split, "--device", device, "--window", str(said.window)]
             runs.append(Run(label, seed, folder, options, effective, evaluation))
     return runs
 
@@ -159,12 +142,13 @@ def execute(run: Run, arguments: argparse.Namespace, children: Children) -> dict
     children.run([sys.executable, *map(str, test), *run.evaluation], log, environment)
     epochs, best = folder.metrics(), folder.best()
     mae, mse = mae_mse(read_counts(counted / "results.csv"))
+    localised = json.loads((counted / "summary.json").read_text(encoding="utf-8"))["localisation"]
     result = {
         "loss": run.label,
         "seed": run.seed,
         "mae": mae,
         "mse": mse,
-        "f1": f1_of(counted / "summary.json"),
+        "f1": localised[str(F1_RADIUS)]["f1"],  # None where there are neither objects nor annotations
         "best_epoch": best["epoch"],
         "val_mae": best["val_mae"],
         "val_mse": best["val_mse"],
@@ -179,11 +163,6 @@ def execute(run: Run, arguments: argparse.Namespace, children: Children) -> dict
     return result
 
 
-def f1_of(summary: Path) -> float | None:
-    """F1 of the objects localised within ``F1_RADIUS``; None where there are neither objects nor annotations."""
-    return json.loads(summary.read_text(encoding="utf-8"))["localisation"][str(F1_RADIUS)]["f1"]
-
-
 def remove_checkpoints(run: Run, keep_best: bool) -> None:
     """Free what a finished run no longer needs."""
     folder = RunFolder(run.folder)
@@ -194,18 +173,8 @@ def remove_checkpoints(run: Run, keep_best: bool) -> None:
 def report(arguments: argparse.Namespace, results: Sequence[dict[str, Any]], guesses: tuple[float, float]) -> str:
     """Write the tables; -> that of the losses as Markdown."""
     images = len(list_images(arguments.data / "train"))
-    rows: list[Sequence[object]] = [
-        (
-            "loss",
-            "seeds",
-            "MAE",
-            "MSE",
-            f"F1 at {F1_RADIUS} px",
-            "training, s",
-            "in the loss, s",
-            "in the loss, ms a crop",
-        ),
-    ]
+    times = ("training, s", "in the loss, s", "in the loss, ms a crop")
+    rows: list[Sequence[object]] = [("loss", "seeds", "MAE", "MSE", f"F1 at {F1_RADIUS} px", *times)]
     for label in dict.fromkeys(arguments.losses):
         found = [result for result in results if result["loss"] == label]
         if found:
@@ -255,28 +224,24 @@ def main() -> int:
     report(arguments, results, guesses)
 
     total = sum(run.effective["epochs"] for run in waiting)
-    with ended_with_us() as children, ThreadPoolExecutor(arguments.jobs) as pool:
-        try:
-            pending = {pool.submit(execute, run, arguments, children): run for run in waiting}
-            before = sum(len(RunFolder(run.folder).metrics()) for run in waiting)
-            with ProgressBar(total=total, initial=before, desc="compare", unit="epoch") as bar:
-                while pending:
-                    done = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED).done
-                    for future in done:
-                        run = pending.pop(future)
-                        try:
-                            results.append(future.result())
-                        except (OSError, ValueError) as error:
-                            failures.append(f"{run.name}: {one_line(error)}")
-                            tqdm.write(f"error: {failures[-1]}", file=sys.stderr)
-                            continue
-                        tqdm.write("{loss}, seed {seed}: MAE {mae:.2f}, MSE {mse:.2f}".format(**results[-1]))
-                        report(arguments, results, guesses)
-                    bar.update(sum(len(RunFolder(run.folder).metrics()) for run in waiting) - bar.n)
-        except BaseException:
-            children.stop()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with ended_with_us() as children, contextlib.ExitStack() as stack:
+        pool = ThreadPoolExecutor(arguments.jobs)
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        pending = {pool.submit(execute, run, arguments, children): run for run in waiting}
+        before = sum(len(RunFolder(run.folder).metrics()) for run in waiting)
+        bar = stack.enter_context(ProgressBar(total=total, initial=before, desc="compare", unit="epoch"))
+        while pending:
+            for future in wait(pending, timeout=POLL, return_when=FIRST_COMPLETED).done:
+                run = pending.pop(future)
+                try:
+                    results.append(future.result())
+                except (OSError, ValueError) as error:
+                    failures.append(f"{run.name}: {one_line(error)}")
+                    tqdm.write(f"error: {failures[-1]}", file=sys.stderr)
+                    continue
+                tqdm.write("{loss}, seed {seed}: MAE {mae:.2f}, MSE {mse:.2f}".format(**results[-1]))
+                report(arguments, results, guesses)
+            bar.update(sum(len(RunFolder(run.folder).metrics()) for run in waiting) - bar.n)
     print(report(arguments, results, guesses), end="")
     if failures:
         print(f"error: {len(failures)} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)

@@ -126,6 +126,7 @@ class Row(NamedTuple):
     network: str
     loss: str
     folder: Path
+    model: str | None = None  # None: what the checkpoint says
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -184,25 +185,29 @@ def all_rows(runs: Path) -> list[Row]:
     """The rows that can be trained: GST on both networks, losses with published numbers on vgg."""
     rows = []
     for name, source in SOURCES.items():
-        rows += [Row(name, model, "gst", runs / f"{name}_{model}") for model in MODELS]
+        rows += [Row(name, model, "gst", runs / f"{name}_{model}", model) for model in MODELS]
         others = (loss for loss in source.published if loss != "gst")
-        rows += [Row(name, f"vgg, {loss}", loss, runs / f"{name}_vgg_{loss}") for loss in others]
+        rows += [Row(name, f"vgg, {loss}", loss, runs / f"{name}_vgg_{loss}", "vgg") for loss in others]
     return rows
 
 
-def chosen_rows(name: str, arguments: argparse.Namespace) -> list[Row]:
-    """The rows of a data set that are asked for."""
+def chosen_rows(arguments: argparse.Namespace) -> list[Row]:
+    """The rows that are asked for, or that of the checkpoint."""
+    if arguments.checkpoint:
+        (name,), named = arguments.datasets, [model for model in arguments.models if model in arguments.names]
+        model, folder = (named or [None])[0], arguments.runs / f"{name}_{arguments.checkpoint.stem}_released"
+        return [Row(name, f"{model or ''} {arguments.checkpoint}".strip(), "gst", folder, model)]
     return [
         row
         for row in all_rows(arguments.runs)
-        if row.data == name
-        and row.network.partition(",")[0] in arguments.models
+        if row.data in arguments.datasets
+        and row.model in arguments.models
         and (not arguments.losses or row.loss in arguments.losses)
     ]
 
 
-def prepare_commands(name: str, arguments: argparse.Namespace, fold: int | None = None) -> list[list[str]]:
-    """Raw data to what training needs; without fitted Gaussians for a checkpoint, which is evaluated only."""
+def prepare_commands(name: str, arguments: argparse.Namespace, fold: int | None, fit: bool) -> list[list[str]]:
+    """Raw data to what training needs, Gaussians only where they are asked for."""
     source = SOURCES[name]
     raw, prepared = arguments.data / source.raw, str(part(arguments.data / source.prepared, fold))
     lists = ["--fold", str(fold)] if fold else []
@@ -210,23 +215,17 @@ def prepare_commands(name: str, arguments: argparse.Namespace, fold: int | None 
         lists = ["--train-list", str(raw / LISTS[0]), "--val-list", str(raw / LISTS[1])]
     paths = ["--input-dataset-path", str(raw), "--output-dataset-path", prepared]
     commands = [[source.script, *paths, *source.options, *lists, *shlex.split(arguments.preprocess_options)]]
-    if not arguments.checkpoint and any(row.loss == "gst" for row in chosen_rows(name, arguments)):
+    if fit:
         splat = ["2dgs_counting_1gs_gsplat.py", "--root-path", prepared, *shlex.split(arguments.splat_options)]
         commands += [splat, ["GS2D/process_gaussians.py", "--root-path", prepared]]
     return commands
 
 
-def model_commands(
-    row: Row, model: str | None, arguments: argparse.Namespace, fold: int | None = None
-) -> Iterator[list[str]]:
-    """Training, if there is no checkpoint, and evaluation, unless its result is newer than the checkpoint.
-
-    ``model`` None: what the checkpoint says.
-    """
-    name, folder = row.data, row.folder
-    source = SOURCES[name]
-    data, folder = ["--data-dir", str(part(arguments.data / source.prepared, fold))], part(folder, fold)
-    network = ["--model-name", model] if model else []
+def model_commands(row: Row, arguments: argparse.Namespace, fold: int | None) -> Iterator[list[str]]:
+    """Training, if there is no checkpoint, and evaluation, unless its result is newer than the checkpoint."""
+    name, source, folder = row.data, SOURCES[row.data], part(row.folder, fold)
+    data = ["--data-dir", str(part(arguments.data / source.prepared, fold))]
+    network = ["--model-name", row.model] if row.model else []
     checkpoint = arguments.checkpoint or folder / "best_model.pth"
     if not arguments.checkpoint:
         place = ["--dataset", name, *data, "--save-dir", str(folder), "--device", arguments.device]
@@ -256,7 +255,7 @@ def execute(command: Sequence[str]) -> None:
 def report(rows: Sequence[Row], folder: Path) -> str:
     """Write the table of the rows (data set, network, run's folder), measured or not -> its Markdown."""
     table = [("data set", "network", "split", "measured MAE / MSE", "published MAE / MSE (test)", "difference")]
-    for name, model, loss, run in rows:
+    for name, network, loss, run, _ in rows:
         source = SOURCES[name]
         known = source.published.get(loss)
         results = [part(run, fold) / source.measured / "results.csv" for fold in folds(name)]
@@ -271,7 +270,7 @@ def report(rows: Sequence[Row], folder: Path) -> str:
                 change = (f"{one - other:+.1f}" for one, other in zip(found, known))
                 difference = " / ".join(change) if source.measured == "test" else "not comparable"
         published = f"{known[0]} / {known[1]}" if known else "none"
-        table.append((source.title, model, source.measured, measured, published, difference))
+        table.append((source.title, network, source.measured, measured, published, difference))
     return write_table(folder, "reproduction", table, "\n\n".join(REMARKS))
 
 
@@ -283,26 +282,21 @@ def main() -> int:
         print("\n".join(f"error: {line}" for line in said), file=sys.stderr)
         return 1
     do = (lambda command: print(shlex.join(["python", *command]))) if arguments.dry_run else execute
-    rows = all_rows(arguments.runs)
+    todo = chosen_rows(arguments)
+    rows = list(dict.fromkeys([*all_rows(arguments.runs), *todo]))
     for name in arguments.datasets:
-        if arguments.checkpoint:
-            models = [model for model in arguments.models if model in arguments.names]
-            model, folder = (models or [None])[0], arguments.runs / f"{name}_{arguments.checkpoint.stem}_released"
-            todo = [Row(name, f"{model or ''} {arguments.checkpoint}".strip(), "gst", folder)]
-            rows += todo
-        else:
-            todo = chosen_rows(name, arguments)
+        on_these = [row for row in todo if row.data == name]
         for fold in folds(name):
-            for command in prepare_commands(name, arguments, fold):
+            fit = not arguments.checkpoint and any(row.loss == "gst" for row in on_these)
+            for command in prepare_commands(name, arguments, fold, fit):
                 do(command)
-            for row in todo:
-                network = model if arguments.checkpoint else row.network.partition(",")[0]
-                for command in model_commands(row, network, arguments, fold):
+            for row in on_these:
+                for command in model_commands(row, arguments, fold):
                     do(command)
                 if not arguments.dry_run:
-                    text = report(rows, make_folder(arguments.runs))
+                    report(rows, make_folder(arguments.runs))
     if not arguments.dry_run:
-        print(text, end="")
+        print(report(rows, make_folder(arguments.runs)), end="")
     return 0
 
 

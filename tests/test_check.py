@@ -73,6 +73,7 @@ def root(tmp_path):
 def test_a_sound_set(root):
     out, err, _ = check(root)
     assert "checked 4 images, 2 files of Gaussians, 2 kernels: 0 errors, 0 warnings" in out and not err
+    assert f"\nnext: python train_gs.py --data-dir {root}\n" in out
     report = json.loads((root / "dataset_report.json").read_text())
     assert report["splits"]["train"]["points"] == 6 and report["crop_size"] == 32
 
@@ -104,6 +105,8 @@ def test_a_cut_off_image(root):
     path = root / "train" / "a.jpg"
     path.write_bytes(path.read_bytes()[:-500])
     assert_one_error(root, "train/a.jpg: cannot read this image", "get the file again")
+    out, *_ = check(root, code=1)
+    assert "\nfailed: " in out and "\nnext: python preprocess_dataset_*.py" in out
     assert list(json.loads((root / "dataset_report.json").read_text())["findings"]["jpeg_problems"]) == ["train/a.jpg"]
 
 

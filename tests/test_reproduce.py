@@ -201,6 +201,7 @@ def test_losses_on_shanghaitech_stand_beside_their_published_numbers(raw, tmp_pa
     assert float(row["difference"].partition(" /")[0]) == pytest.approx(mae - 62.8, abs=0.11)
     assert table(tmp_path)["ShanghaiTech B", "vgg, gloss"]["published MAE / MSE (test)"] == "7.3 / 11.7"
     assert "GST's has no published number" in out
+    assert "not measured yet" in reproduce("ucf50", "bl", "--data", raw, "--runs", tmp_path / "none", *SMALL)[0]
     listed, _ = reproduce("shb", "dm-count", "gst", "--dry-run")
     assert listed.count("train_gs.py") == 3 and "GS2D/process_gaussians.py" in listed
 

@@ -29,9 +29,7 @@ def data(tmp_path):
 
 
 def look(data, *options):
-    status = json.loads(
-        call("datasets/audit/stages.py", "--data-dir", data, "--runs", data / "runs", "--json", *options)[0]
-    )
+    status = json.loads(call("datasets/check.py", "--data-dir", data, "--runs", data / "runs", "--json", *options)[0])
     rows = {(row["split"], row["stage"]): row for row in status["stages"]}
     counts = {key: [row[state] for state in ("done", "missing", "stale", "failed")] for key, row in rows.items()}
     return status, rows, counts

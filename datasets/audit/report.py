@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -64,7 +65,7 @@ PUBLISHED = {
 
 
 class ImageFacts(NamedTuple):
-    """What is known of one prepared image; ``errors`` are lines that name a file and the remedy."""
+    """What is known of one prepared image; problems and ``errors`` are lines that name a file and the remedy."""
 
     name: str  # relative to the root: train/IMG_0001.jpg
     height: int | None
@@ -75,8 +76,9 @@ class ImageFacts(NamedTuple):
     duplicates: int
     close: int
     bytes: int
-    jpeg_problem: str | None
-    errors: tuple[str, ...]
+    jpeg_problem: str | None  # why the image cannot be read
+    points_problem: str | None  # why the annotations cannot be read
+    errors: tuple[str, ...]  # all else
     orientation: int = 1  # the EXIF orientation by which the raw image was turned upright
 
     @property
@@ -86,17 +88,15 @@ class ImageFacts(NamedTuple):
 
 def find_images(root: Path) -> list[Path]:
     """The images of all splits. Raises ``FileNotFoundError`` where there is none at all."""
-    folders = [folder for split in SPLITS if (folder := root / split).is_dir() and any(folder.iterdir())]
-    if not folders:
+    images = []
+    for split in SPLITS:
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # a split may be missing, or have none after a run in which all failed
+            images += list_images(root / split)
+    if not images:
         raise FileNotFoundError(f"{root}: holds no images in train, val or test; preprocess_dataset_*.py writes them")
-    return [image for folder in folders for image in _list(folder)]
-
-
-def _list(folder: Path) -> list[Path]:
-    try:
-        return list_images(folder)
-    except FileNotFoundError:  # without an image, after a run in which all of them failed
-        return []
+    return images
 
 
 def look_at(root: Path, image: Path, entry: Mapping[str, Any], problem: str | None = None) -> ImageFacts:
@@ -104,7 +104,9 @@ def look_at(root: Path, image: Path, entry: Mapping[str, Any], problem: str | No
 
     ``problem`` is a line that says why the image cannot be decoded, from a caller who tried; its header is then not read.
     """
-    height, width, grey = (entry.get(key) for key in ("height", "width", "grey"))
+    keys = ("height", "width", "grey", "dropped", "orientation")
+    known = {key: entry[key] for key in keys if isinstance(entry.get(key), int)}
+    height, width, grey = map(known.get, keys[:3])
     size = 0
     if problem is None:
         try:
@@ -118,22 +120,21 @@ def look_at(root: Path, image: Path, entry: Mapping[str, Any], problem: str | No
         # Pillow answers damaged headers with OSError, ValueError, SyntaxError, struct.error and others.
         except Exception as error:
             size, problem = 0, f"{image}: no readable image ({one_line(error)}); {_AGAIN}"
-    errors = [problem] if problem else []
-    points, duplicates, close = None, 0, 0
+    points, duplicates, close, unreadable, errors = None, 0, 0, None, ()
     if points_path(image).exists():
         try:
             rows = read_points(points_path(image))[:, :2]
             points, (duplicates, close) = len(rows), crowding(rows)
-            errors += _outside(points_path(image), rows, height, width)
+            errors = tuple(_outside(points_path(image), rows, height, width))
         except (OSError, ValueError) as error:
-            errors.append(one_line(error))
-    dropped = entry.get("dropped")
-    dropped = dropped if isinstance(dropped, int) else 0
-    name = image.relative_to(root).as_posix()
-    orientation = entry.get("orientation", 1)
-    return ImageFacts(
-        name, height, width, grey, points, dropped, duplicates, close, size, problem, tuple(errors), orientation
+            unreadable = one_line(error)
+    name, dropped, orientation = (
+        image.relative_to(root).as_posix(),
+        known.get("dropped", 0),
+        known.get("orientation", 1),
     )
+    counts = points, dropped, duplicates, close
+    return ImageFacts(name, height, width, grey, *counts, size, problem, unreadable, errors, orientation)
 
 
 def crowding(points: np.ndarray) -> tuple[int, int]:
@@ -164,12 +165,12 @@ def summarise(
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The report as ``dataset_report.json`` holds it; ``errors`` and ``warnings`` are lines to add to its own."""
-    errors = [error for fact in facts for error in fact.errors] + list(errors)
+    found = (line for fact in facts for line in (fact.jpeg_problem, fact.points_problem, *fact.errors))
+    errors = [*filter(None, found), *errors]
     missing = [root / name for name in read_record(root) if not (root / name).exists()]
     errors += [f"{path}: was prepared but is missing; {_AGAIN}" for path in missing]
-    unreadable = {fact.name for fact in facts if fact.points is None and points_path(root / fact.name).exists()}
     findings = {
-        "without_annotations": [f.name for f in facts if f.points is None and f.name not in unreadable],
+        "without_annotations": [f.name for f in facts if f.points is None and not f.points_problem],
         "without_points": [f.name for f in facts if f.points == 0],
         "dropped": {f.name: f.dropped for f in facts if f.dropped},
         "duplicates": {f.name: f.duplicates for f in facts if f.duplicates},

@@ -23,7 +23,7 @@ from PIL import Image
 from raw_data import image_info
 from training_runs import Tiny
 
-from datasets.audit.stages import look
+from datasets.check import data_status
 from datasets.raw.annotations import read_jhu, read_nwpu, read_sh, read_ucf
 from datasets.raw.dots import read_points_json
 from datasets.raw.lines import read_yolo
@@ -166,14 +166,17 @@ READERS = [
         "run's options",
         "config.yml",
         lambda path: (path.with_name("0_ckpt.tar").touch(), _text("lr: 1.0\nepochs: 3\ndata_dir: d\n")(path)),
-        lambda path: (RunFolder(path.parent).find_start("auto", False, {"lr": 1.0}, 1), look(path.parent, path.parent)),
+        lambda path: (
+            RunFolder(path.parent).find_start("auto", False, {"lr": 1.0}, 1),
+            data_status(path.parent, path.parent),
+        ),
     ),
-    Reader("run's metrics", "metrics.jsonl", _text(_METRICS), lambda path: look(path.parent, path.parent)),
+    Reader("run's metrics", "metrics.jsonl", _text(_METRICS), lambda path: data_status(path.parent, path.parent)),
     Reader(
         "preparation's record",
         "preprocess.jsonl",
         _text(json.dumps(_RECORD) + "\n"),
-        lambda path: look(path.parent, path.parent),
+        lambda path: data_status(path.parent, path.parent),
     ),
 ]
 
