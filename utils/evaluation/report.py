@@ -4,7 +4,7 @@
     python -m utils.evaluation.report RESULTS OTHER [...]     the same images counted by several models: comparison.html
 
 A results folder holds ``results.csv`` (one row an image), ``summary.json`` (totals and how they came about) and
-``report_data.jsonl`` (one ``report_line`` an image). The page's markup, style and behaviour are the files in report_page/.
+``report_data.jsonl`` (one ``report_line`` an image).
 """
 
 from __future__ import annotations
@@ -12,13 +12,9 @@ from __future__ import annotations
 import argparse
 import base64
 import csv
-import functools
-import hashlib
-import html
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +23,10 @@ import numpy as np
 from PIL import Image
 
 from utils.cli import run_script
+from utils.evaluation.page import plain, write_page
+from utils.evaluation.report_sections import Image as Counted
+from utils.evaluation.report_sections import Report, sections, subtitle
 from utils.evaluation.scores import paired_difference
-from utils.files import atomic_write
 
 COLUMNS = ("image", "truth", "predicted", "error", "relative_error", "seconds", "width", "height")
 PHOTO_SIDE, LEAST_PHOTO_SIDE = 640, 240  # pixels
@@ -43,8 +41,6 @@ FIELDS = {
     "heads": (list, type(None)),
 }
 DATA = "report_data.jsonl"
-_PAGE = Path(__file__).with_name("report_page")
-_SCRIPTS = ("script.js", "totals.js", "table.js", "plots.js", "viewer.js")
 _AGAIN = "run test.py --out again"
 
 
@@ -57,20 +53,13 @@ class Row(NamedTuple):
     height: int
 
 
-class Line(NamedTuple):
-    """Where the line of an image begins in ``report_data.jsonl``, and the size of its encoded photograph."""
-
-    start: int
-    photo_bytes: int
-
-
 class Results(NamedTuple):
     """One results folder."""
 
     folder: Path
     summary: dict[str, Any]
     rows: dict[str, Row]
-    lines: dict[str, Line]
+    lines: dict[str, int]  # where the line of an image begins in ``report_data.jsonl``
 
 
 def report_line(
@@ -132,24 +121,19 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     """
     results = [_read_results(Path(folder)) for folder in folders]
     names, left_out = _common_images(results)
-    report = {
-        "results": [
-            {"label": label, "summary": part.summary} for label, part in zip(_labels(folders), results, strict=True)
-        ],
-        "images": [_index_row(name, results) for name in names],
-        "paired": [_paired_difference(names, results[0], other) for other in results[1:]],
-        "left_out": left_out,
-    }
+    labels = _labels(folders)
+    rows = [[part.rows[name] for part in results] for name in names]
+    images = [
+        Counted(index, name, row[0].width, row[0].height, row[0].truth, [part.predicted for part in row])
+        for index, (name, row) in enumerate(zip(names, rows))
+    ]
+    paired = [_paired_difference(names, results[0], other) for other in results[1:]]
+    report = Report(labels, [part.summary for part in results], images, paired, left_out)
     # A photograph's bytes grow about with its area.
-    photo_bytes = sum(results[0].lines[name].photo_bytes for name in names)
-    photo_side = int(PHOTO_SIDE * min(1, PHOTOGRAPHS_BYTES / max(photo_bytes, 1)) ** 0.5)
-    head, tail = _page(" and ".join(entry["label"] for entry in report["results"]), report)
-    with atomic_write(out) as partial, partial.open("w", encoding="utf-8", newline="\n") as page:
-        page.write(head)
-        for index, name in enumerate(names):
-            data = _embed(_image(name, results, photo_side))
-            page.write(f'<script type="application/json" id="image-{index}">{data}</script>\n')
-        page.write(tail)
+    side = int(PHOTO_SIDE * min(1, PHOTOGRAPHS_BYTES / max((results[0].folder / DATA).stat().st_size, 1)) ** 0.5)
+    parts = sections(report, lambda image: _view(image, results, labels, max(side, LEAST_PHOTO_SIDE)))
+    title = (" and " if len(labels) == 2 else ", ").join(labels)
+    write_page(out, "report", title, subtitle(report), parts, script="report.js")
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
@@ -157,54 +141,22 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
 
 
-def _index_row(name: str, results: Sequence[Results]) -> list[Any]:
-    row = results[0].rows[name]
-    return [name, row.width, row.height, row.truth, [part.rows[name].predicted for part in results]]
-
-
-def _image(name: str, results: Sequence[Results], photo_side: int) -> dict[str, Any]:
-    lines = [_read_line(part.folder / DATA, part.lines[name].start) for part in results]
-    per_result = [{key: line.get(key) for key in ("density", "density_max", "heads")} for line in lines]
+def _view(image: Counted, results: Sequence[Results], labels: Sequence[str], side: int) -> tuple[str, dict[str, Any]]:
+    """The photograph of an image, and what is drawn on it and beside it."""
+    lines = [_read_line(part.folder / DATA, part.lines[image.name]) for part in results]
+    per_result = [
+        {"label": plain(label), **{key: line.get(key) for key in ("density", "density_max", "heads")}}
+        for label, line in zip(labels, lines)
+    ]
     photo = lines[0]["photo"]
-    if photo_side < PHOTO_SIDE:
+    if side < PHOTO_SIDE:
         try:
-            photo = _photograph(Image.open(io.BytesIO(base64.b64decode(photo))), max(photo_side, LEAST_PHOTO_SIDE))
+            photo = _photograph(Image.open(io.BytesIO(base64.b64decode(photo))), side)
         except (ValueError, OSError) as error:
             path = results[0].folder / DATA
-            raise ValueError(f"{path}: the photo of {name!r} is not readable ({error}); {_AGAIN}") from None
-    return {"photo": photo, "points": lines[0].get("points"), "results": per_result}
-
-
-def _page(title: str, report: Mapping[str, Any]) -> list[str]:
-    """What stands before and after the images."""
-    from plotly.offline import get_plotlyjs  # here, since report_line must work where nothing is drawn
-
-    # A carriage return would become a newline in the browser, and the script would no longer match its hash.
-    plotly = re.sub(r"\r\n?", "\n", get_plotlyjs())
-    script = '(() => {\n"use strict";\n' + "".join(_source(name) for name in _SCRIPTS) + "})();\n"
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (plotly, script)]
-    allowed = " ".join(f"'sha256-{value}'" for value in hashes)
-    parts = {
-        "title": html.escape(title),
-        # Only these two scripts may run and nothing may be fetched, whatever an image is called.
-        "policy": f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {allowed}",
-        "style": _source("style.css"),
-        "plotly": plotly,
-        "script": script,
-        "report": _embed(report),
-    }
-    halves = _source("template.html").split("%%images%%")
-    return [re.sub(r"%%(\w+)%%", lambda marker: parts[marker[1]], half) for half in halves]
-
-
-@functools.cache
-def _source(name: str) -> str:
-    return (_PAGE / name).read_text(encoding="utf-8")
-
-
-def _embed(value: Any) -> str:
-    """JSON for a script element: without "<" neither an end tag nor a comment can begin in it."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+            raise ValueError(f"{path}: the photo of {image.name!r} is not readable ({error}); {_AGAIN}") from None
+    size = {"width": image.width, "height": image.height}
+    return photo, {**size, "points": lines[0].get("points"), "results": per_result}
 
 
 def _read_results(folder: Path) -> Results:
@@ -269,8 +221,8 @@ def _row(where: str, entry: Mapping[str, str | None]) -> Row:
     return Row(truth, number("predicted"), int(number("width")), int(number("height")))
 
 
-def _index_lines(path: Path) -> dict[str, Line]:
-    lines: dict[str, Line] = {}
+def _index_lines(path: Path) -> dict[str, int]:
+    lines: dict[str, int] = {}
     with _read(path, lambda file: file.open("rb")) as data:
         start = 0
         for number, line in enumerate(data, 1):
@@ -286,7 +238,7 @@ def _index_lines(path: Path) -> dict[str, Line]:
             ]
             if wrong:
                 raise ValueError(f"{where}: {', '.join(wrong)}: missing or of another type; {_AGAIN}")
-            lines[entry["image"]] = Line(start, len(entry["photo"]))
+            lines[entry["image"]] = start
             start += len(line)
     return lines
 
