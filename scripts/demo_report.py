@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
 import math
@@ -61,15 +60,14 @@ class Tested(NamedTuple):
 
 def read_tested(data: Path, out: Path) -> list[Tested]:
     """The test images with what test.py left of them in ``out``."""
-    lines = (out / "report_data.jsonl").read_text(encoding="utf-8").splitlines()
-    heads = {line["image"]: np.array(line["heads"]).reshape(-1, 2) for line in map(json.loads, lines)}
-    with (out / "results.csv").open(newline="", encoding="utf-8") as file:
-        counts = {row["image"]: float(row["predicted"]) for row in csv.DictReader(file)}
+    lines = map(json.loads, (out / "report_data.jsonl").read_text(encoding="utf-8").splitlines())
+    found = {line["image"]: line for line in lines}
     tested = []
     for path in list_images(data / "test"):
+        line, points = found[path.stem], read_points(points_path(path))[:, :2]
         density = np.load(out / "densities" / f"{path.stem}.npy", allow_pickle=False)
-        name, points = path.stem, read_points(points_path(path))[:, :2]
-        tested.append(Tested(name, load_image(path), points, heads[name], density, counts[name]))
+        heads = np.array(line["heads"]).reshape(-1, 2)
+        tested.append(Tested(path.stem, load_image(path), points, heads, density, line["predicted"]))
     return tested
 
 

@@ -3,19 +3,16 @@
     python -m utils.evaluation.report RESULTS                 one evaluation: RESULTS/report.html
     python -m utils.evaluation.report RESULTS OTHER [...]     the same images counted by several models: comparison.html
 
-A results folder holds ``results.csv`` (one row an image), ``summary.json`` (totals and how they came about) and
-``report_data.jsonl`` (one ``report_line`` an image).
+A results folder holds ``summary.json`` (totals and how they came about) and ``report_data.jsonl`` (one ``report_line`` an image).
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import csv
 import io
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +25,14 @@ from utils.evaluation.report_sections import Image as Counted
 from utils.evaluation.report_sections import Report, sections, subtitle
 from utils.evaluation.scores import paired_difference
 
-COLUMNS = ("image", "truth", "predicted", "error", "relative_error", "seconds", "width", "height")
 PHOTO_SIDE, LEAST_PHOTO_SIDE = 640, 240  # pixels
 PHOTO_QUALITY = 70
 PHOTOGRAPHS_BYTES = 80_000_000  # all of a page: what a browser opens in a few seconds, and a phone at all
 FIELDS = {
     "image": str,
+    "width": int,
+    "height": int,
+    "predicted": (int, float),
     "photo": str,
     "density": str,
     "density_max": (int, float),
@@ -44,31 +43,36 @@ DATA = "report_data.jsonl"
 _AGAIN = "run test.py --out again"
 
 
-class Row(NamedTuple):
-    """One image of ``results.csv``; sizes in pixels, ``truth`` is None where nobody annotated it."""
+class Line(NamedTuple):
+    """What the line of an image in ``report_data.jsonl`` says, and where it begins; ``truth`` is None without annotation."""
 
-    truth: float | None
+    truth: int | None
     predicted: float
-    width: int
+    width: int  # pixels
     height: int
+    start: int
 
 
 class Results(NamedTuple):
-    """One results folder."""
+    """One results folder; its images in the order of evaluation."""
 
     folder: Path
     summary: dict[str, Any]
-    rows: dict[str, Row]
-    lines: dict[str, int]  # where the line of an image begins in ``report_data.jsonl``
+    lines: dict[str, Line]
 
 
 def report_line(
-    name: str, image: np.ndarray, density: np.ndarray, points: np.ndarray | None, heads: np.ndarray | None
+    name: str,
+    image: np.ndarray,
+    density: np.ndarray,
+    points: np.ndarray | None,
+    heads: np.ndarray | None,
+    predicted: float,
 ) -> str:
     """One line of ``report_data.jsonl``, without its newline.
 
     ``image`` uint8 [H, W, 3]; ``density`` [h, w], objects a cell; ``points`` (truth; None: nobody annotated the image) and
-    ``heads`` (localised; None: nobody looked for them) [N, 2] or wider, (x, y) in pixels of the image. The photograph is
+    ``heads`` (localised; None: nobody looked for them) [N, 2] or wider, (x, y) in pixels of the image; ``predicted``: the count. The photograph is
     stored as a JPEG of at most 640 pixels a side (a page of very many shrinks them further), the density in 256 steps of
     its largest value. Raises ``ValueError`` for arrays of another shape.
     """
@@ -82,6 +86,7 @@ def report_line(
         "image": name,
         "width": image.shape[1],
         "height": image.shape[0],
+        "predicted": round(predicted, 4),
         "photo": _photograph(Image.fromarray(image), PHOTO_SIDE),
         "density": _encoded(Image.fromarray(grey), "PNG", optimize=True),
         "density_max": highest,
@@ -122,12 +127,12 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     results = [_read_results(Path(folder)) for folder in folders]
     names, left_out = _common_images(results)
     labels = _labels(folders)
-    rows = [[part.rows[name] for part in results] for name in names]
-    images = [
-        Counted(index, name, row[0].width, row[0].height, row[0].truth, [part.predicted for part in row])
-        for index, (name, row) in enumerate(zip(names, rows))
-    ]
-    paired = [_paired_difference(names, results[0], other) for other in results[1:]]
+    images = []
+    for index, name in enumerate(names):
+        line, *_ = lines = [part.lines[name] for part in results]
+        predicted = [other.predicted for other in lines]
+        images.append(Counted(index, name, line.width, line.height, line.truth, predicted))
+    paired = [_paired_difference(images, other) for other in range(1, len(results))]
     report = Report(labels, [part.summary for part in results], images, paired, left_out)
     # A photograph's bytes grow about with its area.
     side = int(PHOTO_SIDE * min(1, PHOTOGRAPHS_BYTES / max((results[0].folder / DATA).stat().st_size, 1)) ** 0.5)
@@ -143,7 +148,7 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 def _view(image: Counted, results: Sequence[Results], labels: Sequence[str], side: int) -> tuple[str, dict[str, Any]]:
     """The photograph of an image, and what is drawn on it and beside it."""
-    lines = [_read_line(part.folder / DATA, part.lines[image.name]) for part in results]
+    lines = [_read_line(part.folder / DATA, part.lines[image.name].start) for part in results]
     per_result = [
         {"label": plain(label), **{key: line.get(key) for key in ("density", "density_max", "heads")}}
         for label, line in zip(labels, lines)
@@ -162,14 +167,7 @@ def _view(image: Counted, results: Sequence[Results], labels: Sequence[str], sid
 def _read_results(folder: Path) -> Results:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; pass a folder that test.py --out wrote")
-    summary = _read_json(folder / "summary.json")
-    rows = _read_rows(folder / "results.csv")
-    lines = _index_lines(folder / DATA)
-    lost = rows.keys() - lines.keys()
-    if lost:
-        missing = f"{len(lost)} of the {len(rows)} images of results.csv, {min(lost)!r} for one"
-        raise ValueError(f"{folder / 'report_data.jsonl'}: lacks {missing}; {_AGAIN}")
-    return Results(folder, summary, rows, lines)
+    return Results(folder, _read_json(folder / "summary.json"), _index_lines(folder / DATA))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -187,42 +185,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return summary
 
 
-def _read_rows(path: Path) -> dict[str, Row]:
-    rows: dict[str, Row] = {}
-    try:
-        text = _read(path, Path.read_bytes).decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error}); {_AGAIN}") from None
-    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        if missing := [name for name in COLUMNS if name not in (table.fieldnames or ())]:
-            raise ValueError(f"{path}: lacks the columns {', '.join(missing)}; {_AGAIN}")
-        for entry in table:
-            row = _row(f"{path}, line {table.line_num}", entry)
-            if entry["image"] in rows:
-                raise ValueError(f"{path}, line {table.line_num}: {entry['image']!r} stands there twice; {_AGAIN}")
-            rows[entry["image"]] = row
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {table.line_num}: not readable as CSV ({error}); {_AGAIN}") from None
-    return rows
-
-
-def _row(where: str, entry: Mapping[str, str | None]) -> Row:
-    def number(column: str) -> float:
-        try:
-            value = float(entry[column] or "")
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise ValueError(f"{where}: {column} is {entry[column]!r}, must be a number; {_AGAIN}")
-        return value
-
-    truth = number("truth") if entry["truth"] else None
-    return Row(truth, number("predicted"), int(number("width")), int(number("height")))
-
-
-def _index_lines(path: Path) -> dict[str, int]:
-    lines: dict[str, int] = {}
+def _index_lines(path: Path) -> dict[str, Line]:
+    lines: dict[str, Line] = {}
     with _read(path, lambda file: file.open("rb")) as data:
         start = 0
         for number, line in enumerate(data, 1):
@@ -238,7 +202,8 @@ def _index_lines(path: Path) -> dict[str, int]:
             ]
             if wrong:
                 raise ValueError(f"{where}: {', '.join(wrong)}: missing or of another type; {_AGAIN}")
-            lines[entry["image"]] = start
+            truth = None if entry["points"] is None else len(entry["points"])
+            lines[entry["image"]] = Line(truth, entry["predicted"], entry["width"], entry["height"], start)
             start += len(line)
     return lines
 
@@ -266,29 +231,28 @@ def _common_images(results: Sequence[Results]) -> tuple[list[str], list[str]]:
     failed = {name for part in results for name, _ in part.summary.get("failed") or ()}
     first = results[0]
     for other in results[1:]:
-        common = first.rows.keys() & other.rows.keys()
-        only = [len(part.rows.keys() - common - failed) for part in (first, other)]
+        common = first.lines.keys() & other.lines.keys()
+        only = [len(part.lines.keys() - common - failed) for part in (first, other)]
         if any(only) or not common:
             raise ValueError(
                 f"{other.folder}: not the images of {first.folder}: {len(common)} in common, {only[0]} only in the first, "
                 f"{only[1]} only in the other; compare evaluations of the same split"
             )
         for name in sorted(common):
-            truths = first.rows[name].truth, other.rows[name].truth
+            truths = first.lines[name].truth, other.lines[name].truth
             if truths[0] != truths[1]:
                 raise ValueError(
                     f"{other.folder}: {name!r} has the truth {truths[1]}, in {first.folder} it is {truths[0]}; "
                     "compare evaluations of the same annotations"
                 )
-    names = [name for name in first.rows if all(name in part.rows for part in results)]
-    return names, sorted({name for part in results for name in part.rows} - set(names))
+    names = [name for name in first.lines if all(name in part.lines for part in results)]
+    return names, sorted({name for part in results for name in part.lines} - set(names))
 
 
-def _paired_difference(names: Sequence[str], first: Results, other: Results) -> dict[str, Any]:
-    """How much larger the other's errors are, over the annotated images."""
-    scored = [(first.rows[name], other.rows[name]) for name in names if first.rows[name].truth is not None]
-    errors = np.array([[row.predicted - row.truth for row in pair] for pair in scored])  # [images, 2]
-    return paired_difference(errors) if scored else {"images": 0}
+def _paired_difference(images: Sequence[Counted], other: int) -> dict[str, Any]:
+    """How much larger the other's errors are than the first's, over the annotated images."""
+    errors = [[image.error(result) for result in (0, other)] for image in images if image.truth is not None]
+    return paired_difference(np.array(errors)) if errors else {"images": 0}  # [images, 2]
 
 
 def main() -> None:
