@@ -12,6 +12,7 @@ from utils.evaluation.report import write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (requirements-test.txt)")
 from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
@@ -91,21 +92,14 @@ def names(browser):
     )
 
 
-def pixels(browser, canvas):
-    """The sums of the canvas's four channels."""
-    return browser.execute_script(
-        "const c = document.getElementById(arguments[0]), sums = [0, 0, 0, 0];"
-        "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.forEach((v, i) => { sums[i % 4] += v; });"
-        "return sums",
-        canvas,
-    )
-
-
 def open_first(browser):
     find(browser, "#list tbody button").click()
-    wait(browser, "return document.getElementById('photo').naturalWidth > 0")
-    wait(browser, "return document.getElementById('head-number').textContent !== ''")
-    wait(browser, "return document.getElementById('opacity-value').textContent !== ''")
+    wait(browser, "return document.querySelectorAll('#stage .heatmaplayer image').length > 0")
+
+
+def shown(browser, script):
+    """What ``script`` finds in the traces of the image that is open."""
+    return browser.execute_script(f"return document.getElementById('stage').data{script}")
 
 
 @pytest.mark.parametrize("page", ["near", "vgg", "many"])
@@ -134,7 +128,7 @@ def test_the_totals_are_those_of_the_summary(browser, pages):
 def test_names_are_text(browser, pages):
     show(browser, pages / "vgg.html")
     assert set(names(browser)) == set(NAMES)
-    assert browser.execute_script("return document.querySelectorAll('img[src=x], script').length") == 4 + len(NAMES) - 1
+    assert browser.execute_script("return document.querySelectorAll('img[src=x], script').length") == 2 + 2 + len(NAMES)
     assert browser.execute_script("return document.querySelectorAll('img[src=x]').length") == 0
 
 
@@ -169,34 +163,37 @@ def test_search_and_filters(browser, pages):
     assert names(browser) == [] and find(browser, "#nothing").is_displayed()
 
 
-def test_the_slider_paints_the_density(browser, pages):
+def test_an_image_is_opened_beside_its_density(browser, pages):
     show(browser, pages / "vgg.html")
     open_first(browser)
-    slider = find(browser, "#opacity")
-    before = pixels(browser, "density")
-    slider.send_keys(Keys.END)
-    opaque = pixels(browser, "density")
-    assert text(browser, "#opacity-value").startswith("100") and opaque != before
-    assert opaque[3] == 255 * 6 * 8, "at the end nothing of the photograph is left"
-    slider.send_keys(Keys.HOME)
-    assert pixels(browser, "density") == [0, 0, 0, 0]
-    slider.send_keys(Keys.ARROW_RIGHT)
-    assert text(browser, "#viewer-title") == WORST_FIRST[0], "on the slider the arrows move it"
-    slider.send_keys(Keys.END, "d")
-    assert pixels(browser, "density")[3] == 0
-    slider.send_keys("d")
-    assert pixels(browser, "density") == opaque
+    cells = shown(browser, ".find(trace => trace.type === 'heatmap').z")
+    assert (len(cells), len(cells[0])) == (6, 8) and sum(map(sum, cells)) == pytest.approx(150, rel=0.01)
+    assert browser.execute_script(
+        "const photograph = document.querySelector('#list tbody img').src;"
+        "return [...document.querySelectorAll('#stage image')].some(image => image.href.baseVal === photograph)"
+    )
+    before = browser.execute_script("return document.getElementById('stage')._fullLayout.yaxis2.range")
+    assert before == [48, 0]
+    ActionChains(browser).scroll_from_origin(
+        ScrollOrigin.from_element(find(browser, "#stage .nsewdrag"), 0, 0), 0, -200
+    ).perform()
+    wait(browser, "return document.getElementById('stage')._fullLayout.xaxis.range[0] > 1")
+    ranges = browser.execute_script(
+        "const {xaxis, xaxis2} = document.getElementById('stage')._fullLayout; return [xaxis.range, xaxis2.range]"
+    )
+    assert ranges[0] == ranges[1], "photograph and density are moved together"
 
 
 def test_points_and_heads_can_be_shown_and_hidden(browser, pages):
     show(browser, pages / "vgg.html")
     open_first(browser)
-    truth = pixels(browser, "marks")
-    assert truth[3] > 0 and text(browser, "#truth-number") == "200" and text(browser, "#head-number") == "1"
-    find(browser, "#truth-marks").click()
-    assert pixels(browser, "marks") == [0, 0, 0, 0]
-    find(browser, "#viewer").send_keys("h")
-    assert 0 < pixels(browser, "marks")[3] < truth[3] and find(browser, "#head-marks").is_selected()
+    assert shown(browser, ".map(trace => trace.name).slice(0, 2)") == ["Truth 200", "Heads, vgg 1"]
+    script = "return [...document.querySelectorAll('#stage .scatterlayer .points')].map(marks => marks.children.length)"
+    assert browser.execute_script(script) == [200]
+    for entry in (1, 2):
+        ActionChains(browser).click(find(browser, f"#stage .legend .traces:nth-child({entry}) .legendtoggle")).perform()
+        wait(browser, f"{script}[0] !== 200 || {entry} === 2")
+    wait(browser, "return document.querySelectorAll('#stage .scatterlayer .points path').length === 1")
 
 
 def test_the_viewer_walks_through_the_list_as_it_is_shown(browser, pages):
@@ -225,11 +222,11 @@ def test_a_point_of_a_plot_shows_and_opens_its_image(browser, pages):
     mouse = ActionChains(browser)
     mouse.w3c_actions.pointer_action.move_to_location(int(x), int(y))
     mouse.perform()
-    wait(browser, "return !document.getElementById('tip').hidden")
-    assert text(browser, "#tip b") == name and text(browser, "#tip span") == "truth 10, predicted 11.0"
+    said = wait(browser, "return document.querySelector('.plot .hoverlayer .hovertext')?.textContent")
+    assert said == f"{name}truth 10, predicted 11.0"
     ActionChains(browser).click().perform()
     wait(browser, "return document.getElementById('viewer').open")
-    assert text(browser, "#viewer-title") == name and text(browser, "#facts dd") == "11.0"
+    assert text(browser, "#viewer-title") == name and text(browser, "#facts .predicted") == "11.0"
 
 
 def test_two_results_are_compared(browser, pages):
@@ -242,28 +239,28 @@ def test_two_results_are_compared(browser, pages):
     assert text(browser, "[data-paired=mae-1]") == f"\N{MINUS SIGN}{-difference:.2f}"
     assert names(browser)[0] == NAMES[11], "the first result is ahead there"
     assert "8.0" in text(browser, "#list tbody tr") and len(browser.find_elements("css selector", ".plot")) == 3
-    find(browser, "[data-filter=other]").click()
+    find(browser, "[data-filter=nearer-1]").click()
     assert names(browser)[-1] == NAMES[1] and NAMES[11] not in names(browser)
     find(browser, "[data-filter=all]").click()
     open_first(browser)
-    assert text(browser, "#facts dd") == "0.0"
-    before = pixels(browser, "density")
-    find(browser, "#switch button:nth-child(2)").click()
-    wait(browser, "return document.querySelector('#facts dd').textContent === '8.0'")
-    WebDriverWait(browser, 20).until(lambda _: pixels(browser, "density") != before)
-    ActionChains(browser).send_keys("1").perform()
-    assert text(browser, "#facts dd") == "0.0"
+    facts = [cell.text for cell in browser.find_elements("css selector", "#facts .result")]
+    assert facts == ["0.00.0", "8.0+8.0"]
+    sums = shown(browser, ".filter(trace => trace.z).map(({z}) => z.flat().reduce((sum, cell) => sum + cell))")
+    assert sums == pytest.approx([0, 8], rel=0.01)
 
 
-def test_of_three_results_one_is_chosen_to_compare_with(browser, pages):
+def test_of_three_results_the_first_is_compared_with_the_best_of_the_others(browser, pages):
     show(browser, pages / "three.html")
-    assert names(browser)[0] == NAMES[11]
-    find(browser, ".panel-head select option[value='2']").click()
-    assert text(browser, "[data-filter=other]") == "third nearer"
     changes = browser.execute_script(
         "return [...document.querySelectorAll('#list td.change')].map(cell => cell.textContent)"
     )
-    assert changes[0] == "+3.0" and changes[-1] == "\N{MINUS SIGN}47.0"
+    assert names(browser)[0] == NAMES[11] and changes[0] == "+3.0" and changes[-1] == "\N{MINUS SIGN}50.0"
+    find(browser, "[data-filter=nearer-2]").click()
+    assert names(browser) == []
+    title = "return document.querySelector('.plot').layout.yaxis.title.text"
+    assert browser.execute_script(title) == "error of other"
+    find(browser, ".panel select option:nth-child(2)").click()
+    assert browser.execute_script(title) == "error of third"
 
 
 def test_images_without_truth(browser, pages):
@@ -271,24 +268,20 @@ def test_images_without_truth(browser, pages):
     assert names(browser) == ["IMG_0002.jpg", "IMG_0003.jpg", "IMG_0001.jpg"]
     assert not browser.find_elements("css selector", "[data-total=mae], #list td.error")
     open_first(browser)
-    assert text(browser, "#truth-number") == "\N{EN DASH}" and text(browser, "#facts dd") == "7.0"
+    assert shown(browser, "[0].name") == "Truth 0" and text(browser, "#facts .predicted") == "7.0"
 
 
 def test_a_result_without_a_single_image(browser, pages):
     browser.get((pages / "none.html").as_uri())
-    assert text(browser, "#failures-title") == "1 image failed" and find(browser, "#nothing").is_displayed()
+    assert text(browser, "#failures h2") == "1 image failed" and find(browser, "#nothing").is_displayed()
 
 
-def test_rows_and_thumbnails_are_made_when_they_come_near(browser, pages):
+def test_photographs_are_read_when_they_come_near(browser, pages):
     show(browser, pages / "many.html")
-    first = browser.execute_script("return document.querySelectorAll('#list tbody tr').length")
-    assert first < 200 and browser.execute_script("return document.querySelectorAll('#list img[src]').length") < first
-    wait(
-        browser,
-        "scrollTo(0, document.body.scrollHeight); return document.querySelectorAll('#list tbody tr').length === 200",
-    )
-    wait(browser, "return document.querySelector('#list tbody tr:last-child img').naturalWidth === 64")
-    assert names(browser)[-1] == "IMG_0001.jpg"
+    assert len(names(browser)) == 200 and names(browser)[-1] == "IMG_0001.jpg"
+    read = "return [...document.querySelectorAll('#list img')].filter(image => image.naturalWidth).length"
+    assert browser.execute_script(read) < 200
+    wait(browser, "scrollTo(0, document.body.scrollHeight); return document.images[199].naturalWidth === 64")
 
 
 def test_light_and_dark(browser, pages):
@@ -301,7 +294,6 @@ def test_light_and_dark(browser, pages):
     find(browser, "#theme").click()
     assert colors[0] != colors[1] == "rgba(18, 20, 22, 1)"
     assert find(browser, "body").value_of_css_property("background-color") == colors[0]
-    browser.execute_script("localStorage.clear()")
 
 
 @pytest.mark.parametrize("page", ["vgg", "two", "three", "video"])

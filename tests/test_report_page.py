@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
+import html
 import html.parser
 import io
 import json
@@ -25,24 +25,21 @@ def write_results(folder, truths, predictions, names=None, failed=(), **summary)
     """A results folder as test.py writes it; every image is 64 x 48 pixels, a truth of None is not annotated."""
     folder.mkdir(parents=True)
     names = names or [f"IMG_{i + 1:04d}.jpg" for i in range(len(truths))]
-    rows, lines, errors = [], [], []
+    lines, errors = [], []
     for i, (name, truth, predicted) in enumerate(zip(names, truths, predictions, strict=True)):
         random = np.random.default_rng(i)
-        error = None if truth is None else predicted - truth
-        errors += [] if truth is None else [error]
-        relative = error / truth if truth else None
-        rows.append((name, truth, predicted, error, relative, 0.1, 64, 48))
+        errors += [] if truth is None else [predicted - truth]
         density = random.random((6, 8))
         points = None if truth is None else random.uniform(0, 48, (truth, 2))
         image = random.integers(0, 256, (48, 64, 3), np.uint8)
-        lines.append(report_line(name, image, density * predicted / density.sum(), points, np.array([[8.0, 8.0]])))
-    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([report.COLUMNS, *rows])
+        lines.append(
+            report_line(name, image, density * predicted / density.sum(), points, np.array([[8.0, 8.0]]), predicted)
+        )
     (folder / "report_data.jsonl").write_text("".join(f"{line}\n" for line in lines))
     absolute = np.abs(errors)
     totals = {"mae": absolute.mean(), "mse": (absolute**2).mean() ** 0.5, "nae": 0.25} if errors else {}
     summary = {
-        "images": len(rows) + len(failed),
+        "images": len(lines) + len(failed),
         "scored": len(errors),
         "failed": list(failed),
         **{name: {"value": value, "low": 0.5 * value, "high": 2 * value} for name, value in totals.items()},
@@ -64,22 +61,36 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, path):
         super().__init__(convert_charrefs=True)
-        self.tags, self.scripts = [], []
-        self.feed(path.read_text(encoding="utf-8"))
+        self.tags, self.scripts, self.rows = [], [], []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
         self.close()
 
     def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        if tag == "tr" and "data-groups" in attrs:
+            self.rows.append({})
+        if tag == "td" and self.rows and "data-key" in attrs:
+            self.rows[-1][attrs["class"].removeprefix("n ")] = attrs["data-key"]
         if tag == "script":
-            self.scripts.append((dict(attrs), ""))
+            self.scripts.append((attrs, ""))
 
     def handle_data(self, data):
         if self.tags and self.tags[-1][0] == "script" and self.cdata_elem == "script":
             attributes, text = self.scripts[-1]
             self.scripts[-1] = attributes, text + data
 
-    def json(self, identifier):
-        return next(json.loads(text) for attributes, text in self.scripts if attributes.get("id") == identifier)
+    def views(self):
+        """What the images' views are made from, in the order of the list."""
+        data = (json.loads(text) for attributes, text in self.scripts if attributes.get("type") == "application/json")
+        return [value for value in data if isinstance(value, dict)]
+
+    def photos(self):
+        return [attrs["src"].removeprefix("data:image/jpeg;base64,") for tag, attrs in self.tags if tag == "img"]
+
+    def text_of(self, pattern):
+        return [html.unescape(found) for found in re.findall(pattern, self.source)]
 
 
 def written(tmp_path, *folders):
@@ -90,8 +101,10 @@ def written(tmp_path, *folders):
 def test_a_line_holds_the_photograph_the_density_and_the_points():
     density = np.array([[0.0, 1.0, 4.0], [2.0, 3.0, -0.1]])
     image = np.full((500, 1000, 3), (200, 100, 50), np.uint8)
-    line = json.loads(report_line("a.jpg", image, density, np.array([[1.26, 2, 7.0]]), np.zeros((0, 2))))
-    assert (line["image"], line["width"], line["height"], line["density_max"]) == ("a.jpg", 1000, 500, 4.0)
+    line = json.loads(report_line("a.jpg", image, density, np.array([[1.26, 2, 7.0]]), np.zeros((0, 2)), 1.00004))
+    assert (line["image"], line["width"], line["height"], line["density_max"]) == ("a.jpg", 1000, 500, 4.0) and line[
+        "predicted"
+    ] == 1
     assert (line["points"], line["heads"]) == ([[1.3, 2.0]], [])
     photo = Image.open(io.BytesIO(base64.b64decode(line["photo"])))
     assert (photo.format, photo.size) == ("JPEG", (640, 320))
@@ -102,7 +115,7 @@ def test_a_line_holds_the_photograph_the_density_and_the_points():
 
 
 def test_a_line_of_an_image_without_annotation_and_without_mass():
-    line = json.loads(report_line("a", np.zeros((8, 8, 3), np.uint8), np.zeros((1, 1)), None, None))
+    line = json.loads(report_line("a", np.zeros((8, 8, 3), np.uint8), np.zeros((1, 1)), None, None, 0.0))
     assert (line["points"], line["heads"], line["density_max"]) == (None, None, 0.0)
 
 
@@ -118,7 +131,13 @@ def test_a_line_of_an_image_without_annotation_and_without_mass():
     ],
 )
 def test_a_line_of_wrong_arrays_is_refused(change, message):
-    good = {"image": np.zeros((8, 8, 3), np.uint8), "density": np.zeros((1, 1)), "points": None, "heads": None}
+    good = {
+        "image": np.zeros((8, 8, 3), np.uint8),
+        "density": np.zeros((1, 1)),
+        "points": None,
+        "heads": None,
+        "predicted": 0.0,
+    }
     with pytest.raises(ValueError, match=message):
         report_line("a.jpg", **{**good, **change})
 
@@ -127,13 +146,16 @@ def test_names_cannot_become_markup(tmp_path):
     names = [TAG, SCRIPT, "<!--<script>.jpg"]
     failed = [[TAG, f"reason {SCRIPT}"]]
     page = written(tmp_path, write_results(tmp_path / "<b>results", [1, 2, 3], [1.0, 2.0, 4.0], names, failed))
-    assert "<title>&lt;b&gt;results: counting report</title>" in (tmp_path / "page.html").read_text()
-    plain = written(tmp_path, write_results(tmp_path / "plain", [1, 2, 3], [1.0, 2.0, 4.0], ["a", "b", "c"]))
+    assert "<title>GST: &lt;b&gt;results</title>" in (tmp_path / "page.html").read_text()
+    plain = written(
+        tmp_path, write_results(tmp_path / "plain", [1, 2, 3], [1.0, 2.0, 4.0], ["a", "b", "c"], [["d", "e"]])
+    )
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
-    data = page.json("report")
-    assert [row[0] for row in data["images"]] == names
-    assert data["results"][0]["label"] == "<b>results"
-    assert data["results"][0]["summary"]["failed"] == failed
+    assert [row["name"] for row in page.rows] == names
+    assert page.text_of("<h1>(.*)</h1>") == ["<b>results"]
+    assert page.text_of("<li><b>(.*?)</b>") == [TAG] and page.text_of("<li><b>.*?</b> (.*?)</li>") == [
+        f"reason {SCRIPT}"
+    ]
 
 
 def test_only_the_pages_own_scripts_may_run_and_nothing_is_fetched(tmp_path):
@@ -157,44 +179,46 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
 def test_the_page_holds_every_image_in_the_order_of_the_results(tmp_path):
     folder = write_results(tmp_path / "a", [3, None, 0], [1.25, 2.5, 0.0])
     lines = (folder / "report_data.jsonl").read_text().splitlines()
-    (folder / "report_data.jsonl").write_text("\n".join(reversed(lines)))
     page = written(tmp_path, folder)
-    assert page.json("report")["images"] == [
-        ["IMG_0001.jpg", 64, 48, 3.0, [1.25]],
-        ["IMG_0002.jpg", 64, 48, None, [2.5]],
-        ["IMG_0003.jpg", 64, 48, 0.0, [0.0]],
+    keys = "thumb", "name", "truth", "predicted", "error", "relative", "size"
+    assert [tuple(row[key] for key in keys) for row in page.rows] == [
+        ("0", "IMG_0001.jpg", "3", "1.25", "1.75", str(1.75 / 3), "3072"),
+        ("1", "IMG_0002.jpg", "", "2.5", "", "", "3072"),
+        ("2", "IMG_0003.jpg", "0", "0.0", "0.0", "", "3072"),
     ]
-    for index, line in enumerate(lines):
-        stored, source = page.json(f"image-{index}"), json.loads(line)
-        assert (stored["photo"], stored["points"]) == (source["photo"], source["points"])
-        assert stored["results"] == [{key: source[key] for key in ("density", "density_max", "heads")}]
+    for line, photo, view in zip(lines, page.photos(), page.views(), strict=True):
+        source = json.loads(line)
+        assert (photo, view["points"]) == (source["photo"], source["points"])
+        assert view["results"] == [{"label": "a"} | {key: source[key] for key in ("density", "density_max", "heads")}]
 
 
 def test_many_photographs_are_made_smaller(tmp_path, monkeypatch):
     folder = write_results(tmp_path / "a", [1], [1.0])
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-    line = report_line("IMG_0001.jpg", noise, np.ones((60, 80)), np.zeros((1, 2)), None)
+    line = report_line("IMG_0001.jpg", noise, np.ones((60, 80)), np.zeros((1, 2)), None, 1.0)
     (folder / "report_data.jsonl").write_text(line)
     sides = []
     for budget in (10**9, len(line) // 4, 100):
         monkeypatch.setattr(report, "PHOTOGRAPHS_BYTES", budget)
-        photo = written(tmp_path, folder).json("image-0")["photo"]
+        (photo,) = written(tmp_path, folder).photos()
         sides.append(Image.open(io.BytesIO(base64.b64decode(photo))).width)
     assert sides[0] == 640 and 300 <= sides[1] <= 330 and sides[2] == report.LEAST_PHOTO_SIDE
 
 
 def test_numbers_that_json_does_not_know_are_absent(tmp_path):
     page = written(tmp_path, write_results(tmp_path / "a", [1], [1.0], nae={"value": float("nan")}))
-    assert page.json("report")["results"][0]["summary"]["nae"] == {"value": None}
+    assert page.text_of('data-total="nae">(.*?)</p>') == ["\N{EN DASH}"]
 
 
 def test_the_paired_difference_of_known_errors(tmp_path):
     first = write_results(tmp_path / "a", [10, 20, 30], [11.0, 19.0, 31.0])
     second = write_results(tmp_path / "b", [10, 20, 30], [13.0, 17.0, 33.0])
-    data = written(tmp_path, first, second).json("report")
-    always_two = {"value": 2.0, "low": 2.0, "high": 2.0}
-    assert data["paired"] == [{"images": 3, "mae": always_two, "mse": always_two}]
-    assert data["images"][1][3:] == [20.0, [19.0, 17.0]]
+    page = written(tmp_path, first, second)
+    for name in ("mae", "mse"):
+        template = f'data-paired="{name}-1">(.*?)</b><span class="quiet"> (.*?)</span>'
+        assert re.findall(template, page.source) == [("+2.00", "(+2.00 to +2.00)")]
+    assert "a is better" in page.source and "(3 images, bootstrap)" in page.source
+    assert page.text_of('class="n result" role="cell" data-label="." data-key="(.*?)"')[2:4] == ["1.0", "3.0"]
 
 
 def test_the_paired_interval_leaves_out_what_both_find_hard(tmp_path):
@@ -203,21 +227,21 @@ def test_the_paired_interval_leaves_out_what_both_find_hard(tmp_path):
     truths = [500] * 60
     first = write_results(tmp_path / "a", truths, [float(500 + error) for error in hard])
     second = write_results(tmp_path / "b", truths, [float(500 + error + 3 + i % 3) for i, error in enumerate(hard)])
-    (paired,) = written(tmp_path, first, second).json("report")["paired"]
-    assert paired["mae"]["value"] == pytest.approx(4.0)
-    assert 3.7 < paired["mae"]["low"] < 4.0 < paired["mae"]["high"] < 4.3
+    template = 'data-paired="mae-1">(.*?)</b><span class="quiet"> .(.*?) to (.*?).</span>'
+    ((value, low, high),) = re.findall(template, written(tmp_path, first, second).source)
+    assert value == "+4.00" and 3.7 < float(low) < 4.0 < float(high) < 4.3
 
 
 def test_without_truth_nothing_is_paired(tmp_path):
     folders = [write_results(tmp_path / name, [None], [2.0]) for name in "ab"]
-    assert written(tmp_path, *folders).json("report")["paired"] == [{"images": 0}]
+    assert "No image is annotated: the errors cannot be compared." in written(tmp_path, *folders).source
 
 
 def test_an_image_that_failed_in_one_result_is_left_out(tmp_path):
     first = write_results(tmp_path / "a", [1, 2], [1.0, 2.0], ["x", "y"])
     second = write_results(tmp_path / "b", [1], [1.0], ["x"], failed=[["y", "unreadable"]])
-    data = written(tmp_path, first, second).json("report")
-    assert ([row[0] for row in data["images"]], data["left_out"]) == (["x"], ["y"])
+    page = written(tmp_path, first, second)
+    assert [row["name"] for row in page.rows] == ["x"] and "left out of every comparison: y<" in page.source
 
 
 def test_results_of_other_images_or_truths_are_refused(tmp_path):
@@ -226,18 +250,15 @@ def test_results_of_other_images_or_truths_are_refused(tmp_path):
     with pytest.raises(ValueError, match="1 in common, 2 only in the first, 1 only in the other; compare"):
         write_report([first, other], tmp_path / "page.html")
     truth = write_results(tmp_path / "c", [1, 2, 4], [1.0, 2.0, 3.0], ["x", "y", "z"])
-    with pytest.raises(ValueError, match="'z' has the truth 4.0, in .*a it is 3.0"):
+    with pytest.raises(ValueError, match="'z' has the truth 4, in .*a it is 3"):
         write_report([first, truth], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 
 def test_results_in_folders_of_one_name_are_told_apart(tmp_path):
     folders = [write_results(tmp_path / name / "results", [1], [1.0]) for name in "ab"]
-    labels = [entry["label"] for entry in written(tmp_path, *folders).json("report")["results"]]
-    assert labels == [str(folder) for folder in folders]
-
-
-HEADER, ROW = ",".join(report.COLUMNS), "IMG_0001.jpg,1,1,,,,64,48"
+    view = written(tmp_path, *folders).views()[0]
+    assert [result["label"] for result in view["results"]] == [str(folder) for folder in folders]
 
 
 @pytest.mark.parametrize(
@@ -247,19 +268,14 @@ HEADER, ROW = ",".join(report.COLUMNS), "IMG_0001.jpg,1,1,,,,64,48"
         ("summary.json", "{", "not readable as JSON"),
         ("summary.json", "[]", "no JSON object"),
         ("summary.json", '{"failed": ["a"]}', "failed must be a list"),
-        ("results.csv", None, "no such file"),
-        ("results.csv", "", "lacks the columns image, truth"),
-        ("results.csv", "image,predicted\na,1\n", "lacks the columns truth, error"),
-        ("results.csv", f"{HEADER}\na,1,many,,,,1,1\n", "line 2: predicted is 'many', must be a number"),
-        ("results.csv", f"{HEADER}\na,nan,1,,,,1,1\n", "line 2: truth is 'nan'"),
-        ("results.csv", f"{HEADER}\na,1\n", "line 2: predicted is None"),
-        ("results.csv", f"{HEADER}\n{ROW}\n{ROW}\n", "line 3: 'IMG_0001.jpg' stands there twice"),
-        ("results.csv", f"{HEADER}\nother.jpg,1,1,,,,64,48\n", "lacks 1 of the 1 images of results.csv, 'other.jpg'"),
-        ("results.csv", b"\xff\xfe", "not UTF-8"),
         ("report_data.jsonl", None, "no such file"),
         ("report_data.jsonl", '{"image": "a"', "line 1: not readable as JSON"),
-        ("report_data.jsonl", '{"image": "a", "photo": 3}', "line 1: photo, density, density_max: missing"),
-        ("report_data.jsonl", "3", "line 1: image, photo"),
+        (
+            "report_data.jsonl",
+            '{"image": "a", "photo": 3}',
+            "line 1: width, height, predicted, photo, density, density_max: missing",
+        ),
+        ("report_data.jsonl", "3", "line 1: image, width"),
     ],
 )
 def test_broken_input_is_one_line_that_names_the_file(tmp_path, name, content, message):
@@ -279,6 +295,6 @@ def test_the_command_line(tmp_path):
     out, _ = run("-m", "utils.evaluation.report", folder)
     assert (folder / "report.html").is_file() and out.startswith(f"{folder / 'report.html'}: ")
     out, _ = run("-m", "utils.evaluation.report", folder, folder, "--out", tmp_path / "both.html")
-    assert len(Page(tmp_path / "both.html").json("report")["results"]) == 2
+    assert len(Page(tmp_path / "both.html").views()[0]["results"]) == 2
     _, error = run("-m", "utils.evaluation.report", tmp_path / "missing", code=1)
     assert error.startswith(f"error: {tmp_path / 'missing'}: no such folder") and error.count("\n") == 1

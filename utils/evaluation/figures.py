@@ -54,6 +54,14 @@ def truth_density(points: np.ndarray, height: int, width: int) -> np.ndarray:
     return gaussian_filter(dots, TRUTH_SIGMA, mode="reflect")  # at the border the only mode that keeps the sum
 
 
+def owner_colors(owner: np.ndarray, background: np.ndarray, annotations: int) -> np.ndarray:
+    """Cells [h, w] in the color of their owner (-1: none), the darker the larger the background's share; [h, w, 3] in 0..1."""
+    # Neighbours in index are often neighbours in space: a shuffled color circle keeps them apart.
+    hues = np.random.default_rng(0).permutation(np.linspace(0, 1, max(annotations, 1), endpoint=False))
+    palette = matplotlib.colormaps["hsv"](hues)[:, :3] * 0.8 + 0.2
+    return np.where((owner >= 0)[..., None], palette[owner] * (1 - background[..., None]), 0)
+
+
 def save_gaussians_figure(
     path: Path, image: np.ndarray, means: np.ndarray, scales: np.ndarray, rotations: np.ndarray
 ) -> None:
@@ -109,11 +117,9 @@ def save_kernel_figure(
     show_image(panels[1], image, "fitted Gaussians, one standard deviation")
     add_ellipses(panels[1], means, scales, rotations)
     show_image(panels[2], drawing, "rendering")
-    # Neighbours in index are often neighbours in space: a shuffled color circle keeps them apart.
-    hues = np.random.default_rng(0).permutation(np.linspace(0, 1, max(len(means), 1), endpoint=False))
-    palette = matplotlib.colormaps["hsv"](hues)[:, :3]
-    mixed = np.where((owner >= 0)[..., None], palette[owner] * (1 - background[..., None]), 0)
-    panels[3].imshow(mixed, extent=(0, 8 * owner.shape[1], 8 * owner.shape[0], 0))  # the grid ends at whole cells
+    panels[3].imshow(
+        owner_colors(owner, background, len(means)), extent=(0, 8 * owner.shape[1], 8 * owner.shape[0], 0)
+    )  # the grid ends at whole cells
     panels[3].plot(means[:, 0], means[:, 1], ".", color="white", markersize=2)
     panels[3].set_title("owner of each cell (black: background)", fontsize=9)
     shown = panels[4].imshow(entropy, extent=(0, 8 * owner.shape[1], 8 * owner.shape[0], 0), cmap="magma", vmin=0)

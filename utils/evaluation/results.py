@@ -17,13 +17,14 @@ import numpy as np
 
 from utils.evaluation.figures import save_density_figure
 from utils.evaluation.localisation import localisation_scores, locate_windows
-from utils.evaluation.report import COLUMNS, report_line
+from utils.evaluation.report import report_line
 from utils.evaluation.windows import Result, Window, density_map
 from utils.files import atomic_write, make_folder, remove_stale_partials
 from utils.h5file import add_array, write_h5
 from utils.pixels import STRIDE
 
 Item = TypeVar("Item")
+COLUMNS = ("image", "truth", "predicted", "error", "relative_error", "seconds", "width", "height")
 AHEAD = 4  # images that may wait for the network, and results that may wait to be written
 
 
@@ -126,7 +127,7 @@ class ResultsFolder:
         size = math.ceil(width / STRIDE), math.ceil(height / STRIDE)
         pixels = height * width / math.prod(size)  # of a cell: below 64 where a side is no multiple of 8
         cells = cv2.resize(counted.density, size, interpolation=cv2.INTER_AREA) * pixels
-        line = report_line(counted.name, counted.image, cells, counted.points, counted.heads)
+        line = report_line(counted.name, counted.image, cells, counted.points, counted.heads, counted.predicted)
         self.lines.write(line + "\n")
         name = counted.name.lstrip("/")  # of a file from outside the folder: its whole path
         if self.density:
