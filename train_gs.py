@@ -403,6 +403,8 @@ def main() -> None:
             anew = folder.is_begun and (arguments.resume == "none" or arguments.overwrite)
             raise KeyboardInterrupt(f"{command} goes on where this one stopped" if anew else "") from None
         fabric.barrier()  # nobody leaves while others still need it
+        if torch.distributed.is_initialized():  # a connection that ends with the interpreter may abort it
+            torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
