@@ -98,8 +98,7 @@ def _product(indptr: Tensor, indices: Tensor, data: Tensor, vector: Tensor) -> T
     """A matrix in compressed rows times a vector, float32, the same bits every time."""
     if vector.device.type == "cpu" and torch.backends.mkl.is_available():
         size = (len(indptr) - 1, len(vector))
-        with torch.autocast("cpu", enabled=False):
-            return torch.mv(torch.sparse_csr_tensor(indptr, indices, data, size, check_invariants=False), vector)
+        return torch.mv(torch.sparse_csr_tensor(indptr, indices, data, size, check_invariants=False), vector)
     # cuSPARSE adds in an order that changes from run to run. ``unsafe``: no check that would wait for the device.
     terms = data * vector.index_select(0, indices)
     return torch.segment_reduce(terms, "sum", offsets=indptr, initial=0, unsafe=True)
