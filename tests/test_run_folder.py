@@ -24,6 +24,7 @@ from GS2D.gaussians import Gaussians2D
 from models import Prediction
 from utils.files import gaussians_path, list_images, points_path
 from utils.images import load_image
+from utils.training import run_folder
 from utils.training.run_folder import RunFolder, shareable
 
 
@@ -112,10 +113,10 @@ def test_a_run_of_before_whose_options_are_no_more_goes_on(data, tmp_path, start
     folder = tmp_path / "run"
     train(data, folder, "--epochs", 1, "--val-start", 9)
     config = folder / "config.yml"
-    config.write_text(config.read_text() + "pixels: decoded\npixels_dir: /disk/of/mine\n")
+    config.write_text(config.read_text() + "pixels: decoded\npixels_dir: /disk/of/mine\nresume: none\n")
     if start == "the file":
         out, _ = call("train_gs.py", "--config", config, "--epochs", 2)
-        assert f"{config}: pixels, pixels_dir: accepted, but without effect" in out
+        assert f"{config}: pixels, pixels_dir, resume: accepted, but without effect" in out
     else:
         train(data, folder, "--epochs", 2, "--val-start", 9)
     assert len(metrics(folder)) == 2
@@ -203,7 +204,7 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("problem", ["data", "file", "own", "weights", "options"])
+@pytest.mark.parametrize("problem", ["data", "file", "own", "own backbone", "weights", "options"])
 def test_what_cannot_begin_overwrites_nothing(data, tmp_path, problem):
     train(data, tmp_path / "run", "--epochs", 1)
     before = contents(tmp_path)
@@ -214,14 +215,93 @@ def test_what_cannot_begin_overwrites_nothing(data, tmp_path, problem):
         options += ["--resume", tmp_path / "none.tar"]
     elif problem == "own":
         options += ["--resume", tmp_path / "run" / "best_model.pth"]
+    elif problem == "own backbone":
+        options += ["--backbone-weights", tmp_path / "run" / "best_model.pth"]
     elif problem == "weights":
         options += ["--backbone-weights", tmp_path / "none.pth"]
     else:
         options, code = [*options, "--crop-size", 100], 2
     _, err = train(data, tmp_path / "run", *options, code=code)
     assert len(errors(err)) == 1 and contents(tmp_path) == before
-    if problem == "own":
-        assert "a start anew removes it; choose another --save-dir" in err
+    if problem.startswith("own"):
+        assert "best_model.pth: a start anew removes it; choose another --save-dir" in err
+
+
+@pytest.mark.parametrize("start", [("--resume", "none"), ("--overwrite",)], ids=["none", "overwrite"])
+def test_ctrl_c_before_a_run_begins_names_no_file_that_is_not_its_own(data, tmp_path, monkeypatch, start):
+    monkeypatch.setattr(train_gs.Crowd, "read_once", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    _, err = train(data, tmp_path / "run", *start, code=130)
+    assert err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
+
+
+def test_a_start_from_what_it_would_remove_is_refused(data, tmp_path):
+    """The state before crops that broke the first epoch, with a lower rate, in the same folder."""
+    train(data, tmp_path / "run", "--epochs", 1, "--lr", 1e30, code=1)
+    before = contents(tmp_path)
+    resume = "--resume", tmp_path / "run" / "trouble" / "last_good_ckpt.tar"
+    _, err = train(data, tmp_path / "run", "--epochs", 1, *resume, code=1)
+    assert f"{resume[1]}: a start anew removes it; choose another --save-dir" in errors(err)[0]
+    assert contents(tmp_path) == before
+
+
+def test_a_start_removes_nothing_that_is_not_of_its_run(data, tmp_path):
+    """In the folder above that of a run and its evaluations; then anew."""
+    runs, fixed = tmp_path / "runs", ("--data-dir", data, "--split", "val", "--device", "cpu")
+    train(data, runs / "one", "--epochs", 1)
+    for out in (runs / "one" / "test", runs / "elsewhere"):
+        call("test.py", "--save-path", runs / "one", *fixed, "--out", out)
+    (runs / "tensorboard").mkdir()
+    (runs / "tensorboard" / "of another program").touch()
+    before = contents(runs)
+    train(data, runs, "--epochs", 1)
+    call("test.py", "--save-path", runs, *fixed, "--out", runs / "test")
+    assert {**contents(runs), **before} == contents(runs)
+    del before[runs / "tensorboard" / "of another program"]  # now it is among those of a run
+    train(data, runs, "--epochs", 1, "--overwrite")
+    assert {**contents(runs), **before} == contents(runs) and not (runs / "test").exists()
+
+
+@pytest.mark.parametrize("start", [(), ("--overwrite",)], ids=["", "overwrite"])
+def test_a_kill_at_any_change_of_the_folder_changes_nothing_of_what_comes(data, tmp_path, monkeypatch, start):
+    """Then the same command again, or what ``next:`` says."""
+    one, before, left = tmp_path / "runs" / "one", tmp_path / "before", []
+    options = "--epochs", 3, "--lr", 1e-3, "--save-all", "--val-start", 0, "--val-every", 1, *start
+    options += "--resume", other_run(data, tmp_path / "other")
+    train(data, one, "--epochs", 1)
+    out = one / "val"
+    call("test.py", "--save-path", one, "--data-dir", data, "--split", "val", "--device", "cpu", "--out", out)
+    one.rename(before)
+
+    for name in ("_remove", "atomic_write"):
+
+        def counted(path, change=getattr(run_folder, name)):
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            return change(path)
+
+        monkeypatch.setattr(run_folder, name, counted)
+
+    def files_of(moment, go_on):
+        shutil.rmtree(one, ignore_errors=True)
+        if start:
+            shutil.copytree(before, one)
+        left[:] = [None] * moment
+        if go_on:
+            train(data, one, *options, code=130)
+            left[:] = [None] * 99
+        line = stages(data, tmp_path / "runs")["next"] if go_on == "next" else ""
+        paste(line) if "--config" in line else train(data, one, *options)
+        files = {path.relative_to(one): content for path, content in contents(one).items()}
+        return {path: content for path, content in files.items() if path.suffix in (".tar", ".pth")}, names(one)
+
+    whole = files_of(99, None)
+    changes = 99 - len(left)
+    assert changes > 7 and out.name not in whole[1]
+    for moment in range(changes):
+        assert files_of(moment, "the same") == whole, moment
+        if not start:
+            assert files_of(moment, "next") == whole, moment
 
 
 def test_what_an_unfinished_first_epoch_left_does_not_count(data, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,28 @@ def test_what_the_thread_cannot_write_ends_the_run_with_one_line(data, tmp_path,
     monkeypatch.setattr(RunFolder, "save_checkpoint", full)
     _, err = train(data, tmp_path, "--epochs", 3, "--checkpoint-minutes", 0, code=1)
     assert errors(err) == ["error: 1_ckpt.tar: cannot write this file (No space left on device)"]
+
+
+@pytest.mark.parametrize("failures", [1, 9], ids=["once", "always"])
+def test_no_checkpoint_is_ahead_of_a_best_model_that_could_not_be_written(data, tmp_path, monkeypatch, failures):
+    """The disk is full at the end of the run; then there is room, and the same command again."""
+    options = "--lr", 1e-3, "--epochs", 4, "--val-start", 0, "--val-every", 1
+    train(data, tmp_path / "run", *options)
+    whole = (tmp_path / "run" / "best_model.pth").read_bytes()
+    shutil.rmtree(tmp_path / "run")
+
+    def save_best(self, state, about, *, keep_each, left=[None] * failures, save=RunFolder.save_best):  # noqa: B006
+        if about["epoch"] == 3 and left:
+            left.pop()
+            raise OSError("best_model.pth: cannot write this file (No space left on device)")
+        save(self, state, about, keep_each=keep_each)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_best", save_best)
+        _, err = train(data, tmp_path / "run", *options, code=1)
+    assert errors(err) == ["error: best_model.pth: cannot write this file (No space left on device)"]
+    train(data, tmp_path / "run", *options)
+    assert (tmp_path / "run" / "best_model.pth").read_bytes() == whole
 
 
 @pytest.mark.parametrize("to_group", [False, True], ids=["to the training", "to its group"])

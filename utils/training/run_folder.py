@@ -219,7 +219,7 @@ class RunFolder:
             said = read_json(summary)
             with contextlib.suppress(TypeError, KeyError):
                 of = Path(said["configuration"]["save_path"]).resolve()
-                if self.path.resolve() in (of, of.parent):
+                if self.path.resolve() == (of if of.is_dir() else of.parent):
                     found += [summary.with_name(name) for name in _RESULTS]
         return [*found, self.path / "config.yml"]
 

@@ -84,16 +84,16 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Write what is not written yet, and wait until all is on the disk."""
         try:
-            if self._held:
-                self._write_held()
-            self._finish()
+            self.close()
         finally:
             self._thread.shutdown()
+
+    def close(self) -> None:
+        """Write what is not written yet, and wait until all is on the disk. May be called again after an error."""
+        if self._held:
+            self._write_held()
+        self._finish()
 
     def _write_held(self) -> None:
         self._finish()  # one at a time: where the disk is slower than training, training waits
@@ -105,12 +105,14 @@ class Writer:
             self._jobs.pop(0).result()
 
     def _write_best(self) -> None:
-        with self._lock:
-            best, self._best = self._best, None
+        best = self._best
         if best:
             state, description, keep_each = best
             self.folder.save_best(state.wait(), description, keep_each=keep_each)
+            with self._lock:
+                self._best = None if self._best is best else self._best
             self._after_best()
 
     def _write_checkpoint(self, epoch: int, state: Snapshot) -> None:
+        self._write_best()  # if that failed: a run that goes on from here would never write it again
         self.folder.save_checkpoint(epoch, self._keep, **state.wait())
