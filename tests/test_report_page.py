@@ -210,6 +210,18 @@ def test_numbers_that_json_does_not_know_are_absent(tmp_path):
     assert page.text_of('data-total="nae">(.*?)</p>') == ["\N{EN DASH}"]
 
 
+def test_a_summary_of_other_values_is_shown_as_far_as_it_goes(tmp_path):
+    odd = {
+        "mae": {"value": "x", "low": [], "high": 3},
+        "mse": 5,
+        "bins": [3, {"images": 1, "mae": {}}],
+        "localisation": {"4": 1},
+    }
+    folders = [write_results(tmp_path / name, [1], [1.0], **odd, images_per_second="fast") for name in "ab"]
+    for some in (folders[:1], folders):
+        assert len(written(tmp_path, *some).rows) == 1
+
+
 def test_the_paired_difference_of_known_errors(tmp_path):
     first = write_results(tmp_path / "a", [10, 20, 30], [11.0, 19.0, 31.0])
     second = write_results(tmp_path / "b", [10, 20, 30], [13.0, 17.0, 33.0])
@@ -268,6 +280,8 @@ def test_results_in_folders_of_one_name_are_told_apart(tmp_path):
         ("summary.json", "{", "not readable as JSON"),
         ("summary.json", "[]", "no JSON object"),
         ("summary.json", '{"failed": ["a"]}', "failed must be a list"),
+        ("summary.json", '{"bins": 3}', "bins is of another type"),
+        ("summary.json", '{"localisation": [1]}', "localisation is of another type"),
         ("report_data.jsonl", None, "no such file"),
         ("report_data.jsonl", '{"image": "a"', "line 1: not readable as JSON"),
         (

@@ -3,7 +3,8 @@
     python -m utils.evaluation.report RESULTS                 one evaluation: RESULTS/report.html
     python -m utils.evaluation.report RESULTS OTHER [...]     the same images counted by several models: comparison.html
 
-A results folder holds ``summary.json`` (totals and how they came about) and ``report_data.jsonl`` (one ``report_line`` an image).
+A results folder holds ``summary.json`` (totals and how they came about) and ``report_data.jsonl`` (one ``report_line`` an
+image).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ FIELDS = {
     "points": (list, type(None)),
     "heads": (list, type(None)),
 }
+SUMMARY_FIELDS = {"failed": list, "bins": list, "localisation": dict, "model": dict, "weights_sha256": str}
 DATA = "report_data.jsonl"
 _AGAIN = "run test.py --out again"
 
@@ -72,9 +74,9 @@ def report_line(
     """One line of ``report_data.jsonl``, without its newline.
 
     ``image`` uint8 [H, W, 3]; ``density`` [h, w], objects a cell; ``points`` (truth; None: nobody annotated the image) and
-    ``heads`` (localised; None: nobody looked for them) [N, 2] or wider, (x, y) in pixels of the image; ``predicted``: the count. The photograph is
-    stored as a JPEG of at most 640 pixels a side (a page of very many shrinks them further), the density in 256 steps of
-    its largest value. Raises ``ValueError`` for arrays of another shape.
+    ``heads`` (localised; None: nobody looked for them) [N, 2] or wider, (x, y) in pixels of the image; ``predicted``: the
+    count. The photograph is stored as a JPEG of at most 640 pixels a side (a page of very many shrinks them further), the
+    density in 256 steps of its largest value. Raises ``ValueError`` for arrays of another shape.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"{name}: image is {image.dtype} {list(image.shape)}, must be uint8 [H, W, 3]")
@@ -177,9 +179,11 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not readable as JSON ({error}); {_AGAIN}") from None
     if not isinstance(summary, dict):
         raise ValueError(f"{path}: holds no JSON object; {_AGAIN}")
-    failed = summary.get("failed") or []
-    if not isinstance(failed, list) or not all(
-        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in failed
+    for key, kind in SUMMARY_FIELDS.items():
+        if not isinstance(summary.get(key), kind | None):
+            raise ValueError(f"{path}: {key} is of another type than test.py writes; {_AGAIN}")
+    if not all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in summary.get("failed") or ()
     ):
         raise ValueError(f"{path}: failed must be a list of [name, reason]; {_AGAIN}")
     return summary

@@ -69,11 +69,11 @@ class Report(NamedTuple):
         return [image for image in self.images if image.truth is not None]
 
 
-def value_of(content: Any, *keys: str) -> Any:
-    """What stands under ``keys`` in the JSON of a summary; None where they lead nowhere."""
+def number_of(content: Any, *keys: str) -> float | None:
+    """The number under ``keys`` in the JSON of a summary; None where they lead to none."""
     for key in keys:
         content = content.get(key) if isinstance(content, dict) else None
-    return content
+    return content if isinstance(content, int | float) else None
 
 
 def metric(value: Any, name: str = "") -> str:
@@ -99,7 +99,7 @@ def color_of(result: int) -> str:
 def labelled(report: Report, result: int, text: str = "{}") -> Markup:
     """The label of a result beside its color."""
     color = fill('<i class="swatch" style="background:{}" aria-hidden="true"></i>', color_of(result))
-    return fill("<span>{}{}</span>", color, text.format(report.labels[result]))
+    return fill('<span class="label">{}{}</span>', color, text.format(report.labels[result]))
 
 
 def colored(text: str, error: float | None) -> Markup:
@@ -119,8 +119,8 @@ def subtitle(report: Report) -> Markup:
     ]
     totals = [fill('<b data-total="{}">{}</b>{}, ', key, number(value, 0), unit) for key, value, unit in parts]
     totals.append(fill('<b data-total="failed"{}>{}</b> failed', Markup(' class="bad"' if failed else ""), failed))
-    model = value_of(summary, "model", "name") or value_of(summary, "model", "model_name")
-    weights = value_of(summary, "weights_sha256")
+    model, weights = summary.get("model") or {}, summary.get("weights_sha256")
+    model = model.get("name") or model.get("model_name")
     names = [text for text in (model, weights and f"weights {weights[:8]}") if text]
     if names:
         totals.append(fill('<span class="dot"></span>{}', ", ".join(names)))
@@ -132,8 +132,8 @@ def subtitle(report: Report) -> Markup:
 
 
 def interval(entry: Any, name: str) -> str:
-    low, high = value_of(entry, "low"), value_of(entry, "high")
-    digits = digits_of(value_of(entry, "value"), name)
+    low, high = number_of(entry, "low"), number_of(entry, "high")
+    digits = digits_of(number_of(entry, "value"), name)
     return "" if low is None or high is None else f"{number(low, digits)} to {number(high, digits)}"
 
 
@@ -144,7 +144,7 @@ def totals(report: Report) -> Markup:
         if entry := summary.get(name):
             between = interval(entry, name)
             note = f"{explained}\n{between} (95{PERCENT})" if between else explained
-            tiles.append(tile(title, metric(value_of(entry, "value"), name), note, key=name))
+            tiles.append(tile(title, metric(number_of(entry, "value"), name), note, key=name))
     scored = report.scored
     predicted = sum(image.predicted[0] for image in scored or report.images)
     note = "predicted in total"
@@ -154,7 +154,7 @@ def totals(report: Report) -> Markup:
             truth and f"{percent(predicted / truth - 1)} in total" or ""
         )
     tiles.append(tile("Objects", number(predicted, 0), note))
-    if speed := summary.get("images_per_second"):
+    if speed := number_of(summary, "images_per_second"):
         tiles.append(tile("Speed", metric(speed), "images per second"))
     return fill('<div class="tiles">{}</div>', tiles)
 
@@ -178,8 +178,8 @@ def compared_totals(report: Report) -> Markup:
 
 
 def compared_lines(report: Report, name: str, entries: Sequence[Any]) -> list[Markup]:
-    values = [[value_of(entry, key) for key in ("low", "value", "high")] for entry in entries]
-    numbers = [value for triple in values for value in triple if isinstance(value, int | float)]
+    values = [[number_of(entry, key) for key in ("low", "value", "high")] for entry in entries]
+    numbers = [value for triple in values for value in triple if value is not None]
     least, width = min(numbers, default=0), max(numbers, default=0) - min(numbers, default=0) or 1
     lines = []
     for result, (entry, (low, value, high)) in enumerate(zip(entries, values)):
@@ -329,9 +329,9 @@ def lifted(value: float) -> float:
 def bins(report: Report) -> Markup | None:
     """Errors by count."""
     columns = [summary.get("bins") or [] for summary in report.summaries]
-    if not any(value_of(entry, "images") for entry in columns[0]):
+    if not any(number_of(entry, "images") for entry in columns[0]):
         return None
-    most = max((value_of(entry, "mae") or 0 for column in columns for entry in column), default=0) or 1
+    most = max((number_of(entry, "mae") or 0 for column in columns for entry in column), default=0) or 1
 
     def bar(value: float | None, result: int) -> Markup | str:
         if len(columns) > 2:
@@ -342,12 +342,12 @@ def bins(report: Report) -> Markup | None:
 
     rows = []
     for entries in zip(*columns):
-        first, to = entries[0], value_of(entries[0], "to")
-        between = number(value_of(first, "from"), 0) + (" +" if to is None else f"\N{EN DASH}{number(to, 0)}")
-        bars = [bar(value_of(entry, "mae"), result) for result, entry in enumerate(entries)]
-        rest = [] if report.comparing else [metric(value_of(first, "mse"))]
+        first, to = entries[0], number_of(entries[0], "to")
+        between = number(number_of(first, "from"), 0) + (" +" if to is None else f"\N{EN DASH}{number(to, 0)}")
+        bars = [bar(number_of(entry, "mae"), result) for result, entry in enumerate(entries)]
+        rest = [] if report.comparing else [metric(number_of(first, "mse"))]
         rows.append(
-            [fill('<span class="whole">{}</span>', between), number(value_of(first, "images"), 0), *bars, *rest]
+            [fill('<span class="whole">{}</span>', between), number(number_of(first, "images"), 0), *bars, *rest]
         )
     heads = ["MAE", "MSE (root)"]
     if report.comparing:
@@ -363,7 +363,7 @@ def localisation(report: Report) -> Markup | None:
     for key in dict.fromkeys(key for entries in tables for key in entries):
         place = f"within {key} px" if key.isdigit() else {"qnrf": "mean, 1 to 100 px"}.get(key, key.upper())
         for result, entries in enumerate(tables):
-            shares = [value_of(entries, key, name) for name in ("precision", "recall", "f1", "auc")]
+            shares = [number_of(entries, key, name) for name in ("precision", "recall", "f1", "auc")]
             name = labelled(report, result, f"{{}}, {place}") if report.comparing else place
             rows.append([name, *(NONE if share is None else number(100 * share) for share in shares)])
     if not rows:
@@ -444,23 +444,6 @@ def columns(report: Report) -> list[Column]:
     return [name, truth, predicted, *errors, pixels] if report.scored else [name, predicted, pixels]
 
 
-def orders(report: Report) -> dict[str, str]:
-    """What the menu of orders offers: column and direction, and how it is called."""
-    first = report.labels[0]
-    orders = {}
-    if report.comparing:
-        orders |= {"change:down": f"Most in favour of {first}", "change:up": f"Least in favour of {first}"}
-        for i, label in enumerate(report.labels):
-            orders |= {f"error-{i}:down": f"Worst of {label} first", f"error-{i}:up": f"Best of {label} first"}
-    else:
-        orders |= {"error:down": "Worst first", "error:up": "Best first", "relative:down": "Worst relative error first"}
-    orders |= {"truth:down": "Most objects first", "truth:up": "Fewest objects first"}
-    orders |= {"predicted:down": "Most predicted first", "predicted:up": "Fewest predicted first"}
-    orders |= {"name:up": "By name", "file:up": "As evaluated", "size:down": "Largest picture first"}
-    there = {"file", *(column.order for column in columns(report))}
-    return {order: name for order, name in orders.items() if order.split(":")[0] in there}
-
-
 def filters(report: Report) -> dict[str, tuple[str, set[int]]]:
     """Groups of images by their names, each with its heading and its images' indices."""
     scored = report.scored
@@ -483,7 +466,14 @@ def image_list(report: Report, embed: Callable[[Image], tuple[str, Any]]) -> Ite
         fill('<button type="button" data-filter="{}">{}</button>', name, heading)
         for name, (heading, _) in groups.items()
     ]
-    options = [fill('<option value="{}">{}</option>', order, name) for order, name in orders(report).items()]
+    there = {column.order for column in cells}
+    first = next(order for order in ("change", "error", "predicted", "error-0") if order in there)
+    options = []
+    for column in cells:
+        for direction, name in (("down", "descending"), ("up", "ascending")):
+            chosen = Markup(" selected" if (column.order, direction) == (first, "down") else "")
+            order = f"{column.order}:{direction}"
+            options.append(fill('<option value="{}"{}>{}, {}</option>', order, chosen, column.heading, name))
     heads = [
         fill(
             '<th scope="col" role="columnheader" class="{}" data-order="{}"><button type="button">{}</button></th>',
@@ -513,7 +503,7 @@ LIST_HEAD = """<section id="images" aria-labelledby="images-title">
   <p id="shown" class="quiet" role="status">{}</p>
   <div id="filters" class="segments" role="group" aria-label="Filter"{}>{}</div>
   <label class="field"><span class="hidden">Order</span>
-    <select id="order"><option value="" hidden>By column</option>{}</select></label>
+    <select id="order">{}<option value="file:up">As evaluated</option></select></label>
   <label class="field search"><span class="hidden">Search by name</span>
     <input id="search" type="search" placeholder="Search by name" autocomplete="off" spellcheck="false"></label>
 </div>
@@ -548,39 +538,28 @@ VIEWER = """<dialog id="viewer" aria-labelledby="viewer-title">
 """
 
 
-def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The leaves of JSON with the names that lead to them."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from flattened(part, f"{prefix}.{key}" if prefix else key)
-    elif isinstance(value, list):
-        yield prefix, ", ".join(json.dumps(part) if isinstance(part, dict | list) else str(part) for part in value)
-    else:
-        yield prefix, NONE if value is None else json.dumps(value) if isinstance(value, bool) else str(value)
+def leaves(value: Any, prefix: str = "") -> dict[str, str]:
+    """The leaves of JSON by the names that lead to them."""
+    if not isinstance(value, dict):
+        return {prefix: NONE if value is None else value if isinstance(value, str) else json.dumps(value)}
+    parts = [leaves(part, f"{prefix}.{key}" if prefix else key) for key, part in value.items()]
+    return {name: text for part in parts for name, text in part.items()}
 
 
 def details(report: Report) -> Markup:
     """Folded away: how the numbers came about. What differs between the results is marked."""
     folded = []
     for title, keys in DETAILS.items():
-        parts = [
-            dict(flattened({key: part for key in keys if (part := summary.get(key)) is not None}))
-            for summary in report.summaries
-        ]
-        names = list(dict.fromkeys(name for part in parts for name in part))
+        parts = [leaves({key: summary.get(key) for key in keys}) for summary in report.summaries]
         rows = []
-        for name in names:
+        for name in dict.fromkeys(name for part in parts for name in part):
             values = [part.get(name, NONE) for part in parts]
-            kind = Markup(' class="differs"' if len(set(values)) > 1 else "")
-            cells = [fill("<td>{}</td>", value) for value in values]
-            rows.append(fill('<tr{}><th scope="row">{}</th>{}</tr>', kind, name.removeprefix(f"{keys[0]}."), cells))
-        heads = ["", *report.labels] if report.comparing else []
-        template = (
-            '<details class="panel"><summary>{}</summary><div class="scroll"><table class="pairs">'
-            "<thead><tr>{}</tr></thead><tbody>{}</tbody></table></div></details>"
-        )
-        if names:
-            folded.append(fill(template, title, [fill('<th scope="col">{}</th>', head) for head in heads], rows))
+            kind = "differs" if len(set(values)) > 1 else ""
+            rows.append(
+                [name.removeprefix(f"{keys[0]}."), *(fill('<span class="{}">{}</span>', kind, v) for v in values)]
+            )
+        content = table(["", *report.labels], rows)
+        folded.append(fill('<details class="panel"><summary>{}</summary>{}</details>', title, content))
     return fill('<section id="details" aria-label="How these numbers came about">{}</section>', folded)
 
 

@@ -5,7 +5,7 @@ const heads = [...list.tHead.rows[0].cells];
 const all = $("shown").textContent;
 const nameOf = row => row.querySelector(".name").textContent;
 let group = "all",
-  order = $("order").options[1].value,
+  order = $("order").value,
   listed = rows;
 
 function update() {
@@ -31,7 +31,6 @@ function update() {
   }
   for (const button of $("filters").children) button.setAttribute("aria-pressed", button.dataset.filter === group);
   $("order").value = order;
-  if ($("order").selectedIndex < 0) $("order").value = ""; // a column's order that the menu lacks
 }
 
 list.tHead.addEventListener("click", event => {
