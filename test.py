@@ -30,12 +30,12 @@ from utils.device import environment, fabric_devices, network_errors
 from utils.evaluation import Result, Window, in_threads
 from utils.evaluation.model_card import note_evaluation
 from utils.evaluation.report import write_report
-from utils.evaluation.results import ResultsFolder, localisation, read_ahead, save_submission, save_summary
+from utils.evaluation.results import ResultsFolder, localisation, read_ahead, save_submission
 from utils.evaluation.scores import summarise
 from utils.evaluation.sources import Source, find_sources, open_images
 from utils.evaluation.video import VideoCounts
 from utils.evaluation.windows import images_together, predict_together
-from utils.files import file_hash, make_folder, points_path, read_points
+from utils.files import file_hash, make_folder, points_path, read_points, write_json
 from utils.images import load_image
 from utils.lock import hold
 from utils.pixels import to_planes
@@ -220,7 +220,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.out:
         card = weights.parent / CARD
         facts["model_card"] = os.path.relpath(card, arguments.out) if card.is_file() else None
-        save_summary(arguments.out / "summary.json", facts)
+        write_json(arguments.out / "summary.json", facts, default=str)
         write_report([arguments.out], arguments.out / "report.html")
         print(f"look at {arguments.out / 'report.html'}")
     if arguments.nwpu_submission:

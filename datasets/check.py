@@ -32,7 +32,6 @@ from datasets.audit.report import (
     look_at,
     print_report,
     read_record,
-    save_report,
     summarise,
 )
 from datasets.raw.preprocess import is_grey
@@ -41,11 +40,11 @@ from GS2D.kernel import load_kernel, params_hash, read_attributes
 from GS2D.prepared import OtherPointsError, load_annotations
 from utils.cli import EXIT_FAILED, default_workers, for_each, one_line, run_script
 from utils.config import make_parser, number, parse_arguments
-from utils.dataset_report import DATASETS, read_report
-from utils.files import file_hash, gaussians_path, kernel_path, points_path
+from utils.dataset_report import DATASETS, REPORT, read_report
+from utils.files import file_hash, gaussians_path, kernel_path, points_path, read_json, write_json
 from utils.images import load_image
 from utils.lock import holder
-from utils.training.run_folder import RunFolder, read_json
+from utils.training.run_folder import RunFolder
 
 STATES = ("done", "missing", "stale", "failed")
 State = tuple[str, str]  # one of STATES, and of the last two the reason: a line that names the file
@@ -376,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fits, kernels = (sum(one.states[stage] != _MISSING for one in findings) for stage in ("Gaussians", "kernels"))
     numbers = f"{len(report['errors'])} errors, {len(report['warnings'])} warnings"
     print(f"checked {len(findings)} images, {fits} files of Gaussians, {kernels} kernels: {numbers}")
-    save_report(root, report)
+    write_json(root / REPORT, report)
     return EXIT_FAILED if report["errors"] else 0
 
 

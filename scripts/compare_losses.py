@@ -29,11 +29,12 @@ from tqdm import tqdm
 from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
-from scripts.experiments import Children, ended_with_us, guess_counts, read_counts, write_table
+from scripts.experiments import Children, ended_with_us, guess_counts, write_table
 from utils.cli import EXIT_FAILED, ProgressBar, default_workers, one_line, run_script
 from utils.config import DATA_NAMES, make_parser, number
 from utils.evaluation import mae_mse
-from utils.files import atomic_write, list_images, make_folder, points_path
+from utils.evaluation.results import read_counts
+from utils.files import list_images, make_folder, points_path, write_json
 from utils.training.run_folder import MACHINE_OPTIONS, RunFolder, run_options
 from utils.training.train_options import default_loaders, parse_train_options
 
@@ -157,8 +158,7 @@ def execute(run: Run, arguments: argparse.Namespace, children: Children) -> dict
         "loss_seconds": sum(epoch["time"]["loss"] for epoch in epochs),
         "options": run.effective,
     }
-    with atomic_write(run.folder / "result.json") as partial:
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(run.folder / "result.json", result)
     remove_checkpoints(run, arguments.keep_models)
     return result
 

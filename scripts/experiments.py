@@ -30,13 +30,6 @@ def guess_counts(data: Path, split: str) -> list[Result]:
     return [Result(image.stem, len(read_points(points_path(image))), density * _pixels(image)) for image in images]
 
 
-def read_counts(path: Path) -> list[Result]:
-    """The images of a results.csv of test.py; the truth is NaN where there is none."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [Result(row["image"], float(row["truth"] or "nan"), float(row["predicted"])) for row in rows]
-
-
 def _pixels(image: Path) -> int:
     height, width = load_image(image).shape[:2]
     return height * width

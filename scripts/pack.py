@@ -7,7 +7,6 @@ It is unpacked again and loaded; with --data-dir its network counts the split of
 
 from __future__ import annotations
 
-import csv
 import shutil
 import sys
 import tempfile
@@ -26,8 +25,9 @@ from models.export import require, save_safetensors
 from utils.cli import run_script
 from utils.config import make_parser
 from utils.evaluation.model_card import write_card
-from utils.files import atomic_write, file_hash, list_images, make_folder
-from utils.training.run_folder import BEST, CARD, RunFolder, read_json, shareable
+from utils.evaluation.results import read_counts
+from utils.files import atomic_write, file_hash, list_images, make_folder, read_json
+from utils.training.run_folder import BEST, CARD, RunFolder, shareable
 
 RUN_FILES = (BEST, CARD, "metrics.jsonl", "environment.json")
 RESULT_FILES = ("results.csv", "summary.json", "report.html")
@@ -74,8 +74,7 @@ def count_again(folder: Path, options: dict[str, Any], data_dir: Path, device: s
         return f"not counted again, since its results are of --precision {options['precision']}"
     windows = {"window": options["window"], "overlap": options["overlap"], "flip": options["flip_average"]}
     counter = Counter(folder / "model.safetensors", device, **windows)
-    with (folder / "results" / "results.csv").open(encoding="utf-8", newline="") as file:
-        packed = {row["image"]: float(row["predicted"]) for row in csv.DictReader(file)}
+    packed = {result.name: result.predicted for result in read_counts(folder / "results" / "results.csv")}
     images = list_images(data_dir / options["split"])
     for path in images:
         counted, expected = counter.count(path), packed.get(path.stem)

@@ -23,10 +23,11 @@ sys.path.insert(0, str(ROOT))
 
 from datasets.raw.annotations import FOLDS
 from models import MODELS
-from scripts.experiments import read_counts, write_table
+from scripts.experiments import write_table
 from utils.cli import run_script
 from utils.config import make_parser, parse_arguments
 from utils.evaluation import mae_mse
+from utils.evaluation.results import read_counts
 from utils.files import make_folder
 
 REMARKS = (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from utils.files import read_json
 
 REPORT = "dataset_report.json"
 OWN = "own"  # in the place of a published data set's name
@@ -13,11 +14,10 @@ DATASETS = ("qnrf", "jhu", "nwpu", "sha", "shb", "ucf50", OWN)
 
 def read_report(root: Path) -> dict[str, Any]:
     """``dataset``, one of ``DATASETS``, and ``crop_size`` of a report, each None where it is not said; empty without one."""
-    try:
-        said = json.loads((root / REPORT).read_text(encoding="utf-8"))
-        dataset, crop_size = said.get("dataset"), said.get("crop_size")
-    except (OSError, ValueError, RecursionError, AttributeError):
+    said = read_json(root / REPORT)
+    if not isinstance(said, dict):
         return {}
+    dataset, crop_size = said.get("dataset"), said.get("crop_size")
     known = dataset in DATASETS, isinstance(crop_size, int) and crop_size > 0
     return {"dataset": dataset if known[0] else None, "crop_size": crop_size if known[1] else None}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from scipy.spatial import cKDTree
 
 from utils.cli import one_line
 from utils.dataset_report import DATASETS, OWN, REPORT
-from utils.files import SPLITS, atomic_write, list_images, points_path, read_points
+from utils.files import SPLITS, list_images, points_path, read_json_lines, read_points, write_json
 
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CROP_SIZES = {  # of training, pixels
@@ -35,16 +34,7 @@ RECORD = "preprocess.jsonl"  # one line an image: what preprocessing made of it 
 
 def read_record(root: Path) -> dict[str, dict[str, Any]]:
     """The entries of ``root/preprocess.jsonl`` by image; lines that cannot be read are left out, a later one wins."""
-    record: dict[str, dict[str, Any]] = {}
-    path = root / RECORD
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("image"), str):
-            record[entry["image"]] = entry
-    return record
+    return {entry["image"]: entry for entry in read_json_lines(root / RECORD) if isinstance(entry.get("image"), str)}
 
 
 class Published(NamedTuple):
@@ -299,14 +289,6 @@ def print_report(report: Mapping[str, Any]) -> None:
         print(f"of the published {report['dataset']}: {', '.join(parts)}")
 
 
-def save_report(root: Path, report: Mapping[str, Any]) -> None:
-    """Write ``root/dataset_report.json`` unless it says so already."""
-    text = (json.dumps(report, indent=1) + "\n").encode()
-    if not (root / REPORT).exists() or (root / REPORT).read_bytes() != text:
-        with atomic_write(root / REPORT) as partial:
-            partial.write_bytes(text)
-
-
 def write_report(root: Path, dataset: str | None, crop_size: int) -> None:
     """Print what ``root`` holds, warnings first, and write ``root/dataset_report.json``.
 
@@ -317,4 +299,4 @@ def write_report(root: Path, dataset: str | None, crop_size: int) -> None:
     facts = [look_at(root, path, record.get(path.relative_to(root).as_posix(), {})) for path in find_images(root)]
     report = summarise(root, dataset, crop_size, facts)
     print_report({**report, "warnings": report["errors"] + report["warnings"]})
-    save_report(root, report)
+    write_json(root / REPORT, report)

@@ -13,7 +13,7 @@ from pathlib import Path
 from datasets.raw.annotations import prepared_stem, unique_stems
 from datasets.raw.raw_text import one_form, read_text
 from utils.config import number
-from utils.files import PICTURES, SPLITS, atomic_write, make_folder
+from utils.files import PICTURES, SPLITS, make_folder, write_json
 
 
 def add_split_options(parser: argparse.ArgumentParser, of: str) -> None:
@@ -111,10 +111,7 @@ def split_train_val(
         if not split[name]:
             raise ValueError(f"{train_list or val_list or path}: leaves no image for {name}; correct the lists")
     names = {name: [image.name for image in split[name]] for name in splits}
-    text = (json.dumps(origin | names, indent=1) + "\n").encode()
-    if not path.exists() or path.read_bytes() != text:
-        with atomic_write(path) as partial:
-            partial.write_bytes(text)
+    write_json(path, origin | names)
     how = f"seed {seed}, val fraction {val_fraction:g}" + (
         f", test fraction {test_fraction:g}" if test_fraction else ""
     )

@@ -1,5 +1,6 @@
 """From a network to numbers and pictures: windows and counts, scores, localisation, the result folder and its report."""
 
+from utils.evaluation.scores import mae_mse
 from utils.evaluation.windows import (
     WINDOW,
     Result,
@@ -8,7 +9,6 @@ from utils.evaluation.windows import (
     density_map,
     evaluate,
     in_threads,
-    mae_mse,
     predict,
     tile,
 )

@@ -6,7 +6,6 @@ them has changed.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import yaml
 
 from utils.dataset_report import data_name
-from utils.files import atomic_write, file_hash, split_hashes
-from utils.training.run_folder import BEST, CARD, EVALUATIONS, RunFolder, read_json, shareable
+from utils.files import atomic_write, file_hash, read_json, split_hashes, write_json
+from utils.training.run_folder import BEST, CARD, EVALUATIONS, RunFolder, shareable
 
 LIBRARIES = ("torch", "torchvision", "numpy", "gsplat", "lightning-fabric", "opencv-python-headless")
 
@@ -59,8 +58,7 @@ def note_evaluation(weights: Path, data_dir: Path, facts: dict[str, Any]) -> Non
     same["weights_sha256"] = facts["weights_sha256"]
     others = [old for old in read_json(folder / EVALUATIONS) or [] if old | same != old]
     entry = same | {"images": images, "mae": facts["mae"]["value"], "mse": facts["mse"]["value"]}
-    with atomic_write(folder / EVALUATIONS) as partial:
-        partial.write_text(json.dumps([*others, entry], indent=1) + "\n", encoding="utf-8")
+    write_json(folder / EVALUATIONS, [*others, entry])
     write_card(folder)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -170,9 +169,11 @@ def localisation(heads: Sequence[np.ndarray], points: Sequence[np.ndarray | None
     return {**places, "qnrf": scores["qnrf"]}
 
 
-def save_summary(path: Path, content: dict[str, Any]) -> None:
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+def read_counts(path: Path) -> list[Result]:
+    """The images of a ``results.csv``; the truth is NaN where there is none."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [Result(row["image"], float(row["truth"] or "nan"), float(row["predicted"])) for row in rows]
 
 
 def save_submission(path: Path, results: Sequence[Result]) -> None:

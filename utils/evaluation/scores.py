@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from utils.evaluation import Result
+from utils.evaluation.windows import Result
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -22,6 +22,14 @@ def mae(errors: np.ndarray) -> np.ndarray:
 def mse(errors: np.ndarray) -> np.ndarray:
     """Crowd counting's "MSE" over the last axis: the root of the mean squared error."""
     return np.sqrt(np.square(errors).mean(axis=-1))
+
+
+def mae_mse(results: Sequence[Result]) -> tuple[float, float]:
+    """(MAE, MSE) over annotated images. Raises ``ValueError`` where there is none."""
+    errors = np.array([result.predicted - result.truth for result in results if not np.isnan(result.truth)])
+    if not errors.size:
+        raise ValueError("no annotated image was evaluated; check the data path and the split")
+    return float(mae(errors)), float(mse(errors))
 
 
 def bootstrap(values: np.ndarray, statistic: Callable, seed: int = 0) -> tuple[float, float]:

@@ -291,11 +291,3 @@ def evaluate(
 def _total(parts: Sequence[Window]) -> Tensor:
     """The count in the windows of one image, float64 on their device."""
     return sum(part.density.sum(dtype=torch.float64) for part in parts)
-
-
-def mae_mse(results: list[Result]) -> tuple[float, float]:
-    """(MAE, MSE) over annotated images; "MSE" is crowd counting's name for the root of the mean squared error."""
-    errors = [result.predicted - result.truth for result in results if not math.isnan(result.truth)]
-    if not errors:
-        raise ValueError("no annotated image was evaluated; check the data path and the split")
-    return sum(map(abs, errors)) / len(errors), math.sqrt(sum(error**2 for error in errors) / len(errors))

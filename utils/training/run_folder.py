@@ -28,7 +28,7 @@ import torch
 import yaml
 
 from utils.config import option_values
-from utils.files import atomic_write, make_folder
+from utils.files import atomic_write, make_folder, read_json, read_json_lines, write_json
 
 if TYPE_CHECKING:
     from utils.training.steps import NonFinite
@@ -126,11 +126,8 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, but for one that a kill cut off."""
-        path, found = self.path / "metrics.jsonl", []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                found += [entry] if (entry := json.loads(line))["epoch"] >= 0 else []
-        return found
+        lines = read_json_lines(self.path / "metrics.jsonl")
+        return [line for line in lines if isinstance(line.get("epoch"), int) and line["epoch"] >= 0]
 
     def progress(self) -> dict[str, Any]:
         """``run.json``: ``epochs``, ``done``, ``crops`` and ``start``, each None where the run did not say.
@@ -244,8 +241,7 @@ class RunFolder:
     def note_progress(self, done: int, epochs: int) -> None:
         """Write down that so many of the planned epochs are done."""
         self.plan |= {"done": done, "epochs": epochs}
-        with atomic_write(self.path / "run.json") as partial:
-            partial.write_text(json.dumps(self.plan) + "\n", encoding="utf-8")
+        write_json(self.path / "run.json", self.plan)
 
     def save_checkpoint(self, epoch: int, keep: int, **state: Any) -> None:
         """Write ``<epoch>_ckpt.tar`` of ``state``, note the progress, and remove all but the newest ``keep``."""
@@ -322,11 +318,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; None where it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None

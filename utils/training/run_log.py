@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.device import environment
-from utils.files import atomic_write
+from utils.files import atomic_write, write_json
 from utils.training.run_folder import RunFolder
 
 _PICTURE_WIDTH = 640  # pixels of an image in TensorBoard
@@ -29,8 +29,7 @@ class RunLog:
             lines = [json.dumps(line) + "\n" for line in folder.metrics() if line["epoch"] < first_epoch]
             with atomic_write(self.path) as partial:
                 partial.write_text("".join(lines), encoding="utf-8")
-        with atomic_write(folder.path / "environment.json") as partial:
-            partial.write_text(json.dumps(environment(), indent=1) + "\n", encoding="utf-8")
+        write_json(folder.path / "environment.json", environment())
         self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_epoch)
 
     def add_epoch(self, metrics: dict[str, Any]) -> None:
