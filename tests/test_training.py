@@ -134,3 +134,27 @@ def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, monkeypatch)
         for key in ("loss", "mae", "mse", "gradient_norm"):
             assert here[key] == pytest.approx(there[key], rel=1e-5), key
     assert here["val_mae"] == pytest.approx(there["val_mae"], rel=1e-5)
+
+
+def test_the_variance_of_attention_is_a_tenth_of_its_sum_in_the_loss(data, tmp_path, monkeypatch):
+    """Of vgg_trans: 0.1 x the sum over layers of sum(var(A, last dimension, unbiased)), on every crop alike here."""
+    maps = torch.rand(2, 1, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+
+    class Attentive(Tiny):
+        dropout = 0
+
+        def forward(self, images):
+            return (
+                super()
+                .forward(images)
+                ._replace(attention=tuple(layer.expand(len(images), -1, -1, -1) for layer in maps))
+            )
+
+    losses = []
+    for network in (Tiny, Attentive):
+        monkeypatch.setattr(Tiny, "dropout", 0)
+        monkeypatch.setattr(train_gs, "build_model", network)
+        train(data, tmp_path / network.__name__, "--epochs", 1, "--batch-size", 4)
+        losses.append(metrics(tmp_path / network.__name__)[0]["loss"])
+    expected = 0.1 * sum(float(layer.var(dim=-1).sum()) for layer in maps)
+    assert losses[1] - losses[0] == pytest.approx(expected, rel=1e-4) and expected > 0.1

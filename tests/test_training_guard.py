@@ -107,6 +107,12 @@ def test_the_state_is_the_one_before_the_batch(data, tmp_path, monkeypatch, watc
     assert "going on with epoch 0" in out and [row["epoch"] for row in metrics(tmp_path / "again")] == [0, 1]
 
 
+def test_a_later_epoch_is_looked_at_as_the_first_is(data, tmp_path, monkeypatch):
+    calls = break_at(monkeypatch, 6, "density")
+    _, err = train(data, tmp_path, "--epochs", 3, "--lr", 1e-3, code=1)
+    assert len(calls) == 8 and "epoch 1, batch 2: the loss of" in err
+
+
 def test_with_float16s_scaler_too_the_state_is_the_one_before_the_batch(data, tmp_path, monkeypatch, watched):
     """The averaged weights stand still, and the scale is not halved in every batch until somebody looks."""
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0))
