@@ -364,6 +364,17 @@ def test_averaged_weights_are_what_a_checkpoint_means(data, tmp_path):
     assert largest_difference(weights(folder), weights(tmp_path / "whole")) == 0
 
 
+@pytest.mark.parametrize("go_on", ["the command", "the file"])
+def test_a_run_that_goes_on_writes_the_bytes_of_one_that_was_not_interrupted(data, tmp_path, go_on):
+    folder, options = tmp_path / "run", ("--epochs", 3, "--lr", 1e-3, "--ema", 0.9, "--resume", "auto")
+    train(data, folder, *options)
+    whole = {path: contents(folder)[path] for path in (folder / "2_ckpt.tar", folder / "best_model.pth")}
+    shutil.rmtree(folder)
+    interrupted(data, folder, 1, *options)
+    train(data, folder, *options) if go_on == "the command" else call("train_gs.py", "--config", folder / "config.yml")
+    assert whole == {path: contents(folder)[path] for path in whole}
+
+
 def test_a_run_of_minutes_says_when_it_is_done(data, tmp_path):
     options = "--minutes", 0.02, "--lr", 1e-3
     train(data, tmp_path / "runs" / "one", *options)

@@ -85,10 +85,7 @@ _RESULTS = ("results.csv", "report.html", "report_data.jsonl", "densities", "fig
 
 def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that make a run what it is, as plain values."""
-    options = {key: value for key, value in option_values(arguments).items() if key not in START_OPTIONS}
-    return json.loads(
-        json.dumps(options)
-    )  # strings of their own: pickled bytes tell which are shared, as with defaults
+    return {key: value for key, value in option_values(arguments).items() if key not in START_OPTIONS}
 
 
 def shareable(options: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +29,10 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(state: Any) -> Snapshot:
-    """Copy nested dicts, lists and tuples of tensors. The device copies in its own time: the caller does not wait for it."""
+    """Copy nested dicts, lists and tuples of tensors. The device copies in its own time: the caller does not wait for it.
+
+    Equal strings are one in it: what is pickled tells them apart, and in a state that was loaded they are others.
+    """
     on_gpu = False
 
     def copied(value: Any) -> Any:
@@ -38,8 +42,11 @@ def snapshot(state: Any) -> Snapshot:
             return torch.empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(value, non_blocking=True)
         if isinstance(value, dict):
             result = copy.copy(value)  # with what a state_dict says of itself
-            result.update({key: copied(item) for key, item in value.items()})
+            result.clear()
+            result.update({copied(key): copied(item) for key, item in value.items()})
             return result
+        if isinstance(value, str):
+            return sys.intern(value)
         return type(value)(map(copied, value)) if isinstance(value, (list, tuple)) else value
 
     with torch.no_grad():
