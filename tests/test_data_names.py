@@ -47,7 +47,7 @@ def test_every_script_takes_both_names(work, script, name):
 
 
 @pytest.mark.parametrize("key", ["data_dir", "root_path", "data-dir", "root-path"])
-@pytest.mark.parametrize()  # it takes no file
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_configuration_file_takes_both_names(work, script, key):
     config = work.parent / "own.yml"
     config.write_text(f"{key}: {work}\n")

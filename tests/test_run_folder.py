@@ -272,13 +272,13 @@ def test_a_kill_at_any_change_of_the_folder_changes_nothing_of_what_comes(data, 
     call("test.py", "--save-path", one, "--data-dir", data, "--split", "val", "--device", "cpu", "--out", out)
     one.rename(before)
 
-    for name in ("_remove", "atomic_write"):
+    for name in ("_remove", "atomic_write", "write_json"):
 
-        def counted(path, change=getattr(run_folder, name)):
+        def counted(*what, change=getattr(run_folder, name)):
             if not left:
                 raise KeyboardInterrupt
             left.pop()
-            return change(path)
+            return change(*what)
 
         monkeypatch.setattr(run_folder, name, counted)
 
