@@ -178,6 +178,7 @@ def compared_totals(report: Report) -> Markup:
 
 
 def compared_lines(report: Report, name: str, entries: Sequence[Any]) -> list[Markup]:
+    """A line for each result below one figure: its value, and where that and its interval lie among those of the others."""
     values = [[number_of(entry, key) for key in ("low", "value", "high")] for entry in entries]
     numbers = [value for triple in values for value in triple if value is not None]
     least, width = min(numbers, default=0), max(numbers, default=0) - min(numbers, default=0) or 1
