@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import cv2
@@ -30,6 +31,7 @@ class RunLog:
             with atomic_write(self.path) as partial:
                 partial.write_text("".join(lines), encoding="utf-8")
         write_json(folder.path / "environment.json", environment())
+        threading.excepthook = _say_unless_disk
         self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_epoch)
 
     def add_epoch(self, metrics: dict[str, Any]) -> None:
@@ -56,3 +58,9 @@ class RunLog:
 
     def close(self) -> None:
         self.board.close()
+
+
+def _say_unless_disk(arguments: threading.ExceptHookArgs) -> None:
+    """What TensorBoard's thread cannot write is raised again by the next call; a traceback would stand above that line."""
+    if not issubclass(arguments.exc_type, OSError):
+        threading.__excepthook__(arguments)
