@@ -54,7 +54,7 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
     def interrupt(*_: object) -> None:
         asked.append(True)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # loading processes that end as well are no error any more
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # loading processes that end as well are no error
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
