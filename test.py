@@ -185,7 +185,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 continue
             results.append(Result(name, math.nan if points is None else float(len(points)), predicted))
             if folder:
-                folder.add_windows(name, image, points, parts, predicted, seconds)
+                folder.add(name, image, points, parts, predicted, seconds)
         said = videos.save()
 
     for result in results:
