@@ -31,7 +31,7 @@ from losses import LOSSES
 from models import MODELS
 from scripts.experiments import Children, ended_with_us, guess_counts, write_table
 from utils.cli import EXIT_FAILED, ProgressBar, default_workers, one_line, run_script
-from utils.config import DATA_NAMES, make_parser, number
+from utils.config import make_parser, number
 from utils.evaluation import mae_mse
 from utils.evaluation.results import read_counts
 from utils.files import list_images, make_folder, points_path, write_json
@@ -47,7 +47,7 @@ ON_REQUEST = {"gst-published": ("--loss", "gst", *PUBLISHED)}
 F1_RADIUS = 8  # pixels
 RECIPES = {"bl": "bl", "bl+": "bl", "dm-count": "dm-count", "gloss": "gloss"}  # loss -> name of its recipe's files
 # Options of train_gs.py that are set here.
-OURS = (*DATA_NAMES, "--loss", "--seed", "--save-dir", "--resume", "--overwrite")
+OURS = ("--data-dir", "--root-path", "--loss", "--seed", "--save-dir", "--resume", "--overwrite")
 POLL = 2  # seconds between looks at how far the runs are
 
 

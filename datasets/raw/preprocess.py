@@ -162,7 +162,13 @@ def make_preprocess_parser(description: str, defaults: Settings) -> argparse.Arg
         "--input-dataset-path", "--origin-dir", type=Path, required=True, metavar="P", help="folder of the raw data set"
     )
     parser.add_argument(
-        "--output-dataset-path", "--data-dir", type=Path, required=True, metavar="P", help="folder to write to"
+        "--output-dataset-path",
+        "--data-dir",
+        "--root-path",
+        type=Path,
+        required=True,
+        metavar="P",
+        help="folder to write to",
     )
     parser.add_argument(
         "--min-size", type=number(int, 1), default=defaults.min_size, help="smallest short side, pixels"
