@@ -1,16 +1,14 @@
-"""What stands beside a prepared image: its annotations, the Gaussians fitted to them and their transport kernel."""
+"""What stands beside a prepared image: its annotations and the Gaussians fitted to them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from GS2D.gaussians import SAME_POINT, Gaussians2D, distance_to_points
-from GS2D.kernel import StoredKernel, cell_grid, load_kernel, params_hash
 from GS2D.points import mean_neighbour_distance
-from utils.files import gaussians_path, kernel_path, points_path, read_points
+from utils.files import gaussians_path, points_path, read_points
 
 Annotations = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # see load_annotations
 
@@ -56,32 +54,6 @@ def load_annotations(image: Path, use_gaussians: bool = True) -> Annotations:
     return points, distance, np.where(np.isnan(scales), fallback, scales), np.nan_to_num(rotations, nan=0.0)
 
 
-def load_current_kernel(
-    image: Path, size: tuple[int, int], annotations: Sequence[np.ndarray], parameters: Mapping[str, float]
-) -> StoredKernel:
-    """The stored kernel of a prepared image of ``size`` (height, width) pixels.
-
-    ``ValueError`` where it was built for another size, from other ``annotations`` (points, scales, rotations) or with other
-    ``parameters``, those of ``GS2D.kernel.transport_kernel``; ``load_kernel`` says what else is raised.
-    """
-    path, grid = kernel_path(image), cell_grid(size, int(parameters["stride"]))
-    stored = load_kernel(path)
-    if stored.grid != grid:
-        sizes = f"{stored.grid[0]} x {stored.grid[1]} cells, but {image} has {grid[0]} x {grid[1]}"
-        raise ValueError(f"{path}: {sizes}; delete it and run {kernel_command(image.parent)}")
-    for name, value in {"params_hash": params_hash(*annotations), **parameters}.items():
-        if stored.attributes.get(name) != value:
-            other = f"{name} {stored.attributes.get(name)} instead of {value}"
-            what = "other Gaussians" if name == "params_hash" else other
-            raise ValueError(f"{path}: was built from {what}; run {kernel_command(image.parent)} with the same options")
-    return stored
-
-
 def fit_command(split: Path) -> str:
     """The command that fits what is missing in a split."""
     return f"python 2dgs_counting_1gs_gsplat.py --root-path {split.parent}"
-
-
-def kernel_command(split: Path) -> str:
-    """The command that builds the kernels that are missing or stale in a split."""
-    return f"python GS2D/build_kernels.py --root-path {split.parent}"

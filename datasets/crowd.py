@@ -22,8 +22,8 @@ from datasets.transforms import (
     draw_augmentation,
     too_small,
 )
-from GS2D.kernel import BlockKernel, block_diagonal, restrict, transport_kernel
-from GS2D.prepared import Annotations, fit_command, kernel_command, load_annotations, load_current_kernel
+from GS2D.kernel import BlockKernel, block_diagonal, kernel_command, stored_kernel, transport_kernel
+from GS2D.prepared import Annotations, fit_command, load_annotations
 from utils.files import SPLITS, gaussians_path, kernel_path, list_images, points_path, read_points
 from utils.images import image_size, load_image, open_image
 from utils.pixels import to_planes
@@ -217,12 +217,12 @@ class Crowd(Dataset):
 
     def _cut_kernel(self, path: Path, whole: Sample, augmentation: Augmentation) -> Tensor:
         """K of a crop, cut out of the stored one of the whole image, which is not rescaled."""
-        left, top, flip = augmentation.left, augmentation.top, augmentation.flip
+        left, top = augmentation.left, augmentation.top
         annotations = whole.points, whole.scales, whole.rotations
-        stored = load_current_kernel(path, whole.image.shape[:2], annotations, self.kernel_parameters)
         stays = box_fraction(whole.points, whole.distance, left, top, self.crop_size) >= MIN_BOX_FRACTION
-        cells = self.crop_size // self._stride
-        return restrict(stored, stays, top // self._stride, left // self._stride, (cells, cells), flip)
+        crop = left, top, self.crop_size
+        size = whole.image.shape[:2]
+        return stored_kernel(path, size, annotations, self.kernel_parameters, stays, crop, augmentation.flip)
 
 
 def _require(paths: Sequence[Path], remedy: str) -> None:

@@ -24,7 +24,7 @@ from GS2D.gaussians import Gaussians2D
 from models import Prediction
 from utils.files import gaussians_path, list_images, points_path
 from utils.images import load_image
-from utils.training import run_folder
+from utils.training import run_folder, steps
 from utils.training.run_folder import RunFolder, shareable
 
 
@@ -435,7 +435,7 @@ def test_float16_that_no_scale_helps_stops_the_run(data, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(lightning_fabric, "Fabric", WithScaler)
     monkeypatch.setattr(train_gs, "build_model", network)
-    monkeypatch.setattr(train_gs, "CHECK_EVERY", 2)
+    monkeypatch.setattr(steps, "CHECK_EVERY", 2)
     _, err = train(data, tmp_path, "--epochs", 3, code=1 if stops else 0)
     if stops:
         (line,) = errors(err)  # 4, 2, 1, 1/2, 1/4: seen after the fourth step

@@ -14,6 +14,7 @@ from training_runs import Tiny, largest_difference, make_data, metrics, train, w
 
 import train_gs
 from datasets.sampler import EpochSampler
+from utils.training.schedule import rate_factor
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 
 def test_schedules():
-    factor = train_gs.rate_factor
+    factor = rate_factor
     assert {factor("constant", p) for p in (0, 0.3, 0.99)} == {1.0}
     assert (
         factor("cosine", 0) == 1

@@ -19,6 +19,7 @@ import train_gs
 from datasets.sampler import EpochSampler
 from models import Prediction
 from utils.files import list_images
+from utils.training import steps
 from utils.training.steps import WeightAverage
 
 
@@ -134,7 +135,7 @@ def test_with_float16s_scaler_too_the_state_is_the_one_before_the_batch(data, tm
 
 
 def test_the_guard_is_looked_at_during_an_epoch(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_gs, "CHECK_EVERY", 3)
+    monkeypatch.setattr(steps, "CHECK_EVERY", 3)
     calls = break_at(monkeypatch, 0, "density")
     _, err = train(data, tmp_path, "--epochs", 1, code=1)
     assert len(calls) == 3 and "epoch 0, batch 0: the loss of" in err

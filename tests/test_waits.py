@@ -13,7 +13,6 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from training_runs import Tiny
 
 import train_gs
@@ -21,7 +20,8 @@ from datasets.crowd import Crowd, collate
 from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES, build_kernel, build_loss
 from models import Prediction
-from utils.training.steps import Guard, WeightAverage
+from utils.training import steps
+from utils.training.steps import Guard, Steps, WeightAverage
 from utils.training.train_options import parse_train_options
 
 VIEWS = set(
@@ -105,24 +105,34 @@ def test_what_is_counted():
     assert operations.waits == {"_local_scalar_dense": 1, "nonzero": 1, "_unique2": 1} and operations.launches == 6
 
 
+def epoch_operations(network: nn.Module, batch, batches: int, arguments) -> Operations:
+    """What an epoch of so many times the same batch launches."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+    guard = Guard(fabric.device)
+    average = WeightAverage(network, arguments.ema, guard) if arguments.ema else None
+    model, optimizer = fabric.setup(network, torch.optim.Adam(network.parameters(), fused=True))
+    loader = DataLoader(range(batches), sampler=range(batches), collate_fn=lambda _: batch)
+    parts = {"loader": loader, "network": network, "model": model, "optimizer": optimizer, "average": average}
+    parts["steps"] = Steps(fabric, arguments, guard)
+    run = train_gs.Run(**dict.fromkeys(train_gs.Run._fields) | parts)
+    with Operations() as operations:
+        train_gs.train_epoch(fabric, run, arguments, 0)
+    return operations
+
+
+def options_of(root: Path, folder: Path, *options: str):
+    fixed = ["--data-dir", str(root), "--save-dir", str(folder), "--crop-size", str(CROP)]
+    return parse_train_options(("vgg",), tuple(LOSSES), KERNEL_OPTIONS, [*fixed, *options])
+
+
 @pytest.mark.parametrize("loss", ["gst", "dm-count"])
 @pytest.mark.parametrize("options", [(), ("--ema", "0.9", "--grad-clip", "1", "--accumulate", "3")])
 def test_steps_of_training_wait_once_for_all(root, tmp_path, monkeypatch, loss, options):
     """Twice the batches, no wait more: guard and sums are read at the end of an epoch, and every 32 batches."""
-    monkeypatch.setattr(train_gs, "SHOW_SECONDS", math.inf)
-    batch = batch_of(root, loss, 2)
-    fixed = ["--data-dir", str(root), "--save-dir", str(tmp_path), "--loss", loss, "--crop-size", str(CROP)]
-    arguments = parse_train_options(("vgg",), tuple(LOSSES), KERNEL_OPTIONS, [*fixed, *options])
-    waits = {}
+    monkeypatch.setattr(steps, "SHOW_SECONDS", math.inf)
+    arguments, waits = options_of(root, tmp_path, "--loss", loss, *options), {}
     for batches in (3, 6):
-        fabric = Fabric(accelerator="cpu", devices=1)
-        network, guard = Tiny(), Guard(fabric.device, 32)
-        average = WeightAverage(network, arguments.ema, guard) if arguments.ema else None
-        model, optimizer = fabric.setup(network, torch.optim.Adam(network.parameters(), fused=True))
-        loader = DataLoader(range(batches), sampler=range(batches), collate_fn=lambda _: batch)
-        step = model, optimizer, average, loader, 0, arguments, tqdm(disable=True), guard
-        with Operations() as operations:
-            train_gs.train_epoch(fabric, *step)
+        operations = epoch_operations(Tiny(), batch_of(root, loss, 2), batches, arguments)
         assert set(operations.waits) <= {"_local_scalar_dense"}
         waits[batches] = operations.count["_local_scalar_dense"]
         assert operations.count["_fused_adam"] == batches // arguments.accumulate
@@ -142,16 +152,7 @@ class OneCell(nn.Module):
 
 def test_beside_the_network_a_step_launches_little(root, tmp_path, monkeypatch):
     """At 5 us a launch a fifth of a millisecond, beside two or three of arithmetic at crop 512."""
-    monkeypatch.setattr(train_gs, "SHOW_SECONDS", math.inf)
-    batch, counts = batch_of(root, "gst", 1), {}
-    options = ["--data-dir", str(root), "--save-dir", str(tmp_path), "--crop-size", str(CROP)]
-    arguments = parse_train_options(("vgg",), tuple(LOSSES), KERNEL_OPTIONS, options)
-    for batches in (3, 6):
-        fabric, network = Fabric(accelerator="cpu", devices=1), OneCell()
-        model, optimizer = fabric.setup(network, torch.optim.Adam(network.parameters(), fused=True))
-        loader = DataLoader(range(batches), sampler=range(batches), collate_fn=lambda _: batch)
-        step = model, optimizer, None, loader, 0, arguments, tqdm(disable=True), Guard(fabric.device, 32)
-        with Operations() as operations:
-            train_gs.train_epoch(fabric, *step)
-        counts[batches] = operations.launches
+    monkeypatch.setattr(steps, "SHOW_SECONDS", math.inf)
+    arguments, batch = options_of(root, tmp_path), batch_of(root, "gst", 1)
+    counts = {batches: epoch_operations(OneCell(), batch, batches, arguments).launches for batches in (3, 6)}
     assert 0 < (counts[6] - counts[3]) / 3 <= 40

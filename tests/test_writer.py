@@ -17,6 +17,7 @@ from training_runs import Tiny, largest_difference, make_data, metrics, train, w
 
 import train_gs
 from utils.training import writer
+from utils.training.record import RunLog
 from utils.training.run_folder import RunFolder
 from utils.training.writer import Writer, snapshot
 
@@ -34,13 +35,13 @@ def tiny(monkeypatch):
 def test_a_checkpoint_is_written_when_an_epoch_ends_and_its_time_has_come(data, tmp_path, monkeypatch):
     now, saved = [0.0], []
     monkeypatch.setattr(writer, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])}))
-    save, add_epoch = RunFolder.save_checkpoint, train_gs.RunLog.add_epoch
+    save, add_epoch = RunFolder.save_checkpoint, RunLog.add_epoch
 
     def two_minutes(self, entry):
         now[0] += 120
         add_epoch(self, entry)
 
-    monkeypatch.setattr(train_gs.RunLog, "add_epoch", two_minutes)
+    monkeypatch.setattr(RunLog, "add_epoch", two_minutes)
     monkeypatch.setattr(
         RunFolder, "save_checkpoint", lambda self, epoch, *a, **k: (saved.append(epoch), save(self, epoch, *a, **k))
     )

@@ -27,10 +27,14 @@ import torch
 import yaml
 
 from utils.config import option_values
+from utils.dataset_report import data_name
 from utils.files import atomic_write, make_folder, read_json, read_json_lines, write_json
 
 if TYPE_CHECKING:
-    from utils.training.steps import NonFinite
+    from lightning_fabric import Fabric
+
+    from utils.training.processes import NonFinite
+    from utils.training.steps import WeightAverage
 
 BEST, CARD, EVALUATIONS = "best_model.pth", "model_card.md", "evaluations.json"
 DESCRIPTION = "gst"
@@ -271,12 +275,47 @@ class RunFolder:
         return ValueError(f"{where} is not finite; lower --lr (these crops and the state before them are in {folder})")
 
 
+def restore_training(
+    path: Path,
+    state: dict[str, Any],
+    fabric: Fabric,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    settings: dict[str, Any],
+) -> int:
+    """Load all but the weights of a checkpoint that ``path`` held -> the epoch to begin with, 0 where it is bare weights.
+
+    ``settings``: of this run's optimizer. ``ValueError`` where the state is of another network.
+    """
+    if average and state.get("average"):
+        average.load_state_dict(state["average"])
+    if "optimizer_state_dict" not in state:
+        return 0
+    try:
+        saved = state["optimizer_state_dict"]
+        # Rate, decay and form of the step are this run's: the file's would silently win.
+        groups = [{**g, **settings, "lr": own["lr"]} for g, own in zip(saved["param_groups"], optimizer.param_groups)]
+        optimizer.load_state_dict({**saved, "param_groups": groups})
+        if state.get("scaler"):  # absent in files of other precisions
+            fabric.strategy.precision.load_state_dict(state["scaler"])
+        return int(state["epoch"]) + 1
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"its training state does not fit this run ({error}); start from a .pth file"
+        raise ValueError(f"{path}: {reason}") from None
+
+
 def save_weights(path: Path, state_dict: dict[str, Any], description: dict[str, Any]) -> None:
     """Write a bare state_dict that carries ``description`` (plain numbers and strings) along."""
     metadata = dict(getattr(state_dict, "_metadata", {}))
     state_dict = OrderedDict(state_dict)
     state_dict._metadata = {**metadata, DESCRIPTION: description}
     _save(state_dict, path)
+
+
+def description(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the files of a run say of its data and network."""
+    named = {key: getattr(arguments, key) for key in ("model_name", "topk", "usenum", "crop_size")}
+    return {"dataset": data_name(arguments.dataset, arguments.data_dir), **named}
 
 
 def describe(content: dict[str, Any]) -> dict[str, Any]:
