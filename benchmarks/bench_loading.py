@@ -3,19 +3,17 @@
     python benchmarks/bench_loading.py --sides 1024 2048 6000 --processes 1 2 4 8
 
 Images are drawn noise of a photograph's compressibility in a temporary folder; crops of 512 carry GST's kernel of about
-``--points`` annotations. "Cold": the page cache was asked to drop the files before. "A core" is by CPU time, the rest by the
-clock. "Waiting" is the share of the time in which one crop a step of so many milliseconds waits for its batch, with the last
-number of processes (a batch takes 1 to 2 ms to be handed over; on a GPU the thread that pins memory does that).
+``--points`` annotations. "A core" is by CPU time, the rest by the clock. "Waiting" is the share of the time in which a step of
+one crop and so many milliseconds waits for its batch, with the last number of processes (a batch takes 1 to 2 ms to be handed
+over; on a GPU the thread that pins memory does that).
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,20 +29,13 @@ from losses import build_kernel
 CROP = 512
 
 
-def forget(folder: Path) -> None:
-    """Ask the system to drop the files of ``folder`` from its page cache."""
-    for path in folder.rglob("*.*"):
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def one_pass(crowd: Crowd, epoch: int, clock: Callable[[], float]) -> float:
-    """Crops a second without a loader."""
+def one_pass(crowd: Crowd, epoch: int) -> float:
+    """Crops a second of a core's time, without a loader."""
     crowd.set_epoch(epoch)
-    begin = clock()
+    begin = time.process_time()
     for index in range(len(crowd)):
         crowd[index]
-    return len(crowd) / (clock() - begin)
+    return len(crowd) / (time.process_time() - begin)
 
 
 def steps(crowd: Crowd, processes: int, seconds: float, step: float = 0.0) -> tuple[float, float]:
@@ -79,24 +70,22 @@ def main() -> None:
     columns = [f"{n} processes" for n in arguments.processes] + [
         f"waiting, step of {ms:g} ms" for ms in arguments.steps
     ]
-    print(f"| width | crops/s: a core | cold | {' | '.join(columns)} |\n|{' --- |' * (3 + len(columns))}")
+    print(f"| width | crops/s: a core | {' | '.join(columns)} |\n|{' --- |' * (2 + len(columns))}")
     for side in arguments.sides:
         with tempfile.TemporaryDirectory() as folder:
             people = round(arguments.points * side * (side * 2 // 3) / CROP**2)
             root = make_data(Path(folder), arguments.images, side, people)
             crowd = Crowd(root, CROP, "train", kernel=build_kernel("gst"))
             crowd.read_once()
-            forget(root)
-            cold, end = one_pass(crowd, 0, time.perf_counter), time.perf_counter() + arguments.seconds
-            core = [one_pass(crowd, 1, time.process_time)]
+            core, end = [one_pass(crowd, 0)], time.perf_counter() + arguments.seconds
             while time.perf_counter() < end:
-                core.append(one_pass(crowd, 1 + len(core), time.process_time))
+                core.append(one_pass(crowd, len(core)))
             many = [f"{steps(crowd, n, arguments.seconds)[0]:.0f}" for n in arguments.processes]
             many += [
                 f"{steps(crowd, arguments.processes[-1], arguments.seconds, ms / 1000)[1]:.0%}"
                 for ms in arguments.steps
             ]
-            print(f"| {side} | {statistics.median(core):.0f} | {cold:.0f} | {' | '.join(many)} |", flush=True)
+            print(f"| {side} | {statistics.median(core):.0f} | {' | '.join(many)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,16 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from benchmarks.common import (
-    benchmark_parser,
-    loss_and_gradient,
-    machine,
-    milliseconds,
-    parse_benchmark,
-    print_goal,
-    random_annotations,
-    random_batch,
-)
+from benchmarks import common
 from GS2D.kernel import dense_transport_kernel
 from losses import KERNELS, LOSSES, build_kernel, build_loss
 from models import build_model
@@ -71,10 +62,10 @@ def steps(points: int, crop: int, device: str) -> dict[str, Callable[[], object]
     """What is measured with so many points in a crop, by name."""
     made: dict[str, Callable[[], object]] = {}
     for name in LOSSES:
-        batch, density = random_batch((points,), name, crop, device)
-        made[name] = lambda loss=build_loss(name), d=density, b=batch: loss_and_gradient(loss, d, b)
-    batch, density = random_batch((points,), "gst", crop, device)
-    arrays = random_annotations(points, crop)
+        batch, density = common.random_batch((points,), name, crop, device)
+        made[name] = lambda loss=build_loss(name), d=density, b=batch: common.loss_and_gradient(loss, d, b)
+    batch, density = common.random_batch((points,), "gst", crop, device)
+    arrays = common.random_annotations(points, crop)
     for name in KERNELS:
         made[f"kernel of {name}"] = lambda make=build_kernel(name): make(**arrays, crop_size=crop, short_side=crop)
     columns = [torch.from_numpy(array).to(device) for array in arrays.values()]
@@ -86,9 +77,9 @@ def steps(points: int, crop: int, device: str) -> dict[str, Callable[[], object]
     sizes = points + 1, density.numel()
     matrix = torch.sparse_csr_tensor(*batch.kernel[:3], sizes, check_invariants=False)
     transposed = torch.sparse_csr_tensor(*batch.kernel[3:], sizes[::-1], check_invariants=False)
-    made["gst, dense"] = lambda: loss_and_gradient(dense, density, batch)
+    made["gst, dense"] = lambda: common.loss_and_gradient(dense, density, batch)
     made["gst, torch.sparse"] = lambda: transposed @ (batch.received - matrix @ density.flatten()).sign()
-    made[PUBLISHED] = lambda: loss_and_gradient(lambda d, b: published_dm_count(d, b.points[0]), density, batch)
+    made[PUBLISHED] = lambda: common.loss_and_gradient(lambda d, b: published_dm_count(d, b.points[0]), density, batch)
     return made
 
 
@@ -105,17 +96,17 @@ def network_step(crop: int, device: str) -> Callable[[], None]:
 
 def main() -> None:
     """Print the table."""
-    parser = benchmark_parser(__doc__)
+    parser = common.benchmark_parser(__doc__)
     parser.add_argument("--points", type=int, nargs="+", default=[50, 300, 1000, 3000], help="annotations in the crop")
     parser.add_argument("--crop", type=int, default=512, help="side of the crop, pixels (default: 512)")
     parser.add_argument("--repeats", type=int, default=7, help="runs of which the median counts (default: 7)")
-    arguments = parse_benchmark(parser)
+    arguments = common.parse_benchmark(parser)
     if arguments.crop % 16:
         parser.error(f"--crop {arguments.crop}: must be a multiple of 16")
     device, crop = arguments.device, arguments.crop
-    print(f"{machine(device)}, crop {crop}, median of {arguments.repeats}\n")
+    print(f"{common.machine(device)}, crop {crop}, median of {arguments.repeats}\n")
     print(f"| points | loss | ms | MB | / gst | / {NETWORK} |\n|---:|---|---:|---:|---:|---:|")
-    network = milliseconds(network_step(crop, device), device, arguments.repeats)
+    network = common.milliseconds(network_step(crop, device), device, arguments.repeats)
     times: dict[int, dict[str, float]] = {}
     for points in arguments.points:
         times[points] = {}
@@ -125,7 +116,7 @@ def main() -> None:
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated() if device == "cuda" else 0
-            times[points][name] = took = milliseconds(run, device, arguments.repeats)
+            times[points][name] = took = common.milliseconds(run, device, arguments.repeats)
             if device == "cuda":
                 memory = f"{(torch.cuda.max_memory_allocated() - before) / 1e6:.1f}"
             torch.set_num_threads(threads)
@@ -133,9 +124,9 @@ def main() -> None:
             print(f"| {points} | {name} | {took:.2f} | {memory} | {ratios} |", flush=True)
     print(f"| | {NETWORK} | {network:.0f} | | | 1 |\n\n| goal | figure | |\n|---|---|---|")
     slowest = max(some["gst"] for some in times.values())
-    print_goal("cost: gst", slowest <= 0.5, f"{slowest:.2f} ms", "0.5 ms")
+    common.print_goal("cost: gst", slowest <= 0.5, f"{slowest:.2f} ms", "0.5 ms")
     ratio = min(some[PUBLISHED] / some["gst"] for some in times.values())
-    print_goal(f"cost: {PUBLISHED}", ratio >= 20, f"{ratio:.0f} times gst", "20 times")
+    common.print_goal(f"cost: {PUBLISHED}", ratio >= 20, f"{ratio:.0f} times gst", "20 times")
 
 
 if __name__ == "__main__":

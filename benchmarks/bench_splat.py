@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from benchmarks.common import benchmark_parser, machine, parse_benchmark, print_goal
+from benchmarks import common
 from GS2D.atlas import Atlas, Entry
 from GS2D.fitting import MAX_RATIO, SHAPE_WEIGHT, FitConfig, Parameters, foreground, optimise
 from utils.cli import default_workers
@@ -89,16 +89,18 @@ def atlas_seconds(atlas: Atlas, iterations: int) -> float:
 
 def main() -> None:
     """Print the tables."""
-    parser = benchmark_parser(__doc__)
+    parser = common.benchmark_parser(__doc__)
     add = parser.add_argument
     add("--gaussians", type=int, nargs="*", default=[50, 800, 5000, 20000], help="numbers of Gaussians")
     add("--backends", nargs="+", default=["native", "reference"], choices=("native", "reference", "gsplat"))
     add("--atlas", type=int, nargs="*", default=[1, 4, 16, 32, 64], help="images side by side; none: no atlas")
     add("--repeats", type=int, default=5, help="fits of the native engine of which the median counts (default: 5)")
     add("--reference-up-to", type=int, default=5000, help="largest scene that the reference draws")
-    arguments = parse_benchmark(parser)
+    arguments = common.parse_benchmark(parser)
     torch.set_num_threads(1)
-    print(f"{machine(arguments.device)}\n\n| Gaussians | backend | ms an iteration | ns a pair |\n|---:|---|---:|---:|")
+    print(
+        f"{common.machine(arguments.device)}\n\n| Gaussians | backend | ms an iteration | ns a pair |\n|---:|---|---:|---:|"
+    )
     for count in arguments.gaussians:
         for backend in arguments.backends:
             if backend != "reference" or count <= arguments.reference_up_to:
@@ -114,7 +116,7 @@ def main() -> None:
         hourly = 3600 / (seconds * ITERATIONS * QNRF_POINTS / count)
         figure = f"{1e3 * seconds:.3f} | {hourly:.0f}"
         if what.startswith("32 images"):
-            print_goal(what, seconds <= 2e-4, figure, "0.2 ms with 800 Gaussians")
+            common.print_goal(what, seconds <= 2e-4, figure, "0.2 ms with 800 Gaussians")
         else:
             print(f"| {what} | {figure} | |", flush=True)
 

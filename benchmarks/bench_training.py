@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import train_gs
-from benchmarks.common import benchmark_parser, machine, make_data, milliseconds, parse_benchmark, print_goal
+from benchmarks import common
 from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS, build_model
@@ -38,6 +38,7 @@ from utils.training.run_folder import RunFolder
 from utils.training.train_options import parse_train_options
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAIN, TEST = ROOT / "train_gs.py", ROOT / "test.py"
 FAST = ["--precision", "bf16-mixed", "--channels-last"]
 # Network, batch, crop, options, crops a second that an H100 or H200 reaches.
 STEPS = [
@@ -90,7 +91,7 @@ def network_alone(options: Sequence[str], crop: int, batch: int, repeats: int) -
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return milliseconds(lambda: [step() for _ in range(repeats)], fabric.device.type, 3) / repeats
+    return common.milliseconds(lambda: [step() for _ in range(repeats)], fabric.device.type, 3) / repeats
 
 
 def steps(data: Path, folder: Path, variants: list, fixed: Sequence[str], workers: int) -> None:
@@ -105,10 +106,10 @@ def steps(data: Path, folder: Path, variants: list, fixed: Sequence[str], worker
         step = 1000 * ready["seconds"] / count
         parts = ", ".join(f"{part} {1000 * seconds / count:.2f}" for part, seconds in ready["time"].items())
         figure = f"{step:.2f} ms ({parts}), the network alone {alone:.2f}: {step / alone:.2f} times"
-        print_goal(f"step, {name}", step <= 1.15 * alone, figure, "1.15 times")
+        common.print_goal(f"step, {name}", step <= 1.15 * alone, figure, "1.15 times")
         rate = sum(one["images_per_second"] * one["seconds"] for one in fresh) / sum(one["seconds"] for one in fresh)
         figure = f"{rate:.0f} with {workers} loading processes, {ready['images_per_second']:.0f} at hand"
-        print_goal(f"crops a second, {name}", rate >= least, figure, str(least))
+        common.print_goal(f"crops a second, {name}", rate >= least, figure, str(least))
 
 
 def whole_runs(fixed: Sequence[str], folder: Path, minutes: float, workers: int) -> None:
@@ -119,8 +120,8 @@ def whole_runs(fixed: Sequence[str], folder: Path, minutes: float, workers: int)
         loaders, begin, running = str(workers // len(names)), time.perf_counter(), []
         for name in names:
             options = ["--batch-size", str(batch), "--num-workers", loaders, "--minutes", str(minutes)]
-            command = [sys.executable, "train_gs.py", *fixed, *options, "--save-dir", str(folder / name)]
-            running.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL))
+            command = [sys.executable, str(TRAIN), *fixed, *options, "--save-dir", str(folder / name)]
+            running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
         if any([child.wait() for child in running]):
             raise RuntimeError(f"a run of {' '.join(names)} failed")
         wall, found = time.perf_counter() - begin, [RunFolder(folder / name).metrics() for name in names]
@@ -130,10 +131,10 @@ def whole_runs(fixed: Sequence[str], folder: Path, minutes: float, workers: int)
 
     rate, start_up = run(8, "one")
     figure = f"{start_up:.1f} s are no steps ({rate:.0f} crops a second)"
-    print_goal(f"a run of {60 * minutes:.0f} s", start_up <= 12, figure, "10 s and a validation")
+    common.print_goal(f"a run of {60 * minutes:.0f} s", start_up <= 12, figure, "10 s and a validation")
     large, four = run(32, "large")[0], run(8, *(f"job{number}" for number in range(4)))[0]
     figure = f"{four:.0f} crops a second, one at batch 32 {large:.0f}"
-    print_goal("four runs side by side", four >= large, figure, "as many")
+    common.print_goal("four runs side by side", four >= large, figure, "as many")
 
 
 def evaluation(data: Path, folder: Path, device: str) -> None:
@@ -142,26 +143,26 @@ def evaluation(data: Path, folder: Path, device: str) -> None:
     torch.save(build_model("vgg").state_dict(), weights)
     fixed = ["--save-path", str(weights), "--data-dir", str(data), "--split", "train", "--device", device]
     for precision, least in (("32", 20), ("bf16-mixed", 30)):
-        command = [sys.executable, "test.py", *fixed, "--precision", precision]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        command = [sys.executable, str(TEST), *fixed, "--precision", precision]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         rate = float(re.search(r"([\d.]+) images/s", done.stdout)[1])
-        print_goal(f"test.py, {precision}", rate >= least, f"{rate:.1f} images a second", str(least))
+        common.print_goal(f"test.py, {precision}", rate >= least, f"{rate:.1f} images a second", str(least))
 
 
 def main() -> None:
     """Print the table."""
-    parser = benchmark_parser(__doc__)
+    parser = common.benchmark_parser(__doc__)
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see whether this script works")
-    arguments = parse_benchmark(parser)
+    arguments = common.parse_benchmark(parser)
     small, device = arguments.small, "0" if arguments.device == "cuda" else "cpu"
     images, width, points, workers = (4, 192, 10, 0) if small else (24, 1024, 800, 8)
-    print(f"{machine(arguments.device)}\n\n| what | figure | goal |\n|---|---|---|")
+    print(f"{common.machine(arguments.device)}\n\n| what | figure | goal |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = make_data(folder / "data", images, width, points)
+        data = common.make_data(folder / "data", images, width, points)
         fixed = ["--data-dir", str(data), "--backbone-weights", "none", "--device", device]
         steps(data, folder / "run", SMALL if small else STEPS, fixed, workers)
-        many = make_data(folder / "many", images if small else 240, width, points // 2)
+        many = common.make_data(folder / "many", images if small else 240, width, points // 2)
         fixed[1] = str(many)
         recipe = ["--crop-size", "64"] if small else ["--crop-size", "256", *FAST, "--lr", "1e-5"]
         whole_runs([*fixed, *recipe], folder, 0.1 if small else 0.2, workers)

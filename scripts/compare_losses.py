@@ -18,19 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from losses import LOSSES
-from scripts.experiments import (
-    ROOT,
-    Errors,
-    Results,
-    Run,
-    experiment_parser,
-    plan,
-    refuse,
-    run_experiment,
-    spread,
-    train_options,
-    write_table,
-)
+from scripts import experiments
+from scripts.experiments import ROOT, Errors, Results, Run
 from utils.cli import run_script
 from utils.files import list_images
 
@@ -48,24 +37,24 @@ REMARK = (
 def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[Run]]:
     """The options, and the runs that they ask for; wrong ones end the script."""
     what = "Compare losses: the same network, options and seeds"
-    parser = experiment_parser(what, None, "test", Path("runs/comparison"))
+    parser = experiments.experiment_parser(what, None, "test", Path("runs/comparison"))
     shown = f"{', '.join(CHOICES)} (default: these), {', '.join(ON_REQUEST)}"
     known = CHOICES | ON_REQUEST
     parser.add_argument("--losses", nargs="+", choices=known, default=list(CHOICES), metavar="L", help=shown)
     recipes = "each loss with its own configs/<loss>_<dataset>.yml; mse with gst's"
     parser.add_argument("--recipes", action="store_true", help=recipes)
     arguments, passed = parser.parse_known_args(argv)
-    refuse(parser, passed)
+    experiments.refuse(parser, passed)
     chosen = {name: known[name] for name in arguments.losses}
     if arguments.recipes:
-        refuse(parser, passed, ["--config"])
-        dataset = train_options(["--data-dir", str(arguments.data), *passed]).dataset
+        experiments.refuse(parser, passed, ["--config"])
+        dataset = experiments.train_options(["--data-dir", str(arguments.data), *passed]).dataset
         for name in chosen.keys() & RECIPES:
             recipe = ROOT / "configs" / f"{RECIPES[name]}_{dataset}.yml"
             if not recipe.is_file():
                 raise ValueError(f"{recipe}: no such recipe; leave {name} out with --losses, or drop --recipes")
             chosen[name] = ["--config", str(recipe), *chosen[name]]
-    return arguments, plan(arguments, passed, chosen)
+    return arguments, experiments.plan(arguments, passed, chosen)
 
 
 def main() -> int:
@@ -79,13 +68,17 @@ def main() -> int:
         for name, found in results.items():
             crops = images * found[0]["epochs"]
             per_crop = statistics.mean(result["loss_seconds"] for result in found) / crops * 1000
-            mae, mse, training, loss = (spread(found, key) for key in ("mae", "mse", "train_seconds", "loss_seconds"))
-            rows.append((name, len(found), mae, mse, spread(found, "f1", 2), training, loss, f"{per_crop:.1f}"))
+            mae, mse, training, loss = (
+                experiments.spread(found, key) for key in ("mae", "mse", "train_seconds", "loss_seconds")
+            )
+            rows.append(
+                (name, len(found), mae, mse, experiments.spread(found, "f1", 2), training, loss, f"{per_crop:.1f}")
+            )
         errors = (f"{error:.1f}" for error in guesses)
         rows.append(("mean density of the training images", "", *errors, "", "", "", ""))
-        return write_table(arguments.out, "table", rows, REMARK)
+        return experiments.write_table(arguments.out, "table", rows, REMARK)
 
-    return run_experiment(arguments, runs, table)
+    return experiments.run_experiment(arguments, runs, table)
 
 
 if __name__ == "__main__":

@@ -17,21 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts import experiments
 from scripts.compare_losses import PUBLISHED
-from scripts.experiments import (
-    ROOT,
-    Errors,
-    Results,
-    Run,
-    ended_with_us,
-    experiment_parser,
-    plan,
-    refuse,
-    run_experiment,
-    spread,
-    train_options,
-    write_table,
-)
+from scripts.experiments import ROOT, Errors, Results, Run
 from utils.cli import run_script
 from utils.files import make_folder
 
@@ -62,20 +50,22 @@ REMARK = (
 def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[Run]]:
     """The options, and the runs that they ask for; wrong ones end the script."""
     what = "Climb from Bayesian loss to GST, or compare losses, on real crowds"
-    parser = experiment_parser(what, Path("data/SHA-Train-Val-Test"), "val", Path("runs/crowds"))
+    parser = experiments.experiment_parser(what, Path("data/SHA-Train-Val-Test"), "val", Path("runs/crowds"))
     shown = f"ladder (default), losses, or some of {', '.join(RUNGS)}"
     choices = ("ladder", "losses", *RUNGS)
     parser.add_argument("--rungs", nargs="+", choices=choices, default=["ladder"], metavar="R", help=shown)
     arguments, passed = parser.parse_known_args(argv)
-    refuse(parser, passed)
+    experiments.refuse(parser, passed)
     groups = {"ladder": LADDER, "losses": LOSSES}
     names = [name for asked in arguments.rungs for name in groups.get(asked, [asked])]
     chosen = {name: RUNGS[name] for name in names}
-    train_options(["--data-dir", str(arguments.data), *passed])  # wrong ones end here, before anything is written
+    experiments.train_options(
+        ["--data-dir", str(arguments.data), *passed]
+    )  # wrong ones end here, before anything is written
     for name in chosen.keys() & FITS:
         link_data(arguments.data, arguments.out / name)
         chosen[name] = [*chosen[name], "--data-dir", str(arguments.out / name)]
-    return arguments, plan(arguments, passed, chosen)
+    return arguments, experiments.plan(arguments, passed, chosen)
 
 
 def link_data(data: Path, folder: Path) -> None:
@@ -89,7 +79,7 @@ def link_data(data: Path, folder: Path) -> None:
 
 def fit(folder: Path, options: Sequence[str]) -> None:
     """Fit and clean the Gaussians of ``folder``; what is done is skipped."""
-    with ended_with_us() as children:
+    with experiments.ended_with_us() as children:
         for script in (["2dgs_counting_1gs_gsplat.py", *options], ["GS2D/process_gaussians.py"]):
             children.run([str(ROOT / script[0]), *script[1:], "--root-path", str(folder)])
 
@@ -103,14 +93,14 @@ def main() -> int:
     def table(results: Results, guesses: Errors) -> str:
         rows = [("rung", "seeds", "epochs", "MAE", "MSE", "F1 at 4 px", "F1 at 8 px", "error, sparse", "error, dense")]
         for name, found in results.items():
-            errors = [spread(found, key) for key in ("mae", "mse")]
-            errors += [spread(found, key, 2) for key in ("f1_4px", "f1")]
-            errors += [spread(found, key, sign="+") for key in ("sparse_error", "dense_error")]
-            rows.append((name, len(found), spread(found, "epochs", 0), *errors))
+            errors = [experiments.spread(found, key) for key in ("mae", "mse")]
+            errors += [experiments.spread(found, key, 2) for key in ("f1_4px", "f1")]
+            errors += [experiments.spread(found, key, sign="+") for key in ("sparse_error", "dense_error")]
+            rows.append((name, len(found), experiments.spread(found, "epochs", 0), *errors))
         rows.append(("mean density of the training images", "", "", *(f"{error:.1f}" for error in guesses), *[""] * 4))
-        return write_table(arguments.out, "crowds", rows, REMARK)
+        return experiments.write_table(arguments.out, "crowds", rows, REMARK)
 
-    return run_experiment(arguments, runs, table)
+    return experiments.run_experiment(arguments, runs, table)
 
 
 if __name__ == "__main__":
