@@ -21,7 +21,8 @@ import torch
 
 from GS2D.backends import BACKENDS, choose_backend, resolve_backend
 from GS2D.fitting import FitConfig, FitResult, Problem, fit_side_by_side, optimise, prepare
-from GS2D.gaussians import SAME_POINT, Gaussians2D, distance_to_points, read_file
+from GS2D.gaussians import Gaussians2D, read_file
+from GS2D.prepared import check_points
 from utils.cli import Outcome, ProgressBar, default_workers, for_each, one_line, report_failures
 from utils.config import make_parser, number, parse_arguments
 from utils.device import fabric_devices
@@ -47,8 +48,6 @@ class FitJob(NamedTuple):
     """One image to fit; ``downsample`` divides its size first."""
 
     image: Path
-    points: Path
-    output: Path
     config: FitConfig
     backend: str
     seed: int
@@ -79,7 +78,7 @@ def image_seed(seed: int, stem: str) -> int:
 
 def read_problem(job: FitJob) -> Problem:
     """The image of a job and its points, in the size in which they are fitted."""
-    image, points = load_image(job.image), read_points(job.points)[:, :2]
+    image, points = load_image(job.image), read_points(points_path(job.image))[:, :2]
     if job.downsample != 1:
         height, width = job.fitted_size(image.shape)
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
@@ -105,11 +104,11 @@ def write_result(job: FitJob, result: FitResult) -> Fitted:
     """Write what was fitted, in pixels of the whole image."""
     params = result.gaussians.params
     params[:, 2:4] *= job.downsample
-    points = torch.from_numpy(read_points(job.points)[:, :2])
+    points = torch.from_numpy(read_points(points_path(job.image))[:, :2])
     params[:, :2] = params[:, :2] * job.downsample if job.config.learn_means else points
     losses = {"render_loss": result.render_loss, "shape_loss": result.shape_loss}
     attributes = {**losses, "iterations": result.iterations, "settings": job.settings}
-    Gaussians2D.from_params(params).save(job.output, attributes=attributes)
+    Gaussians2D.from_params(params).save(gaussians_path(job.image), attributes=attributes)
     return Fitted(len(params), result.render_loss, result.iterations)
 
 
@@ -148,15 +147,9 @@ def _status(fitted: Fitted) -> str:
 
 def _check_fitted(job: FitJob) -> bool:
     """Whether a fitted file has the job's settings; ``ValueError`` where it was fitted to other points."""
-    gaussians, _, attributes = read_file(job.output)
-    points = read_points(job.points)[:, :2]
-    remedy = "delete the former, or fit again with --overwrite"
-    if len(gaussians) != len(points):
-        raise ValueError(
-            f"{job.output}: {len(gaussians)} Gaussians, but {job.points} has {len(points)} points; {remedy}"
-        )
-    if not job.config.learn_means and not distance_to_points(gaussians.means, points) <= SAME_POINT:
-        raise ValueError(f"{job.output}: its means are not the points of {job.points}; {remedy}")
+    gaussians, _, attributes = read_file(gaussians_path(job.image))
+    points = read_points(points_path(job.image))[:, :2]
+    check_points(job.image, gaussians, points, fixed=not job.config.learn_means)
     return attributes.get("settings", job.settings) == job.settings
 
 
@@ -304,10 +297,9 @@ def main() -> int:
         jobs, present, other_settings, images = [], 0, 0, shard.of(images)
         for image in images:
             seed = image_seed(arguments.seed, image.stem)
-            paths = image, points_path(image), gaussians_path(image)
-            job = FitJob(*paths, config, backend, seed, arguments.downsample_ratio)
+            job = FitJob(image, config, backend, seed, arguments.downsample_ratio)
             try:
-                if job.output.exists() and not arguments.overwrite:
+                if gaussians_path(image).exists() and not arguments.overwrite:
                     other_settings += not _check_fitted(job)
                     present += 1
                 else:
