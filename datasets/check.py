@@ -271,7 +271,7 @@ def print_status(status: Mapping[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check everything, print and write the report."""
     parser = make_parser("Check a prepared data set and the runs on it, and name the command that comes next.")
-    parser.add_argument("--data-dir", type=Path, required=True, metavar="P", help="prepared data set")
+    parser.add_argument("--data-dir", "--root-path", type=Path, required=True, metavar="P", help="prepared data set")
     parser.add_argument("--dataset", choices=DATASETS, help="what the data are (default: what the report says)")
     parser.add_argument(
         "--crop-size", type=number(int, 8), help="of training (default: the data set's or the report's)"
