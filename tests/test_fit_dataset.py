@@ -17,13 +17,12 @@ import torch
 from commands import ROOT, call
 from PIL import Image
 
-from GS2D.fit_dataset import FitJob, fit_file, image_seed, write_results
+from GS2D.fit_dataset import FitJob, Shard, detect_shard, fit_file, image_seed, parse_shard, write_results
 from GS2D.fitting import FitConfig, fit_image, has_stalled
 from GS2D.gaussians import Gaussians2D
 from GS2D.rasterize import resolve_backend
 from utils.files import gaussians_path
 from utils.images import load_image
-from utils.sharding import Shard, detect_shard, parse_shard
 
 TREES = ROOT / "examples" / "trees" / "Train"
 
