@@ -31,7 +31,7 @@ from utils.evaluation import Result, Window, in_threads
 from utils.evaluation.model_card import note_evaluation
 from utils.evaluation.report import write_report
 from utils.evaluation.results import ResultsFolder, localisation, read_ahead, save_submission
-from utils.evaluation.scores import summarise
+from utils.evaluation.scores import count_scores
 from utils.evaluation.sources import Source, find_sources, open_images
 from utils.evaluation.video import VideoCounts
 from utils.evaluation.windows import images_together, predict_together
@@ -55,7 +55,7 @@ def parse() -> argparse.Namespace:
     add("--topk", type=number(float, 0, 1, above=True), metavar="X", help="vgg_trans: neighbours (default: the file's)")
 
     add = parser.add_argument_group("images").add_argument
-    add("--data-dir", type=Path, metavar="P", help="prepared data set")
+    add("--data-dir", "--root-path", type=Path, metavar="P", help="prepared data set")
     add("--split", choices=SPLITS, default="test", help="of the data set")
     add("--images", type=Path, nargs="+", metavar="PATH", help="pictures, folders and videos without truth instead")
     add("--video-out", type=Path, metavar="FILE", help="the video again with its density and count, .mp4 or .avi")
@@ -199,7 +199,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise ValueError(f"none of {len(failed)} images could be counted")
     counted = len(results) + videos.left_out
     speed = counted / (time.perf_counter() - started)
-    scores = summarise(results)
+    scores = count_scores(results)
     if scores["scored"]:
         mae, mse = scores["mae"], scores["mse"]
         print(

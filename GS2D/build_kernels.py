@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
 
 from GS2D.fit_dataset import DEFAULT_CONFIG, UNUSED_KEYS, fit_options, gaussian_folders
@@ -37,14 +38,14 @@ def build_kernel(job: KernelJob) -> int | None:
     """Build and store one kernel -> its number of stored shares, or None where the stored one is up to date."""
     torch.set_num_threads(1)  # one image is one core's work, and sums do not depend on the number of threads
     points, _, scales, rotations = load_annotations(job.image)
+    size, output = image_size(job.image), kernel_path(job.image)
+    grid = cell_grid(size, job.parameters["stride"])
     attributes = {**job.parameters, "params_hash": params_hash(points, scales, rotations)}
-    output = kernel_path(job.image)
-    stored = read_attributes(output)
-    if stored is not None and all(stored.get(name) == value for name, value in attributes.items()):
+    stored = read_attributes(output) or {}
+    if all(np.array_equal(stored.get(name), value) for name, value in {**attributes, "grid": grid}.items()):
         return None
-    size = image_size(job.image)
     kernel = transport_kernel(points, scales, rotations, size, **job.parameters)
-    save_kernel(output, StoredKernel(kernel, cell_grid(size, job.parameters["stride"]), attributes))
+    save_kernel(output, StoredKernel(kernel, grid, attributes))
     return len(kernel.values())
 
 
@@ -52,7 +53,9 @@ def main() -> int:
     """Build what is missing or stale."""
 
     parser = make_parser("Compute the transport kernels of whole images, once, into kernels/*.h5.")
-    parser.add_argument("--root-path", type=Path, help="prepared data set (default: the configuration's root_path)")
+    parser.add_argument(
+        "--root-path", "--data-dir", type=Path, help="prepared data set (default: the configuration's root_path)"
+    )
     parser.add_argument("--gs-dir", type=Path, help="build the kernels of this gs_params folder only")
     parser.add_argument("--workers", type=number(int, 1), default=default_workers(), help="images at the same time")
     add_kernel_options(parser.add_argument)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.h5file import add_array, check_size, read_h5, write_h5
+from utils.h5file import add_array, read_array, read_h5, write_h5
 
 COLUMNS = 8  # x, y, s1, s2, theta, r, g, b
-SAME_POINT = 1.0  # pixels; centres further from their points belong to other points
-_REMEDY = "fit the image with 2dgs_counting_1gs_gsplat.py"
 
 
 @dataclass
@@ -88,39 +84,11 @@ class Gaussians2D:
         return read_file(path)[0]
 
 
-def distance_to_points(means: np.ndarray | Tensor, points: np.ndarray | Tensor) -> float:
-    """Whether Gaussians belong to these points: the largest distance of a centre from its point along an axis, pixels.
-
-    means and points [N, 2], in the same order. Above ``SAME_POINT``, or NaN, they were fitted to other points: to an image of
-    another size, for one, or to points in another order. Infinity where the numbers differ.
-    """
-    if len(means) != len(points):
-        return math.inf
-    return float(np.abs(np.asarray(means) - np.asarray(points)).max(initial=0))
-
-
 def read_file(path: Path | str) -> tuple[Gaussians2D, Gaussians2D | None, dict]:
     """(Gaussians, the fitted ones if they were cleaned since, attributes of the fit) of a ``*_gs_params.h5``."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of fitted Gaussians; {_REMEDY}")
-    with read_h5(path, "h5 file", _REMEDY) as file:
-        gaussians = Gaussians2D.from_params(_read_params(file, "params", path))
-        fitted = Gaussians2D.from_params(_read_params(file, "fitted", path)) if "fitted" in file else None
+    with read_h5(Path(path), "file of fitted Gaussians", "fit the image with 2dgs_counting_1gs_gsplat.py") as file:
+        gaussians = Gaussians2D.from_params(read_array(file, "params", "fiu"))
+        fitted = Gaussians2D.from_params(read_array(file, "fitted", "fiu")) if "fitted" in file else None
         if fitted is not None and len(fitted) != len(gaussians):
-            raise ValueError(f"{path}: 'fitted' has {len(fitted)} rows, 'params' {len(gaussians)}; {_REMEDY}")
+            raise ValueError(f"'fitted' has {len(fitted)} rows, 'params' {len(gaussians)}")
         return gaussians, fitted, dict(file["params"].attrs)
-
-
-def _read_params(file: h5py.File, name: str, path: Path) -> np.ndarray:
-    dataset = file.get(name)
-    if not isinstance(dataset, h5py.Dataset):
-        found = ", ".join(key if key.isprintable() else repr(key) for key in list(file)[:5]) or "nothing"
-        raise ValueError(f"{path}: has no dataset '{name}' (found: {found}); {_REMEDY}")
-    if dataset.size == 0:
-        return np.zeros((0, COLUMNS), np.float32)
-    if dataset.ndim != 2 or dataset.shape[1] != COLUMNS or dataset.dtype.kind not in "fiu":
-        found = f"shape {dataset.shape} of {dataset.dtype}"
-        raise ValueError(f"{path}: '{name}' has {found}, expected numbers [N, {COLUMNS}]; {_REMEDY}")
-    check_size(dataset, path, _REMEDY)
-    return dataset[()].astype(np.float32)

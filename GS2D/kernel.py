@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from GS2D import native
-from utils.h5file import add_array, check_size, read_h5, write_h5
+from utils.files import kernel_path
+from utils.h5file import add_array, read_array, read_h5, write_h5
 
 Array = np.ndarray | Tensor
 LARGEST_PARAMETER = 1e9  # of the kernel's parameters: squares and products of them stay finite in float32
 SMALLEST_SHARE = 1e-7  # of a cell's mass: float32's resolution; less is not stored
 _REMEDY = "run python GS2D/build_kernels.py"
-_ARRAYS = {"indptr": "iu", "indices": "iu", "data": "f", "shape": "iu"}  # name -> kinds of numbers
 
 # Said once in every process by the first such tensor; what is used here, the product with a vector, works.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
@@ -48,13 +48,15 @@ def transport_kernel(
     post_min: float = 1.0,
     post_max: float = 20.0,
     scale_ratio: float = 1.0,
+    round_shapes: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """K (Eqs. 5 and 7) of one sample, sparse [N + 1, M]; without annotations it is a background row of ones.
 
     means [N, 2]: (x, y), pixels of the crop, also outside it; scales [N, 2]: standard deviations, pixels; rotations
     [N, 1]: radians. crop_size: pixels, one number or (height, width); cells are (height // stride) x (width // stride).
-    Scales become clamp(scale_ratio * scales, stride / post_min, post_max). background_ratio = 0: no background.
+    Scales become clamp(scale_ratio * scales, stride / post_min, post_max); round_shapes: both of a Gaussian are first
+    replaced by their geometric mean, which keeps its area. background_ratio = 0: no background.
     backend: "reference", the dense twin made sparse; "native", the engine in C++; "auto": the engine where there is one.
 
     Raises ValueError for shapes that do not fit together, for NaN, infinite or negative values (naming the row) and for
@@ -62,12 +64,12 @@ def transport_kernel(
     """
     options = {"background_ratio": background_ratio, "cut_off": cut_off, "post_min": post_min, "post_max": post_max}
     if not takes_native(backend):
-        sizes = {"stride": stride, "scale_ratio": scale_ratio}
+        sizes = {"stride": stride, "scale_ratio": scale_ratio, "round_shapes": round_shapes}
         return compress(dense_transport_kernel(means, scales, rotations, crop_size, **sizes, **options).float())
     grid = cell_grid(crop_size, stride)
     device = means.device if isinstance(means, Tensor) else "cpu"
     gaussians = _checked_gaussians(means, scales, rotations).float().cpu()
-    points, sigma, angles = _clamped(gaussians, stride, scale_ratio, **options)
+    points, sigma, angles = _clamped(gaussians, stride, scale_ratio, round_shapes, **options)
     if not len(points):
         return compress(torch.ones(1, math.prod(grid))).to(device)
     half_log_det = sigma.prod(dim=1).log()
@@ -99,15 +101,16 @@ def dense_transport_kernel(
     post_min: float = 1.0,
     post_max: float = 20.0,
     scale_ratio: float = 1.0,
+    round_shapes: bool = False,
 ) -> Tensor:
     """K [N + 1, M] of `transport_kernel`, computed for every cell: the equations, for readers and tests.
 
     float64 where an input is, else float32.
     """
     height, width = cell_grid(crop_size, stride)
-    points, sigma, angles = _clamped(
-        _checked_gaussians(means, scales, rotations), stride, scale_ratio, background_ratio, cut_off, post_min, post_max
-    )
+    options = {"background_ratio": background_ratio, "cut_off": cut_off, "post_min": post_min, "post_max": post_max}
+    gaussians = _checked_gaussians(means, scales, rotations)
+    points, sigma, angles = _clamped(gaussians, stride, scale_ratio, round_shapes, **options)
     if not len(points):
         return points.new_ones(1, height * width)
     y, x = centres(height, stride, points), centres(width, stride, points)
@@ -258,6 +261,7 @@ def _clamped(
     gaussians: Tensor,
     stride: int,
     scale_ratio: float,
+    round_shapes: bool,
     background_ratio: float,
     cut_off: float,
     post_min: float,
@@ -270,6 +274,8 @@ def _clamped(
             bound = f"{'at least' if name in may_be_0 else 'above'} 0 and at most {LARGEST_PARAMETER:g}"
             raise ValueError(f"{name}: {value}, must be {bound}")
     points, sigma, angles = gaussians.split([2, 2, 1], dim=1)
+    if round_shapes:
+        sigma = sigma.prod(dim=1, keepdim=True).sqrt().expand_as(sigma)
     return points, (scale_ratio * sigma).clamp(min(stride / post_min, post_max), post_max), angles
 
 
@@ -307,81 +313,81 @@ def save_kernel(path: Path, stored: StoredKernel) -> None:
         file.attrs.update({**stored.attributes, "grid": stored.grid})
 
 
-def read_attributes(path: Path) -> dict[str, Any] | None:
-    """The attributes of a kernel file, or None where it is missing or unreadable (and must be built)."""
-    try:
-        with read_h5(path, "kernel", _REMEDY) as file:
-            return {
-                name: value.tolist() if isinstance(value, np.generic) else value for name, value in file.attrs.items()
-            }
-    except ValueError:
-        return None
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    return {"round_shapes": False, **file.attrs}  # files of before had fitted shapes and did not say so
 
 
 def load_kernel(path: Path) -> StoredKernel:
     """Read a kernel. Raises ``FileNotFoundError`` or ``ValueError``, naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such kernel; {_REMEDY}")
     with read_h5(path, "kernel", _REMEDY) as file:
-        missing = [name for name in _ARRAYS if name not in file]
-        if missing or "grid" not in file.attrs:
-            raise ValueError(f"{path}: has no {', '.join(missing) or 'grid'}; delete it and {_REMEDY}")
-        indptr, indices, data, shape = (_read_array(file, name, path) for name in _ARRAYS)
-        attributes = dict(file.attrs)
+        indptr, indices, shape = (read_array(file, name, "iu") for name in ("indptr", "indices", "shape"))
+        data, attributes = read_array(file, "data", "f"), _attributes(file)
+        height, width = (int(side) for side in attributes.pop("grid"))
+        if shape.tolist() != [len(indptr) - 1, height * width] or min(height, width, len(indptr) - 1) < 1:
+            raise ValueError(f"{len(indptr)} row starts and {height} x {width} cells do not fit shape {shape.tolist()}")
+        scipy.sparse.csr_array((data, indices, indptr), shape=shape).check_format(full_check=True)
+        if not len(indices) == len(data) == indptr[-1] or not np.isfinite(data).all():
+            raise ValueError("its row starts do not fit its values, or these are not finite")
+    return StoredKernel(csr(indptr, indices, data, height * width), (height, width), attributes)
+
+
+def read_attributes(path: Path) -> dict[str, Any] | None:
+    """The attributes of a kernel file, or None where it is missing or unreadable (and must be built)."""
     try:
-        grid = tuple(int(side) for side in attributes.pop("grid"))
-        problem = _damage(indptr, indices, data, shape.tolist(), grid)
-    except (TypeError, ValueError, OverflowError):
-        problem = "its grid is no pair of whole numbers"
-    if problem:
-        raise ValueError(f"{path}: {problem}; delete it and {_REMEDY}")
-    return StoredKernel(csr(indptr, indices, data, grid[0] * grid[1]), grid, attributes)
+        with read_h5(path, "kernel", _REMEDY) as file:
+            return _attributes(file)
+    except (OSError, ValueError):
+        return None
 
 
-def _read_array(file: h5py.File, name: str, path: Path) -> np.ndarray:
-    array = file[name]
-    if not isinstance(array, h5py.Dataset) or array.ndim != 1 or array.dtype.kind not in _ARRAYS[name]:
-        kind = "floats" if name == "data" else "whole numbers"
-        raise ValueError(f"{path}: '{name}' is no row of {kind}; delete it and {_REMEDY}")
-    check_size(array, path, f"delete it and {_REMEDY}")
-    return array[()]
+def stored_kernel(
+    image: Path,
+    size: tuple[int, int],
+    annotations: Sequence[np.ndarray],
+    parameters: Mapping[str, float],
+    stays: np.ndarray,
+    crop: tuple[int, int, int],
+    flip: bool,
+) -> Tensor:
+    """K of a crop, sparse, cut out of the kernel that ``GS2D/build_kernels.py`` stored for the whole image.
+
+    image: a prepared image of ``size`` (height, width) pixels; annotations: points, scales and rotations of all of it;
+    parameters: those of ``transport_kernel``; stays bool [N]: which annotations the crop keeps; crop: (left, top, side) in
+    pixels, multiples of the stride; flip: mirror left and right, after the cut.
+
+    Raises ``FileNotFoundError`` or ``ValueError``, naming the file, for a kernel that is missing or damaged, was built for
+    another size, from other annotations or with other parameters.
+    """
+    path, stride = kernel_path(image), int(parameters["stride"])
+    stored = load_kernel(path)
+    found = {**stored.attributes, "grid": stored.grid, "annotations": stored.kernel.shape[0] - 1}
+    wanted = {"grid": cell_grid(size, stride), "annotations": len(stays), "params_hash": params_hash(*annotations)}
+    for name, value in {**wanted, **parameters}.items():
+        if found.get(name) != value:
+            other = "other Gaussians" if name == "params_hash" else f"{name} {found.get(name)} instead of {value}"
+            command = f"{kernel_command(image.parent)} with the same options"
+            raise ValueError(f"{path}: was built with {other}; run {command}")
+    left, top, side = (length // stride for length in crop)
+    return restrict(stored, stays, top, left, (side, side), flip)
 
 
-def _damage(
-    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, shape: list[int], grid: tuple[int, ...]
-) -> str | None:
-    """Why the arrays are no matrix of ``shape`` in compressed sparse rows over the grid, if they are none."""
-    height, width = grid
-    cells = height * width
-    if [len(indptr) - 1, cells] != shape or min(height, width, len(indptr) - 1) < 1:
-        return f"{len(indptr)} row starts and {grid} cells do not fit shape {' x '.join(map(str, shape))}"
-    if not len(indices) == len(data) == indptr[-1] or indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
-        return "its row starts do not fit its values"
-    if len(indices) and not 0 <= indices.min() <= indices.max() < cells:
-        return f"cells outside its grid of {height} x {width}"
-    if not np.isfinite(data).all():
-        return "holds NaN or infinite values"
-    return None
+def kernel_command(split: Path) -> str:
+    """The command that builds the kernels that are missing or stale in a split."""
+    return f"python GS2D/build_kernels.py --root-path {split.parent}"
 
 
-def restrict(stored: StoredKernel, kept: np.ndarray, top: int, left: int, grid: tuple[int, int], flip: bool) -> Tensor:
+def restrict(stored: StoredKernel, stays: np.ndarray, top: int, left: int, grid: tuple[int, int], flip: bool) -> Tensor:
     """The part of a whole image's kernel that belongs to a crop of ``grid`` cells whose first one is (top, left).
 
-    ``kept`` bool [N] says which annotations stay as rows; each column is divided by the sum of its shares that stay, and a
-    cell of which nothing stays goes to the background. ``flip`` mirrors left and right. Raises ``ValueError`` for a crop
-    that is not inside the kernel's grid.
+    ``stays`` bool [N] says which annotations stay as rows; each column is divided by the sum of its shares that stay, and a
+    cell of which nothing stays goes to the background. ``flip`` mirrors left and right.
     """
-    cells = np.arange(math.prod(stored.grid)).reshape(stored.grid)[top:, left:][: grid[0], : grid[1]]
-    if cells.shape != tuple(grid) or len(kept) + 1 != stored.kernel.shape[0]:
-        raise ValueError(
-            f"kernel: {stored.kernel.shape[0] - 1} annotations on {stored.grid} cells; the crop of {grid} cells at "
-            f"({top}, {left}) has {len(kept)}; {_REMEDY}"
-        )
-    part = rows_of(stored.kernel)[np.append(kept, True)][:, (cells[:, ::-1] if flip else cells).ravel()].tocoo()
+    cells = np.arange(math.prod(stored.grid)).reshape(stored.grid)[top : top + grid[0], left : left + grid[1]]
+    part = rows_of(stored.kernel)[np.append(stays, True)][:, (cells[:, ::-1] if flip else cells).ravel()].tocoo()
     total = np.bincount(part.col, part.data.astype(np.float64), minlength=cells.size)
     orphans = np.flatnonzero(total == 0)
-    row = np.append(part.row, np.full(len(orphans), kept.sum()))
+    row = np.append(part.row, np.full(len(orphans), stays.sum()))
     data = np.append(part.data / total[part.col], np.ones(len(orphans)))
-    shape = kept.sum() + 1, cells.size
+    shape = stays.sum() + 1, cells.size
     whole = scipy.sparse.csr_array((data, (row, np.append(part.col, orphans))), shape=shape)
     return csr(whole.indptr, whole.indices, whole.data, cells.size)

@@ -1,17 +1,16 @@
-"""What stands beside a prepared image: its annotations, the Gaussians fitted to them and their transport kernel."""
+"""What stands beside a prepared image: its annotations and the Gaussians fitted to them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from GS2D.gaussians import SAME_POINT, Gaussians2D, distance_to_points
-from GS2D.kernel import StoredKernel, cell_grid, load_kernel, params_hash
+from GS2D.gaussians import Gaussians2D
 from GS2D.points import mean_neighbour_distance
-from utils.files import gaussians_path, kernel_path, points_path, read_points
+from utils.files import gaussians_path, points_path, read_points
 
+SAME_POINT = 1.0  # pixels; centres further from their points belong to other points
 Annotations = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # see load_annotations
 
 
@@ -34,17 +33,7 @@ def load_annotations(image: Path, use_gaussians: bool = True) -> Annotations:
     if not use_gaussians:
         return points, distance, fallback, np.zeros((len(points), 1), np.float32)
     gaussians = Gaussians2D.load(gaussians_path(image))
-    if len(gaussians) != len(points):
-        raise OtherPointsError(
-            f"{gaussians_path(image)}: {len(gaussians)} Gaussians, but {points_path(image)} has {len(points)} points; "
-            f"delete the former and run {fit_command(image.parent)}"
-        )
-    gap = distance_to_points(gaussians.means, points)
-    if not gap <= SAME_POINT:
-        raise OtherPointsError(
-            f"{gaussians_path(image)}: centres lie up to {gap:.1f} pixels from the points of {points_path(image)}; delete "
-            f"the former and run {fit_command(image.parent)}"
-        )
+    check_points(image, gaussians, points)
     scales, rotations = gaussians.scales.numpy(), gaussians.rotations.numpy()
     bad = np.flatnonzero(((scales < 0) | np.isinf(scales) | np.isinf(rotations)).any(axis=1))
     if bad.size:
@@ -56,32 +45,21 @@ def load_annotations(image: Path, use_gaussians: bool = True) -> Annotations:
     return points, distance, np.where(np.isnan(scales), fallback, scales), np.nan_to_num(rotations, nan=0.0)
 
 
-def load_current_kernel(
-    image: Path, size: tuple[int, int], annotations: Sequence[np.ndarray], parameters: Mapping[str, float]
-) -> StoredKernel:
-    """The stored kernel of a prepared image of ``size`` (height, width) pixels.
+def check_points(image: Path, gaussians: Gaussians2D, points: np.ndarray, *, fixed: bool = True) -> None:
+    """Raise ``OtherPointsError`` unless the Gaussians are as many as the points [N, 2] and, if ``fixed``, lie on them.
 
-    ``ValueError`` where it was built for another size, from other ``annotations`` (points, scales, rotations) or with other
-    ``parameters``, those of ``GS2D.kernel.transport_kernel``; ``load_kernel`` says what else is raised.
+    They were fitted to other points otherwise: to an image of another size, for one, or to points in another order.
     """
-    path, grid = kernel_path(image), cell_grid(size, int(parameters["stride"]))
-    stored = load_kernel(path)
-    if stored.grid != grid:
-        sizes = f"{stored.grid[0]} x {stored.grid[1]} cells, but {image} has {grid[0]} x {grid[1]}"
-        raise ValueError(f"{path}: {sizes}; delete it and run {kernel_command(image.parent)}")
-    for name, value in {"params_hash": params_hash(*annotations), **parameters}.items():
-        if stored.attributes.get(name) != value:
-            other = f"{name} {stored.attributes.get(name)} instead of {value}"
-            what = "other Gaussians" if name == "params_hash" else other
-            raise ValueError(f"{path}: was built from {what}; run {kernel_command(image.parent)} with the same options")
-    return stored
+    remedy = f"delete the former and run {fit_command(image.parent)}"
+    if len(gaussians) != len(points):
+        counts = f"{len(gaussians)} Gaussians, but {points_path(image)} has {len(points)} points"
+        raise OtherPointsError(f"{gaussians_path(image)}: {counts}; {remedy}")
+    gap = np.abs(gaussians.means.numpy() - points).max(initial=0)
+    if fixed and not gap <= SAME_POINT:
+        where = f"centres lie up to {gap:.1f} pixels from the points of {points_path(image)}"
+        raise OtherPointsError(f"{gaussians_path(image)}: {where}; {remedy}")
 
 
 def fit_command(split: Path) -> str:
     """The command that fits what is missing in a split."""
     return f"python 2dgs_counting_1gs_gsplat.py --root-path {split.parent}"
-
-
-def kernel_command(split: Path) -> str:
-    """The command that builds the kernels that are missing or stale in a split."""
-    return f"python GS2D/build_kernels.py --root-path {split.parent}"

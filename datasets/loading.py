@@ -91,8 +91,8 @@ def crop_loader(
     num_workers: int,
     prefetch: int,
     device: torch.device,
-    *,
     timeout: int = 0,
+    *,
     processes: int = 1,
 ) -> CropLoader:
     """A loader whose ``num_workers`` processes each make ``prefetch`` batches ahead, from one epoch to the next.

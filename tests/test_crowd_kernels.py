@@ -159,8 +159,10 @@ def test_a_kernel_of_another_grid_is_refused(with_kernels, more):
     save_kernel(kernel_path(path), stored._replace(kernel=kernel, grid=(height, width + more)))
     with pytest.raises(ValueError) as caught:
         Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)[0]
-    sizes = f"IMG_0001_kernel.h5: {height} x {width + more} cells, but {path} has {height} x {width}"
-    one_line(caught, f"{sizes}; delete it and run python GS2D/build_kernels.py")
+    sizes = f"grid {(height, width + more)} instead of {(height, width)}"
+    one_line(caught, "IMG_0001_kernel.h5: ", sizes, "run python GS2D/build_kernels.py")
+    build_stored_kernel(KernelJob(path, PARAMETERS))  # the remedy
+    Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)[0]
 
 
 def test_the_short_side_is_that_of_the_rescaled_image(root):

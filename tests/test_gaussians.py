@@ -89,11 +89,11 @@ def write_bomb(path):
     ("write", "message"),
     [
         (lambda path: None, "no such file"),
-        (write_other_key, "no dataset 'params' \\(found: gaussians\\)"),
-        (write_other_shape, "shape \\(3, 7\\) of float64, expected numbers"),
-        (write_strings, "expected numbers"),
-        (write_truncated, "not a readable h5 file"),
-        (lambda path: path.write_bytes(b"no h5"), "not a readable h5 file"),
+        (write_other_key, "no dataset 'params', but 'gaussians'"),
+        (write_other_shape, "shape \\[3, 7\\], expected \\[N, 8\\]"),
+        (write_strings, "'params' holds"),
+        (write_truncated, "not a readable file of fitted Gaussians"),
+        (lambda path: path.write_bytes(b"no h5"), "not a readable file of fitted Gaussians"),
         (write_bomb, "claims 32,000,000,000 bytes"),
     ],
 )
@@ -195,5 +195,7 @@ def test_what_was_fitted_must_be_as_many(tmp_path):
     gaussians(5).save(path, fitted=gaussians(4))
     before = path.read_bytes()
     _, error = call(CLEAN, "--gs-dir", tmp_path, code=1)
-    assert errors(error)[0].startswith(f"error: {path}: 'fitted' has 4 rows, 'params' 5; fit the image with")
+    assert errors(error)[0].startswith(
+        f"error: {path}: not a readable file of fitted Gaussians ('fitted' has 4 rows, 'params' 5)"
+    )
     assert path.read_bytes() == before

@@ -8,7 +8,7 @@ from training_runs import Tiny, make_data, metrics, train
 
 import train_gs
 from GS2D.options import KERNEL_OPTIONS
-from utils.training import schedule, train_options
+from utils.training import schedule, steps, train_options
 from utils.training.schedule import TimeBudget, epochs_to_begin_with
 from utils.training.train_options import default_loaders
 
@@ -66,7 +66,7 @@ def test_minutes_of_ages_are_refused(tmp_path, capsys):
 
 def test_less_than_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(train_gs, "build_model", Tiny)
-    monkeypatch.setattr(train_gs, "CHECK_EVERY", 2)
+    monkeypatch.setattr(steps, "CHECK_EVERY", 2)
     _, err = train(make_data(tmp_path / "data"), tmp_path / "run", "--minutes", 1e-5, code=1)
     assert len(errors(err)) == 1 and "--minutes 1e-05: an epoch takes about" in err
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,12 @@ def write_h5(path: Path) -> Iterator[h5py.File]:
 
 @contextlib.contextmanager
 def read_h5(path: Path, what: str, remedy: str) -> Iterator[h5py.File]:
-    """Yield an open h5 file; what the block or the library says of its contents becomes a ``ValueError`` that names it."""
+    """Yield an open h5 file; what the block or the library says of its contents becomes a ``ValueError`` that names it.
+
+    Raises ``FileNotFoundError`` where there is no such file. ``remedy``: the command that makes it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such {what}; {remedy}")
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -38,8 +44,6 @@ def read_h5(path: Path, what: str, remedy: str) -> Iterator[h5py.File]:
         raise
     # The library answers damaged files with OSError, RuntimeError, KeyError, TypeError, ValueError and others.
     except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith(f"{path}: "):
-            raise
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: not a readable {what} ({reason}); delete it and {remedy}") from None
 
@@ -50,16 +54,21 @@ def add_array(file: h5py.File, name: str, array: np.ndarray) -> h5py.Dataset:
     return file.create_dataset(name, data=array, track_times=False, **options)
 
 
-def check_size(dataset: h5py.Dataset, path: Path, remedy: str) -> None:
-    """``ValueError`` where a dataset claims far more than its file can hold, before anything is allocated for it.
+def read_array(file: h5py.File, name: str, kinds: str) -> np.ndarray:
+    """A dataset whose numbers are of one of NumPy's ``kinds``.
 
-    Chunks count as well, since one is decompressed as a whole. Data in other files is refused: a path in a file that somebody
-    sent is no reason to read what lies there.
+    ``ValueError`` for anything else, and for a dataset that claims far more than its file can hold, before memory is taken
+    for it. Chunks count as well, since one is decompressed as a whole. Data in other files is refused: a path in a file that
+    somebody sent is no reason to read what lies there.
     """
-    if dataset.external or dataset.is_virtual or dataset.file.filename != str(path):
-        raise ValueError(f"{path}: '{dataset.name[1:]}' lies in another file; {remedy}")
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"has no dataset '{name}', but {', '.join(map(repr, list(file)[:5])) or 'nothing'}")
+    if dataset.external or dataset.is_virtual or dataset.file.filename != file.filename:
+        raise ValueError(f"'{name}' lies in another file")
+    if dataset.dtype.kind not in kinds:
+        raise ValueError(f"'{name}' holds {dataset.dtype}")
     claimed = max(dataset.size, math.prod(dataset.chunks or ())) * dataset.dtype.itemsize
-    if claimed > 2000 * path.stat().st_size:  # gzip shrinks at most about 1000 times
-        raise ValueError(
-            f"{path}: '{dataset.name[1:]}' claims {claimed:,} bytes, more than the file can hold; {remedy}"
-        )
+    if claimed > 2000 * os.path.getsize(file.filename):  # gzip shrinks at most about 1000 times
+        raise ValueError(f"'{name}' claims {claimed:,} bytes, more than the file can hold")
+    return dataset[()]

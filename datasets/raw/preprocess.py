@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from datasets.audit.report import CROP_SIZES, RECORD, read_record, write_report
 from datasets.raw.annotations import prepared_stem
+from datasets.report import CROP_SIZES, RECORD, read_record, write_report
 from GS2D.points import mean_neighbour_distance
 from utils.cli import Outcome, default_workers, for_each, report_failures, warn
 from utils.config import make_parser, number, parse_arguments
@@ -132,12 +132,9 @@ def is_grey(image: np.ndarray) -> bool:
 def make_preprocess_parser(description: str, defaults: Settings) -> argparse.ArgumentParser:
     """The options that all preprocessing scripts have."""
     parser = make_parser(description)
-    for name, other, text in (
-        ("input", "--origin-dir", "of the raw data set"),
-        ("output", "--data-dir", "to write to"),
-    ):
-        option = f"--{name}-dataset-path"
-        parser.add_argument(option, other, type=Path, required=True, metavar="P", help=f"folder {text}")
+    folder = {"type": Path, "required": True, "metavar": "P"}
+    parser.add_argument("--input-dataset-path", "--origin-dir", **folder, help="folder of the raw data set")
+    parser.add_argument("--output-dataset-path", "--data-dir", "--root-path", **folder, help="folder to write to")
     for name, text in (("min", "smallest"), ("max", "largest")):
         default = getattr(defaults, f"{name}_size")
         parser.add_argument(f"--{name}-size", type=number(int, 1), default=default, help=f"{text} short side, pixels")

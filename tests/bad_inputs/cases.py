@@ -293,6 +293,6 @@ COMMAND_LINE = [
     Case("no such list", PREPARE + " --train-list {d}/none.txt", nothing),
     Case("an unknown format", MINE + "voc", nothing),
     Case("a checkpoint that is not there, to go on from", TRAIN + " --resume {d}/none.tar", nothing),
-    Case("no data set to look at", "datasets/audit/stages.py --data-dir {d}/none", nothing),
+    Case("no data set to look at", "datasets/check.py --quick --data-dir {d}/none", nothing),
 ]
 CASES = IMAGES + ANNOTATIONS + FIELD + CONFIGURATION + H5 + NPY + CHECKPOINTS + COMMAND_LINE

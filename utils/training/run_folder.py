@@ -27,10 +27,14 @@ import torch
 import yaml
 
 from utils.config import option_values
+from utils.dataset_report import data_name
 from utils.files import atomic_write, make_folder, read_json, read_json_lines, write_json
 
 if TYPE_CHECKING:
-    from utils.training.steps import NonFinite
+    from lightning_fabric import Fabric
+
+    from utils.training.processes import NonFinite
+    from utils.training.steps import WeightAverage
 
 BEST, CARD, EVALUATIONS = "best_model.pth", "model_card.md", "evaluations.json"
 DESCRIPTION = "gst"
@@ -130,12 +134,12 @@ class RunFolder:
 
         A checkpoint counts from the moment when it is whole; without one, as after tidying up, the run's own word does.
         """
-        said = read_json(self.path / "run.json")
+        content = read_json(self.path / "run.json")
         kinds = {"epochs": int, "done": int, "crops": int, "start": str}
-        said = {key: said.get(key) for key in kinds} if isinstance(said, dict) else {}
-        found = {key: said.get(key) if isinstance(said.get(key), kind) else None for key, kind in kinds.items()}
+        content = content if isinstance(content, dict) else {}
+        known = {key: content[key] if isinstance(content.get(key), kind) else None for key, kind in kinds.items()}
         newest = self.checkpoints()[-1:]
-        return found | ({"done": _epoch_of(newest[0]) + 1} if newest else {})
+        return known | ({"done": _epoch_of(newest[0]) + 1} if newest else {})
 
     def best(self) -> dict[str, Any] | None:
         """What ``best_model.pth`` says of itself: ``epoch``, ``val_mae``, ``val_mse``, ``val_hash`` and ``window``.
@@ -180,9 +184,9 @@ class RunFolder:
         # Where the run kept no account any trace counts; where it did, what an unfinished first epoch left does not.
         traces = progress["done"] is None and (self.best_path.exists() or self.metrics())
         if (progress["done"] or traces) and not overwrite:
-            held = f"a run of {progress['done']} epochs" if progress["done"] else "a run"
+            what = f"a run of {progress['done']} epochs" if progress["done"] else "a run"
             remedy = ", or leave --resume out to go on with it" if newest else ""
-            raise ValueError(f"{self.path}: holds {held}; choose another --save-dir, or --overwrite{remedy}")
+            raise ValueError(f"{self.path}: holds {what}; choose another --save-dir, or --overwrite{remedy}")
         leftovers = {path.resolve() for path in self._leftovers()}
         for option, file in (("resume", given), ("backbone-weights", Path(options.get("backbone_weights", "none")))):
             if file and not leftovers.isdisjoint((file.resolve(), *file.resolve().parents)):
@@ -209,9 +213,9 @@ class RunFolder:
             return []
         found = [path for pattern in _OWN for path in sorted(self.path.glob(pattern))]
         for summary in self.path.glob("**/summary.json"):
-            said = read_json(summary)
+            content = read_json(summary)
             with contextlib.suppress(TypeError, KeyError):
-                of = Path(said["configuration"]["save_path"]).resolve()
+                of = Path(content["configuration"]["save_path"]).resolve()
                 if self.path.resolve() == (of if of.is_dir() else of.parent):
                     found += [summary.with_name(name) for name in _RESULTS]
         return [*found, self.path / "config.yml"]
@@ -271,12 +275,47 @@ class RunFolder:
         return ValueError(f"{where} is not finite; lower --lr (these crops and the state before them are in {folder})")
 
 
+def restore_training(
+    path: Path,
+    state: dict[str, Any],
+    fabric: Fabric,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    settings: dict[str, Any],
+) -> int:
+    """Load all but the weights of a checkpoint that ``path`` held -> the epoch to begin with, 0 where it is bare weights.
+
+    ``settings``: of this run's optimizer. ``ValueError`` where the state is of another network.
+    """
+    if average and state.get("average"):
+        average.load_state_dict(state["average"])
+    if "optimizer_state_dict" not in state:
+        return 0
+    try:
+        saved = state["optimizer_state_dict"]
+        # Rate, decay and form of the step are this run's: the file's would silently win.
+        groups = [{**g, **settings, "lr": own["lr"]} for g, own in zip(saved["param_groups"], optimizer.param_groups)]
+        optimizer.load_state_dict({**saved, "param_groups": groups})
+        if state.get("scaler"):  # absent in files of other precisions
+            fabric.strategy.precision.load_state_dict(state["scaler"])
+        return int(state["epoch"]) + 1
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"its training state does not fit this run ({error}); start from a .pth file"
+        raise ValueError(f"{path}: {reason}") from None
+
+
 def save_weights(path: Path, state_dict: dict[str, Any], description: dict[str, Any]) -> None:
     """Write a bare state_dict that carries ``description`` (plain numbers and strings) along."""
     metadata = dict(getattr(state_dict, "_metadata", {}))
     state_dict = OrderedDict(state_dict)
     state_dict._metadata = {**metadata, DESCRIPTION: description}
     _save(state_dict, path)
+
+
+def description(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the files of a run say of its data and network."""
+    named = {key: getattr(arguments, key) for key in ("model_name", "topk", "usenum", "crop_size")}
+    return {"dataset": data_name(arguments.dataset, arguments.data_dir), **named}
 
 
 def describe(content: dict[str, Any]) -> dict[str, Any]:

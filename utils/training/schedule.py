@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 WARM_UP = 0.05  # of the run
 _SLACK = 0.97  # of the time that is left may be planned
@@ -19,6 +22,13 @@ def rate_factor(schedule: str, progress: float, warm_up: float = 0.0) -> float:
     warm_up = warm_up or (WARM_UP if schedule == "warmup-cosine" else 0.0)
     rise = min(1.0, progress / warm_up) if warm_up else 1.0
     return rise * (1.0 if schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, arguments: argparse.Namespace, done: float) -> None:
+    """Give the optimizer the rates of a run of which ``done`` epochs are done: of the features and of what is behind them."""
+    factor = rate_factor(arguments.lr_schedule, done / arguments.epochs, arguments.warm_up_epochs / arguments.epochs)
+    for group, rate in zip(optimizer.param_groups, (arguments.lr, arguments.head_lr)):
+        group["lr"] = rate * factor
 
 
 def epochs_to_begin_with(minutes: float, epochs: int, first_epoch: int, saved: Mapping[str, Any]) -> int:

@@ -1,13 +1,14 @@
-"""What a training step leaves on the device until somebody looks: the host never waits for the device in a step.
+"""What surrounds the steps of a training run and never makes the host wait for the device in one.
 
 The operations are counted: a step at the published batch of one crop is as fast as its launches.
 """
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import copy
 import math
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,24 +16,115 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from utils.cli import one_line
+from utils.cli import ProgressBar
+from utils.pixels import normalise
+from utils.training.processes import NonFinite, stop_together
+from utils.training.schedule import TimeBudget
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch.utils.data import DataLoader
 
+CHECK_EVERY = 32  # batches from one look at the guard to the next: the device is waited for
+SHOW_SECONDS = 0.5  # from one look at loss and MAE to the next
 
-class NonFinite(ValueError):
-    """A loss or gradient that is not finite, and the batches that it came from, by their place in the epoch."""
 
-    def __init__(self, what: str, batches: range) -> None:
-        super().__init__(what)
-        self.what, self.batches = what, batches
+class Steps:
+    """The batches of a run's steps, with all that goes on beside forward pass, loss and gradient.
 
-    def places(self, batch_size: int) -> slice:
-        """Where their crops stand in the epoch's order."""
-        return slice(self.batches.start * batch_size, self.batches.stop * batch_size)
+    Each batch of ``batches`` is answered by ``gate``, with its loss, and at the end of a step by ``gradient_norm``. Whether all
+    is finite, the progress bar and the budget of time are looked at every ``CHECK_EVERY`` batches.
+    """
+
+    def __init__(
+        self, fabric: Fabric, arguments: argparse.Namespace, guard: Guard, budget: TimeBudget | None = None
+    ) -> None:
+        self.fabric, self.arguments, self.guard, self.budget = fabric, arguments, guard, budget
+        self.done = 0.0  # epochs
+        self._bar: ProgressBar | None = None
+
+    def batches(self, loader: DataLoader, epoch: int) -> Iterator[tuple[Tensor, Any, int, bool]]:
+        """(images, normalised; their batch; crops of its step on all processes; whether it is the last of the step).
+
+        From a batch on that this process cannot read they are None, with images of zeros: the other processes are waiting in
+        the step, and all stop together (``Stopped``) when they look next. A process alone raises the error at once.
+        """
+        fabric, arguments, processes = self.fabric, self.arguments, self.fabric.world_size
+        all_crops, size, accumulate = len(loader.sampler), loader.batch_size, arguments.accumulate
+        torch.backends.cudnn.benchmark = not arguments.deterministic  # all crops are of one size
+        self._sums, self._watch, shown = EpochSums(), Stopwatch(fabric.device), time.monotonic()
+        self.guard.start_epoch()
+        if self._bar is None:
+            total, done = (epochs * all_crops * processes for epochs in (arguments.epochs, epoch))
+            self._bar = ProgressBar(
+                total=total, initial=done, desc="train", unit="img", disable=not fabric.is_global_zero
+            )
+        unread = torch.zeros(size, 3, arguments.crop_size, arguments.crop_size, device=fabric.device)
+        source, error = iter(loader), None
+        for self._index in range(len(loader)):
+            try:
+                batch = next(source) if error is None else None
+            except Exception as failure:
+                if processes == 1:
+                    raise
+                batch, error = None, failure
+            images = normalise(batch.images if batch else unread)
+            if arguments.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            first = self._index // accumulate * accumulate
+            end = min(first + accumulate, len(loader))
+            crops = min(end * size, all_crops) - first * size
+            self._share, self.done = len(images) / crops, epoch + self._index / len(loader)
+            self._watch.lap("data")
+            yield images, batch, crops * processes, self._index + 1 == end
+            self._watch.lap("backward")
+            if batch:
+                self._sums.add(self._loss, self._counts, batch.truths, len(batch.skipped))
+                for reason in batch.skipped:
+                    tqdm.write(f"skipped: {reason}", file=sys.stderr)
+            if time.monotonic() - shown > SHOW_SECONDS:
+                self._bar.set_postfix(self._sums.read(), refresh=False)
+                shown = time.monotonic()
+            self._bar.update(len(images) * processes)
+            done = self._index + 1
+            if done % CHECK_EVERY == 0 or done == len(loader):
+                stop_together(fabric, error, self.guard.found(done, accumulate))
+                if self.budget:
+                    elapsed = fabric.broadcast(self.budget.elapsed())
+                    arguments.epochs = self.budget.epochs(epoch + done / len(loader), elapsed)
+                    self._bar.total = arguments.epochs * all_crops * processes
+            self._watch.lap("other")
+        self._bar.set_postfix(self._sums.read(), refresh=False)
+
+    def lap(self, part: str) -> None:
+        """Book the time since the lap before to a part of the step."""
+        self._watch.lap(part)
+
+    def gate(self, loss: Tensor, density: Tensor) -> Tensor:
+        """What is to be differentiated for the loss of a batch: its share of the step's, with NaN gradients if it is not finite."""
+        gated = self.guard.gate(loss, self._index)
+        self._loss, self._counts = loss.detach(), density.detach().float().sum((1, 2, 3))
+        self._watch.lap("loss")
+        return gated if self._share == 1 else gated * self._share
+
+    def gradient_norm(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the gradient of the step that ends here, and clip its norm as the options say."""
+        if self.guard.scaler is not None:
+            self.guard.scaler.unscale_(optimizer.optimizer)
+        norm = gradient_norm([p for group in optimizer.param_groups for p in group["params"]], self.arguments.grad_clip)
+        self.guard.watch(norm, self._index)
+        self._sums.add_norm(norm)
+
+    def metrics(self) -> dict[str, Any]:
+        """The epoch's means of loss, MAE, MSE and gradient norm over all processes, and where this one's time went."""
+        return self._sums.metrics(self.fabric, self._watch.seconds())
+
+    def close(self) -> None:
+        """End the line of the progress bar."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 class Guard:
@@ -46,13 +138,12 @@ class Guard:
     A scaler skips a step whose gradient is not finite and halves its scale: that is how it finds the scale, unless it goes on.
     """
 
-    def __init__(self, device: torch.device, room: int, scaler: torch.amp.GradScaler | None = None) -> None:
-        """``room``: batches from one call of ``found`` to the next, at most."""
+    def __init__(self, device: torch.device, scaler: torch.amp.GradScaler | None = None) -> None:
         self.broken = torch.zeros((), device=device)
         self._whole = torch.ones((), device=device)
         # ``whole`` after the loss and after the gradient of each batch; with a scaler NaN or 0 for the gradient of each step.
-        self._history = torch.ones(2, room, device=device)
-        self._begin, self._scaler, self._skipped = 0, scaler, 0
+        self._history = torch.ones(2, CHECK_EVERY, device=device)
+        self._begin, self.scaler, self._skipped = 0, scaler, 0
 
     def gate(self, loss: Tensor, index: int) -> Tensor:
         """The loss of batch ``index``, with NaN gradients if it, or anything before it, was not finite."""
@@ -62,9 +153,9 @@ class Guard:
 
     def watch(self, norm: Tensor, index: int) -> None:
         """Look at the norm of the gradient of the step that batch ``index`` completes."""
-        if self._scaler is None:
+        if self.scaler is None:
             self._whole.add_(norm, alpha=0)
-        seen = self._whole if self._scaler is None else norm * 0
+        seen = self._whole if self.scaler is None else norm * 0
         self._history[1, index - self._begin].copy_(seen)
         torch.ne(self._whole, self._whole, out=self.broken)
 
@@ -82,12 +173,12 @@ class Guard:
             last = index + self._begin
             if math.isnan(losses[index]):
                 return NonFinite("loss", range(last, last + 1))
-            if self._scaler is None and math.isnan(gradients[index]):
+            if self.scaler is None and math.isnan(gradients[index]):
                 return NonFinite("gradient", range(last // accumulate * accumulate, last + 1))
             if gradients[index] != 1:  # the end of a step
                 self._skipped = self._skipped + 1 if math.isnan(gradients[index]) else 0
                 step = range(last // accumulate * accumulate, last + 1)
-        if self._scaler is not None and self._skipped and self._is_lost(self._scaler.get_scale()):
+        if self.scaler is not None and self._skipped and self._is_lost(self.scaler.get_scale()):
             return NonFinite("gradient", step)
         self._begin = end
         self._history.fill_(1)
@@ -95,49 +186,8 @@ class Guard:
 
     def _is_lost(self, scale: float) -> bool:
         """Whether no scale helps: it has fallen below 1, and every step since was skipped."""
-        before = scale / self._scaler.get_backoff_factor() ** self._skipped  # of the steps skipped in a row
+        before = scale / self.scaler.get_backoff_factor() ** self._skipped  # of the steps skipped in a row
         return scale < 1 and (before >= 1 or self._skipped > 16)  # 16: from 2^16, with which a scaler begins, to 1
-
-
-class Stopped(Exception):
-    """All processes stop, since one could not go on: its ``error`` there, None on the others."""
-
-    def __init__(self, error: Exception | None) -> None:
-        super().__init__()
-        self.error = error
-
-
-def stop_together(fabric: Fabric, unread: Exception | None, broken: NonFinite | None) -> None:
-    """Raise ``Stopped`` on all processes if one could not read a batch or met what is not finite: the cause on that one.
-
-    Where one has read nothing, or met a loss that is not finite, the gradients of the others are not finite either.
-    """
-    rank, processes = fabric.global_rank, fabric.world_size
-    weight = 3 if unread else 0 if broken is None else 2 if broken.what == "loss" else 1
-    worst = int(
-        fabric.all_reduce(torch.tensor(float(weight * processes + rank), device=fabric.device), reduce_op="max")
-    )
-    if worst >= processes:
-        raise Stopped(unread or broken if worst % processes == rank else None)
-
-
-@contextlib.contextmanager
-def agreed(fabric: Fabric) -> Iterator[None]:
-    """A block that every process runs for itself, without waiting for the others in it: if it fails on one, it does on all.
-
-    All raise with the line of the one that failed, instead of waiting for it until a connection breaks.
-    """
-    error = None
-    try:
-        yield
-    except Exception as failure:
-        error = failure
-    processes = fabric.world_size
-    code = torch.tensor(float(fabric.global_rank if error else -1), device=fabric.device)
-    first = int(fabric.all_reduce(code, reduce_op="max"))
-    if first >= 0:
-        line = fabric.broadcast(one_line(error) if error else "", src=first) if processes > 1 else ""
-        raise error or ValueError(line)
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter], clip: float) -> Tensor:
@@ -148,32 +198,6 @@ def gradient_norm(parameters: Sequence[nn.Parameter], clip: float) -> Tensor:
     if clip:
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     return norm
-
-
-class Batches:
-    """The batches of an epoch: (index, batch, crops of its step on this process, whether it is the last of its step).
-
-    From one on that cannot be read they are None, and ``error`` says why: the other processes are waiting in the step, and
-    learn of it when all look. A process alone raises it.
-    """
-
-    def __init__(self, fabric: Fabric, loader: DataLoader, accumulate: int) -> None:
-        self._loader, self._accumulate, self._is_alone = loader, accumulate, fabric.world_size == 1
-        self.error: Exception | None = None
-
-    def __iter__(self) -> Iterator[tuple[int, Any, int, bool]]:
-        batches, size, all_crops = iter(self._loader), self._loader.batch_size, len(self._loader.sampler)
-        for index in range(len(self._loader)):
-            batch = None
-            try:
-                batch = next(batches) if self.error is None else None
-            except Exception as error:
-                if self._is_alone:
-                    raise
-                self.error = error
-            first = index // self._accumulate * self._accumulate
-            end = min(first + self._accumulate, len(self._loader))
-            yield index, batch, min(end * size, all_crops) - first * size, index + 1 == end
 
 
 class WeightAverage:
@@ -206,17 +230,23 @@ class WeightAverage:
 
 
 class EpochSums:
-    """Sums over the batches of an epoch; what batches give stays on the device until ``read``."""
+    """The figures of an epoch's batches; what batches give stays on the device until ``read``."""
 
     def __init__(self) -> None:
-        self.batches = self.images = self.steps = self.skipped = 0
-        self.loss = self.error = self.squared_error = self.norm = 0.0
-        self._pending: list[tuple[Tensor, list[float]]] = []
+        self.losses: list[float] = []
+        self.errors: list[float] = []
+        self.norms: list[float] = []
+        self.skipped = 0
+        self._losses: list[Tensor] = []
+        self._counts: list[Tensor] = []
         self._norms: list[Tensor] = []
+        self._truths: list[float] = []
 
-    def add(self, loss: Tensor, counts: Tensor, truths: list[float], skipped: int) -> None:
+    def add(self, loss: Tensor, counts: Tensor, truths: Sequence[float], skipped: int) -> None:
         """The loss of a batch, the predicted counts [B] and the annotated ones of its crops, and images skipped for it."""
-        self._pending += [(loss.detach().reshape(1), []), (counts.detach(), truths)]
+        self._losses.append(loss.reshape(1))
+        self._counts.append(counts)
+        self._truths += truths
         self.skipped += skipped
 
     def add_norm(self, norm: Tensor) -> None:
@@ -225,37 +255,25 @@ class EpochSums:
 
     def read(self) -> dict[str, str]:
         """Loss and MAE so far, for a progress bar. Waits for the device."""
-        parts = [part for part, _ in self._pending] + self._norms
-        values = iter(torch.cat([part.float() for part in parts]).tolist() if parts else [])
-        for part, truths in self._pending:
-            if not truths:
-                self.loss, self.batches = self.loss + next(values), self.batches + 1
-                continue
-            for truth in truths:
-                error = next(values) - truth
-                self.error, self.squared_error = self.error + abs(error), self.squared_error + error * error
-            self.images += len(truths)
-        for norm in values:
-            if math.isfinite(norm):  # others are of steps that float16's scaler skipped
-                self.norm, self.steps = self.norm + norm, self.steps + 1
-        self._pending, self._norms = [], []
-        return {"loss": f"{self.loss / self.batches:.2f}", "MAE": f"{self.error / self.images:.2f}"}
+        parts = (*self._losses, *self._counts, *self._norms)
+        values = torch.cat([part.float() for part in parts]).tolist() if parts else []
+        losses, images = len(self._losses), len(self._truths)
+        self.losses += values[:losses]
+        self.errors += [count - truth for count, truth in zip(values[losses:], self._truths)]
+        # Norms that are not finite are of steps that float16's scaler skipped.
+        self.norms += [norm for norm in values[losses + images :] if math.isfinite(norm)]
+        self._losses, self._counts, self._norms, self._truths = [], [], [], []
+        absolute = sum(map(abs, self.errors)) / max(len(self.errors), 1)
+        return {"loss": f"{sum(self.losses) / max(len(self.losses), 1):.2f}", "MAE": f"{absolute:.2f}"}
 
-    def metrics(self, fabric: Fabric, watch: Stopwatch) -> dict[str, Any]:
-        """Means over the epoch's crops on all processes, and the seconds of ``watch``, which are this process's."""
-        own = [
-            self.loss,
-            self.error,
-            self.squared_error,
-            self.norm,
-            self.batches,
-            self.images,
-            self.steps,
-            self.skipped,
-        ]
-        sums = fabric.all_reduce(torch.tensor(own, dtype=torch.float64, device=fabric.device), reduce_op="sum").tolist()
-        loss, absolute, squared, norms, batches, images, steps, skipped = sums
-        times = watch.seconds()
+    def metrics(self, fabric: Fabric, times: dict[str, float]) -> dict[str, Any]:
+        """Means over the epoch's crops on all processes, and the seconds of each part of its steps, which are this process's."""
+        sums = [sum(self.losses), sum(map(abs, self.errors)), sum(e * e for e in self.errors), sum(self.norms)]
+        numbers = [len(self.losses), len(self.errors), len(self.norms), self.skipped]
+        own = torch.tensor(sums + numbers, dtype=torch.float64, device=fabric.device)
+        loss, absolute, squared, norms, batches, images, steps, skipped = fabric.all_reduce(
+            own, reduce_op="sum"
+        ).tolist()
         return {
             "loss": loss / batches,
             "mae": absolute / images,
