@@ -55,7 +55,7 @@ def parse() -> argparse.Namespace:
     add("--topk", type=number(float, 0, 1, above=True), metavar="X", help="vgg_trans: neighbours (default: the file's)")
 
     add = parser.add_argument_group("images").add_argument
-    add("--data-dir", type=Path, metavar="P", help="prepared data set")
+    add("--data-dir", "--root-path", type=Path, metavar="P", help="prepared data set")
     add("--split", choices=SPLITS, default="test", help="of the data set")
     add("--images", type=Path, nargs="+", metavar="PATH", help="pictures, folders and videos without truth instead")
     add("--video-out", type=Path, metavar="FILE", help="the video again with its density and count, .mp4 or .avi")

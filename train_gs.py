@@ -116,8 +116,9 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
         if held:
             load_state(network, held.get("trained_state_dict", held["model_state_dict"]), start)
             first_epoch = restore_training(start, held, fabric, optimizer, average, settings)
-            text = "going on with" if "optimizer_state_dict" in held else "weights without a training state; they begin"
-            say(fabric, f"{start}: {text} epoch {first_epoch}")
+            is_bare = "optimizer_state_dict" not in held
+            way = "weights without a training state; training begins with them at" if is_bare else "going on with"
+            say(fabric, f"{start}: {way} epoch {first_epoch}")
         if arguments.minutes:
             arguments.epochs = epochs_to_begin_with(arguments.minutes, arguments.epochs, first_epoch, held)
             spent = float(held.get("seconds", 0)) if start in folder.checkpoints() else 0.0

@@ -11,8 +11,9 @@ launches that autograd takes; ``GS2D.fitting.loss_terms`` is the readable twin t
 
 from __future__ import annotations
 
+import concurrent.futures
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,23 +31,47 @@ MAX_PIXELS = 2**27  # an atlas; more fills no GPU better, and gsplat counts valu
 MAX_PAGES = 128
 EMPTY_SHARE = 0.5  # of an atlas may lie outside its images
 SMALL = 2**20  # pixels; an atlas up to here is not rebuilt for being half empty
+AHEAD = 2**26  # pixels of images that are read before there is room for them
 
 
 class Entry:
     """An image that is being fitted and what its fit carries along, on the atlas' device or not yet.
 
     image uint8 [H, W, 3], mask bool [H, W]: foreground; params float32 [N, 8] as in ``COLUMNS``, of which the first ``fixed``
-    means stay; moments [2, N, 8] and step: Adam's.
+    means stay; moments [2, N, 8] and step: Adam's. ``schedule`` yields how many iterations come next and takes the losses.
     """
 
-    def __init__(self, image: np.ndarray, mask: np.ndarray, params: Tensor, fixed: int) -> None:
+    def __init__(
+        self, image: np.ndarray, mask: np.ndarray, params: Tensor, fixed: int, schedule: Generator | None = None
+    ) -> None:
         self.image, self.mask, self.params, self.fixed = image, mask, params, fixed
         self.moments = torch.zeros(2, *params.shape)
         self.step = torch.zeros(())
         self.page: int | None = None
+        self.schedule, self.done, self.losses = schedule, 0, (0.0, 0.0)
+        self.until = next(schedule, 0) if schedule and len(params) else 0
 
     def __len__(self) -> int:
         return len(self.params)
+
+    @property
+    def left(self) -> int:
+        """Iterations until the schedule wants to see the losses; 0 when the fit is over."""
+        return self.until - self.done
+
+    def moved(self, iterations: int, losses: tuple[float, float]) -> None:
+        """So many more iterations are done, the last of which began with these (render, shape) losses."""
+        self.done, self.losses = self.done + iterations, losses
+        if self.left == 0:
+            self.until += send(self.schedule, losses)
+
+
+def send(schedule: Generator[int, tuple[float, float], None], losses: tuple[float, float]) -> int:
+    """The iterations that come next in a schedule; 0 when it is over."""
+    try:
+        return schedule.send(losses)
+    except StopIteration:
+        return 0
 
 
 class Shapes(NamedTuple):
@@ -111,7 +136,7 @@ def fits_together(sizes: Sequence[tuple[int, int]], pixels: int) -> bool:
     return len(sizes) <= MAX_PAGES and area <= pixels and used >= (1 - EMPTY_SHARE) * area
 
 
-def room(device: torch.device) -> int:
+def capacity(device: torch.device) -> int:
     """Pixels of an atlas that the memory of ``device`` has room for, at 800 Gaussians in 1.5 million pixels."""
     if device.type != "cuda":
         return 2**23  # on a CPU an atlas gains nothing; the tests draw on it
@@ -244,3 +269,76 @@ def _move(tensors: list[list[Tensor]], learning_rate: float) -> None:
     *parts, steps = tensors
     options = {"amsgrad": False, "weight_decay": 0, "maximize": False}
     adam(*parts, [], steps, fused=True, beta1=0.9, beta2=0.999, lr=learning_rate, eps=1e-8, **options)
+
+
+def fit_all(
+    sizes: Sequence[tuple[int, int]],
+    loads: Sequence[Callable[[], Entry]],
+    atlas: Atlas,
+    learning_rate: float,
+    workers: int,
+) -> Iterator[tuple[int, Entry | Exception]]:
+    """Fit all images and yield (index, entry) as each fit ends: large images first, the next as soon as one is done.
+
+    sizes: (height, width) of the images, which ``workers`` threads read ahead by ``loads``. One that cannot be read or is too
+    large for the device gives its exception (``OSError``, ``ValueError``, ``MemoryError``). Where the device's memory runs out
+    the atlas is halved; the images that leave it keep what they have and come in again later.
+    """
+    pixels = capacity(atlas.device)
+    queue = sorted(range(len(sizes)), key=lambda index: whole_tiles(sizes[index]))  # the next one last
+    running: dict[int, Entry] = {}
+    read: dict[int, concurrent.futures.Future[Entry]] = {}
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    try:
+        while queue or running:
+            while queue and fits_together([sizes[index] for index in (*running, queue[-1])], pixels):
+                ahead = 0
+                for index in reversed(queue):
+                    if index not in read:
+                        read[index] = pool.submit(loads[index])
+                    ahead += math.prod(sizes[index])
+                    if ahead > AHEAD:
+                        break
+                index = queue.pop()
+                try:
+                    entry = read.pop(index).result()
+                except (OSError, ValueError, MemoryError) as error:
+                    yield index, error
+                    continue
+                if entry.left:
+                    running[index] = entry
+                else:
+                    yield index, entry
+            if not running:
+                continue
+            losses = None
+            try:
+                atlas.hold(list(running.values()))
+                steps = min(entry.left for entry in running.values())
+                losses = atlas.advance(steps, learning_rate)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one, and CUDA itself has another
+                if "out of memory" not in str(error):
+                    raise
+            if losses is None:  # after the handler, whose traceback holds on to what was allocated
+                atlas.hold([])
+                torch.cuda.empty_cache()
+                for entry in running.values():  # some steps may be done
+                    entry.done = int(entry.step)
+                if len(running) == 1:
+                    index, entry = running.popitem()
+                    size = "{1} x {0}".format(*entry.mask.shape)
+                    text = f"{size} pixels: too large for {atlas.device}'s memory; use --backend native"
+                    yield index, MemoryError(text)
+                    continue
+                half = (len(running) + 1) // 2
+                pixels = min(pixels, half * max(math.prod(whole_tiles(sizes[index])) for index in running))
+                for index in list(running)[: half - 1 : -1]:
+                    read[index] = pool.submit(lambda entry=running.pop(index): entry)
+                    queue.append(index)
+                continue
+            for entry, loss in zip(running.values(), losses):
+                entry.moved(steps, loss)
+            for index in [index for index, entry in running.items() if not entry.left]:
+                yield index, running.pop(index)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -53,7 +53,9 @@ def main() -> int:
     """Build what is missing or stale."""
 
     parser = make_parser("Compute the transport kernels of whole images, once, into kernels/*.h5.")
-    parser.add_argument("--root-path", type=Path, help="prepared data set (default: the configuration's root_path)")
+    parser.add_argument(
+        "--root-path", "--data-dir", type=Path, help="prepared data set (default: the configuration's root_path)"
+    )
     parser.add_argument("--gs-dir", type=Path, help="build the kernels of this gs_params folder only")
     parser.add_argument("--workers", type=number(int, 1), default=default_workers(), help="images at the same time")
     add_kernel_options(parser.add_argument)

@@ -272,7 +272,9 @@ def _status(result: tuple[float, float, int, int]) -> str:
 def _make_parser() -> argparse.ArgumentParser:
 
     parser = make_parser("Fit one 2D Gaussian to the image around every annotated point.")
-    parser.add_argument("--root-path", type=Path, required=True, help="prepared data set with train/, val/, test/")
+    parser.add_argument(
+        "--root-path", "--data-dir", type=Path, required=True, help="prepared data set with train/, val/, test/"
+    )
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["train"], help="splits to fit")
     parser.add_argument("--num-epochs", type=number(int, 1), default=4000, help="iterations for each image")
     parser.add_argument("--learning-rate", type=number(float, 0, above=True), default=0.01, help="Adam's learning rate")

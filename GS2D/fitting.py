@@ -14,6 +14,7 @@ import concurrent.futures
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +22,10 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from GS2D.atlas import Atlas, Entry
+from GS2D import native
+from GS2D.atlas import Atlas, Entry, fit_all, send
 from GS2D.gaussians import Gaussians2D
 from GS2D.rasterize import ALPHA_MIN, conics, draw, resolve_backend
-from GS2D.side_by_side import Task, fit_all
 from utils.cli import default_workers
 
 SHAPE_WEIGHT = 0.2  # weight of the elongation penalty
@@ -149,15 +150,14 @@ def _fit_problems(problems: list[Problem], config: FitConfig, backend: str) -> l
             default_workers()
         ) as pool:  # its calls release the interpreter's lock
             return list(pool.map(lambda problem: _fit_native(problem, config), problems))
-    sizes, loads = (
-        [problem.mask.shape for problem in problems],
-        [lambda problem=problem: problem for problem in problems],
-    )
+    sizes = [problem.mask.shape for problem in problems]
+    loads = [lambda problem=problem: problem for problem in problems]
     outcomes = dict(fit_side_by_side(sizes, loads, config, backend))
-    for index in range(len(problems)):
-        if isinstance(outcomes[index], Exception):
-            raise outcomes[index]
-    return [outcomes[index] for index in range(len(problems))]
+    results = [outcomes[index] for index in range(len(problems))]
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results
 
 
 def rms_neighbour_distance(points: np.ndarray) -> np.ndarray:
@@ -269,45 +269,24 @@ def fit_side_by_side(
 ) -> Iterator[tuple[int, FitResult | Exception]]:
     """Fit images of these (height, width), read when there is room for them -> (index, result), each as its fit ends.
 
-    See ``GS2D.side_by_side.fit_all`` for the order and for exceptions; ``workers`` threads read ahead.
+    See ``GS2D.atlas.fit_all`` for the order and for exceptions; ``workers`` threads read ahead.
     """
     device = torch.device("cuda", torch.cuda.current_device()) if backend == "gsplat" else torch.device("cpu")
-    tasks = [Task(size, lambda load=load: _AtlasFit(load(), config)) for size, load in zip(sizes, loads, strict=True)]
-    return fit_all(tasks, Atlas(backend, device, SHAPE_WEIGHT, MAX_RATIO), config.learning_rate, workers)
+    annotated: dict[int, int] = {}
 
-
-class _AtlasFit:
-    """A fit in an atlas: its entry there, and where it stands in its schedule (``side_by_side.Fit``)."""
-
-    def __init__(self, problem: Problem, config: FitConfig) -> None:
+    def load(index: int) -> Entry:
+        problem = loads[index]()
+        annotated[index] = problem.annotated
         fixed = 0 if config.learn_means else problem.annotated
-        self.annotated, self.schedule = problem.annotated, schedule(config)
-        self.entry = Entry(problem.image, problem.mask, torch.cat(problem.start, dim=1), fixed)
-        self.done, self.losses = 0, (0.0, 0.0)
-        self.until = next(self.schedule, 0) if len(self.entry) else 0
+        return Entry(problem.image, problem.mask, torch.cat(problem.start, dim=1), fixed, schedule(config))
 
-    @property
-    def left(self) -> int:
-        """Iterations until the schedule wants to see the loss; 0 when the fit is over."""
-        return self.until - self.done
-
-    def moved(self, done: int, losses: tuple[float, float]) -> None:
-        """``done`` iterations are done in all, the last of which began with these losses."""
-        self.done, self.losses = done, losses
-        if self.left == 0:
-            self.until += _send(self.schedule, losses)
-
-    def result(self) -> FitResult:
-        """What came out, on the CPU."""
-        return _result(self.entry.params.cpu().split([2, 2, 1, 3], dim=1), self.annotated, *self.losses, self.done)
-
-
-def _send(course: Generator[int, tuple[float, float], None], losses: tuple[float, float]) -> int:
-    """The iterations that come next in a ``schedule``; 0 when it is over."""
-    try:
-        return course.send(losses)
-    except StopIteration:
-        return 0
+    loaders = [partial(load, index) for index in range(len(loads))]
+    atlas = Atlas(backend, device, SHAPE_WEIGHT, MAX_RATIO)
+    for index, entry in fit_all(sizes, loaders, atlas, config.learning_rate, workers):
+        if not isinstance(entry, Exception):
+            parameters = entry.params.cpu().split([2, 2, 1, 3], dim=1)
+            entry = _result(parameters, annotated[index], *entry.losses, entry.done)
+        yield index, entry
 
 
 def _result(parameters: Sequence[Tensor], annotated: int, render: float, shape: float, done: int) -> FitResult:
@@ -318,8 +297,6 @@ def _result(parameters: Sequence[Tensor], annotated: int, render: float, shape: 
 
 def _fit_native(problem: Problem, config: FitConfig) -> FitResult:
     """The same on the native engine, where a call does all its iterations; one core."""
-    from GS2D import native
-
     image, mask, start, annotated = problem
     if len(start.means) == 0:
         return _result(start, annotated, 0.0, 0.0, 0)
@@ -336,7 +313,7 @@ def _fit_native(problem: Problem, config: FitConfig) -> FitResult:
     while steps:
         *arrays, render, shape, _ = native.fit(image, mask, *arrays, iterations=steps, **options)
         done += steps
-        steps = _send(course, (render, shape))
+        steps = send(course, (render, shape))
     return _result([torch.from_numpy(array) for array in arrays], annotated, render, shape, done)
 
 

@@ -62,7 +62,9 @@ def main() -> int:
     """Clean every file of the configured data set."""
 
     parser = make_parser("Clean distorted Gaussians in gs_params/*.h5; the fitted ones stay in the files as 'fitted'.")
-    parser.add_argument("--root-path", type=Path, help="prepared data set (default: the configuration's root_path)")
+    parser.add_argument(
+        "--root-path", "--data-dir", type=Path, help="prepared data set (default: the configuration's root_path)"
+    )
     parser.add_argument("--gs-dir", type=Path, help="clean this gs_params folder only")
     parser.add_argument("--max-ratio", type=number(float, 1), default=1.5, help="longest over shortest axis that stays")
     arguments = parse_arguments(

@@ -13,15 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.transforms import (
-    MIN_BOX_FRACTION,
-    Augmentation,
-    Sample,
-    augment,
-    box_fraction,
-    draw_augmentation,
-    too_small,
-)
+from datasets.transforms import Sample, augment, draw_augmentation, too_small
 from GS2D.kernel import BlockKernel, block_diagonal, kernel_command, stored_kernel, transport_kernel
 from GS2D.prepared import Annotations, fit_command, load_annotations
 from utils.files import SPLITS, gaussians_path, kernel_path, list_images, points_path, read_points
@@ -93,8 +85,8 @@ def collate(samples: Sequence[TrainSample]) -> Batch:
     )
 
 
-def default_kernel(
-    *, points: np.ndarray, scales: np.ndarray, rotations: np.ndarray, crop_size: int, **_: float
+def gst_kernel(
+    points: np.ndarray, scales: np.ndarray, rotations: np.ndarray, crop_size: int, short_side: float
 ) -> Tensor:
     """GST's K with its published parameters."""
     return transport_kernel(points, scales, rotations, crop_size)
@@ -103,13 +95,14 @@ def default_kernel(
 class Crowd(Dataset):
     """The images of ``root/split``: ``TrainSample``s for "train", ``EvalSample``s for "val" and "test".
 
-    A training sample carries its transport kernel: what ``kernel`` makes of the augmented crop, a function of points, scales,
-    rotations, crop_size and short_side such as ``losses.build_kernel`` gives (default: GST's), or what ``kernel_parameters``
-    find in the stored kernels; None for losses that transport nothing. ``training`` asks for one kind whatever the split. A training sample is a function of (seed, epoch, index); call
-    ``set_epoch`` before each epoch. Without ``use_gaussians`` no fitted Gaussians are read: scales are then a sixth of
-    the neighbour distance, which also replaces fitted scales that are NaN, and rotations are 0. With ``skip_bad`` the next
-    image takes the place of a training image that cannot be read, and the sample says why. A test split without any
-    annotation file is one whose annotations are kept secret (NWPU-Crowd): its counts are NaN.
+    A training sample carries its transport kernel: what ``kernel`` makes of the augmented crop, a function of (points, scales,
+    rotations, crop_size, short_side) such as ``losses.build_kernel`` gives (default: GST's), or with ``kernel_parameters``
+    its part of the stored kernel; None for losses that transport nothing. ``training`` asks for one kind whatever the split.
+    A training sample is a function of (seed, epoch, index); call ``set_epoch`` before each epoch. Without ``use_gaussians``
+    no fitted Gaussians are read: scales are then a sixth of the neighbour distance, which also replaces fitted scales that
+    are NaN, and rotations are 0. With ``skip_bad`` the next image takes the place of a training image that cannot be read,
+    and the sample says why. A test split without any annotation file is one whose annotations are kept secret
+    (NWPU-Crowd): its counts are NaN.
 
     Raises ``ValueError`` for an unknown split and ``FileNotFoundError`` for missing images, annotations or Gaussians;
     items raise ``ValueError``, naming the file, for what cannot be read or does not fit together.
@@ -124,7 +117,7 @@ class Crowd(Dataset):
         seed: int = 4073,
         use_gaussians: bool = True,
         training: bool | None = None,
-        kernel: Callable[..., Tensor] | None = default_kernel,
+        kernel: Callable[..., Tensor] | None = gst_kernel,
         kernel_parameters: Mapping[str, float] | None = None,
         skip_bad: bool = False,
     ) -> None:
@@ -190,39 +183,25 @@ class Crowd(Dataset):
         raise ValueError(f"{self.root / self.split}: none of {len(self)} images can be used; the last: {skipped[-1]}")
 
     def _crop(self, index: int) -> TrainSample:
-        path = self.images[index]
-        whole = Sample(open_image(path), *(self._annotations[index] or load_annotations(path, self.use_gaussians)))
-        height, width = whole.image.shape[:2]
+        path, parameters = self.images[index], self.kernel_parameters
+        annotations = self._annotations[index] or load_annotations(path, self.use_gaussians)
+        whole = Sample(open_image(path), *annotations)
         generator = np.random.default_rng([self.seed, int(self._epoch), index])
-        augmentation = draw_augmentation(generator, height, width, self.crop_size, str(path), stride=self._stride)
-        sample, targets = augment(whole, augmentation, self.crop_size)
-        short_side = min(height, width) * augmentation.scale
-        if self._stride:
-            kernel = self._cut_kernel(path, whole, augmentation)
-        else:
-            kernel = self._make_kernel(path, sample, short_side)
-        arrays = (sample.points, sample.scales, sample.rotations, targets)
-        tensors = (torch.from_numpy(array) for array in arrays)
-        return TrainSample(to_planes(sample.image), *tensors, path.stem, short_side, kernel, index)
-
-    def _make_kernel(self, path: Path, sample: Sample, short_side: float) -> Tensor | None:
-        """K of a crop, computed from its annotations, if the loss transports."""
-        if self.kernel is None:
-            return None
-        annotations = {name: getattr(sample, name) for name in ("points", "scales", "rotations")}
-        try:
-            return self.kernel(**annotations, crop_size=self.crop_size, short_side=short_side)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-
-    def _cut_kernel(self, path: Path, whole: Sample, augmentation: Augmentation) -> Tensor:
-        """K of a crop, cut out of the stored one of the whole image, which is not rescaled."""
-        left, top = augmentation.left, augmentation.top
-        annotations = whole.points, whole.scales, whole.rotations
-        stays = box_fraction(whole.points, whole.distance, left, top, self.crop_size) >= MIN_BOX_FRACTION
-        crop = left, top, self.crop_size
-        size = whole.image.shape[:2]
-        return stored_kernel(path, size, annotations, self.kernel_parameters, stays, crop, augmentation.flip)
+        drawn = draw_augmentation(generator, *whole.image.shape[:2], self.crop_size, str(path), stride=self._stride)
+        crop, targets, stays = augment(whole, drawn, self.crop_size)
+        short_side = min(whole.image.shape[:2]) * drawn.scale
+        kernel = None
+        if parameters:
+            place, given = (drawn.left, drawn.top, self.crop_size), (whole.points, whole.scales, whole.rotations)
+            kernel = stored_kernel(path, whole.image.shape[:2], given, parameters, stays, place, drawn.flip)
+        elif self.kernel:
+            given = {"points": crop.points, "scales": crop.scales, "rotations": crop.rotations}
+            try:
+                kernel = self.kernel(**given, crop_size=self.crop_size, short_side=short_side)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+        tensors = (torch.from_numpy(array) for array in (crop.points, crop.scales, crop.rotations, targets))
+        return TrainSample(to_planes(crop.image), *tensors, path.stem, short_side, kernel, index)
 
 
 def _require(paths: Sequence[Path], remedy: str) -> None:

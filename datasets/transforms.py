@@ -75,17 +75,17 @@ def too_small(name: str, height: int, width: int, crop_size: int) -> str:
     return f"{name}: {width} x {height} pixels, smaller than the crop of {crop_size}; {lower}preprocess with --min-size {crop_size}"
 
 
-def augment(sample: Sample, augmentation: Augmentation, crop_size: int) -> tuple[Sample, np.ndarray]:
-    """Rescale, crop, make grey, flip -> (crop with the points it keeps, their targets float32 [n]).
+def augment(sample: Sample, augmentation: Augmentation, crop_size: int) -> tuple[Sample, np.ndarray, np.ndarray]:
+    """Rescale, crop, make grey, flip -> (crop with the n points that stay, their targets float32 [n], which stay: bool [N]).
 
     Of the image only the pixels under the crop are read.
     """
     image = cut_out(sample.image, augmentation, crop_size)
-    sample, targets = crop(rescale(sample, augmentation.scale), augmentation.left, augmentation.top, crop_size)
+    sample, targets, stays = crop(rescale(sample, augmentation.scale), augmentation.left, augmentation.top, crop_size)
     sample = sample._replace(image=image)
     if augmentation.grey:
         sample = sample._replace(image=grey(sample.image))
-    return (hflip(sample) if augmentation.flip else sample), targets
+    return (hflip(sample) if augmentation.flip else sample), targets, stays
 
 
 def cut_out(image: np.ndarray, augmentation: Augmentation, size: int) -> np.ndarray:
@@ -152,19 +152,22 @@ def box_fraction(points: np.ndarray, distance: np.ndarray, left: float, top: flo
     return np.clip(np.maximum(high - low, 0).prod(axis=1) / side[:, 0] ** 2, 0, 1)
 
 
-def crop(sample: Sample, left: int, top: int, size: int) -> tuple[Sample, np.ndarray]:
-    """Keep the annotations of a square and move the origin to its corner -> (sample, targets); the image stays.
+def crop(sample: Sample, left: int, top: int, size: int) -> tuple[Sample, np.ndarray, np.ndarray]:
+    """Keep the annotations of a square and move the origin to its corner; the image is left as it is.
+
+    -> (sample of n points, their targets [n], which points of the sample before they are: bool [N])
 
     Points stay whose box lies at least 30 % inside, also some just outside the square; that fraction is their target.
     """
     fraction = box_fraction(sample.points, sample.distance, left, top, size)
-    kept = fraction >= MIN_BOX_FRACTION
-    return sample._replace(
-        points=sample.points[kept] - np.array([left, top], sample.points.dtype),
-        distance=sample.distance[kept],
-        scales=sample.scales[kept],
-        rotations=sample.rotations[kept],
-    ), fraction[kept]
+    stays = fraction >= MIN_BOX_FRACTION
+    inside = sample._replace(
+        points=sample.points[stays] - np.array([left, top], sample.points.dtype),
+        distance=sample.distance[stays],
+        scales=sample.scales[stays],
+        rotations=sample.rotations[stays],
+    )
+    return inside, fraction[stays], stays
 
 
 def hflip(sample: Sample) -> Sample:
@@ -182,8 +185,8 @@ def grey(image: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(np.ascontiguousarray(image)).convert("L").convert("RGB"))
 
 
-def _corner(uniform: float, room: int, step: int) -> int:
-    return int(uniform * (room // step + 1)) * step
+def _corner(uniform: float, largest: int, step: int) -> int:
+    return int(uniform * (largest // step + 1)) * step
 
 
 def _rescaled(height: int, width: int, factor: float) -> tuple[int, int]:

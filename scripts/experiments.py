@@ -29,7 +29,7 @@ from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
 from utils.cli import EXIT_FAILED, ProgressBar, default_workers, one_line
-from utils.config import DATA_NAMES, make_parser, number
+from utils.config import make_parser, number
 from utils.evaluation import Result, mae_mse
 from utils.evaluation.results import read_counts
 from utils.files import atomic_write, list_images, make_folder, points_path, read_points, write_json
@@ -41,14 +41,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN, TEST = ROOT / "train_gs.py", ROOT / "test.py"
 FIRST_SEED = 4073
 RADII = {"f1": "8", "f1_4px": "4"}  # key of a result -> radius in ``summary.json``, pixels
-OURS = (
-    *DATA_NAMES,
-    "--loss",
-    "--seed",
-    "--save-dir",
-    "--resume",
-    "--overwrite",
-)  # options of train_gs.py that are set here
+# Options of train_gs.py that are set here.
+OURS = ("--data-dir", "--root-path", "--loss", "--seed", "--save-dir", "--resume", "--overwrite")
 
 Results = Mapping[str, list[dict[str, Any]]]  # of the finished runs, by name
 Errors = tuple[float, float]  # MAE, MSE

@@ -93,6 +93,7 @@ def main() -> None:
     add("--out", type=Path, metavar="FILE", help="the archive (default: RUN.zip)")
     add(
         "--data-dir",
+        "--root-path",
         type=Path,
         metavar="P",
         help="prepared data set, to count its results again with what was unpacked",

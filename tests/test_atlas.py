@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import GS2D.side_by_side as side_by_side
+from GS2D import atlas as atlas_module
 from GS2D.atlas import COLUMNS, MAX_PAGES, Atlas, Entry, fits_together, shapes, whole_tiles
 from GS2D.fitting import (
     MAX_RATIO,
@@ -80,7 +80,7 @@ def test_an_atlas_equals_single_fits_with_every_option(options):
 
 def test_images_that_are_done_leave_and_others_come_in(monkeypatch):
     """Pages for two images: five pass through, each stops when its own loss stalls."""
-    monkeypatch.setattr(side_by_side, "room", lambda device: 2 * 80 * 80)
+    monkeypatch.setattr(atlas_module, "capacity", lambda device: 2 * 80 * 80)
     held = []
     hold = Atlas.hold
     monkeypatch.setattr(Atlas, "hold", lambda atlas, entries: (held.append(len(entries)), hold(atlas, entries)))

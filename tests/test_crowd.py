@@ -42,7 +42,7 @@ def test_a_training_sample_is_the_augmented_image(root):
         arrays = (stored[:, :2], stored[:, 2], gaussians.scales.numpy(), gaussians.rotations.numpy())
         generator = np.random.default_rng(np.random.SeedSequence([11, 3, index]))
         drawn = draw_augmentation(generator, 70, 90, CROP, path.name)
-        expected, targets = augment(Sample(load_image(path), *arrays), drawn, CROP)
+        expected, targets, _ = augment(Sample(load_image(path), *arrays), drawn, CROP)
         found = crowd[index]
         assert isinstance(found, TrainSample) and found.name == path.stem
         assert found.image.shape == (3, CROP, CROP) and found.image.dtype == torch.uint8

@@ -16,7 +16,6 @@ SCRIPTS = {
     "GS2D/process_gaussians.py": (),
     "GS2D/build_kernels.py": ("--workers", 1),
     "datasets/check.py": ("--workers", 1, "--crop-size", 64),
-    "datasets/audit/stages.py": (),
     "train_gs.py": TRAIN,
     "test.py": ("--split", "val", "--device", "cpu"),
 }

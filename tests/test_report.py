@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
-from datasets.audit.report import (
-    CROP_SIZES,
+from datasets.report import (
     PUBLISHED,
     RECORD,
     crowding,
     find_images,
     look_at,
     read_record,
-    summarise,
     write_report,
 )
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def add(root, name, points=((5, 5), (20, 20)), size=(64, 48), seed=None, mode="RGB", **entry):
@@ -75,13 +68,6 @@ def test_a_plain_set_has_neither_errors_nor_warnings(plain, capsys):
     ]
 
 
-def test_the_file_is_the_same_twice(plain, capsys):
-    report_of(plain, capsys)
-    first = (plain / "dataset_report.json").read_bytes()
-    report_of(plain, capsys)
-    assert (plain / "dataset_report.json").read_bytes() == first and not list(plain.glob(".*"))
-
-
 def test_numbers_of_the_published_sets(plain, capsys):
     report, out = report_of(plain, capsys, "qnrf")
     assert report["published"]["images"] == {"train+val": [3, 1201], "test": [1, 334]}
@@ -93,13 +79,6 @@ def test_numbers_of_the_published_sets(plain, capsys):
     assert (
         sum(sum(published.images.values()) for published in PUBLISHED.values()) == 1535 + 4372 + 5109 + 482 + 716 + 50
     )
-
-
-def test_crop_sizes_are_those_of_the_configurations():
-    for dataset, crop_size in CROP_SIZES.items():
-        values = yaml.safe_load((ROOT / "configs" / f"{dataset}.yml").read_text()) or {}
-        assert values.get("crop_size", 512) == crop_size
-    assert set(CROP_SIZES) == set(PUBLISHED)
 
 
 def test_dropped_points_by_image(plain, capsys):
@@ -259,7 +238,7 @@ def test_missing_and_empty_folders(tmp_path, capsys):
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "notes.txt").touch()
     report, _ = report_of(tmp_path, capsys)
-    assert list(report["splits"]) == ["train"] and [path.name for path in find_images(tmp_path)] == ["a.jpg"]
+    assert list(report["splits"]) == ["train"] and [path.name for path, _ in find_images(tmp_path)] == ["a.jpg"]
 
 
 def test_a_flood_of_warnings_is_cut_and_the_file_has_them_all(plain, capsys):
@@ -269,19 +248,3 @@ def test_a_flood_of_warnings_is_cut_and_the_file_has_them_all(plain, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 41 and lines[-1] == "warning: 10 more are listed in dataset_report.json"
     assert len(json.loads((plain / "dataset_report.json").read_text())["errors"]) == 50
-
-
-def test_thousands_of_images_take_seconds(tmp_path, capsys):
-    size = {"height": 48, "width": 64, "grey": False}
-    (tmp_path / "train").mkdir()
-    image = add(tmp_path, "train/0.jpg").read_bytes()
-    points = np.random.default_rng(0).uniform(0, 48, (500, 2)).astype(np.float32)
-    for i in range(300):
-        path = tmp_path / "train" / f"{i}.jpg"
-        path.write_bytes(image)
-        np.save(path.with_suffix(".npy"), points)
-    record = {f"train/{i}.jpg": size for i in range(300)}
-    start = time.process_time()
-    facts = [look_at(tmp_path, path, record[f"train/{path.name}"]) for path in find_images(tmp_path)]
-    report = summarise(tmp_path, None, 32, facts)
-    assert time.process_time() - start < 2 and report["splits"]["train"]["points"] == 150_000

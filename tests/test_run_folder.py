@@ -22,7 +22,7 @@ import models
 import train_gs
 from GS2D.gaussians import Gaussians2D
 from models import Prediction
-from utils.files import gaussians_path, list_images, points_path
+from utils.files import gaussians_path, list_images, points_path, split_hashes
 from utils.images import load_image
 from utils.training import run_folder, steps
 from utils.training.run_folder import RunFolder, shareable
@@ -61,7 +61,7 @@ def interrupted(data, folder, epoch, *options):
 
 
 def stages(data, runs):
-    return json.loads(call("datasets/audit/stages.py", "--data-dir", data, "--runs", runs, "--json")[0])
+    return json.loads(call("datasets/check.py", "--quick", "--data-dir", data, "--runs", runs, "--json")[0])
 
 
 def paste(command):
@@ -335,7 +335,7 @@ def test_a_best_model_belongs_to_its_validation_images(data, tmp_path):
     before = RunFolder(folder).best()
     (image,) = list_images(copy / "val")
     np.save(points_path(image), np.random.default_rng(0).uniform(1, 79, (500, 2)).astype(np.float32))
-    train_gs.split_hashes.cache_clear()
+    split_hashes.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_gs, "validate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         train(copy, folder, *options, 4, code=130)
@@ -343,7 +343,7 @@ def test_a_best_model_belongs_to_its_validation_images(data, tmp_path):
     train(copy, folder, *options, 4)
     after = RunFolder(folder).best()
     assert after["epoch"] >= 2 and after["val_mae"] > 300 and after["val_hash"] != before["val_hash"]
-    train_gs.split_hashes.cache_clear()
+    split_hashes.cache_clear()
 
 
 def test_averaged_weights_are_what_a_checkpoint_means(data, tmp_path):

@@ -72,7 +72,7 @@ def test_a_factor_that_makes_the_image_too_small_is_not_used():
 @settings(deadline=None, max_examples=50)
 def test_the_crop_always_lies_in_the_image(seed, height, width, size):
     drawn = draw_augmentation(np.random.default_rng(seed), height, width, size, "a")
-    sample, targets = augment(make_sample(height, width, seed=1), drawn, size)
+    sample, targets, _ = augment(make_sample(height, width, seed=1), drawn, size)
     assert sample.image.shape == (size, size, 3) and sample.image.dtype == np.uint8
     assert len(targets) == len(sample.points) == len(sample.distance) == len(sample.scales) == len(sample.rotations)
     assert all(array.dtype == np.float32 for array in (*sample[1:], targets))
@@ -124,7 +124,7 @@ def test_a_mark_in_the_image_stays_under_its_point():
             image, point, np.full(1, 8, np.float32), np.ones((1, 2), np.float32), np.ones((1, 1), np.float32)
         )
         drawn = draw_augmentation(rng, 200, 220, 150, "a")
-        out, targets = augment(sample, drawn, 150)
+        out, targets, _ = augment(sample, drawn, 150)
         weights = out.image[..., 0].astype(float)
         if not len(out.points) or targets[0] < 1:
             continue
@@ -168,7 +168,7 @@ def test_box_fraction_counts_pixels():
 def test_crop_keeps_points_with_enough_of_their_box_inside():
     sample = make_sample(200, 200, 300, seed=2)
     left, top, size = 30, 50, 100
-    out, targets = crop(sample, left, top, size)
+    out, targets, _ = crop(sample, left, top, size)
     fraction = box_fraction(sample.points, sample.distance, left, top, size)
     kept = fraction >= 0.3
     assert 0 < kept.sum() < 300
@@ -214,12 +214,12 @@ def test_grey_has_the_luma_in_every_channel():
     luma = np.asarray(Image.fromarray(image).convert("L"))
     assert (grey(image) == luma[..., None]).all()
     np.testing.assert_allclose(luma, image @ [0.299, 0.587, 0.114], atol=0.51)
-    out, _ = augment(make_sample(), Augmentation(True, 1.0, 2, 3, True), 64)
+    out, *_ = augment(make_sample(), Augmentation(True, 1.0, 2, 3, True), 64)
     np.testing.assert_array_equal(out.image[..., 0], luma[2:66, 3:67][:, ::-1])
 
 
 def test_no_points():
-    sample, targets = augment(make_sample(count=0), Augmentation(True, 1.1, 2, 3, True), 64)
+    sample, targets, _ = augment(make_sample(count=0), Augmentation(True, 1.1, 2, 3, True), 64)
     assert targets.shape == (0,) and sample.points.shape == (0, 2)
     assert sample.scales.shape == (0, 2) and sample.rotations.shape == (0, 1)
 

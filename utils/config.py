@@ -16,8 +16,6 @@ from typing import Any
 
 import yaml
 
-DATA_NAMES = frozenset({"--data-dir", "--root-path"})  # the released scripts' names for a prepared data set
-
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default of every option, also of those without a help text."""
@@ -28,24 +26,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action) or ""
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser to which the folder of a prepared data set has two names, whichever of them an option was given."""
-
-    def share_names(self) -> None:
-        for action in self._actions:
-            if not DATA_NAMES.isdisjoint(action.option_strings):
-                names = sorted(DATA_NAMES - self._option_string_actions.keys())
-                action.option_strings += names
-                self._option_string_actions.update(dict.fromkeys(names, action))
-
-    def parse_known_args(self, *arguments: Any, **options: Any) -> Any:
-        self.share_names()
-        return super().parse_known_args(*arguments, **options)
-
-
-def make_parser(description: str) -> Parser:
+def make_parser(description: str) -> argparse.ArgumentParser:
     """A parser whose ``--help`` shows every default; abbreviated options are refused, since a new one would break them."""
-    return Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
 def number(kind: type, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> Callable[[str], Any]:
@@ -67,7 +50,7 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, *, above:
 
 
 def parse_arguments(
-    parser: Parser,
+    parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
     *,
     default_config: Path | None = None,
@@ -91,20 +74,19 @@ def parse_arguments(
         preset = presets[1] / f"{found.get(presets[0]) or parser.get_default(presets[0])}.yml"
         if preset.is_file() and preset != config:
             layers.insert(0, (preset, _read(parser, preset)))
-    parser.share_names()
     for config, values in layers:
         _set_defaults(parser, config, values, unused_keys, foreign_keys)
     return parser.parse_args(argv)
 
 
 def given_values(
-    parser: Parser, argv: Sequence[str] | None, *names: str, default_config: Path | None = None
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, *names: str, default_config: Path | None = None
 ) -> dict[str, Any]:
     """What the command line, or else the file of ``--config``, gives for the options ``names``, as it stands there.
 
     For those who choose defaults by them, before ``parse_arguments``; ``config`` is the file itself, if any.
     """
-    finder = Parser(add_help=False, allow_abbrev=False, usage=parser.usage)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=parser.usage)
     for name in ("config", *names):
         finder.add_argument(f"--{name}")
     found = vars(finder.parse_known_args(argv)[0])
@@ -167,7 +149,7 @@ def _set_defaults(
         action.required = False
 
 
-def _by_name(parser: Parser) -> dict[str, argparse.Action]:
+def _by_name(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     """The options that a file may give, by each of their names as it stands there."""
     return {
         name.removeprefix("--").replace("-", "_"): action

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from datasets.audit.report import CROP_SIZES, RECORD, read_record, write_report
 from datasets.raw.annotations import prepared_stem
+from datasets.report import CROP_SIZES, RECORD, read_record, write_report
 from GS2D.points import mean_neighbour_distance
 from utils.cli import Outcome, default_workers, for_each, report_failures
 from utils.config import make_parser, number, parse_arguments
@@ -162,7 +162,13 @@ def make_preprocess_parser(description: str, defaults: Settings) -> argparse.Arg
         "--input-dataset-path", "--origin-dir", type=Path, required=True, metavar="P", help="folder of the raw data set"
     )
     parser.add_argument(
-        "--output-dataset-path", "--data-dir", type=Path, required=True, metavar="P", help="folder to write to"
+        "--output-dataset-path",
+        "--data-dir",
+        "--root-path",
+        type=Path,
+        required=True,
+        metavar="P",
+        help="folder to write to",
     )
     parser.add_argument(
         "--min-size", type=number(int, 1), default=defaults.min_size, help="smallest short side, pixels"

@@ -20,7 +20,7 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 import train_tiny  # noqa: E402
 
-import datasets.audit.report  # noqa: E402, F401
+import datasets.report  # noqa: E402, F401
 import GS2D.build_kernels  # noqa: E402, F401
 import GS2D.fit_dataset  # noqa: E402, F401
 import GS2D.process_gaussians  # noqa: E402, F401

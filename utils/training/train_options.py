@@ -11,9 +11,9 @@ from utils.cli import default_workers
 from utils.config import given_values, make_parser, number, parse_arguments
 from utils.dataset_report import DATASETS, OWN, REPORT, data_name, read_report
 from utils.pixels import STRIDE
-from utils.training.released_options import add_released_options, apply_released_options
 from utils.training.run_folder import FORMER_OPTIONS, START_OPTIONS
 
+_GAUSSIANS = "gs_params"
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -32,15 +32,22 @@ def parse_train_options(
     switch = argparse.BooleanOptionalAction
 
     add = parser.add_argument_group("data").add_argument
-    given = given_values(parser, argv, "data-dir", "save-dir")
-    root, config, folder = given["data_dir"], given["config"], given["save_dir"]
+    given = given_values(parser, argv, "data-dir", "root-path", "save-dir")
+    root, config, folder = given["data_dir"] or given["root_path"], given["config"], given["save_dir"]
     # Runs of before wrote into their own file how they had been started, which is not how they go on.
     is_own = config and folder and Path(config).resolve().parent == Path(folder).resolve()
     report = read_report(Path(str(root))) if root else {}
     said = report.get("dataset") or (OWN if report else "qnrf")
     whose = f"whose preset applies (default: what {REPORT} of the data says; without one, qnrf)"
     add("--dataset", choices=DATASETS, default=said, help=whose)
-    add("--data-dir", type=Path, required=True, metavar="P", help="prepared data set: train/ (with gs_params/), val/")
+    add(
+        "--data-dir",
+        "--root-path",
+        type=Path,
+        required=True,
+        metavar="P",
+        help="prepared data set: train/ (with gs_params/), val/",
+    )
     crop = report.get("crop_size") or 512 if said == OWN else 512
     add("--crop-size", type=number(int, 16), default=crop, metavar="N", help="side of the training crops, pixels")
     processors, local = default_workers(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -113,14 +120,30 @@ def parse_train_options(
     add("--graphs", action=switch, help=graphs)
     add("--deterministic", action=switch, default=False, help="only deterministic algorithms, on GPUs too")
 
-    add_released_options(parser.add_argument_group("of the released script, besides").add_argument)
+    # In the released script ``--is-gray False`` means True; here False.
+    add = parser.add_argument_group("of the released script, besides").add_argument
+    released = {"type": _boolean, "nargs": "?", "const": True, "metavar": "B"}
+    add("--save-all", default=False, help="also keep each best model, as best_model_<epoch>.pth", **released)
+    add("--use-background", default=True, help="False: --background-ratio 0", **released)
+    add("--is-gray", default=False, help="grey images are recognised either way", **released)
+    add("--gs-path", default=_GAUSSIANS, metavar="NAME", help="folder of the Gaussians beside the images")
 
     unused = (*FORMER_OPTIONS, *START_OPTIONS) if is_own else FORMER_OPTIONS
     arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS), unused_keys=unused)
     if report.get("dataset") not in (None, arguments.dataset):
         found = f"{arguments.data_dir / REPORT} says {said}"
         parser.error(f"--dataset {arguments.dataset}: {found}; leave the option out, or prepare the data as that set")
-    apply_released_options(parser, arguments)
+    if arguments.gs_path != _GAUSSIANS:
+        parser.error(
+            f"--gs-path {arguments.gs_path}: fitted Gaussians are read from {_GAUSSIANS}/ beside the images (the released "
+            "script ignores this option); rename the folder"
+        )
+    if not arguments.use_background:
+        arguments.background_ratio = 0.0
+    arguments.resume = arguments.resume or "auto"  # the released default is empty
+    arguments.device = arguments.device.strip()
+    for name in ("gs_path", "use_background", "is_gray"):  # only this project's own options are written down
+        delattr(arguments, name)
     if arguments.crop_size % 16:
         parser.error(f"--crop-size {arguments.crop_size}: must be a multiple of 16, the networks' coarsest stride")
     if arguments.kernels == "h5" and arguments.loss != "gst":
@@ -138,6 +161,14 @@ def parse_train_options(
 def default_loaders(processors: int) -> int:
     """Processes that load images beside a training that has so many processors: one stays with the training."""
     return min(8, max(processors - 1, min(2, processors), 1))
+
+
+def _boolean(text: str) -> bool:
+    """An argparse type for ``--option True`` and ``--option False``."""
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return known[text.lower()]
 
 
 def _sigma(text: str) -> float | str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +17,9 @@ from scipy.spatial import cKDTree
 
 from utils.cli import one_line
 from utils.dataset_report import DATASETS, OWN, REPORT
-from utils.files import SPLITS, list_images, points_path, read_json_lines, read_points, write_json
+from utils.files import SPLITS, file_hash, list_images, points_path, read_json_lines, read_points, write_json
 
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CROP_SIZES = {  # of training, pixels
     name: (yaml.safe_load((_CONFIGS / f"{name}.yml").read_text(encoding="utf-8")) or {}).get("crop_size", 512)
     for name in DATASETS
@@ -35,6 +35,11 @@ RECORD = "preprocess.jsonl"  # one line an image: what preprocessing made of it 
 def read_record(root: Path) -> dict[str, dict[str, Any]]:
     """The entries of ``root/preprocess.jsonl`` by image; lines that cannot be read are left out, a later one wins."""
     return {entry["image"]: entry for entry in read_json_lines(root / RECORD) if isinstance(entry.get("image"), str)}
+
+
+def lost_images(root: Path) -> list[str]:
+    """Images of the record that are not there any more."""
+    return [name for name in read_record(root) if not (root / name).exists()]
 
 
 class Published(NamedTuple):
@@ -69,24 +74,24 @@ class ImageFacts(NamedTuple):
     jpeg_problem: str | None  # why the image cannot be read
     points_problem: str | None  # why the annotations cannot be read
     errors: tuple[str, ...]  # all else
-    orientation: int = 1  # the EXIF orientation by which the raw image was turned upright
+    orientation: int  # the EXIF orientation by which the raw image was turned upright; 1: as it was stored
+    warnings: tuple[str, ...] = ()
+    states: Mapping[str, tuple[str, str]] = {}  # of the stages of its preparation, see ``datasets.check``
 
     @property
     def split(self) -> str:
         return self.name.split("/")[0]
 
 
-def find_images(root: Path) -> list[Path]:
-    """The images of all splits. Raises ``FileNotFoundError`` where there is none at all."""
-    images = []
+def find_images(root: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The images of all splits, each with its entry in the record. Raises ``FileNotFoundError`` where there is none at all."""
+    images, record = [], read_record(root)
     for split in SPLITS:
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # a split may be missing, or have none after a run in which all failed
+        with contextlib.suppress(FileNotFoundError):  # a split may be missing, or empty after a run in which all failed
             images += list_images(root / split)
     if not images:
         raise FileNotFoundError(f"{root}: holds no images in train, val or test; preprocess_dataset_*.py writes them")
-    return images
+    return [(image, record.get(image.relative_to(root).as_posix(), {})) for image in images]
 
 
 def look_at(root: Path, image: Path, entry: Mapping[str, Any], problem: str | None = None) -> ImageFacts:
@@ -95,36 +100,35 @@ def look_at(root: Path, image: Path, entry: Mapping[str, Any], problem: str | No
     ``problem`` is a line that says why the image cannot be decoded, from a caller who tried; its header is then not read.
     """
     keys = ("height", "width", "grey", "dropped", "orientation")
-    known = {key: entry[key] for key in keys if isinstance(entry.get(key), int)}
-    height, width, grey = map(known.get, keys[:3])
+    height, width, grey, dropped, orientation = (v if isinstance(v := entry.get(key), int) else None for key in keys)
     size = 0
-    if problem is None:
-        try:
+    try:
+        if problem is None:
             size = image.stat().st_size
-            if height is None or width is None or grey is None:
+            if not size:
+                raise ValueError("the file is empty")
+            if None in (height, width, grey):
                 with Image.open(image) as header:
                     width, height = header.size
                     grey = True if header.mode == "L" else grey  # a grey picture may be stored in color
-            elif not size:
-                raise ValueError("the file is empty")
-        # Pillow answers damaged headers with OSError, ValueError, SyntaxError, struct.error and others.
-        except Exception as error:
-            size, problem = 0, f"{image}: no readable image ({one_line(error)}); {_AGAIN}"
+    # Pillow answers damaged headers with OSError, ValueError, SyntaxError, struct.error and others.
+    except Exception as error:
+        size, problem = 0, f"{image}: no readable image ({one_line(error)}); {_AGAIN}"
     points, duplicates, close, unreadable, errors = None, 0, 0, None, ()
-    if points_path(image).exists():
+    path = points_path(image)
+    if path.exists():
         try:
-            rows = read_points(points_path(image))[:, :2]
+            rows = read_points(path)[:, :2]
             points, (duplicates, close) = len(rows), crowding(rows)
-            errors = tuple(_outside(points_path(image), rows, height, width))
+            limits = (width or math.inf) + _OUTSIDE, (height or math.inf) + _OUTSIDE
+            outside = ((rows < -_OUTSIDE) | (rows > limits)).any(axis=1)
+            if outside.any():
+                lie = f"lie outside the image of {width} x {height}, as {rows[outside][0].tolist()}"
+                errors = (f"{path}: {outside.sum()} points {lie}; {_AGAIN}",)
         except (OSError, ValueError) as error:
             unreadable = one_line(error)
-    name, dropped, orientation = (
-        image.relative_to(root).as_posix(),
-        known.get("dropped", 0),
-        known.get("orientation", 1),
-    )
-    counts = points, dropped, duplicates, close
-    return ImageFacts(name, height, width, grey, *counts, size, problem, unreadable, errors, orientation)
+    name, counts = image.relative_to(root).as_posix(), (points, dropped or 0, duplicates, close)
+    return ImageFacts(name, height, width, grey, *counts, size, problem, unreadable, errors, orientation or 1)
 
 
 def crowding(points: np.ndarray) -> tuple[int, int]:
@@ -137,28 +141,10 @@ def crowding(points: np.ndarray) -> tuple[int, int]:
     return duplicates, int((nearest < CLOSE).sum())
 
 
-def _outside(path: Path, points: np.ndarray, height: int | None, width: int | None) -> Iterator[str]:
-    if height is None or width is None:
-        return
-    outside = (points < -_OUTSIDE).any(axis=1) | (points > (width + _OUTSIDE, height + _OUTSIDE)).any(axis=1)
-    if outside.any():
-        first = points[outside][0].tolist()
-        yield f"{path}: {outside.sum()} points lie outside the image of {width} x {height}, as {first}; {_AGAIN}"
-
-
 def summarise(
-    root: Path,
-    dataset: str | None,
-    crop_size: int,
-    facts: Sequence[ImageFacts],
-    errors: Sequence[str] = (),
-    warnings: Sequence[str] = (),
+    root: Path, dataset: str | None, crop_size: int, facts: Sequence[ImageFacts], errors: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The report as ``dataset_report.json`` holds it; ``errors`` and ``warnings`` are lines to add to its own."""
-    found = (line for fact in facts for line in (fact.jpeg_problem, fact.points_problem, *fact.errors))
-    errors = [*filter(None, found), *errors]
-    missing = [root / name for name in read_record(root) if not (root / name).exists()]
-    errors += [f"{path}: was prepared but is missing; {_AGAIN}" for path in missing]
+    """The report as ``dataset_report.json`` holds it; ``errors`` are lines to add to its own."""
     findings = {
         "without_annotations": [f.name for f in facts if f.points is None and not f.points_problem],
         "without_points": [f.name for f in facts if f.points == 0],
@@ -171,22 +157,20 @@ def summarise(
         "turned": {f.name: f.orientation for f in facts if f.orientation != 1},
         "in_two_splits": _in_two_splits(root, facts),
     }
-    for name in findings["smaller_than_crop"]:
-        if name.startswith("train/"):
-            errors.append(
-                f"{root / name}: smaller than the crop of {crop_size}, so it cannot be trained on; lower --crop-size, or "
-                f"preprocess with --min-size {crop_size}"
-            )
     splits = {split: _split_numbers([f for f in facts if f.split == split], findings) for split in SPLITS}
     splits = {split: numbers for split, numbers in splits.items() if numbers["images"]}
-    warnings = list(warnings)
+    found = (line for fact in facts for line in (fact.jpeg_problem, fact.points_problem, *fact.errors))
+    errors, warnings = [*filter(None, found), *errors], [line for fact in facts for line in fact.warnings]
+    errors += [f"{root / name}: was prepared but is missing; {_AGAIN}" for name in lost_images(root)]
+    remedy = f"so it cannot be trained on; lower --crop-size, or preprocess with --min-size {crop_size}"
+    small = [root / name for name in findings["smaller_than_crop"] if name.startswith("train/")]
+    errors += [f"{path}: smaller than the crop of {crop_size}, {remedy}" for path in small]
     for split, numbers in splits.items():
-        lacking = [name for name in findings["without_annotations"] if name.startswith(f"{split}/")]
-        if split == "test" and len(lacking) == numbers["images"]:
-            if dataset != "nwpu":  # whose authors keep them
-                warnings.append(f"{root / split}: no image has annotations; test.py then predicts without scoring")
-            continue
-        errors += [f"{points_path(root / name)}: no such annotation file; {_AGAIN}" for name in lacking]
+        lacking = [root / name for name in findings["without_annotations"] if name.startswith(f"{split}/")]
+        if split != "test" or len(lacking) != numbers["images"]:
+            errors += [f"{points_path(path)}: no such annotation file; {_AGAIN}" for path in lacking]
+        elif dataset != "nwpu":  # whose authors keep them
+            warnings.append(f"{root / split}: no image has annotations; test.py then predicts without scoring")
     warnings += _warnings(findings)
     published = _published(dataset, splits)
     for group, (found, expected) in published.get("images", {}).items():
@@ -195,25 +179,18 @@ def summarise(
     found, expected = published.get("points", (0, 0))
     if abs(found - expected) > 0.01 * expected:
         warnings.append(f"{root}: {found:,} points with the dropped ones, published are {expected:,}")
-    return {
-        "dataset": dataset,
-        "crop_size": crop_size,
-        "errors": errors,
-        "warnings": warnings,
-        "splits": splits,
-        "published": published,
-        "findings": findings,
-    }
+    report = {"dataset": dataset, "crop_size": crop_size, "errors": errors, "warnings": warnings}
+    return {**report, "splits": splits, "published": published, "findings": findings}
 
 
 def _split_numbers(facts: Sequence[ImageFacts], findings: Mapping[str, Any]) -> dict[str, Any]:
     counts = [fact.points for fact in facts if fact.points is not None]
     numbers: dict[str, Any] = {"images": len(facts), "annotated": len(counts), "points": sum(counts)}
-    for name, statistic in (("min", np.min), ("median", np.median), ("mean", np.mean), ("max", np.max)):
-        numbers[name] = round(float(statistic(counts)), 2) if counts else None
+    for name in ("min", "median", "mean", "max"):
+        numbers[name] = round(float(getattr(np, name)(counts)), 2) if counts else None
     names = {fact.name for fact in facts}
     for key in ("without_points", "smaller_than_crop", "grey"):
-        numbers[key] = sum(name in names for name in findings[key])
+        numbers[key] = len(names.intersection(findings[key]))
     for key in ("dropped", "duplicates", "close"):
         numbers[key] = sum(getattr(fact, key) for fact in facts)
     return numbers
@@ -223,48 +200,40 @@ def _published(dataset: str | None, splits: Mapping[str, Mapping[str, Any]]) -> 
     """(found, published) of images by split, and of points where all splits are there."""
     if dataset not in PUBLISHED:
         return {}
-    images, points = PUBLISHED[dataset]
-    groups = {
-        group: (sum(splits[split]["images"] for split in group.split("+") if split in splits), expected)
-        for group, expected in images.items()
-    }
-    comparison: dict[str, Any] = {"images": groups}
-    if points:
-        comparison["points"] = (sum(numbers["points"] + numbers["dropped"] for numbers in splits.values()), points)
+    comparison: dict[str, Any] = {"images": {}}
+    for group, expected in PUBLISHED[dataset].images.items():
+        found = sum(splits[split]["images"] for split in group.split("+") if split in splits)
+        comparison["images"][group] = found, expected
+    if expected := PUBLISHED[dataset].points:
+        comparison["points"] = sum(numbers["points"] + numbers["dropped"] for numbers in splits.values()), expected
     return comparison
 
 
 def _in_two_splits(root: Path, facts: Sequence[ImageFacts]) -> list[list[str]]:
     """Images of different splits whose files have the same bytes. Only files of the same length are read."""
-    by_size = defaultdict(list)
+    by_size, by_content = defaultdict(list), defaultdict(list)
     for fact in facts:
-        if fact.bytes:
-            by_size[fact.bytes].append(fact)
-    by_digest = defaultdict(list)
-    for group in by_size.values():
-        if len({fact.split for fact in group}) > 1:
+        by_size[fact.bytes].append(fact)
+    for size, group in by_size.items():
+        if size and len({fact.split for fact in group}) > 1:
             for fact in group:
-                by_digest[hashlib.sha256((root / fact.name).read_bytes()).digest()].append(fact)
-    return [[fact.name for fact in same] for same in by_digest.values() if len({fact.split for fact in same}) > 1]
+                by_content[file_hash(root / fact.name)].append(fact)
+    return [[fact.name for fact in same] for same in by_content.values() if len({fact.split for fact in same}) > 1]
 
 
 def _warnings(findings: Mapping[str, Any]) -> Iterator[str]:
     for names in findings["in_two_splits"]:
         yield f"{' and '.join(names)}: the same picture in two splits; keep it in one"
+    correct = "correct the annotations if they are no two people"
     for key, what in (
         ("dropped", "points lay outside their image and were dropped"),
-        ("duplicates", "points repeat another of their image; correct the annotations if they are no two people"),
-        (
-            "close",
-            f"points lie closer than {CLOSE} pixels to another; correct the annotations if they are no two people",
-        ),
+        ("duplicates", f"points repeat another of their image; {correct}"),
+        ("close", f"points lie closer than {CLOSE} pixels to another; {correct}"),
     ):
-        if findings[key]:
-            where = sorted(findings[key], key=findings[key].get, reverse=True)
-            some = ", ".join(f"{name} {findings[key][name]}" for name in where[:3]) + (
-                ", ..." if len(where) > 3 else ""
-            )
-            yield f"{sum(findings[key].values())} {what}, in {len(where)} images ({some})"
+        if counts := findings[key]:
+            worst = sorted(counts, key=counts.get, reverse=True)[:3]
+            some = ", ".join(f"{name} {counts[name]}" for name in worst) + (", ..." if len(counts) > 3 else "")
+            yield f"{sum(counts.values())} {what}, in {len(counts)} images ({some})"
 
 
 def print_report(report: Mapping[str, Any]) -> None:
@@ -275,13 +244,13 @@ def print_report(report: Mapping[str, Any]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     if len(warnings) > _PRINTED:
         print(f"warning: {len(warnings) - _PRINTED} more are listed in {REPORT}", file=sys.stderr)
-    titles = {"images": 7, "points": 9, "min": 6, "median": 7, "mean": 8, "max": 6, "without_points": 6, "dropped": 8}
-    titles |= {"duplicates": 11, "close": 6, "smaller_than_crop": 6, "grey": 6}
+    columns = {"images": 7, "points": 9, "min": 6, "median": 7, "mean": 8, "max": 6, "without_points": 6, "dropped": 8}
+    columns |= {"duplicates": 11, "close": 6, "smaller_than_crop": 6, "grey": 6}
     short = {"without_points": "empty", "smaller_than_crop": "small"}
-    print(f"{'split':<6}" + "".join(f" {short.get(title, title):>{width}}" for title, width in titles.items()))
+    print(f"{'split':<6}" + "".join(f" {short.get(title, title):>{width}}" for title, width in columns.items()))
     for split, numbers in report["splits"].items():
-        cells = ("-" if numbers[title] is None else f"{numbers[title]:.10g}" for title in titles)
-        print(f"{split:<6}" + "".join(f" {cell:>{width}}" for cell, width in zip(cells, titles.values(), strict=True)))
+        cells = {title: "-" if numbers[title] is None else f"{numbers[title]:.10g}" for title in columns}
+        print(f"{split:<6}" + "".join(f" {cells[title]:>{width}}" for title, width in columns.items()))
     parts = [f"{group} {n} of {of} images" for group, (n, of) in report["published"].get("images", {}).items()]
     if "points" in report["published"]:
         parts.append("{:,} of {:,} points".format(*report["published"]["points"]))
@@ -295,8 +264,6 @@ def write_report(root: Path, dataset: str | None, crop_size: int) -> None:
     Fast enough for the end of a preprocessing run: it trusts ``preprocess.jsonl`` and decodes no image; ``python -m
     datasets.check`` does. ``dataset`` is one of ``PUBLISHED``, "own", or None where nobody said.
     """
-    record = read_record(root)
-    facts = [look_at(root, path, record.get(path.relative_to(root).as_posix(), {})) for path in find_images(root)]
-    report = summarise(root, dataset, crop_size, facts)
+    report = summarise(root, dataset, crop_size, [look_at(root, *item) for item in find_images(root)])
     print_report({**report, "warnings": report["errors"] + report["warnings"]})
     write_json(root / REPORT, report)
