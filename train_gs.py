@@ -28,7 +28,7 @@ from utils.evaluation import evaluate, in_threads
 from utils.evaluation.model_card import write_card
 from utils.files import make_folder, remove_stale_partials
 from utils.training.graphs import set_up_graphs
-from utils.training.processes import NonFinite, Stopped, agreed, say, training_process
+from utils.training.processes import NonFinite, Stopped, agreed, print_once, training_process
 from utils.training.record import Record
 from utils.training.run_folder import RunFolder, description, restore_training, run_options
 from utils.training.schedule import TimeBudget, epochs_to_begin_with, set_rates
@@ -114,16 +114,16 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
         if guard.scaler is None:  # else the scaler says which steps are left out
             optimizer.found_inf = guard.broken
 
-        held, first_epoch, budget = read_checkpoint(start) if start else {}, 0, None
-        if held:
-            load_state(network, held.get("trained_state_dict", held["model_state_dict"]), start)
-            first_epoch = restore_training(start, held, fabric, optimizer, average, settings)
-            is_bare = "optimizer_state_dict" not in held
+        checkpoint, first_epoch, budget = read_checkpoint(start) if start else {}, 0, None
+        if checkpoint:
+            load_state(network, checkpoint.get("trained_state_dict", checkpoint["model_state_dict"]), start)
+            first_epoch = restore_training(start, checkpoint, fabric, optimizer, average, settings)
+            is_bare = "optimizer_state_dict" not in checkpoint
             way = "weights without a training state; training begins with them at" if is_bare else "going on with"
-            say(fabric, f"{start}: {way} epoch {first_epoch}")
+            print_once(fabric, f"{start}: {way} epoch {first_epoch}")
         if arguments.minutes:
-            arguments.epochs = epochs_to_begin_with(arguments.minutes, arguments.epochs, first_epoch, held)
-            spent = float(held.get("seconds", 0)) if start in folder.checkpoints() else 0.0
+            arguments.epochs = epochs_to_begin_with(arguments.minutes, arguments.epochs, first_epoch, checkpoint)
+            spent = float(checkpoint.get("seconds", 0)) if start in folder.checkpoints() else 0.0
             budget = TimeBudget(arguments.minutes, first_epoch, spent)
         set_up_graphs(fabric, network, arguments)
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
@@ -196,10 +196,10 @@ def train(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace) -> N
     size = (
         f"{sum(p.numel() for p in run.network.parameters()):,} parameters, {fabric.world_size} x {fabric.device.type}"
     )
-    say(fabric, "options: " + ", ".join(f"{key} {value}" for key, value in options.items()))
+    print_once(fabric, "options: " + ", ".join(f"{key} {value}" for key, value in options.items()))
     if not read_report(arguments.data_dir):
-        say(fabric, f"{arguments.data_dir}: no {REPORT} says what the data are; taken for {name} (--dataset)")
-    say(fabric, f"{arguments.model_name} on {name}: {images}, {size}")
+        print_once(fabric, f"{arguments.data_dir}: no {REPORT} says what the data are; taken for {name} (--dataset)")
+    print_once(fabric, f"{arguments.model_name} on {name}: {images}, {size}")
 
     with record or contextlib.nullcontext():
         epoch = run.first_epoch

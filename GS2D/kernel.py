@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 import scipy.sparse
 import torch
@@ -47,13 +48,15 @@ def transport_kernel(
     post_min: float = 1.0,
     post_max: float = 20.0,
     scale_ratio: float = 1.0,
+    round_shapes: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """K (Eqs. 5 and 7) of one sample, sparse [N + 1, M]; without annotations it is a background row of ones.
 
     means [N, 2]: (x, y), pixels of the crop, also outside it; scales [N, 2]: standard deviations, pixels; rotations
     [N, 1]: radians. crop_size: pixels, one number or (height, width); cells are (height // stride) x (width // stride).
-    Scales become clamp(scale_ratio * scales, stride / post_min, post_max). background_ratio = 0: no background.
+    Scales become clamp(scale_ratio * scales, stride / post_min, post_max); round_shapes: both of a Gaussian are first
+    replaced by their geometric mean, which keeps its area. background_ratio = 0: no background.
     backend: "reference", the dense twin made sparse; "native", the engine in C++; "auto": the engine where there is one.
 
     Raises ValueError for shapes that do not fit together, for NaN, infinite or negative values (naming the row) and for
@@ -61,12 +64,12 @@ def transport_kernel(
     """
     options = {"background_ratio": background_ratio, "cut_off": cut_off, "post_min": post_min, "post_max": post_max}
     if not takes_native(backend):
-        sizes = {"stride": stride, "scale_ratio": scale_ratio}
+        sizes = {"stride": stride, "scale_ratio": scale_ratio, "round_shapes": round_shapes}
         return compress(dense_transport_kernel(means, scales, rotations, crop_size, **sizes, **options).float())
     grid = cell_grid(crop_size, stride)
     device = means.device if isinstance(means, Tensor) else "cpu"
     gaussians = _checked_gaussians(means, scales, rotations).float().cpu()
-    points, sigma, angles = _clamped(gaussians, stride, scale_ratio, **options)
+    points, sigma, angles = _clamped(gaussians, stride, scale_ratio, round_shapes, **options)
     if not len(points):
         return compress(torch.ones(1, math.prod(grid))).to(device)
     half_log_det = sigma.prod(dim=1).log()
@@ -98,15 +101,16 @@ def dense_transport_kernel(
     post_min: float = 1.0,
     post_max: float = 20.0,
     scale_ratio: float = 1.0,
+    round_shapes: bool = False,
 ) -> Tensor:
     """K [N + 1, M] of `transport_kernel`, computed for every cell: the equations, for readers and tests.
 
     float64 where an input is, else float32.
     """
     height, width = cell_grid(crop_size, stride)
-    points, sigma, angles = _clamped(
-        _checked_gaussians(means, scales, rotations), stride, scale_ratio, background_ratio, cut_off, post_min, post_max
-    )
+    options = {"background_ratio": background_ratio, "cut_off": cut_off, "post_min": post_min, "post_max": post_max}
+    gaussians = _checked_gaussians(means, scales, rotations)
+    points, sigma, angles = _clamped(gaussians, stride, scale_ratio, round_shapes, **options)
     if not len(points):
         return points.new_ones(1, height * width)
     y, x = centres(height, stride, points), centres(width, stride, points)
@@ -257,6 +261,7 @@ def _clamped(
     gaussians: Tensor,
     stride: int,
     scale_ratio: float,
+    round_shapes: bool,
     background_ratio: float,
     cut_off: float,
     post_min: float,
@@ -269,6 +274,8 @@ def _clamped(
             bound = f"{'at least' if name in may_be_0 else 'above'} 0 and at most {LARGEST_PARAMETER:g}"
             raise ValueError(f"{name}: {value}, must be {bound}")
     points, sigma, angles = gaussians.split([2, 2, 1], dim=1)
+    if round_shapes:
+        sigma = sigma.prod(dim=1, keepdim=True).sqrt().expand_as(sigma)
     return points, (scale_ratio * sigma).clamp(min(stride / post_min, post_max), post_max), angles
 
 
@@ -306,11 +313,15 @@ def save_kernel(path: Path, stored: StoredKernel) -> None:
         file.attrs.update({**stored.attributes, "grid": stored.grid})
 
 
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    return {"round_shapes": False, **file.attrs}  # files of before had fitted shapes and did not say so
+
+
 def load_kernel(path: Path) -> StoredKernel:
     """Read a kernel. Raises ``FileNotFoundError`` or ``ValueError``, naming the file."""
     with read_h5(path, "kernel", _REMEDY) as file:
         indptr, indices, shape = (read_array(file, name, "iu") for name in ("indptr", "indices", "shape"))
-        data, attributes = read_array(file, "data", "f"), dict(file.attrs)
+        data, attributes = read_array(file, "data", "f"), _attributes(file)
         height, width = (int(side) for side in attributes.pop("grid"))
         if shape.tolist() != [len(indptr) - 1, height * width] or min(height, width, len(indptr) - 1) < 1:
             raise ValueError(f"{len(indptr)} row starts and {height} x {width} cells do not fit shape {shape.tolist()}")
@@ -324,7 +335,7 @@ def read_attributes(path: Path) -> dict[str, Any] | None:
     """The attributes of a kernel file, or None where it is missing or unreadable (and must be built)."""
     try:
         with read_h5(path, "kernel", _REMEDY) as file:
-            return dict(file.attrs)
+            return _attributes(file)
     except (OSError, ValueError):
         return None
 

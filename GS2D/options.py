@@ -21,6 +21,8 @@ def add_kernel_options(add: Callable[..., Any]) -> None:
         ("--post-max", True, 20.0, "scales of at most this, pixels"),
     ):
         add(name, type=number(float, 0, LARGEST_PARAMETER, above=above), default=default, help=f"kernel: {text}")
+    shapes = "kernel: round Gaussians of the same area in place of the fitted shapes"
+    add("--round-shapes", action="store_true", help=shapes)
 
 
 def check_kernel_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -34,7 +36,7 @@ def check_kernel_options(parser: argparse.ArgumentParser, arguments: argparse.Na
 
 def kernel_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The chosen parameters as keyword arguments of ``transport_kernel``."""
-    names = ("cut_off", "background_ratio", "scale_ratio", "post_min", "post_max")
+    names = ("cut_off", "background_ratio", "scale_ratio", "post_min", "post_max", "round_shapes")
     return {"stride": STRIDE, **{name: getattr(arguments, name) for name in names}}
 
 

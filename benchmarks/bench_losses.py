@@ -1,63 +1,91 @@
-"""Cost of each loss in one training step, beside the network's.
+"""Cost of each loss in one training step, beside the network's and beside a dense kernel and Sinkhorn iterations.
 
-    python benchmarks/bench_losses.py --points 50 300 1000 3000 --crop 512 --out losses.png
+    python benchmarks/bench_losses.py --points 50 300 1000 3000 --crop 512 [--device cuda]
 
-Per loss and number of points: median milliseconds of the loss, with the plan that it iterates for, and the gradient of the density,
-and peak memory; then ratios of times to GST's and to one forward and backward pass of VGG19 on one crop. "kernel of gst" and of
-the other losses that transport with a matrix known before training: what a loading process computes for a crop, on the CPU.
-"dm-count (dense)" is DM-Count's plan as published; the loss itself exploits that its kernel is a product of one along x and one
-along y.
-
-Points are uniform in the crop, fitted scales log-normal around 5.5 px. Each round runs everything once, so that the ratios
-compare like with like on a busy machine. Memory: tensors and arrays alive at once beyond the inputs. Prints a Markdown table.
+Per loss and number of points in a crop: median milliseconds of the loss, with the plan that it iterates for, and the gradient of
+the density, their ratios to GST's and to one forward and backward pass of VGG19 on one crop, and on a GPU the peak memory.
+"kernel of gst" and of the other losses that transport with a matrix known before training: what a loading process computes for
+a crop, on one core. "gst, dense": its twin, which makes the dense kernel in the step. "gst, torch.sparse": its two products
+alone, the bound on what the loss can do. "dm-count as published" iterates on a dense matrix; the loss itself exploits that this
+is a product of one along x and one along y. Points are uniform, scales log-normal around 5.5 px. Prints Markdown.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import torch
+from torch import Tensor
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-
-from bench_transport import batch_of, milliseconds, peak_megabytes, scene, sinkhorn
-
+from benchmarks import common
+from GS2D.kernel import dense_transport_kernel
 from losses import KERNELS, LOSSES, build_kernel, build_loss
 from models import build_model
-from utils.files import atomic_write
+from utils.pixels import STRIDE
 
-VARIANTS = [*LOSSES, "dm-count (dense)", *(f"kernel of {name}" for name in KERNELS)]
-NETWORK = "VGG19"
-
-
-def loss_steps(points: int, crop: int, device: torch.device) -> dict[str, Callable[[], None]]:
-    """What is measured of each loss: its value and its gradient by the density, and its kernel."""
-    means, scales, rotations, density = scene(points, crop, device)
-    density.requires_grad_()
-    columns = means.cpu(), scales.cpu(), rotations.cpu()
-    kernels = {name: lambda make=build_kernel(name): make(*columns, crop, crop) for name in KERNELS}
-    batches = {
-        name: batch_of(means, scales, rotations, kernels[name]() if name in kernels else None, crop) for name in LOSSES
-    }
-
-    def step(loss: Callable) -> None:
-        density.grad = None
-        loss().backward()
-
-    losses = {name: lambda name=name: build_loss(name)(density, batches[name]) for name in LOSSES}
-    losses["dm-count (dense)"] = lambda: sinkhorn(means, density, crop)
-    steps = {name: lambda loss=loss: step(loss) for name, loss in losses.items()}
-    return steps | {f"kernel of {name}": kernel for name, kernel in kernels.items()}
+PUBLISHED, NETWORK = "dm-count as published", "VGG19"
 
 
-def network_step(crop: int, device: torch.device) -> Callable[[], None]:
+def published_dm_count(density: Tensor, points: Tensor) -> Tensor:
+    """DM-Count's loss (Wang et al., NeurIPS 2020) of one crop on the dense matrix exp(-C / 10) [N, M], reading back in each
+    iteration whether all is finite and in every tenth whether to stop, as published."""
+    cells, number = density.flatten(), len(points)
+    centres = (torch.arange(density.shape[-1], device=points.device) + 0.5) * STRIDE
+    with torch.no_grad():
+        mass = cells / (cells.sum() + 1e-6)
+        plan = (torch.cdist(points, torch.cartesian_prod(centres, centres).flip(1)).square() / -10).exp()
+        u, v = torch.full_like(points[:, 0], 1 / number), torch.full_like(mass, 1 / len(mass))
+        for iteration in range(1, 101):
+            before = u, v
+            v = mass / (plan.T @ u + 1e-16)
+            u = 1 / number / (plan @ v + 1e-16)
+            if not (u.isfinite().all() and v.isfinite().all()):
+                u, v = before
+                break
+            if iteration % 10 == 0 and ((plan.T @ u) * v - mass).square().sum() <= 1e-9:
+                break
+        beta, total = 10 * (v + 1e-16).log(), cells.sum()
+        scale = total.square() + 1e-8
+        gradient = beta * total / scale - (cells * beta).sum() / scale
+        column, row = (points / STRIDE).long().unbind(dim=1)
+        dots = torch.zeros_like(mass)
+        dots.index_add_(0, density.shape[-1] * row + column, torch.ones_like(points[:, 0]))
+    variation = number * (cells / (cells.sum() + 1e-6) - dots / (number + 1e-6)).abs().sum()
+    return (cells.sum() - number).abs() + 0.1 * (cells * gradient).sum() + 0.01 * variation
+
+
+def steps(points: int, crop: int, device: str) -> dict[str, Callable[[], object]]:
+    """What is measured with so many points in a crop, by name."""
+    made: dict[str, Callable[[], object]] = {}
+    for name in LOSSES:
+        batch, density = common.random_batch((points,), name, crop, device)
+        made[name] = lambda loss=build_loss(name), d=density, b=batch: common.loss_and_gradient(loss, d, b)
+    batch, density = common.random_batch((points,), "gst", crop, device)
+    arrays = common.random_annotations(points, crop)
+    for name in KERNELS:
+        made[f"kernel of {name}"] = lambda make=build_kernel(name): make(**arrays, crop_size=crop, short_side=crop)
+    columns = [torch.from_numpy(array).to(device) for array in arrays.values()]
+
+    def dense(density: Tensor, _) -> Tensor:
+        transported = dense_transport_kernel(*columns, crop, stride=STRIDE) @ density.flatten()
+        return (1 - transported[:-1]).abs().sum() + transported[-1].abs()
+
+    sizes = points + 1, density.numel()
+    matrix = torch.sparse_csr_tensor(*batch.kernel[:3], sizes, check_invariants=False)
+    transposed = torch.sparse_csr_tensor(*batch.kernel[3:], sizes[::-1], check_invariants=False)
+    made["gst, dense"] = lambda: common.loss_and_gradient(dense, density, batch)
+    made["gst, torch.sparse"] = lambda: transposed @ (batch.received - matrix @ density.flatten()).sign()
+    made[PUBLISHED] = lambda: common.loss_and_gradient(lambda d, b: published_dm_count(d, b.points[0]), density, batch)
+    return made
+
+
+def network_step(crop: int, device: str) -> Callable[[], None]:
     """One forward and backward pass of the network, random weights, on one crop."""
-    model = build_model("vgg").to(device)
-    images = torch.randn(1, 3, crop, crop, generator=torch.Generator().manual_seed(0)).to(device)
+    model, images = build_model("vgg").to(device), torch.rand(1, 3, crop, crop, device=device)
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
@@ -66,65 +94,39 @@ def network_step(crop: int, device: torch.device) -> Callable[[], None]:
     return step
 
 
-def save_plot(path: Path, points: list[int], times: dict[str, list[float]], network: float, where: str) -> None:
-    """Milliseconds over the number of points, both logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 5))
-    for name, values in times.items():
-        axes.plot(points, values, "o-", label=name, linewidth=3 if name == "gst" else 1.5)
-    axes.axhline(network, color="black", linestyle="--", label=f"{NETWORK}, forward and backward")
-    axes.set(xscale="log", yscale="log", xlabel="annotations in the crop", ylabel="ms per step", title=where)
-    axes.set_xticks(points, [str(count) for count in points], minor=False)
-    axes.minorticks_off()
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-    with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=150, bbox_inches="tight", format="png")
-    pyplot.close(figure)
-
-
 def main() -> None:
-    """Print the table and write the plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print the table."""
+    parser = common.benchmark_parser(__doc__)
     parser.add_argument("--points", type=int, nargs="+", default=[50, 300, 1000, 3000], help="annotations in the crop")
     parser.add_argument("--crop", type=int, default=512, help="side of the crop, pixels (default: 512)")
-    parser.add_argument("--repeats", type=int, default=7, help="rounds of which the median counts (default: 7)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: all cores)")
-    parser.add_argument("--out", type=Path, help="PNG file for the plot (default: none)")
-    arguments = parser.parse_args()
-    if min(*arguments.points, arguments.repeats, arguments.threads) < 1 or arguments.crop < 16 or arguments.crop % 16:
-        parser.error("--points, --repeats and --threads must be at least 1, --crop a multiple of 16")
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error(f"--device {arguments.device}: no CUDA GPU here; use --device cpu")
-
-    torch.set_num_threads(arguments.threads)
-    where = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    where = f"torch {torch.__version__}, {where}, crop {arguments.crop}, median of {arguments.repeats}"
-    network = network_step(arguments.crop, device)
-    runs = {count: loss_steps(count, arguments.crop, device) for count in arguments.points}
-    for run in (network, *(run for steps in runs.values() for run in steps.values())):
-        run()
-    rounds = []
-    for _ in range(arguments.repeats):
-        taken = {(count, name): milliseconds(run, device) for count in runs for name, run in runs[count].items()}
-        rounds.append({NETWORK: milliseconds(network, device), **taken})
-    median = {key: statistics.median(taken[key] for taken in rounds) for key in rounds[0]}
-
-    print(f"{where}\n\n| points | loss | ms | MB | / gst | / {NETWORK} |\n|---:|---|---:|---:|---:|---:|")
-    for count, steps in runs.items():
-        for name, run in steps.items():
-            time, memory = median[count, name], peak_megabytes(run, device)
-            ratios = f"{time / median[count, 'gst']:.1f} | {time / median[NETWORK]:.4f}"
-            print(f"| {count} | {name} | {time:.2f} | {memory:.1f} | {ratios} |")
-    print(f"| | {NETWORK} | {median[NETWORK]:.0f} | {peak_megabytes(network, device):.0f} | | 1 |")
-    if arguments.out:
-        times = {name: [median[count, name] for count in runs] for name in VARIANTS}
-        save_plot(arguments.out, list(runs), times, median[NETWORK], where)
+    parser.add_argument("--repeats", type=int, default=7, help="runs of which the median counts (default: 7)")
+    arguments = common.parse_benchmark(parser)
+    if arguments.crop % 16:
+        parser.error(f"--crop {arguments.crop}: must be a multiple of 16")
+    device, crop = arguments.device, arguments.crop
+    print(f"{common.machine(device)}, crop {crop}, median of {arguments.repeats}\n")
+    print(f"| points | loss | ms | MB | / gst | / {NETWORK} |\n|---:|---|---:|---:|---:|---:|")
+    network = common.milliseconds(network_step(crop, device), device, arguments.repeats)
+    times: dict[int, dict[str, float]] = {}
+    for points in arguments.points:
+        times[points] = {}
+        for name, run in steps(points, crop, device).items():
+            threads, memory = torch.get_num_threads(), ""
+            torch.set_num_threads(1 if name.startswith("kernel of") else threads)
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated() if device == "cuda" else 0
+            times[points][name] = took = common.milliseconds(run, device, arguments.repeats)
+            if device == "cuda":
+                memory = f"{(torch.cuda.max_memory_allocated() - before) / 1e6:.1f}"
+            torch.set_num_threads(threads)
+            ratios = f"{took / times[points]['gst']:.1f} | {took / network:.4f}"
+            print(f"| {points} | {name} | {took:.2f} | {memory} | {ratios} |", flush=True)
+    print(f"| | {NETWORK} | {network:.0f} | | | 1 |\n\n| goal | figure | |\n|---|---|---|")
+    slowest = max(some["gst"] for some in times.values())
+    common.print_goal("cost: gst", slowest <= 0.5, f"{slowest:.2f} ms", "0.5 ms")
+    ratio = min(some[PUBLISHED] / some["gst"] for some in times.values())
+    common.print_goal(f"cost: {PUBLISHED}", ratio >= 20, f"{ratio:.0f} times gst", "20 times")
 
 
 if __name__ == "__main__":

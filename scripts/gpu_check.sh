@@ -1,8 +1,30 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in two to three minutes, as one table; exit code 1 where something fails.
+# Everything that only a GPU can show, in a few minutes: the tests marked gpu, then what training, losses and fitting cost there:
+#   bash scripts/gpu_check.sh [tests training losses splat]
+# Exit code 1 where a test fails or a benchmark breaks; a speed goal that is missed is no failure.
 # Takes $PYTHON, or .venv's interpreter if there is one, or python3: a GPU machine has its own build of PyTorch.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-.venv/bin/python}
 command -v "$python" > /dev/null || python=python3
-exec "$python" scripts/gpu_check.py "$@"
+"$python" - << 'END'
+import platform, sys
+import torch
+if not torch.cuda.is_available():
+    sys.exit(f"error: PyTorch {torch.__version__} sees no CUDA GPU here; these checks need one")
+device = torch.cuda.get_device_properties(0)
+print(f"{device.name}, {device.total_memory / 2**30:.0f} GiB; CUDA {torch.version.cuda}, Python {platform.python_version()}")
+END
+code=0
+for part in "${@:-tests training losses splat}"; do
+    for name in $part; do
+        echo "== $name"
+        case $name in
+            tests) "$python" -m pytest -m gpu -p no:cacheprovider tests/test_gpu.py tests/test_gpu_fit.py || code=1 ;;
+            splat) "$python" benchmarks/bench_splat.py --device cuda --gaussians --atlas 1 32 64 || code=1 ;;
+            training | losses) "$python" "benchmarks/bench_$name.py" --device cuda || code=1 ;;
+            *) echo "error: $name: no such part; name tests, training, losses or splat" >&2; exit 2 ;;
+        esac
+    done
+done
+exit $code

@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.raw.annotations import FOLDS
 from models import MODELS
-from scripts.experiments import write_table
+from scripts.experiments import ROOT, ended_with_us, write_table
 from utils.cli import run_script
 from utils.config import make_parser, parse_arguments
 from utils.evaluation import mae_mse
@@ -42,82 +40,54 @@ REMARKS = (
 
 
 class Source(NamedTuple):
-    """A data set: how its raw form is called, found and prepared, and what was published."""
+    """A data set: how its raw form is called, found and prepared."""
 
     title: str
     origin: str  # where to get it
-    raw: str  # folders in --data
-    prepared: str
-    script: str
-    parts: tuple[tuple[str, ...], ...]  # what the raw folder holds, one of each
-    measured: str  # split whose annotations are public
-    published: Mapping[str, tuple[float, float]]  # MAE, MSE on test, by loss
+    raw: str  # folder in --data
+    parts: Sequence[str]  # what the raw folder holds; "|" between names of which one is there
+    script: str  # preprocess_dataset_<script>.py
     options: tuple[str, ...] = ()  # of the script
+    measured: str = "test"  # split whose annotations are public
     folds: int = 0  # of cross validation, each prepared, trained and measured on its own
 
 
+def shanghaitech(part: str) -> Source:
+    """One of its two parts, whose folders have two names in circulation."""
+    parts = [f"part_{part}/{split}_data|part_{part}_final/{split}_data" for split in ("train", "test")]
+    origin = "https://github.com/desenzhou/ShanghaiTechDataset"
+    return Source(f"ShanghaiTech {part}", origin, "ShanghaiTech", parts, "sh", ("--part", part))
+
+
+JHU_PARTS = [f"{split}/{part}" for split in ("train", "val", "test") for part in ("images", "gt")]
+NWPU_PARTS = ["images|images_part1", "mats|jsons", "train.txt", "val.txt", "test.txt"]
+CRCV = "https://www.crcv.ucf.edu/data"
 SOURCES = {
-    "qnrf": Source(
-        "UCF-QNRF",
-        "https://www.crcv.ucf.edu/data/ucf-qnrf/",
-        "UCF-QNRF_ECCV18",
-        "UCF-Train-Val-Test",
-        "preprocess_dataset_ucf.py",
-        (("Train",), ("Test",)),
-        "test",
-        {"gst": (80.7, 131.1)},
-    ),
-    "jhu": Source(
-        "JHU-Crowd++",
-        "http://www.crowd-counting.com",
-        "jhu_crowd_v2.0",
-        "JHU-Train-Val-Test",
-        "preprocess_dataset_jhu.py",
-        tuple((f"{split}/{part}",) for split in ("train", "val", "test") for part in ("images", "gt")),
-        "test",
-        {"gst": (53.9, 225.4)},
-    ),
+    "qnrf": Source("UCF-QNRF", f"{CRCV}/ucf-qnrf/", "UCF-QNRF_ECCV18", ["Train", "Test"], "ucf"),
+    "jhu": Source("JHU-Crowd++", "http://www.crowd-counting.com", "jhu_crowd_v2.0", JHU_PARTS, "jhu"),
     "nwpu": Source(
         "NWPU-Crowd",
         "https://www.crowdbenchmark.com/nwpucrowd.html",
         "NWPU-Crowd",
-        "NWPU-Train-Val-Test",
-        "preprocess_dataset_nwpu.py",
-        (("images", "images_part1"), ("mats", "jsons"), ("train.txt",), ("val.txt",), ("test.txt",)),
-        "val",
-        {"gst": (74.4, 306.2)},
+        NWPU_PARTS,
+        "nwpu",
+        measured="val",
     ),
-    "ucf50": Source(
-        "UCF_CC_50",
-        "https://www.crcv.ucf.edu/data/ucf-cc-50/",
-        "UCF_CC_50",
-        "UCF50-Train-Val-Test",
-        "preprocess_dataset_ucf50.py",
-        (("1.jpg", "UCF_CC_50"),),
-        "test",
-        {},
-        folds=FOLDS,
-    ),
-    **{
-        f"sh{part.lower()}": Source(
-            f"ShanghaiTech {part}",
-            "https://github.com/desenzhou/ShanghaiTechDataset",
-            "ShanghaiTech",
-            f"SH{part}-Train-Val-Test",
-            "preprocess_dataset_sh.py",
-            tuple((f"part_{part}/{split}_data", f"part_{part}_final/{split}_data") for split in ("train", "test")),
-            "test",
-            published,
-            ("--part", part),
-        )
-        for part, published in (
-            ("A", {"bl": (62.8, 101.8), "dm-count": (59.7, 95.7), "gloss": (61.3, 95.4)}),
-            ("B", {"bl": (7.7, 12.7), "dm-count": (7.4, 11.8), "gloss": (7.3, 11.7)}),
-        )
-    },
+    "ucf50": Source("UCF_CC_50", f"{CRCV}/ucf-cc-50/", "UCF_CC_50", ["1.jpg|UCF_CC_50"], "ucf50", folds=FOLDS),
+    "sha": shanghaitech("A"),
+    "shb": shanghaitech("B"),
+}
+# MAE, MSE on test, by data set and loss.
+PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
+    "qnrf": {"gst": (80.7, 131.1)},
+    "jhu": {"gst": (53.9, 225.4)},
+    "nwpu": {"gst": (74.4, 306.2)},
+    "ucf50": {},
+    "sha": {"bl": (62.8, 101.8), "dm-count": (59.7, 95.7), "gloss": (61.3, 95.4)},
+    "shb": {"bl": (7.7, 12.7), "dm-count": (7.4, 11.8), "gloss": (7.3, 11.7)},
 }
 LISTS = ("train.txt", "val.txt")  # of the Bayesian-Crowd-Counting repository, for UCF-QNRF
-RECIPES = ("gst", *dict.fromkeys(loss for source in SOURCES.values() for loss in source.published if loss != "gst"))
+RECIPES = tuple(dict.fromkeys(["gst", *(loss for losses in PUBLISHED.values() for loss in losses)]))
 
 
 class Row(NamedTuple):
@@ -164,30 +134,31 @@ def missing(arguments: argparse.Namespace) -> list[str]:
     for name in arguments.datasets:
         source = SOURCES[name]
         raw = arguments.data / source.raw
-        absent = [" or ".join(part) for part in source.parts if not any((raw / choice).exists() for choice in part)]
+        absent = [part for part in source.parts if not any((raw / choice).exists() for choice in part.split("|"))]
         if absent:
-            lines.append(f"{raw}: has no {', '.join(absent)}; unpack {source.title} ({source.origin}) there")
+            parts = ", ".join(absent).replace("|", " or ")
+            lines.append(f"{raw}: has no {parts}; unpack {source.title} ({source.origin}) there")
     if arguments.checkpoint and not arguments.checkpoint.is_file():
         lines.append(f"--checkpoint {arguments.checkpoint}: no such file")
     return lines
 
 
-def folds(name: str) -> list[int | None]:
-    """The folds of a data set, None for the whole."""
-    return list(range(1, SOURCES[name].folds + 1)) or [None]
+def folds(folder: Path, name: str) -> list[Path]:
+    """What belongs to a data set, or to its folds, in folders below that of the whole."""
+    return [folder / f"fold{fold}" for fold in range(1, SOURCES[name].folds + 1)] or [folder]
 
 
-def part(folder: Path, fold: int | None) -> Path:
-    """What belongs to a fold, in a folder below that of the whole."""
-    return folder / f"fold{fold}" if fold else folder
+def prepared(arguments: argparse.Namespace, name: str) -> Path:
+    """The folder of a prepared data set."""
+    return arguments.data / f"{'UCF' if name == 'qnrf' else name.upper()}-Train-Val-Test"
 
 
 def all_rows(runs: Path) -> list[Row]:
     """The rows that can be trained: GST on both networks, losses with published numbers on vgg."""
     rows = []
-    for name, source in SOURCES.items():
+    for name, published in PUBLISHED.items():
         rows += [Row(name, model, "gst", runs / f"{name}_{model}", model) for model in MODELS]
-        others = (loss for loss in source.published if loss != "gst")
+        others = (loss for loss in published if loss != "gst")
         rows += [Row(name, f"vgg, {loss}", loss, runs / f"{name}_vgg_{loss}", "vgg") for loss in others]
     return rows
 
@@ -195,45 +166,44 @@ def all_rows(runs: Path) -> list[Row]:
 def chosen_rows(arguments: argparse.Namespace) -> list[Row]:
     """The rows that are asked for, or that of the checkpoint."""
     if arguments.checkpoint:
-        (name,), named = arguments.datasets, [model for model in arguments.models if model in arguments.names]
-        model, folder = (named or [None])[0], arguments.runs / f"{name}_{arguments.checkpoint.stem}_released"
+        (name,), model = arguments.datasets, next((model for model in MODELS if model in arguments.names), None)
+        folder = arguments.runs / f"{name}_{arguments.checkpoint.stem}_released"
         return [Row(name, f"{model or ''} {arguments.checkpoint}".strip(), "gst", folder, model)]
     return [
         row
         for row in all_rows(arguments.runs)
         if row.data in arguments.datasets
         and row.model in arguments.models
-        and (not arguments.losses or row.loss in arguments.losses)
+        and row.loss in (arguments.losses or RECIPES)
     ]
 
 
-def prepare_commands(name: str, arguments: argparse.Namespace, fold: int | None, fit: bool) -> list[list[str]]:
-    """Raw data to what training needs, Gaussians only where they are asked for."""
+def prepare_commands(name: str, arguments: argparse.Namespace, folder: Path, fit: bool) -> Iterator[list[str]]:
+    """Raw data to what training needs in ``folder``, Gaussians only where they are asked for."""
     source = SOURCES[name]
-    raw, prepared = arguments.data / source.raw, str(part(arguments.data / source.prepared, fold))
-    lists = ["--fold", str(fold)] if fold else []
+    raw = arguments.data / source.raw
+    lists = ["--fold", folder.name.removeprefix("fold")] if source.folds else []
     if name == "qnrf" and all((raw / file).exists() for file in LISTS):
         lists = ["--train-list", str(raw / LISTS[0]), "--val-list", str(raw / LISTS[1])]
-    paths = ["--input-dataset-path", str(raw), "--output-dataset-path", prepared]
-    commands = [[source.script, *paths, *source.options, *lists, *shlex.split(arguments.preprocess_options)]]
+    paths = ["--input-dataset-path", str(raw), "--output-dataset-path", str(folder)]
+    more = shlex.split(arguments.preprocess_options)
+    yield [f"preprocess_dataset_{source.script}.py", *paths, *source.options, *lists, *more]
     if fit:
-        splat = ["2dgs_counting_1gs_gsplat.py", "--root-path", prepared, *shlex.split(arguments.splat_options)]
-        commands += [splat, ["GS2D/process_gaussians.py", "--root-path", prepared]]
-    return commands
+        yield ["2dgs_counting_1gs_gsplat.py", "--root-path", str(folder), *shlex.split(arguments.splat_options)]
+        yield ["GS2D/process_gaussians.py", "--root-path", str(folder)]
 
 
-def model_commands(row: Row, arguments: argparse.Namespace, fold: int | None) -> Iterator[list[str]]:
+def model_commands(row: Row, arguments: argparse.Namespace, data: Path, folder: Path) -> Iterator[list[str]]:
     """Training, if there is no checkpoint, and evaluation, unless its result is newer than the checkpoint."""
-    name, source, folder = row.data, SOURCES[row.data], part(row.folder, fold)
-    data = ["--data-dir", str(part(arguments.data / source.prepared, fold))]
+    name, source = row.data, SOURCES[row.data]
     network = ["--model-name", row.model] if row.model else []
     checkpoint = arguments.checkpoint or folder / "best_model.pth"
     if not arguments.checkpoint:
-        place = ["--dataset", name, *data, "--save-dir", str(folder), "--device", arguments.device]
+        place = ["--dataset", name, "--data-dir", str(data), "--save-dir", str(folder), "--device", arguments.device]
         recipe = ["--config", str(ROOT / "configs" / f"{row.loss}_{name}.yml")] if row.loss != "gst" else []
         yield ["train_gs.py", *recipe, *network, *place, *shlex.split(arguments.train_options)]
     device = arguments.device.partition(",")[0]
-    test = ["test.py", "--save-path", str(checkpoint), *network, *data, "--device", device]
+    test = ["test.py", "--save-path", str(checkpoint), *network, "--data-dir", str(data), "--device", device]
     counted, submission = folder / source.measured, folder / "submission.txt"
     evaluations = {counted / "results.csv": ["--split", source.measured, "--out", str(counted)]}
     if source.measured != "test":
@@ -246,20 +216,23 @@ def model_commands(row: Row, arguments: argparse.Namespace, fold: int | None) ->
             yield [*test, *options]
 
 
-def execute(command: Sequence[str]) -> None:
-    """Run one of the project's scripts; ``ValueError`` where it fails, after what it said itself."""
-    code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]]).returncode
-    if code:
-        raise ValueError(f"{command[0]} ended with exit code {code}; mend it and run this again, finished work is kept")
+def all_commands(arguments: argparse.Namespace, rows: Sequence[Row]) -> Iterator[list[str]]:
+    """What is missing of ``rows``, data set by data set and fold by fold; each is made when its turn has come."""
+    for name in arguments.datasets:
+        on_these = [row for row in rows if row.data == name]
+        fit = not arguments.checkpoint and any(row.loss == "gst" for row in on_these)
+        for index, data in enumerate(folds(prepared(arguments, name), name)):
+            yield from prepare_commands(name, arguments, data, fit)
+            for row in on_these:
+                yield from model_commands(row, arguments, data, folds(row.folder, name)[index])
 
 
 def report(rows: Sequence[Row], folder: Path) -> str:
     """Write the table of the rows (data set, network, run's folder), measured or not -> its Markdown."""
     table = [("data set", "network", "split", "measured MAE / MSE", "published MAE / MSE (test)", "difference")]
     for name, network, loss, run, _ in rows:
-        source = SOURCES[name]
-        known = source.published.get(loss)
-        results = [part(run, fold) / source.measured / "results.csv" for fold in folds(name)]
+        source, known = SOURCES[name], PUBLISHED[name].get(loss)
+        results = [folder / source.measured / "results.csv" for folder in folds(run, name)]
         scores = [mae_mse(read_counts(path)) for path in results if path.exists()]
         measured, difference = "not measured yet", ""
         if scores:
@@ -278,26 +251,22 @@ def report(rows: Sequence[Row], folder: Path) -> str:
 def main() -> int:
     """Check that the data are there, run what is missing, print the table."""
     arguments = parse()
-    said = missing(arguments)
-    if said and not arguments.dry_run:
-        print("\n".join(f"error: {line}" for line in said), file=sys.stderr)
+    absent = missing(arguments)
+    if absent and not arguments.dry_run:
+        print("\n".join(f"error: {line}" for line in absent), file=sys.stderr)
         return 1
-    do = (lambda command: print(shlex.join(["python", *command]))) if arguments.dry_run else execute
     todo = chosen_rows(arguments)
     rows = list(dict.fromkeys([*all_rows(arguments.runs), *todo]))
-    for name in arguments.datasets:
-        on_these = [row for row in todo if row.data == name]
-        for fold in folds(name):
-            fit = not arguments.checkpoint and any(row.loss == "gst" for row in on_these)
-            for command in prepare_commands(name, arguments, fold, fit):
-                do(command)
-            for row in on_these:
-                for command in model_commands(row, arguments, fold):
-                    do(command)
-                if not arguments.dry_run:
-                    report(rows, make_folder(arguments.runs))
-    if not arguments.dry_run:
-        print(report(rows, make_folder(arguments.runs)), end="")
+    if arguments.dry_run:
+        print("\n".join(shlex.join(["python", *command]) for command in all_commands(arguments, todo)))
+        return 0
+    make_folder(arguments.runs)
+    with ended_with_us() as children:
+        for command in all_commands(arguments, todo):
+            children.run([str(ROOT / command[0]), *command[1:]])
+            if command[0] == "test.py":
+                report(rows, arguments.runs)
+    print(report(rows, arguments.runs), end="")
     return 0
 
 

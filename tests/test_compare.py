@@ -1,4 +1,4 @@
-"""The comparison of losses: what differs between runs, what the tables say, interruption, failures."""
+"""Experiments: what differs between runs, what the tables say, interruption, failures, refits."""
 
 from __future__ import annotations
 
@@ -21,25 +21,13 @@ from commands import ROOT, call, errors
 from training_runs import Tiny, make_data
 
 import train_gs
-from scripts import compare_losses
-from scripts.experiments import Children, ended_with_us, mean_density
-from utils.files import list_images, points_path, read_points
-from utils.images import load_image
+from GS2D.gaussians import Gaussians2D
+from scripts import compare_losses, crowds, experiments
+from scripts.experiments import Children, ended_with_us
+from utils.evaluation import mae_mse
+from utils.files import gaussians_path, list_images, points_path, read_points
 
-FAST = (
-    "--backbone-weights",
-    "none",
-    "--crop-size",
-    64,
-    "--device",
-    "cpu",
-    "--num-workers",
-    0,
-    "--epochs",
-    1,
-    "--lr",
-    1e-4,
-)
+FAST = "--backbone-weights none --crop-size 64 --device cpu --num-workers 0 --epochs 1 --lr 1e-4".split()
 # Stand-ins that import nothing: a training of one epoch each 20 ms that goes on where it was, and its evaluation.
 SLOW_TRAINING = """
 import json, pathlib, sys, time
@@ -58,7 +46,7 @@ import pathlib, sys
 folder = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 folder.mkdir(exist_ok=True)
 (folder / "results.csv").write_text("image,truth,predicted,error\\na,3,5,2\\nb,4,4,0\\n")
-(folder / "summary.json").write_text('{"localisation": {"8": {"f1": 0.25}}}')
+(folder / "summary.json").write_text('{"localisation": {"4": {"f1": 0.2}, "8": {"f1": 0.25}}}')
 """
 
 
@@ -92,15 +80,16 @@ def here(monkeypatch):
     """The commands of the runs in this process, with the small network; -> the commands so far."""
     commands = []
 
-    def run(children, command, log, environment=None):
-        commands.append(command[1:])
+    def run(children, command, log=None, environment=None):
+        commands.append(command)
+        script = str(Path(command[0]).relative_to(ROOT))
         try:
-            call(Path(command[1]).name, *command[2:])
+            call(script, *command[1:])
         except AssertionError as error:
             raise ValueError(errors(str(error))[0].partition("error: ")[2]) from None
 
     monkeypatch.setattr(Children, "run", run)
-    monkeypatch.setattr(compare_losses, "ThreadPoolExecutor", Inline)
+    monkeypatch.setattr(experiments, "ThreadPoolExecutor", Inline)
     monkeypatch.setattr(train_gs, "build_model", Tiny)
     monkeypatch.setattr("models.build_model", Tiny)
     return commands
@@ -108,6 +97,11 @@ def here(monkeypatch):
 
 def compare(data, out, *options, code=0):
     return call("scripts/compare_losses.py", data, "--out", out, *options, code=code)
+
+
+def planned(*options):
+    """The runs of a comparison with these options."""
+    return compare_losses.parse([str(option) for option in options])[1]
 
 
 def read(path):
@@ -132,42 +126,36 @@ def test_the_table_holds_what_the_runs_found(data, tmp_path, here):
     assert [(run["loss"], run["seed"]) for run in runs] == [(r, s) for r in ("bl", "mse") for s in ("4073", "4074")]
     for row in table[:-1]:
         found = [run for run in runs if run["loss"] == row["loss"]]
-        for key in ("mae", "mse"):
+        for key, column, decimals in (("mae", "MAE", 1), ("mse", "MSE", 1), ("f1", "F1 at 8 px", 2)):
             values = [float(run[key]) for run in found]
-            assert row[key.upper()] == f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-        assert row["F1 at 8 px"].startswith(f"{statistics.mean(float(run['f1']) for run in found):.2f} ± ")
+            mean, deviation = statistics.mean(values), statistics.stdev(values)
+            assert row[column] == f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
         for run in found:
             results = read(tmp_path / f"{run['loss']}_seed{run['seed']}" / "test" / "results.csv")
-            differences = [float(one["predicted"]) - float(one["truth"]) for one in results]
-            assert len(differences) == 2 and float(run["mae"]) == pytest.approx(sum(map(abs, differences)) / 2)
-            assert float(run["mse"]) == pytest.approx(math.sqrt(sum(d * d for d in differences) / 2))
+            results.sort(key=lambda one: float(one["truth"]))
+            few, many = [float(one["predicted"]) - float(one["truth"]) for one in results]
+            assert float(run["mae"]) == pytest.approx((abs(few) + abs(many)) / 2)
+            assert float(run["mse"]) == pytest.approx(math.sqrt((few**2 + many**2) / 2))
+            assert [float(run[f"{half}_error"]) for half in ("sparse", "dense")] == pytest.approx([few, many])
             assert 0 < float(run["loss_seconds"]) < float(run["train_seconds"])
     text = (tmp_path / "table.md").read_text()
     assert all(f"| {row['loss']} | {row['seeds']} | {row['MAE']} | {row['MSE']} |" in text for row in table)
 
 
 def test_gst_published_has_the_published_kernel_beside_another_for_gst(tmp_path):
-    options = ["DATA", "--out", str(tmp_path), "--losses", "gst", "gst-published", "--cut-off", "1", "--post-min", "4"]
-    runs = compare_losses.plan(*compare_losses.parse(options))
+    runs = planned("DATA", "--out", tmp_path, "--losses", "gst", "gst-published", "--cut-off", 1, "--post-min", 4)
     kernels = [[run.effective[name] for name in ("loss", "cut_off", "post_min", "background_ratio")] for run in runs]
     assert kernels == [["gst", 1.0, 4.0, 0.015], ["gst", 3.0, 1.0, 0.015]] * 3
 
 
-def test_the_mean_predictor_is_the_mean_density_of_train_and_val(data, tmp_path, here):
-    compare(data, tmp_path, "--losses", "mse", "--seeds", 1, *FAST)
-    known = [*list_images(data / "train"), *list_images(data / "val")]
-    density = statistics.mean(len(read_points(points_path(image))) / (80 * 96) for image in known)
-    assert mean_density(known) == pytest.approx(density)
-    guess = density * 80 * 96
+def test_the_mean_predictor_is_the_mean_density_of_train_and_val(data):
+    counts = {
+        split: [len(read_points(points_path(i))) for i in list_images(data / split)] for split in ("train", "val")
+    }
     truths = [len(read_points(points_path(image))) for image in list_images(data / "test")]
-    assert all(load_image(image).shape[:2] == (80, 96) for image in known)
-    mae, mse = sum(abs(t - guess) for t in truths) / 2, math.sqrt(sum((t - guess) ** 2 for t in truths) / 2)
-    row = read(tmp_path / "table.csv")[-1]
-    assert (row["loss"], row["MAE"], row["MSE"]) == (
-        "mean density of the training images",
-        f"{mae:.1f}",
-        f"{mse:.1f}",
-    )
+    guess = statistics.mean(counts["train"] + counts["val"])  # all pictures are of one size
+    expected = mae_mse([experiments.Result("", truth, guess) for truth in truths])
+    assert mae_mse(experiments.guess_counts(data, "test")) == pytest.approx(expected)
 
 
 def test_finished_runs_are_kept_and_other_options_refused(data, tmp_path, here):
@@ -188,19 +176,17 @@ def test_finished_runs_are_kept_and_other_options_refused(data, tmp_path, here):
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(data, tmp_path, here, monkeypatch):
-    monkeypatch.setitem(compare_losses.CHOICES, "gst", ("--loss", "gst", "--kernels", "h5"))  # there are none
+    monkeypatch.setitem(compare_losses.CHOICES, "gst", ["--loss", "gst", "--kernels", "h5"])  # there are none
     _, err = compare(data, tmp_path, "--losses", "gst", "mse", "--seeds", 1, *FAST, code=1)
-    said = errors(err)
-    assert said[0].startswith("error: gst, seed 4073: ") and "build_kernels.py" in said[0]
-    assert said[1:] == ["error: 1 of 2 runs failed; the same command tries them again"]
+    lines = errors(err)
+    assert lines[0].startswith("error: gst, seed 4073: ") and "build_kernels.py" in lines[0]
+    assert lines[1:] == ["error: 1 of 2 runs failed; the same command tries them again"]
     assert [row["loss"] for row in read(tmp_path / "table.csv")] == ["mse", "mean density of the training images"]
 
 
 def test_recipes(data, tmp_path):
-    arguments, passed = compare_losses.parse(
-        [str(data), "--recipes", "--dataset", "sha", "--epochs", "3", "--out", str(tmp_path), "--seeds", "1"]
-    )
-    runs = {run.label: run.effective for run in compare_losses.plan(arguments, passed)}
+    options = [data, "--recipes", "--dataset", "sha", "--epochs", 3, "--out", tmp_path, "--seeds", 1]
+    runs = {run.name: run.effective for run in planned(*options)}
     chosen = ("lr", "weight_decay", "batch_size", "crop_size", "warm_up_epochs", "epochs", "loss")
     assert [runs["gst"][key] for key in chosen] == [5e-6, 1e-5, 1, 256, 0, 3, "gst"]
     assert [runs["bl+"][key] for key in chosen] == [1e-5, 1e-4, 1, 512, 0, 3, "bl+"]
@@ -211,25 +197,24 @@ def test_recipes(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--seed", "3"), "--seed: this script sets it"),
         (("--loss=bl",), "--loss: this script sets it"),
         (("--recipes", "--config", "x.yml"), "--config: this script sets it"),
         (("--nonsense", "3"), "unrecognized arguments: --nonsense"),
-        (("--lr", "0"), "argument --lr: 0 is impossible"),
         (("--losses", "l2"), "invalid choice: 'l2'"),
         (("--jobs", "0"), "argument --jobs: 0 is impossible"),
     ],
 )
-def test_wrong_options(data, tmp_path, options, said):
+def test_wrong_options(data, tmp_path, options, message):
     _, err = compare(data, tmp_path / "out", *options, code=2)
-    assert said in errors(err)[0] and not (tmp_path / "out").exists()
+    assert message in errors(err)[0] and not (tmp_path / "out").exists()
 
 
 def test_data_that_cannot_be_compared(data, tmp_path):
     _, err = compare(tmp_path / "nowhere", tmp_path / "out", code=1)
-    assert f"{tmp_path / 'nowhere' / 'test'}: no such folder" in errors(err)[0]
+    assert "no such folder" in errors(err)[0] and str(tmp_path / "nowhere") in errors(err)[0]
     secret = Path(shutil.copytree(data, tmp_path / "secret"))
     for path in (secret / "test").glob("*.npy"):
         path.unlink()
@@ -239,23 +224,22 @@ def test_data_that_cannot_be_compared(data, tmp_path):
 
 def test_children_end_with_their_parent_and_say_why_they_failed(tmp_path):
     log = tmp_path / "log.txt"
-    with ended_with_us() as children, pytest.raises(ValueError, match="bad luck .*log.txt"):
-        children.run([sys.executable, "-c", "print('error: bad luck'); raise SystemExit(1)"], log)
     with ended_with_us() as children:
+        with pytest.raises(ValueError, match="bad luck .*log.txt"):
+            children.run(["-c", "print('error: bad luck'); raise SystemExit(1)"], log)
         children.running.add(child := subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
     assert child.wait(10) == -signal.SIGTERM
     with pytest.raises(ValueError, match="stopped"):
-        children.run([sys.executable, "-c", ""], log)
+        children.run(["-c", ""], log)
 
 
 def test_an_unfinished_run_goes_on_and_ends_as_if_nothing_had_happened(data, tmp_path, here):
-    options = ("--losses", "mse", "--seeds", 1, *FAST, "--val-start", 1, "--epochs")
-    compare(data, tmp_path / "whole", *options, 2)
-    arguments, passed = compare_losses.parse([str(data), "--out", str(tmp_path / "broken"), *map(str, (*options, 2))])
-    (run,) = compare_losses.plan(arguments, passed)
+    options = ("--losses", "mse", "--seeds", 1, *FAST, "--val-start", 1, "--epochs", 2)
+    compare(data, tmp_path / "whole", *options)
+    (run,) = planned(data, "--out", tmp_path / "broken", *options)
     call("train_gs.py", *run.options, "--epochs", 1)
     assert list(run.folder.glob("0_ckpt.tar"))
-    compare(data, tmp_path / "broken", *options, 2)
+    compare(data, tmp_path / "broken", *options)
     one, other = (
         json.loads((tmp_path / name / run.folder.name / "result.json").read_text()) for name in ("whole", "broken")
     )
@@ -267,9 +251,9 @@ def test_a_killed_comparison_takes_its_children_along_and_goes_on(data, tmp_path
     for name, text in (("train.py", SLOW_TRAINING), ("evaluate.py", EVALUATION)):
         (tmp_path / name).write_text(text)
     code = (
-        "from pathlib import Path; from scripts import compare_losses as c; from utils.cli import run_script; "
-        f"c.TRAIN, c.TEST = Path({str(tmp_path / 'train.py')!r}), Path({str(tmp_path / 'evaluate.py')!r}); "
-        "c.RunFolder.best = lambda self: {'epoch': 0, 'val_mae': 1, 'val_mse': 1}; run_script(c.main)"
+        "from pathlib import Path; from scripts import compare_losses as c, experiments as e; from utils.cli import run_script; "
+        f"e.TRAIN, e.TEST = Path({str(tmp_path / 'train.py')!r}), Path({str(tmp_path / 'evaluate.py')!r}); "
+        "e.RunFolder.best = lambda self: {'epoch': 0, 'val_mae': 1, 'val_mse': 1}; run_script(c.main)"
     )
     out = tmp_path / "out"
     options = ["--losses", "bl", "mse", "--seeds", 1, "--jobs", 2, "--epochs", 100, "--out", out]
@@ -292,7 +276,36 @@ def test_a_killed_comparison_takes_its_children_along_and_goes_on(data, tmp_path
     done = subprocess.run(command, cwd=ROOT, timeout=120, **output)
     assert done.returncode == 0 and "2 runs, 0 of them were there" in done.stdout, done.stdout
     for row in read(out / "runs.csv"):
-        assert (row["mae"], row["f1"], row["epochs"]) == ("1.0", "0.25", "100") and float(row["mse"]) == pytest.approx(
-            math.sqrt(2)
-        )
+        assert (row["mae"], row["f1"], row["f1_4px"], row["epochs"]) == ("1.0", "0.25", "0.2", "100")
+        assert (row["sparse_error"], row["dense_error"]) == ("2.0", "0.0")
         assert len((out / f"{row['loss']}_seed4073" / "pids").read_text().split()) == 2
+
+
+def test_the_ladder_climbs_from_bl_to_gst(data, tmp_path, here, monkeypatch):
+    monkeypatch.setitem(crowds.FITS, "gst-tolerance-0", ["--num-epochs", "5", "--workers", "1"])
+    ladder = [name for name in crowds.LADDER if name != "gst-tolerance-1e-3"]
+    options = (data, "--out", tmp_path / "out", "--seeds", 2, *FAST, "--rungs")
+    call("scripts/crowds.py", *options, *ladder)
+    rows = read(tmp_path / "out" / "crowds.csv")
+    assert [row["rung"] for row in rows[:-1]] == ladder and all("±" in row["MAE"] for row in rows[:-1])
+    assert all(row["error, dense"][0] in "+-" for row in rows[:-1])
+    refitted = tmp_path / "out" / "gst-tolerance-0"
+    for image in list_images(data / "train"):
+        link = refitted / "train" / image.name
+        assert link.resolve() == image.resolve()
+        assert (Gaussians2D.load(gaussians_path(link)).scales != Gaussians2D.load(gaussians_path(image)).scales).any()
+    done = len(here)
+    call("scripts/crowds.py", *options, *ladder)
+    assert len(here) == done + 2  # the fit and the cleaning, which find all done
+
+
+def test_every_rung_of_the_ladder_is_a_run_that_can_be_started(data, tmp_path):
+    _, runs = crowds.parse([str(data), "--out", str(tmp_path), "--seeds", "1", "--rungs", "ladder", "losses"])
+    rungs = {run.name: run.effective for run in runs}
+    assert list(rungs) == list(dict.fromkeys([*crowds.LADDER, *crowds.LOSSES]))
+    kernels = {
+        name: [o[key] for key in ("post_min", "post_max", "cut_off", "background_ratio")] for name, o in rungs.items()
+    }
+    assert kernels["gst-published"] == [1, 20, 3, 0.015] and kernels["gst-edge"] == [4, 20, 1, 2]
+    assert kernels["gst-round"] == [1, 8, 3, 0.015] and kernels["gst-2px"] == [4, 20, 3, 0.015]
+    assert rungs["bl-trans"]["model_name"] == "vgg_trans" and rungs["mse-4"]["sigma"] == 4

@@ -1,22 +1,155 @@
-"""The checks of fitting on a GPU, as tests; without one, that they can be imported and what they draw."""
+"""What only a GPU can show of fitting: gsplat against the reference, the atlas against single and native fits, its waits.
+
+On a CPU the same checks run with the reference in gsplat's place.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from commands import call, errors
+from PIL import Image
+from torch.profiler import ProfilerActivity, profile
 
-from scripts.gpu_fit_check import CHECKS, SIZES, photographs
+from benchmarks.bench_splat import STANDING, full_atlas
+from GS2D.fitting import FitConfig, fit_image, fit_images
+from GS2D.gaussians import Gaussians2D
+from GS2D.rasterize import ALPHA_MIN, conics, draw, draw_pages
+
+ON_GPU = torch.cuda.is_available()
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")]
+SIZES = ((90, 131), (64, 160), (200, 96), (128, 128), (33, 50), (150, 150), (97, 180), (120, 100))  # height, width
+BACKENDS = [pytest.param("gsplat", "cuda", marks=GPU), ("reference", "cpu")]
+
+
+def photographs(count):
+    """Pictures of different sizes and points in them, some on borders and outside."""
+    images, points = [], []
+    for index in range(count):
+        random, (height, width) = np.random.default_rng(index), SIZES[index % len(SIZES)]
+        coarse = random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+        images.append(np.ascontiguousarray(coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]))
+        points.append(random.uniform((-2, -2), (width + 2, height + 2), (int(random.integers(3, 60)), 2)))
+    return images, points
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("single", [True, False], ids=["one page", "three pages"])
+def test_values_and_gradients_are_those_of_the_reference(backend, device, single):
+    """Pixels where the 1/255 rule is undecided are set apart."""
+    random, pages, width, height, count = np.random.default_rng(7), 1 if single else 3, 70, 50, 60
+    page = torch.arange(pages).repeat_interleave(count)
+
+    def uniform(low, high, *shape):
+        return torch.tensor(random.uniform(low, high, shape), dtype=torch.float32)
+
+    means = uniform(-3, 3, pages * count, 2) + uniform(0, 1, pages * count, 2) * torch.tensor([width, height])
+    shape = conics(uniform(0.8, 6, pages * count, 2), uniform(0, 3.14, pages * count, 1))
+    tensors = means, shape, uniform(0, 1, pages * count, 3), uniform(0.5, 1, pages * count)
+
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    dx, dy = (axis.double() - means[:, i, None, None].double() for i, axis in enumerate((x, y)))
+    a, b, c = (shape[:, i, None, None].double() for i in range(3))
+    alpha = tensors[3][:, None, None] * torch.exp(-(a * dx * dx + c * dy * dy) / 2 - b * dx * dy)
+    undecided = ((alpha - ALPHA_MIN).abs() < 1e-6).reshape(pages, count, height, width).any(1)  # [pages, H, W]
+    weight = torch.tensor(random.standard_normal((pages, height, width, 3)), dtype=torch.float32)
+    weight[undecided] = 0
+
+    def run(backend, device):
+        leaves = [tensor.to(device).requires_grad_() for tensor in tensors]
+        if single:
+            image = draw(*leaves, width, height, backend)[None]
+        else:
+            image = draw_pages(*leaves, page.to(device), pages, width, height, backend)
+        gradients = torch.autograd.grad((image * weight.to(device)).sum(), leaves)
+        return image.detach().cpu(), [gradient.cpu() for gradient in gradients]
+
+    (expected, slopes), (image, gradients) = run("reference", "cpu"), run(backend, device)
+    assert undecided.float().mean() < 0.01
+    assert (image - expected).abs()[~undecided].max() <= 1e-5
+    for gradient, slope in zip(gradients, slopes, strict=True):
+        assert (gradient - slope).abs().max() <= 1e-4 * slope.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("backend", "count", "iterations"),
+    [
+        pytest.param("gsplat", 8, 200, marks=GPU),
+        ("reference", 3, 5),
+    ],
+)
+def test_images_side_by_side_are_fitted_as_alone(backend, count, iterations):
+    images, points = photographs(count)
+    points[-1] = points[-1][:0]
+    config = FitConfig(iterations=iterations)
+    together = fit_images(images, points, config, backend=backend)
+    for image, some, fitted in zip(images, points, together, strict=True):
+        alone = fit_image(image, some, config, backend=backend)
+        assert abs(fitted.render_loss - alone.render_loss) <= 1e-4 and len(fitted.gaussians) == len(some)
+
+
+@pytest.mark.parametrize(
+    ("backend", "count", "config"),
+    [
+        pytest.param("gsplat", 8, FitConfig(iterations=300), marks=GPU),
+        pytest.param("gsplat", 8, FitConfig(iterations=800, tolerance=1e-3), marks=GPU),
+        ("reference", 2, FitConfig(iterations=10)),
+    ],
+)
+def test_fits_are_as_good_as_the_native_engine_s(backend, count, config):
+    images, points = photographs(count)
+    ours, theirs = (fit_images(images, points, config, backend=name) for name in (backend, "native"))
+    assert all(one.render_loss <= 1.01 * other.render_loss for one, other in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_on_a_gpu(check):
-    failed = [f"{name}: {figure}" for name, ok, figure in check() if not ok]
-    assert not failed, "\n".join(failed)
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
+@pytest.mark.parametrize("images", [1, 32])
+def test_an_iteration_launches_little_and_waits_once(images):
+    atlas = full_atlas(images, 800, "gsplat")
+    atlas.advance(10, STANDING)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        atlas.advance(10, STANDING)
+        torch.cuda.synchronize()
+    events = profiler.key_averages()
+    assert sum(e.count for e in events if "LaunchKernel" in e.key or "cudaMemsetAsync" in e.key) / 10 <= 110
+    assert sum(e.count for e in events if "StreamSynchronize" in e.key) / 10 <= 1.2
 
 
-def test_the_photographs_have_many_sizes_and_points_outside():
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
+def test_memory_that_runs_out_halves_the_atlas():
+    """Eight images where there is room for about three."""
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (768, 1024, 3), dtype=np.uint8) for _ in range(8)]
+    points = [random.uniform((0, 0), (1024, 768), (200, 2)) for _ in range(8)]
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    before = torch.cuda.memory_stats().get("num_ooms", 0)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 3.5 * 768 * 1024 * 64) / total)
+    try:
+        results = fit_images(images, points, FitConfig(iterations=20), backend="gsplat")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert torch.cuda.memory_stats()["num_ooms"] > before
+    assert all(result.iterations == 20 and np.isfinite(result.render_loss) for result in results)
+
+
+@pytest.mark.parametrize(("backend", "device"), [pytest.param("gsplat", "auto", marks=GPU), ("native", "cpu")])
+def test_a_data_set_is_fitted_by_itself(backend, device, tmp_path):
+    """Which backend it takes, its files, an image that does not decode, one without points."""
     images, points = photographs(8)
-    assert [image.shape[:2] for image in images] == list(SIZES)
-    assert any((some < 0).any() for some in points) and all(3 <= len(some) < 60 for some in points)
+    points[2] = points[2][:0]
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for index, (image, some) in enumerate(zip(images, points)):
+        Image.fromarray(image).save(folder / f"{index}.png")
+        np.save(folder / f"{index}.npy", some.astype(np.float32))
+    whole = (folder / "5.png").read_bytes()
+    (folder / "5.png").write_bytes(whole[: len(whole) // 2])
+    options = "--root-path", tmp_path, "--num-epochs", 50, "--device", device
+    out, err = call("2dgs_counting_1gs_gsplat.py", *options, code=1)
+    counts = {int(path.name[0]): len(Gaussians2D.load(path)) for path in (folder / "gs_params").glob("[!.]*.h5")}
+    assert counts == {i: len(some) for i, some in enumerate(points) if i != 5}
+    assert out.startswith(f"backend {backend}: ") and "5.png" in errors(err)[0]

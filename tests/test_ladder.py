@@ -40,3 +40,13 @@ def test_round_gaussians_of_8_pixels_without_background_are_bayesian_loss(backen
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-6)
     published = kernel_of("gst", next(crops()), backend=backend)
     assert (published[:-1] - kernel_of("bl", next(crops()), backend=backend)).abs().max() > 0.1
+
+
+def test_round_shapes_keep_the_area():
+    crop = next(crops())
+    area = crop.scales.prod(dim=1, keepdim=True).sqrt().expand(-1, 2)
+    free = {"post_min": 16.0}
+    for backend in ("auto", "reference"):
+        found = kernel_of("gst", crop, round_shapes=True, backend=backend, **free)
+        torch.testing.assert_close(found, kernel_of("gst", crop._replace(scales=area), backend=backend, **free))
+    assert (found - kernel_of("gst", crop, **free)).abs().max() > 0.1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from commands import ROOT, call, errors
@@ -12,6 +13,7 @@ from training_runs import Tiny
 
 import train_gs
 from scripts import reproduce_tables
+from scripts.experiments import Children
 
 SMALL = (
     *("--device", "cpu", "--preprocess-options", "--min-size 64 --max-size 128 --workers 1"),
@@ -34,16 +36,17 @@ def raw(tmp_path_factory):
 
 @pytest.fixture
 def here(monkeypatch):
-    """The stages in this process, with the small network; -> what each printed."""
-    said = []
+    """The stages in this process, with the small network; -> each command and what it printed."""
+    done = []
 
-    def execute(command):
-        said.append((command, call(command[0], *command[1:])[0]))
+    def run(children, command):
+        script = str(Path(command[0]).relative_to(ROOT))
+        done.append(([script, *command[1:]], call(script, *command[1:])[0]))
 
-    monkeypatch.setattr(reproduce_tables, "execute", execute)
+    monkeypatch.setattr(Children, "run", run)
     monkeypatch.setattr(train_gs, "build_model", Tiny)
     monkeypatch.setattr("models.build_model", Tiny)
-    return said
+    return done
 
 
 def reproduce(*options, code=0):
@@ -108,15 +111,14 @@ def test_published_lists_of_qnrf_are_used_where_they_lie(tmp_path):
 
 @pytest.mark.parametrize("name", ["qnrf", "jhu"])
 def test_from_raw_data_to_the_table(name, raw, tmp_path, here):
-    title, published = reproduce_tables.SOURCES[name].title, reproduce_tables.SOURCES[name].published["gst"]
+    title, published = reproduce_tables.SOURCES[name].title, reproduce_tables.PUBLISHED[name]["gst"]
     options = (name, "vgg", "--data", raw, "--runs", tmp_path, *SMALL)
     out, _ = reproduce(*options)
     scripts = [command[0] for command, _ in here]
     assert scripts[1:] == ["2dgs_counting_1gs_gsplat.py", "GS2D/process_gaussians.py", "train_gs.py", "test.py"]
     rows = table(tmp_path)
     row = rows[title, "vgg"]
-    said = re.search(r"images?: MAE ([\d.]+), MSE ([\d.]+)", here[-1][1])
-    mae, mse = map(float, said.groups())
+    mae, mse = map(float, re.search(r"images?: MAE ([\d.]+), MSE ([\d.]+)", here[-1][1]).groups())
     assert row["measured MAE / MSE"] == f"{mae:.1f} / {mse:.1f}" and row["split"] == "test"
     assert row["difference"] == f"{mae - published[0]:+.1f} / {mse - published[1]:+.1f}"
     assert rows[title, "vgg_trans"]["measured MAE / MSE"] == "not measured yet" and len(rows) == 18
@@ -206,13 +208,14 @@ def test_losses_on_shanghaitech_stand_beside_their_published_numbers(raw, tmp_pa
     assert listed.count("train_gs.py") == 3 and "GS2D/process_gaussians.py" in listed
 
 
-def test_a_stage_that_fails_ends_the_script(tmp_path):
+def test_a_stage_that_fails_ends_the_script():
     with pytest.raises(ValueError, match="preprocess_dataset_ucf.py ended with exit code 2; .* finished work is kept"):
-        reproduce_tables.execute(["preprocess_dataset_ucf.py", "--nonsense"])
+        Children().run([str(ROOT / "preprocess_dataset_ucf.py"), "--nonsense"])
 
 
-def test_the_shell_scripts_name_existing_files():
-    for name in ("compare_losses", "reproduce_tables"):
-        script = ROOT / "scripts" / f"{name}.sh"
-        assert subprocess.run(["bash", "-n", script]).returncode == 0
-        assert f"scripts/{name}.py" in script.read_text() and (ROOT / "scripts" / f"{name}.py").exists()
+@pytest.mark.parametrize("name", ["compare_losses", "reproduce_tables", "experiments"])
+def test_the_shell_scripts_name_existing_files(name):
+    script = ROOT / "scripts" / f"{name}.sh"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    for found in re.findall(r"scripts/(\w+\.py)|experiments\.sh\" (\w+)", script.read_text()):
+        assert (ROOT / "scripts" / (found[0] or f"{found[1]}.py")).exists()

@@ -32,7 +32,7 @@ class NonFinite(ValueError):
         return slice(self.batches.start * batch_size, self.batches.stop * batch_size)
 
 
-def say(fabric: Fabric, text: str) -> None:
+def print_once(fabric: Fabric, text: str) -> None:
     """Print on one process of the run (``Fabric.print`` would on one of each machine)."""
     if fabric.is_global_zero:
         print(text)

@@ -134,12 +134,12 @@ class RunFolder:
 
         A checkpoint counts from the moment when it is whole; without one, as after tidying up, the run's own word does.
         """
-        said = read_json(self.path / "run.json")
+        content = read_json(self.path / "run.json")
         kinds = {"epochs": int, "done": int, "crops": int, "start": str}
-        said = {key: said.get(key) for key in kinds} if isinstance(said, dict) else {}
-        found = {key: said.get(key) if isinstance(said.get(key), kind) else None for key, kind in kinds.items()}
+        content = content if isinstance(content, dict) else {}
+        known = {key: content[key] if isinstance(content.get(key), kind) else None for key, kind in kinds.items()}
         newest = self.checkpoints()[-1:]
-        return found | ({"done": _epoch_of(newest[0]) + 1} if newest else {})
+        return known | ({"done": _epoch_of(newest[0]) + 1} if newest else {})
 
     def best(self) -> dict[str, Any] | None:
         """What ``best_model.pth`` says of itself: ``epoch``, ``val_mae``, ``val_mse``, ``val_hash`` and ``window``.
@@ -184,9 +184,9 @@ class RunFolder:
         # Where the run kept no account any trace counts; where it did, what an unfinished first epoch left does not.
         traces = progress["done"] is None and (self.best_path.exists() or self.metrics())
         if (progress["done"] or traces) and not overwrite:
-            held = f"a run of {progress['done']} epochs" if progress["done"] else "a run"
+            what = f"a run of {progress['done']} epochs" if progress["done"] else "a run"
             remedy = ", or leave --resume out to go on with it" if newest else ""
-            raise ValueError(f"{self.path}: holds {held}; choose another --save-dir, or --overwrite{remedy}")
+            raise ValueError(f"{self.path}: holds {what}; choose another --save-dir, or --overwrite{remedy}")
         leftovers = {path.resolve() for path in self._leftovers()}
         for option, file in (("resume", given), ("backbone-weights", Path(options.get("backbone_weights", "none")))):
             if file and not leftovers.isdisjoint((file.resolve(), *file.resolve().parents)):
@@ -213,9 +213,9 @@ class RunFolder:
             return []
         found = [path for pattern in _OWN for path in sorted(self.path.glob(pattern))]
         for summary in self.path.glob("**/summary.json"):
-            said = read_json(summary)
+            content = read_json(summary)
             with contextlib.suppress(TypeError, KeyError):
-                of = Path(said["configuration"]["save_path"]).resolve()
+                of = Path(content["configuration"]["save_path"]).resolve()
                 if self.path.resolve() == (of if of.is_dir() else of.parent):
                     found += [summary.with_name(name) for name in _RESULTS]
         return [*found, self.path / "config.yml"]

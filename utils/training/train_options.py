@@ -37,9 +37,9 @@ def parse_train_options(
     # Runs of before wrote into their own file how they had been started, which is not how they go on.
     is_own = config and folder and Path(config).resolve().parent == Path(folder).resolve()
     report = read_report(Path(str(root))) if root else {}
-    said = report.get("dataset") or (OWN if report else "qnrf")
-    whose = f"whose preset applies (default: what {REPORT} of the data says; without one, qnrf)"
-    add("--dataset", choices=DATASETS, default=said, help=whose)
+    stated = report.get("dataset") or (OWN if report else "qnrf")
+    preset_help = f"whose preset applies (default: what {REPORT} of the data says; without one, qnrf)"
+    add("--dataset", choices=DATASETS, default=stated, help=preset_help)
     add(
         "--data-dir",
         "--root-path",
@@ -48,7 +48,7 @@ def parse_train_options(
         metavar="P",
         help="prepared data set: train/ (with gs_params/), val/",
     )
-    crop = report.get("crop_size") or 512 if said == OWN else 512
+    crop = report.get("crop_size") or 512 if stated == OWN else 512
     add("--crop-size", type=number(int, 16), default=crop, metavar="N", help="side of the training crops, pixels")
     processors, local = default_workers(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     # By the devices, which are not known yet: several of them share the processors.
@@ -135,7 +135,7 @@ def parse_train_options(
     unused = (*FORMER_OPTIONS, *START_OPTIONS) if is_own else FORMER_OPTIONS
     arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS), unused_keys=unused)
     if report.get("dataset") not in (None, arguments.dataset):
-        found = f"{arguments.data_dir / REPORT} says {said}"
+        found = f"{arguments.data_dir / REPORT} says {stated}"
         parser.error(f"--dataset {arguments.dataset}: {found}; leave the option out, or prepare the data as that set")
     if arguments.gs_path != _GAUSSIANS:
         parser.error(

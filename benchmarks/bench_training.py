@@ -1,0 +1,173 @@
+"""What a training step, a whole run and an evaluation cost, as a user starts them.
+
+    python benchmarks/bench_training.py --device cuda
+    python benchmarks/bench_training.py --small        tiny sizes on a CPU, to see whether this script works
+
+A step: from batches at hand, beside the network's passes and Adam alone, replayed as CUDA graphs as in training; crops a second
+of whole epochs with 8 loading processes. A run of 12 seconds: how much of it is no step. Four runs side by side against one with
+their batches. test.py on photographs of 1024 pixels. Random pictures and weights in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+import train_gs
+from benchmarks import common
+from GS2D.options import KERNEL_OPTIONS
+from losses import LOSSES
+from models import MODELS, build_model
+from utils.device import start_fabric
+from utils.pixels import normalise
+from utils.training.graphs import set_up_graphs
+from utils.training.run_folder import RunFolder
+from utils.training.train_options import parse_train_options
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN, TEST = ROOT / "train_gs.py", ROOT / "test.py"
+FAST = ["--precision", "bf16-mixed", "--channels-last"]
+# Network, batch, crop, options, crops a second that an H100 or H200 reaches.
+STEPS = [
+    ("vgg", 1, 512, [], 200),
+    ("vgg", 1, 512, FAST, 350),
+    ("vgg", 8, 256, FAST, 1200),
+    ("vgg_trans", 1, 512, [], 100),
+    ("vgg_trans", 1, 512, FAST, 175),
+]
+SMALL = [("vgg", 2, 64, [], 1)]
+
+
+class AtHand:
+    """A loader of batches that are there, ``times`` over; ``loader`` is the one that makes them."""
+
+    def __init__(self, loader: Any, times: int) -> None:
+        self.batches, self.batch_size = list(loader) * times, loader.batch_size
+        self.sampler = range(len(self.batches) * self.batch_size)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+def train(folder: Path, options: Sequence[str], wrap: Callable[[Any], Any] = lambda loader: loader) -> list[dict]:
+    """A run of ``train_gs.py`` in this process, its loader as ``wrap`` makes it -> the figures of its epochs."""
+    make = train_gs.crop_loader
+    argv = ["train_gs.py", *options, "--save-dir", str(folder), "--overwrite"]
+    with contextlib.redirect_stdout(io.StringIO()), mock.patch.object(sys, "argv", argv):
+        with mock.patch.object(train_gs, "crop_loader", lambda *some, **named: wrap(make(*some, **named))):
+            train_gs.main()
+    return RunFolder(folder).metrics()
+
+
+def network_alone(options: Sequence[str], crop: int, batch: int, repeats: int) -> float:
+    """Milliseconds of forward and backward pass and fused Adam."""
+    arguments = parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, options)
+    fabric = start_fabric(arguments)
+    layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
+    network = fabric.to_device(build_model(arguments.model_name).to(memory_format=layout))
+    set_up_graphs(fabric, network, arguments)
+    model, optimizer = fabric.setup(network, torch.optim.Adam(network.parameters(), 1e-6, fused=True))
+    images = torch.zeros(batch, 3, crop, crop, dtype=torch.uint8, device=fabric.device)
+    images = normalise(images).contiguous(memory_format=layout)
+
+    def step() -> None:
+        fabric.backward(model(images).density.sum())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return common.milliseconds(lambda: [step() for _ in range(repeats)], fabric.device.type, 3) / repeats
+
+
+def steps(data: Path, folder: Path, variants: list, fixed: Sequence[str], workers: int) -> None:
+    """A step beside the network alone, its parts, and crops a second."""
+    for model, batch, crop, more, least in variants:
+        name = " ".join([model, f"{batch} x {crop}", *more])
+        options = [*fixed, "--model-name", model, "--batch-size", str(batch), "--crop-size", str(crop), *more]
+        alone = network_alone(["--data-dir", str(data), *options], crop, batch, 2 if workers == 0 else 20)
+        ready = train(folder, [*options, "--epochs", "2"], lambda loader: AtHand(loader, 1 if workers == 0 else 6))[-1]
+        fresh = train(folder, [*options, "--epochs", "5", "--num-workers", str(workers)])[1:]
+        count = ready["images_per_second"] * ready["seconds"] / batch
+        step = 1000 * ready["seconds"] / count
+        parts = ", ".join(f"{part} {1000 * seconds / count:.2f}" for part, seconds in ready["time"].items())
+        figure = f"{step:.2f} ms ({parts}), the network alone {alone:.2f}: {step / alone:.2f} times"
+        common.print_goal(f"step, {name}", step <= 1.15 * alone, figure, "1.15 times")
+        rate = sum(one["images_per_second"] * one["seconds"] for one in fresh) / sum(one["seconds"] for one in fresh)
+        figure = f"{rate:.0f} with {workers} loading processes, {ready['images_per_second']:.0f} at hand"
+        common.print_goal(f"crops a second, {name}", rate >= least, figure, str(least))
+
+
+def whole_runs(fixed: Sequence[str], folder: Path, minutes: float, workers: int) -> None:
+    """A run of minutes as a user starts it: what of its time is training; four side by side against one."""
+
+    def run(batch: int, *names: str) -> tuple[float, float]:
+        """Crops a second of all while they trained, and the seconds in which the first did not train."""
+        loaders, begin, running = str(workers // len(names)), time.perf_counter(), []
+        for name in names:
+            options = ["--batch-size", str(batch), "--num-workers", loaders, "--minutes", str(minutes)]
+            command = [sys.executable, str(TRAIN), *fixed, *options, "--save-dir", str(folder / name)]
+            running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        if any([child.wait() for child in running]):
+            raise RuntimeError(f"a run of {' '.join(names)} failed")
+        wall, found = time.perf_counter() - begin, [RunFolder(folder / name).metrics() for name in names]
+        seconds = [sum(epoch["seconds"] for epoch in epochs) for epochs in found]
+        crops = [sum(one["images_per_second"] * one["seconds"] for one in epochs) for epochs in found]
+        return sum(done / took for done, took in zip(crops, seconds)), wall - seconds[0]
+
+    rate, start_up = run(8, "one")
+    figure = f"{start_up:.1f} s are no steps ({rate:.0f} crops a second)"
+    common.print_goal(f"a run of {60 * minutes:.0f} s", start_up <= 12, figure, "10 s and a validation")
+    large, four = run(32, "large")[0], run(8, *(f"job{number}" for number in range(4)))[0]
+    figure = f"{four:.0f} crops a second, one at batch 32 {large:.0f}"
+    common.print_goal("four runs side by side", four >= large, figure, "as many")
+
+
+def evaluation(data: Path, folder: Path, device: str) -> None:
+    """test.py on the training pictures."""
+    weights = folder / "vgg.pth"
+    torch.save(build_model("vgg").state_dict(), weights)
+    fixed = ["--save-path", str(weights), "--data-dir", str(data), "--split", "train", "--device", device]
+    for precision, least in (("32", 20), ("bf16-mixed", 30)):
+        command = [sys.executable, str(TEST), *fixed, "--precision", precision]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rate = float(re.search(r"([\d.]+) images/s", done.stdout)[1])
+        common.print_goal(f"test.py, {precision}", rate >= least, f"{rate:.1f} images a second", str(least))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = common.benchmark_parser(__doc__)
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see whether this script works")
+    arguments = common.parse_benchmark(parser)
+    small, device = arguments.small, "0" if arguments.device == "cuda" else "cpu"
+    images, width, points, workers = (4, 192, 10, 0) if small else (24, 1024, 800, 8)
+    print(f"{common.machine(arguments.device)}\n\n| what | figure | goal |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = common.make_data(folder / "data", images, width, points)
+        fixed = ["--data-dir", str(data), "--backbone-weights", "none", "--device", device]
+        steps(data, folder / "run", SMALL if small else STEPS, fixed, workers)
+        many = common.make_data(folder / "many", images if small else 240, width, points // 2)
+        fixed[1] = str(many)
+        recipe = ["--crop-size", "64"] if small else ["--crop-size", "256", *FAST, "--lr", "1e-5"]
+        whole_runs([*fixed, *recipe], folder, 0.1 if small else 0.2, workers)
+        evaluation(data if small else many, folder, device)
+
+
+if __name__ == "__main__":
+    main()

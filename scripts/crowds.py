@@ -1,0 +1,107 @@
+"""Real crowds: from Bayesian loss to GST rung by rung, and GST beside the other losses, several seeds each.
+
+    python scripts/crowds.py DATA --jobs 4 --minutes 3 --batch-size 8 --precision bf16-mixed --device 0
+    python scripts/crowds.py DATA --rungs losses --epochs 100
+
+Options that are not listed by --help go to train_gs.py, the same for every run. DATA is a prepared data set with fitted
+Gaussians; where a rung wants others, its images are linked into --out and fitted there. Folders and tables are those of
+compare_losses.py; crowds.md and crowds.csv have the errors with their sign in sparse and in dense pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts import experiments
+from scripts.compare_losses import PUBLISHED
+from scripts.experiments import ROOT, Errors, Results, Run
+from utils.cli import run_script
+from utils.files import make_folder
+
+EDGE = "--loss gst --post-min 4 --cut-off 1 --background-ratio 2".split()
+RUNGS = {
+    "bl": ["--loss", "bl"],
+    "bl+": ["--loss", "bl+"],
+    "gst-round": ["--loss", "gst", *PUBLISHED, "--post-max", "8"],  # every scale is 8 px, as in BL
+    "gst-published": ["--loss", "gst", *PUBLISHED],
+    "gst-tolerance-0": ["--loss", "gst", *PUBLISHED],
+    "gst-tolerance-1e-3": ["--loss", "gst", *PUBLISHED],
+    "gst-2px": ["--loss", "gst", *PUBLISHED, "--post-min", "4"],
+    "gst-edge": EDGE,
+    "dm-count": ["--loss", "dm-count"],
+    "mse-4": ["--loss", "mse", "--sigma", "4"],
+    "bl-trans": ["--loss", "bl", "--model-name", "vgg_trans"],
+    "gst-edge-trans": [*EDGE, "--model-name", "vgg_trans"],
+}
+FITS = {"gst-tolerance-0": ["--tolerance", "0"], "gst-tolerance-1e-3": ["--tolerance", "1e-3"]}
+LADDER = ["bl", "bl+", "gst-round", "gst-published", *FITS, "gst-2px", "gst-edge"]
+LOSSES = ["gst-published", "gst-edge", "bl", "bl+", "dm-count", "mse-4", "bl-trans", "gst-edge-trans"]
+REMARK = (
+    "Mean ± standard deviation over the seeds. Error: predicted minus true count, the mean over the half of the pictures with "
+    "fewer people and over that with more; below zero people are missed, above invented."
+)
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[Run]]:
+    """The options, and the runs that they ask for; wrong ones end the script."""
+    what = "Climb from Bayesian loss to GST, or compare losses, on real crowds"
+    parser = experiments.experiment_parser(what, Path("data/SHA-Train-Val-Test"), "val", Path("runs/crowds"))
+    shown = f"ladder (default), losses, or some of {', '.join(RUNGS)}"
+    choices = ("ladder", "losses", *RUNGS)
+    parser.add_argument("--rungs", nargs="+", choices=choices, default=["ladder"], metavar="R", help=shown)
+    arguments, passed = parser.parse_known_args(argv)
+    experiments.refuse(parser, passed)
+    groups = {"ladder": LADDER, "losses": LOSSES}
+    names = [name for asked in arguments.rungs for name in groups.get(asked, [asked])]
+    chosen = {name: RUNGS[name] for name in names}
+    experiments.train_options(
+        ["--data-dir", str(arguments.data), *passed]
+    )  # wrong ones end here, before anything is written
+    for name in chosen.keys() & FITS:
+        link_data(arguments.data, arguments.out / name)
+        chosen[name] = [*chosen[name], "--data-dir", str(arguments.out / name)]
+    return arguments, experiments.plan(arguments, passed, chosen)
+
+
+def link_data(data: Path, folder: Path) -> None:
+    """Fill ``folder`` with links to what ``data`` has prepared, but for the Gaussians."""
+    for path in (*data.glob("*.json"), *data.glob("train/*.*"), *data.glob("val/*.*")):
+        link = folder / path.relative_to(data)
+        make_folder(link.parent)
+        if not link.exists():
+            link.symlink_to(path.resolve())
+
+
+def fit(folder: Path, options: Sequence[str]) -> None:
+    """Fit and clean the Gaussians of ``folder``; what is done is skipped."""
+    with experiments.ended_with_us() as children:
+        for script in (["2dgs_counting_1gs_gsplat.py", *options], ["GS2D/process_gaussians.py"]):
+            children.run([str(ROOT / script[0]), *script[1:], "--root-path", str(folder)])
+
+
+def main() -> int:
+    """Fit what a rung wants fitted, do the runs that are missing, and report."""
+    arguments, runs = parse()
+    for name in dict.fromkeys(run.name for run in runs if run.name in FITS):
+        fit(arguments.out / name, FITS[name])
+
+    def table(results: Results, guesses: Errors) -> str:
+        rows = [("rung", "seeds", "epochs", "MAE", "MSE", "F1 at 4 px", "F1 at 8 px", "error, sparse", "error, dense")]
+        for name, found in results.items():
+            errors = [experiments.spread(found, key) for key in ("mae", "mse")]
+            errors += [experiments.spread(found, key, 2) for key in ("f1_4px", "f1")]
+            errors += [experiments.spread(found, key, sign="+") for key in ("sparse_error", "dense_error")]
+            rows.append((name, len(found), experiments.spread(found, "epochs", 0), *errors))
+        rows.append(("mean density of the training images", "", "", *(f"{error:.1f}" for error in guesses), *[""] * 4))
+        return experiments.write_table(arguments.out, "crowds", rows, REMARK)
+
+    return experiments.run_experiment(arguments, runs, table)
+
+
+if __name__ == "__main__":
+    run_script(main)
