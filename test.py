@@ -31,7 +31,7 @@ from utils.evaluation import Result, Window, in_threads
 from utils.evaluation.model_card import note_evaluation
 from utils.evaluation.report import write_report
 from utils.evaluation.results import ResultsFolder, localisation, read_ahead, save_submission
-from utils.evaluation.scores import summarise
+from utils.evaluation.scores import count_scores
 from utils.evaluation.sources import Source, find_sources, open_images
 from utils.evaluation.video import VideoCounts
 from utils.evaluation.windows import images_together, predict_together
@@ -199,7 +199,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise ValueError(f"none of {len(failed)} images could be counted")
     counted = len(results) + videos.left_out
     speed = counted / (time.perf_counter() - started)
-    scores = summarise(results)
+    scores = count_scores(results)
     if scores["scored"]:
         mae, mse = scores["mae"], scores["mse"]
         print(

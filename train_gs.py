@@ -231,10 +231,10 @@ def train(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace) -> N
                     state = {"step": (epoch + 1) * len(run.loader), **run.state(arguments)}
                     record.add_epoch(metrics, run.evaluated, state)
             epoch += 1
+        run.steps.close()
         with agreed(fabric):
             if record:
                 record.finish()
-    run.steps.close()
 
 
 def main() -> None:

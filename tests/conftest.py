@@ -1,6 +1,26 @@
-"""Settings for all tests."""
+"""Settings for all tests, and what the tests of training share."""
 
+import pytest
 import torch
+from training_runs import Recorded, Tiny, make_data
 
 # The tensors here are small: a second thread costs more than it saves, most of all beside other processes.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Small data to train on; who changes them makes a copy."""
+    return make_data(tmp_path_factory.mktemp("training") / "data")
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Training runs, and what reads their files, build the small network."""
+    for module in ("train_gs", "models"):
+        monkeypatch.setattr(f"{module}.build_model", Tiny)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    return Recorded(monkeypatch)

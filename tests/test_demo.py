@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 
@@ -57,18 +58,17 @@ def test_the_demo_says_what_it_reached_and_shows_every_step(finished):
     assert (finished / "results.md").read_text() in out
     page = (finished / "index.html").read_text()
     assert re.findall(r"<h2><b>(\d)</b>", page) == list("123456")
-    assert page.count("data:image/jpeg;base64,") == 3 + 3 * 2 and "default-src 'none'" in page
+    assert page.count("data:image/jpeg;base64,") == 3 + 3 * 2 and "default-src 'none'" in html.unescape(page)
     (curves,) = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page)[1])
     assert [(trace["x"], trace["y"]) for trace in curves["data"]] == [([1, 2], [90.0, 9.0]), ([2], [4.0])]
-    for name in ("overview.jpg", "gaussians.png"):
-        assert (finished / name).stat().st_size > 1000
 
 
-def test_each_pixel_has_its_owners_color_and_the_background_is_black():
+def test_each_pixel_has_its_owners_color_and_the_background_is_black(tmp_path):
     gaussians = Gaussians2D(
         np.array([[12.0, 12.0], [52.0, 12.0]]), np.full((2, 2), 8.0), np.zeros((2, 1)), np.ones((2, 3))
     )
-    colors = demo_report.draw_owners(gaussians, 24, 64, {"stride": 8, **OPTIONS}).astype(int)
+    (tmp_path / "config.yml").write_text(yaml.dump(OPTIONS))
+    colors = demo_report.draw_owners(gaussians, 24, 64, tmp_path).astype(int)
     assert colors.shape == (24, 64, 3)
     assert colors[12, 12].max() > 200 and colors[12, 52].max() > 200
     assert abs(colors[12, 12] - colors[12, 52]).max() > 50

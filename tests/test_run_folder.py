@@ -8,30 +8,26 @@ import shlex
 import shutil
 from pathlib import Path
 
-import lightning_fabric
 import numpy as np
 import pytest
 import torch
 import yaml
 from commands import call, errors
-from lightning_fabric.plugins import MixedPrecision
-from training_runs import Tiny, largest_difference, make_data, metrics, train, weights
+from training_runs import Tiny, checkpoint, largest_difference, metrics, train, weights
 
-import hubconf
-import models
 import train_gs
 from GS2D.gaussians import Gaussians2D
-from models import Prediction
 from utils.files import gaussians_path, list_images, points_path, split_hashes
-from utils.images import load_image
-from utils.training import run_folder, steps
+from utils.training import run_folder
 from utils.training.run_folder import RunFolder, shareable
+
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(data, tmp_path_factory):
     """With round Gaussians, so that training comes next."""
-    root = make_data(tmp_path_factory.mktemp("folder") / "data")
+    root = shutil.copytree(data, tmp_path_factory.mktemp("folder") / "data")
     shutil.rmtree(root / "val" / "gs_params")
     for image in list_images(root / "train"):
         gaussians = Gaussians2D.load(gaussians_path(image))
@@ -40,22 +36,26 @@ def data(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    monkeypatch.setattr(train_gs, "build_model", Tiny)
-    monkeypatch.setattr(models, "build_model", Tiny)
+@pytest.fixture(scope="module")
+def other(data, tmp_path_factory):
+    """A checkpoint of another run, of one epoch, whose score (as runs of before wrote it down) none will better."""
+    folder = tmp_path_factory.mktemp("other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_gs, "build_model", Tiny)
+        train(data, folder, "--epochs", 1, "--seed", 5)
+    torch.save(checkpoint(folder) | {"best": 0.0}, folder / "0_ckpt.tar")
+    return folder / "0_ckpt.tar"
+
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
 
 
 def interrupted(data, folder, epoch, *options):
-    """Train until Ctrl-C at the beginning of ``epoch`` -> the last line that was said."""
+    """Train until Ctrl-C at the beginning of ``epoch`` -> the last line of the output."""
     set_epoch = train_gs.Crowd.set_epoch
-
-    def stop_there(self, number):
-        set_epoch(self, number)
-        if number == epoch:
-            raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch:
+        stop_there = lambda self, number: stop() if number == epoch else set_epoch(self, number)  # noqa: E731
         patch.setattr(train_gs.Crowd, "set_epoch", stop_there)
         return train(data, folder, *options, code=130)[1].splitlines()[-1]
 
@@ -70,65 +70,65 @@ def paste(command):
     return call(script, *arguments)
 
 
+def evaluate(run, data, *options, code=0):
+    return call(
+        "test.py", "--save-path", run, "--data-dir", data, "--split", "val", "--device", "cpu", *options, code=code
+    )
+
+
 def contents(folder):
     return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
 
 
-def other_run(data, folder, *options):
-    """A checkpoint of another run, of one epoch, whose score (as runs of before wrote it down) none will better."""
-    train(data, folder, "--epochs", 1, "--seed", 5, *options)
-    content = torch.load(folder / "0_ckpt.tar", weights_only=True)
-    torch.save(content | {"best": 0.0}, folder / "0_ckpt.tar")
-    return folder / "0_ckpt.tar"
+def names(folder):
+    return {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("start", ["none", "file", "weights", "overwrite"])
-def test_the_next_line_goes_on_however_the_run_was_begun(data, tmp_path, start):
-    resume = {"none": ("--resume", "none"), "overwrite": ("--overwrite",)}.get(start)
-    if not resume:
-        checkpoint = other_run(data, tmp_path / "other")
-        resume = "--resume", checkpoint if start == "file" else checkpoint.with_name("best_model.pth")
-    options = "--epochs", 4, "--lr", 1e-3, *resume
+def test_the_next_line_goes_on_however_the_run_was_begun(data, tmp_path, other, start):
+    best = other.with_name("best_model.pth")
+    start = {"none": ("--resume", "none"), "overwrite": ("--overwrite",)}.get(
+        start, ("--resume", other if start == "file" else best)
+    )
+    options, run = ("--epochs", 4, "--lr", 1e-3, *start), tmp_path / "runs" / "one"
     train(data, tmp_path / "whole", *options)
-    if start == "overwrite":
-        train(data, tmp_path / "runs" / "one", "--epochs", 1, "--lr", 1e-2)
-    said = interrupted(data, tmp_path / "runs" / "one", 2, *options)
+    if start == ("--overwrite",):
+        train(data, run, "--epochs", 1, "--lr", 1e-2)
+    line = interrupted(data, run, 2, *options)
     status = stages(data, tmp_path / "runs")
     assert [(run["state"], run["epochs_done"], run["epochs"]) for run in status["runs"]] == [("interrupted", 2, 4)]
-    assert "resume" not in yaml.safe_load((tmp_path / "runs" / "one" / "config.yml").read_text())
-    if start in ("none", "overwrite"):  # the same command would begin anew: the line names one that goes on
-        assert said == f"interrupted; {status['next']} goes on where this one stopped"
+    assert "resume" not in yaml.safe_load((run / "config.yml").read_text())
+    if start[-1] in ("none", "--overwrite"):  # the same command would begin anew: the line names one that goes on
+        assert line == f"interrupted; {status['next']} goes on where this one stopped"
         paste(status["next"])
     else:
-        assert said == "interrupted; the same command goes on where this one stopped"
-        train(data, tmp_path / "runs" / "one", *options)
-    assert largest_difference(weights(tmp_path / "runs" / "one"), weights(tmp_path / "whole")) == 0
+        assert line == "interrupted; the same command goes on where this one stopped"
+        train(data, run, *options)
+    assert largest_difference(weights(run), weights(tmp_path / "whole")) == 0
     epochs = [line["epoch"] for line in metrics(tmp_path / "whole")]
-    assert [line["epoch"] for line in metrics(tmp_path / "runs" / "one")] == epochs and epochs[-1] == 3
+    assert [line["epoch"] for line in metrics(run)] == epochs and epochs[-1] == 3
     assert stages(data, tmp_path / "runs")["runs"][0]["state"] == "done"
 
 
-@pytest.mark.parametrize("start", ["the command", "the file"])
-def test_a_run_of_before_whose_options_are_no_more_goes_on(data, tmp_path, start):
-    folder = tmp_path / "run"
-    train(data, folder, "--epochs", 1, "--val-start", 9)
-    config = folder / "config.yml"
-    config.write_text(config.read_text() + "pixels: decoded\npixels_dir: /disk/of/mine\nresume: none\n")
-    if start == "the file":
-        out, _ = call("train_gs.py", "--config", config, "--epochs", 2)
-        assert f"{config}: pixels, pixels_dir, resume: accepted, but without effect" in out
-    else:
-        train(data, folder, "--epochs", 2, "--val-start", 9)
-    assert len(metrics(folder)) == 2
-    assert "pixels" not in yaml.safe_load(config.read_text())
+def test_a_run_of_before_whose_options_are_no_more_goes_on(data, tmp_path):
+    config = tmp_path / "config.yml"
+    options = "--val-start", 9, "--epochs"
+    train(data, tmp_path, *options, 1)
+    old = "pixels: decoded\npixels_dir: /disk/of/mine\nresume: none\n"
+    config.write_text(config.read_text() + old)
+    train(data, tmp_path, *options, 2)
+    config.write_text(config.read_text() + old)
+    out, _ = call("train_gs.py", "--config", config, "--epochs", 3)
+    assert f"{config}: pixels, pixels_dir, resume: accepted, but without effect" in out
+    assert len(metrics(tmp_path)) == 3 and "pixels" not in yaml.safe_load(config.read_text())
 
 
 def test_a_place_on_a_disk_is_told_nobody_also_by_a_run_of_before():
     assert shareable({"pixels_dir": "/disk/of/mine", "data_dir": "/disk", "lr": 1e-5}) == {"lr": 1e-5}
 
 
-def test_a_start_from_a_file_that_did_no_epoch_goes_on_from_that_file(data, tmp_path):
-    options = "--epochs", 3, "--resume", other_run(data, tmp_path / "other")
+def test_a_start_from_a_file_that_did_no_epoch_goes_on_from_that_file(data, tmp_path, other):
+    options = "--epochs", 3, "--resume", other
     interrupted(data, tmp_path / "runs" / "one", 1, *options)
     paste(stages(data, tmp_path / "runs")["next"])
     train(data, tmp_path / "whole", *options)
@@ -136,125 +136,80 @@ def test_a_start_from_a_file_that_did_no_epoch_goes_on_from_that_file(data, tmp_
     assert [line["epoch"] for line in metrics(tmp_path / "runs" / "one")] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--resume", "none"),
-        ("--resume", "none", "--epochs", 9),
-        ("--resume", "FILE"),
-        ("--resume", "WEIGHTS"),
-        ("--lr", 1),
-    ],
-    ids=lambda options: " ".join(map(str, options)),
-)
-@pytest.mark.parametrize("tidied", [False, True], ids=["", "without its checkpoint"])
-def test_a_start_anew_over_a_run_is_refused_and_nothing_changes(data, tmp_path, options, tidied):
-    files = {"FILE": other_run(data, tmp_path / "other"), "WEIGHTS": tmp_path / "other" / "best_model.pth"}
-    folder = tmp_path / "run"
-    train(data, folder, "--epochs", 2)
-    if tidied:
-        (folder / "1_ckpt.tar").unlink()
-    before = contents(tmp_path)
-    _, err = train(data, folder, *(files.get(option, option) for option in options), code=1)
-    (line,) = errors(err)
-    assert str(folder) in line and "--save-dir" in line and "--overwrite" in line
-    assert contents(tmp_path) == before
-
-
-def test_a_run_without_its_checkpoint_is_not_begun_again_unasked(data, tmp_path):
-    train(data, tmp_path / "runs" / "one", "--epochs", 1)
-    (tmp_path / "runs" / "one" / "0_ckpt.tar").unlink()
-    (run,) = stages(data, tmp_path / "runs")["runs"]
-    assert (run["state"], run["epochs_done"], run["epochs"]) == ("done", 1, 1)
-    _, err = train(data, tmp_path / "runs" / "one", "--epochs", 1, code=1)
-    assert "holds a run of 1 epochs" in errors(err)[0]
-    (tmp_path / "runs" / "one" / "run.json").unlink()  # a folder of before: its best model is a trace
-    _, err = train(data, tmp_path / "runs" / "one", "--epochs", 1, code=1)
-    assert "holds a run; choose another --save-dir, or --overwrite" in errors(err)[0]
+def test_a_start_anew_over_a_run_is_refused_and_nothing_changes(data, tmp_path, other):
+    """With its checkpoint and without, and where its best model is all that is left of it."""
+    run = tmp_path / "runs" / "one"
+    train(data, run, "--epochs", 2)
+    files = [("--resume", path) for path in (other, other.with_name("best_model.pth"))]
+    for is_tidied in (False, True):
+        if is_tidied:
+            (run / "1_ckpt.tar").unlink()
+        before = contents(tmp_path)
+        for options in (("--resume", "none"), ("--resume", "none", "--epochs", 9), *files, ("--lr", 1)):
+            (line,) = errors(train(data, run, *options, code=1)[1])
+            assert str(run) in line and "--save-dir" in line and "--overwrite" in line
+            assert contents(tmp_path) == before
+    (found,) = stages(data, tmp_path / "runs")["runs"]
+    assert (found["state"], found["epochs_done"], found["epochs"]) == ("done", 2, 2)
+    assert "holds a run of 2 epochs" in train(data, run, "--epochs", 2, code=1)[1]
+    (run / "run.json").unlink()
+    assert "holds a run; choose another --save-dir, or --overwrite" in train(data, run, "--epochs", 2, code=1)[1]
 
 
 def test_overwrite_removes_all_of_the_old_run_before_the_first_step(data, tmp_path):
-    folder = tmp_path / "run"
-    train(data, folder, "--epochs", 2, "--val-start", 0, "--val-every", 1, "--save-all")
-    call(
-        "test.py",
-        "--save-path",
-        folder,
-        "--data-dir",
-        data,
-        "--split",
-        "val",
-        "--device",
-        "cpu",
-        "--out",
-        folder / "val",
-    )
-    (folder / "trouble").mkdir()
-    (folder / "trouble" / "last_good_ckpt.tar").touch()
-    (folder / "notes.txt").write_text("mine")
-    assert {"best_model.pth", "best_model_0.pth", "model_card.md", "evaluations.json", "val"} <= names(folder)
-    interrupted(data, folder, 0, "--epochs", 3, "--lr", 1e-3, "--overwrite")
-    assert names(folder) == {"config.yml", "run.json", "environment.json", "tensorboard", "notes.txt"}
-    assert yaml.safe_load((folder / "config.yml").read_text())["lr"] == 1e-3
-    _, err = call("test.py", "--save-path", folder, "--data-dir", data, "--split", "val", "--device", "cpu", code=1)
-    assert f"{folder / 'best_model.pth'}: no such weights file" in errors(err)[0]
+    train(data, tmp_path, "--epochs", 2, "--val-start", 0, "--val-every", 1, "--save-all")
+    evaluate(tmp_path, data, "--out", tmp_path / "val")
+    (tmp_path / "trouble").mkdir()
+    (tmp_path / "trouble" / "last_good_ckpt.tar").touch()
+    (tmp_path / "notes.txt").write_text("mine")
+    assert {"best_model.pth", "best_model_0.pth", "model_card.md", "evaluations.json", "val"} <= names(tmp_path)
+    interrupted(data, tmp_path, 0, "--epochs", 3, "--lr", 1e-3, "--overwrite")
+    assert names(tmp_path) == {"config.yml", "run.json", "environment.json", "tensorboard", "notes.txt"}
+    assert yaml.safe_load((tmp_path / "config.yml").read_text())["lr"] == 1e-3
+    _, err = evaluate(tmp_path, data, code=1)
+    assert f"{tmp_path / 'best_model.pth'}: no such weights file" in errors(err)[0]
 
 
-def names(folder):
-    return {path.name for path in folder.iterdir()}
-
-
-@pytest.mark.parametrize("problem", ["data", "file", "own", "own backbone", "weights", "options"])
-def test_what_cannot_begin_overwrites_nothing(data, tmp_path, problem):
+def test_what_cannot_begin_overwrites_nothing(data, tmp_path):
+    own, none = tmp_path / "run" / "best_model.pth", tmp_path / "none.pth"
     train(data, tmp_path / "run", "--epochs", 1)
     before = contents(tmp_path)
-    options, code = ["--overwrite"], 1
-    if problem == "data":
-        options += ["--data-dir", tmp_path / "none"]
-    elif problem == "file":
-        options += ["--resume", tmp_path / "none.tar"]
-    elif problem == "own":
-        options += ["--resume", tmp_path / "run" / "best_model.pth"]
-    elif problem == "own backbone":
-        options += ["--backbone-weights", tmp_path / "run" / "best_model.pth"]
-    elif problem == "weights":
-        options += ["--backbone-weights", tmp_path / "none.pth"]
-    else:
-        options, code = [*options, "--crop-size", 100], 2
-    _, err = train(data, tmp_path / "run", *options, code=code)
-    assert len(errors(err)) == 1 and contents(tmp_path) == before
-    if problem.startswith("own"):
-        assert "best_model.pth: a start anew removes it; choose another --save-dir" in err
-
-
-@pytest.mark.parametrize("start", [("--resume", "none"), ("--overwrite",)], ids=["none", "overwrite"])
-def test_ctrl_c_before_a_run_begins_names_no_file_that_is_not_its_own(data, tmp_path, monkeypatch, start):
-    monkeypatch.setattr(train_gs.Crowd, "read_once", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-    _, err = train(data, tmp_path / "run", *start, code=130)
-    assert err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
+    problems = [("--data-dir", tmp_path / "none"), ("--crop-size", 100)]
+    problems += [(option, path) for option in ("--resume", "--backbone-weights") for path in (none, own)]
+    for option, value in problems:
+        code = 2 if value == 100 else 1
+        (line,) = errors(train(data, tmp_path / "run", "--overwrite", option, value, code=code)[1])
+        assert contents(tmp_path) == before
+        assert value != own or f"{own}: a start anew removes it; choose another --save-dir" in line
 
 
 def test_a_start_from_what_it_would_remove_is_refused(data, tmp_path):
     """The state before crops that broke the first epoch, with a lower rate, in the same folder."""
     train(data, tmp_path / "run", "--epochs", 1, "--lr", 1e30, code=1)
-    before = contents(tmp_path)
-    resume = "--resume", tmp_path / "run" / "trouble" / "last_good_ckpt.tar"
-    _, err = train(data, tmp_path / "run", "--epochs", 1, *resume, code=1)
-    assert f"{resume[1]}: a start anew removes it; choose another --save-dir" in errors(err)[0]
+    before, state = contents(tmp_path), tmp_path / "run" / "trouble" / "last_good_ckpt.tar"
+    _, err = train(data, tmp_path / "run", "--epochs", 1, "--resume", state, code=1)
+    assert f"{state}: a start anew removes it; choose another --save-dir" in errors(err)[0]
     assert contents(tmp_path) == before
+
+
+def test_ctrl_c_before_a_run_begins_names_no_file_that_is_not_its_own(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_gs.Crowd, "read_once", stop)
+    for start in (("--resume", "none"), ("--overwrite",)):
+        _, err = train(data, tmp_path / "run", *start, code=130)
+        assert err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
 
 
 def test_a_start_removes_nothing_that_is_not_of_its_run(data, tmp_path):
     """In the folder above that of a run and its evaluations; then anew."""
-    runs, fixed = tmp_path / "runs", ("--data-dir", data, "--split", "val", "--device", "cpu")
+    runs = tmp_path / "runs"
     train(data, runs / "one", "--epochs", 1)
     for out in (runs / "one" / "test", runs / "elsewhere"):
-        call("test.py", "--save-path", runs / "one", *fixed, "--out", out)
+        evaluate(runs / "one", data, "--out", out)
     (runs / "tensorboard").mkdir()
     (runs / "tensorboard" / "of another program").touch()
     before = contents(runs)
     train(data, runs, "--epochs", 1)
-    call("test.py", "--save-path", runs, *fixed, "--out", runs / "test")
+    evaluate(runs, data, "--out", runs / "test")
     assert {**contents(runs), **before} == contents(runs)
     del before[runs / "tensorboard" / "of another program"]  # now it is among those of a run
     train(data, runs, "--epochs", 1, "--overwrite")
@@ -262,14 +217,12 @@ def test_a_start_removes_nothing_that_is_not_of_its_run(data, tmp_path):
 
 
 @pytest.mark.parametrize("start", [(), ("--overwrite",)], ids=["", "overwrite"])
-def test_a_kill_at_any_change_of_the_folder_changes_nothing_of_what_comes(data, tmp_path, monkeypatch, start):
+def test_a_kill_at_any_change_of_the_folder_changes_nothing_of_what_comes(data, tmp_path, monkeypatch, other, start):
     """Then the same command again, or what ``next:`` says."""
     one, before, left = tmp_path / "runs" / "one", tmp_path / "before", []
-    options = "--epochs", 3, "--lr", 1e-3, "--save-all", "--val-start", 0, "--val-every", 1, *start
-    options += "--resume", other_run(data, tmp_path / "other")
+    options = "--epochs", 3, "--lr", 1e-3, "--save-all", "--val-start", 0, "--val-every", 1, "--resume", other, *start
     train(data, one, "--epochs", 1)
-    out = one / "val"
-    call("test.py", "--save-path", one, "--data-dir", data, "--split", "val", "--device", "cpu", "--out", out)
+    evaluate(one, data, "--out", one / "val")
     one.rename(before)
 
     for name in ("_remove", "atomic_write", "write_json"):
@@ -282,32 +235,38 @@ def test_a_kill_at_any_change_of_the_folder_changes_nothing_of_what_comes(data, 
 
         monkeypatch.setattr(run_folder, name, counted)
 
-    def files_of(moment, go_on):
+    def begin(moment, code):
         shutil.rmtree(one, ignore_errors=True)
         if start:
             shutil.copytree(before, one)
         left[:] = [None] * moment
-        if go_on:
-            train(data, one, *options, code=130)
-            left[:] = [None] * 99
-        line = stages(data, tmp_path / "runs")["next"] if go_on == "next" else ""
-        paste(line) if "--config" in line else train(data, one, *options)
-        files = {path.relative_to(one): content for path, content in contents(one).items()}
-        return {path: content for path, content in files.items() if path.suffix in (".tar", ".pth")}, names(one)
+        train(data, one, *options, code=code)
 
-    whole = files_of(99, None)
-    changes = 99 - len(left)
-    assert changes > 7 and out.name not in whole[1]
+    def files():
+        found = {path.relative_to(one): content for path, content in contents(one).items()}
+        return {path: content for path, content in found.items() if path.suffix in (".tar", ".pth")}, names(one)
+
+    begin(99, 0)
+    whole, changes = files(), 99 - len(left)
+    assert changes > 7 and "val" not in whole[1]
     for moment in range(changes):
-        assert files_of(moment, "the same") == whole, moment
-        if not start:
-            assert files_of(moment, "next") == whole, moment
+        begin(moment, 130)
+        left[:] = [None] * 199
+        line = "" if start else stages(data, tmp_path / "runs")["next"]
+        killed = shutil.copytree(one, tmp_path / f"killed{moment}")
+        train(data, one, *options)
+        assert files() == whole, moment
+        if "--config" in line:
+            shutil.rmtree(one)
+            killed.rename(one)
+            paste(line)
+            assert files() == whole, moment
 
 
 def test_what_an_unfinished_first_epoch_left_does_not_count(data, tmp_path):
     """Killed between the best model of the first epoch and its checkpoint; then with another rate."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "save_checkpoint", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(RunFolder, "save_checkpoint", stop)
         train(data, tmp_path / "run", "--epochs", 1, code=130)
     assert (tmp_path / "run" / "best_model.pth").exists()
     for name in ("run", "whole"):
@@ -316,14 +275,13 @@ def test_what_an_unfinished_first_epoch_left_does_not_count(data, tmp_path):
     assert one == other
 
 
-def test_a_best_model_belongs_to_its_run(data, tmp_path):
+def test_a_best_model_belongs_to_its_run(data, tmp_path, other):
     """A checkpoint of other data, with an error that is never reached again, continued in a new folder."""
-    checkpoint = other_run(data, tmp_path / "other")
-    out, _ = train(data, tmp_path / "run", "--epochs", 3, "--resume", checkpoint, "--val-start", 0, "--val-every", 1)
-    best = min(metrics(tmp_path / "run"), key=lambda line: 2 * line["val_mse"] + line["val_mae"])
+    out, _ = train(data, tmp_path, "--epochs", 3, "--resume", other, "--val-start", 0, "--val-every", 1)
+    best = min(metrics(tmp_path), key=lambda line: 2 * line["val_mse"] + line["val_mae"])
     score = 2 * best["val_mse"] + best["val_mae"]
-    assert f"best 2 MSE + MAE on val: {score:.3f}; {tmp_path / 'run' / 'best_model.pth'}" in out
-    found = RunFolder(tmp_path / "run").best()
+    assert f"best 2 MSE + MAE on val: {score:.3f}; {tmp_path / 'best_model.pth'}" in out
+    found = RunFolder(tmp_path).best()
     assert (found["epoch"], found["val_mae"], found["val_mse"]) == (best["epoch"], best["val_mae"], best["val_mse"])
 
 
@@ -337,7 +295,7 @@ def test_a_best_model_belongs_to_its_validation_images(data, tmp_path):
     np.save(points_path(image), np.random.default_rng(0).uniform(1, 79, (500, 2)).astype(np.float32))
     split_hashes.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_gs, "validate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(train_gs, "validate", stop)
         train(copy, folder, *options, 4, code=130)
     assert RunFolder(folder).best() == before  # it says on which images it was the best
     train(copy, folder, *options, 4)
@@ -347,46 +305,37 @@ def test_a_best_model_belongs_to_its_validation_images(data, tmp_path):
 
 
 def test_averaged_weights_are_what_a_checkpoint_means(data, tmp_path):
-    folder = tmp_path / "run"
-    train(data, folder, "--epochs", 2, "--lr", 1e-2, "--ema", 0.9)
-    fixed = "--data-dir", data, "--split", "val", "--device", "cpu"
-    counts, raw = {}, torch.load(folder / "1_ckpt.tar", weights_only=True)
-    torch.save(raw["model_state_dict"], tmp_path / "raw.pth")
-    for path in (folder / "best_model.pth", folder / "1_ckpt.tar", tmp_path / "raw.pth"):
-        counts[path.name] = call("test.py", "--save-path", path, *fixed)[0].splitlines()[0]
-    assert counts["best_model.pth"] == counts["1_ckpt.tar"] != counts["raw.pth"]
-    image = load_image(list_images(data / "val")[0])
-    best, checkpoint = (hubconf.Counter(path, "cpu").count(image) for path in (folder, folder / "1_ckpt.tar"))
-    assert best == checkpoint
-    # What training goes on with is not the average.
-    train(data, folder, "--epochs", 3, "--lr", 1e-2, "--ema", 0.9)
-    train(data, tmp_path / "whole", "--epochs", 3, "--lr", 1e-2, "--ema", 0.9)
-    assert largest_difference(weights(folder), weights(tmp_path / "whole")) == 0
+    train(data, tmp_path, "--epochs", 2, "--lr", 1e-2, "--ema", 0.9)
+    torch.save(weights(tmp_path), tmp_path / "raw.pth")
+    files = "best_model.pth", "1_ckpt.tar", "raw.pth"
+    best, saved, raw = (evaluate(tmp_path / name, data)[0].splitlines()[0] for name in files)
+    assert best == saved != raw
 
 
-@pytest.mark.parametrize("go_on", ["the command", "the file"])
-def test_a_run_that_goes_on_writes_the_bytes_of_one_that_was_not_interrupted(data, tmp_path, go_on):
+def test_a_run_that_goes_on_writes_the_bytes_of_one_that_was_not_interrupted(data, tmp_path):
     folder, options = tmp_path / "run", ("--epochs", 3, "--lr", 1e-3, "--ema", 0.9, "--resume", "auto")
+    files = folder / "2_ckpt.tar", folder / "best_model.pth"
     train(data, folder, *options)
-    whole = {path: contents(folder)[path] for path in (folder / "2_ckpt.tar", folder / "best_model.pth")}
-    shutil.rmtree(folder)
-    interrupted(data, folder, 1, *options)
-    train(data, folder, *options) if go_on == "the command" else call("train_gs.py", "--config", folder / "config.yml")
-    assert whole == {path: contents(folder)[path] for path in whole}
+    whole = [path.read_bytes() for path in files]
+    for go_on in (
+        lambda: train(data, folder, *options),
+        lambda: call("train_gs.py", "--config", folder / "config.yml"),
+    ):
+        shutil.rmtree(folder)
+        interrupted(data, folder, 1, *options)
+        go_on()
+        assert [path.read_bytes() for path in files] == whole
 
 
 def test_a_run_of_minutes_says_when_it_is_done(data, tmp_path):
-    options = "--minutes", 0.02, "--lr", 1e-3
-    train(data, tmp_path / "runs" / "one", *options)
+    folder = tmp_path / "runs" / "one"
+    train(data, folder, "--minutes", 0.02, "--lr", 1e-3)
     status = stages(data, tmp_path / "runs")
     (run,) = status["runs"]
-    assert (
-        run["state"] == "done" and run["epochs_done"] == run["epochs"] == len(metrics(tmp_path / "runs" / "one")) < 1200
-    )
+    assert run["state"] == "done" and run["epochs_done"] == run["epochs"] == len(metrics(folder)) < 1200
     assert "train_gs.py" not in status["next"]
-    hours_of = (tmp_path / "runs" / "one" / "model_card.md").read_text()
-    assert f"for {run['epochs']} of {run['epochs']} epochs" in hours_of
-    out, _ = paste(f"python train_gs.py --config {tmp_path / 'runs' / 'one' / 'config.yml'}")
+    assert f"for {run['epochs']} of {run['epochs']} epochs" in (folder / "model_card.md").read_text()
+    out, _ = paste(f"python train_gs.py --config {folder / 'config.yml'}")
     assert "nothing to do" in out and stages(data, tmp_path / "runs") == status
 
 
@@ -394,10 +343,10 @@ def test_an_interrupted_run_of_minutes_has_the_minutes_that_are_left(data, tmp_p
     folder = tmp_path / "runs" / "one"
     interrupted(data, folder, 2, "--minutes", 600)
     assert stages(data, tmp_path / "runs")["runs"][0]["state"] == "interrupted"
-    (checkpoint,) = folder.glob("*_ckpt.tar")
-    content = torch.load(checkpoint, weights_only=True)
+    (path,) = folder.glob("*_ckpt.tar")
+    content = checkpoint(folder)
     assert 0 < content["seconds"] < 60
-    torch.save(content | {"seconds": 3.6e4 - 1e-3}, checkpoint)  # of all 600 minutes a millisecond is left
+    torch.save(content | {"seconds": 3.6e4 - 1e-3}, path)  # of all 600 minutes a millisecond is left
     train(data, folder, "--minutes", 600)
     assert len(metrics(folder)) == 3 and stages(data, tmp_path / "runs")["runs"][0]["state"] == "done"
 
@@ -412,31 +361,3 @@ def test_the_crops_of_a_step_must_agree_and_not_how_they_are_divided(data, tmp_p
     for division in (("--batch-size", 2), ("--accumulate", 8)):
         _, err = train(data, tmp_path / "parts", *options, 3, *division, code=1)
         assert "holds a run with 4 crops in a step" in errors(err)[0]
-    assert RunFolder(tmp_path / "parts").find_start("auto", False, {}, crops=4)  # 2 processes of 2, for one
-    with pytest.raises(ValueError, match="4 crops in a step .*, not 8; choose another --save-dir"):
-        RunFolder(tmp_path / "parts").find_start("auto", False, {}, crops=8)
-
-
-class NeverFinite(Tiny):
-    """Its density is finite, and its gradient never: 0 with derivative infinity * 0."""
-
-    def forward(self, images):
-        density, attention = super().forward(images)
-        return Prediction(density + (density * 0).sqrt() if self.training else density, attention)
-
-
-@pytest.mark.parametrize(("network", "scale", "stops"), [(NeverFinite, 4.0, True), (Tiny, 0.25, False)])
-def test_float16_that_no_scale_helps_stops_the_run(data, tmp_path, monkeypatch, network, scale, stops):
-    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
-
-    class WithScaler(lightning_fabric.Fabric):
-        def __init__(self, precision, **options):
-            super().__init__(**options, plugins=[plugin])
-
-    monkeypatch.setattr(lightning_fabric, "Fabric", WithScaler)
-    monkeypatch.setattr(train_gs, "build_model", network)
-    monkeypatch.setattr(steps, "CHECK_EVERY", 2)
-    _, err = train(data, tmp_path, "--epochs", 3, code=1 if stops else 0)
-    if stops:
-        (line,) = errors(err)  # 4, 2, 1, 1/2, 1/4: seen after the fourth step
-        assert line.startswith("error: epoch 0, batch 3: the gradient of") and "is not finite; lower --lr" in line

@@ -6,76 +6,169 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import h5py
+import lightning_fabric
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, errors, kill_group
-from training_runs import Tiny, largest_difference, make_data, metrics, train, weights
+from commands import errors, kill_group
+from lightning_fabric.plugins import MixedPrecision
+from training_runs import Tiny, checkpoint, largest_difference, metrics, start, train, wait_until, weights
 
-import train_gs
-from models import Prediction
+from datasets.sampler import EpochSampler
 from utils.device import network_errors
-from utils.files import gaussians_path, make_folder, points_path
+from utils.files import gaussians_path, list_images, make_folder, points_path
 from utils.lock import hold
 
+pytestmark = pytest.mark.usefixtures("tiny")
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("trouble") / "data")
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    monkeypatch.setattr(train_gs, "build_model", Tiny)
+BROKEN = {
+    "density": lambda density: density * float("nan"),
+    "loss": lambda density: density * 0 + 3e38,  # finite, but their sum is not
+    "gradient": lambda density: density + (density * 0).sqrt(),  # 0, with derivative infinity * 0
+}
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step_and_is_set_aside(data, tmp_path, monkeypatch):
+def break_at(monkeypatch, numbers, kind):
+    """The densities of batches ``numbers`` of the run are broken; -> one entry for each batch that was tried."""
     calls = []
 
     class Broken(Tiny):
-        """NaN in the third step of the second epoch."""
-
         def forward(self, images):
-            calls.append(self.training)
-            density, attention = super().forward(images)
-            return Prediction(density * (float("nan") if sum(calls) == 7 else 1), attention)
+            prediction = super().forward(images)
+            calls.extend([1] * self.training)
+            here = self.training and len(calls) - 1 in numbers
+            return prediction._replace(density=BROKEN[kind](prediction.density)) if here else prediction
 
-    monkeypatch.setattr(train_gs, "build_model", Broken)
-    _, err = train(data, tmp_path / "run", "--epochs", 3, code=1)
-    aside = tmp_path / "run" / "trouble"
-    assert (
-        len(errors(err)) == 1 and "epoch 1, batch 2: the loss of IMG_000" in err and "is not finite; lower --lr" in err
-    )
-    assert str(aside) in err
-    batch = torch.load(aside / "epoch1_step2_batch.pt", weights_only=True)
-    assert [image.shape for image in batch["images"]] == [(3, 64, 64)] and batch["names"][0] in err
-    out, _ = train(data, tmp_path / "again", "--epochs", 2, "--resume", aside / "last_good_ckpt.tar")
-    assert "going on with epoch 1" in out and len(metrics(tmp_path / "again")) == 1
+    monkeypatch.setattr("train_gs.build_model", Broken)
+    return calls
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_step(data, tmp_path, monkeypatch):
-    class Broken(Tiny):
-        """Its loss is finite, its gradient is not."""
+def assert_equal(one, other):
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
-        def forward(self, images):
-            density, attention = super().forward(images)
-            root = (density * 0).sqrt()  # 0, with derivative infinity * 0
-            return Prediction(density + root, attention)
 
-    monkeypatch.setattr(train_gs, "build_model", Broken)
+@pytest.mark.parametrize(
+    ("kind", "number", "accumulate"),
+    [("density", 1, 1), ("density", 2, 2), ("density", 3, 2), ("density", 6, 1)]
+    + [(kind, *place) for kind in ("loss", "gradient") for place in ((1, 1), (2, 2))],
+)
+def test_what_is_not_finite_stops_the_run_with_the_state_before_it(
+    data, tmp_path, monkeypatch, steps, kind, number, accumulate
+):
+    """A loss or gradient that is not finite never reaches weights, moments or average, however late somebody looks."""
+    calls = break_at(monkeypatch, [number], kind)
+    options = ["--epochs", 2, "--lr", 1e-3, "--ema", 0.75, "--accumulate", accumulate]
+    _, err = train(data, tmp_path / "run", *options, code=1)
+    epoch, batch = divmod(number, 4)
+    assert len(calls) == 4 * (epoch + 1)  # looked at when an epoch of four batches is over
+    order = EpochSampler(4, 4073)
+    order.epoch = epoch
+    first = batch // accumulate * accumulate
+    batches = range(first, first + accumulate) if kind == "gradient" else [batch]
+    names = [list_images(data / "train")[list(order)[index]].stem for index in batches]
+    what, aside = "gradient" if kind == "gradient" else "loss", tmp_path / "run" / "trouble"
+    (line,) = errors(err)
+    place = f"epoch {epoch}, batch {batches[-1]}: the {what} of {', '.join(names)}"
+    assert line.startswith(f"error: {place} is not finite; lower --lr (") and str(aside) in line
+    crops = torch.load(aside / f"epoch{epoch}_step{batches[-1]}_batch.pt", weights_only=True)
+    assert crops["names"] == names and {image.shape for image in crops["images"]} == {(3, 64, 64)}
+
+    saved, done = torch.load(aside / "last_good_ckpt.tar", weights_only=True), number // accumulate
+    average = steps.weights[0]
+    for current in steps.weights[1:done]:
+        average = [0.75 * old + 0.25 * new for old, new in zip(average, current)]
+    for network in (saved["model_state_dict"].values(), *steps.weights[done:]):
+        assert_equal(network, steps.weights[done - 1])
+    state = saved["optimizer_state_dict"]["state"].values()
+    for moments in ([value for entry in state for value in entry.values()], *steps.moments[done:]):
+        assert_equal(moments, steps.moments[done - 1])
+    for expected, (_, value) in zip(average, list(saved["average"].items())[1:], strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7)
+    monkeypatch.setattr("train_gs.build_model", Tiny)
+    out, _ = train(data, tmp_path / "again", *options, "--resume", aside / "last_good_ckpt.tar")
+    assert f"going on with epoch {epoch}" in out
+    assert [row["epoch"] for row in metrics(tmp_path / "again")] == list(range(epoch, 2))
+
+
+@pytest.fixture
+def float16(monkeypatch):
+    """Precision with a scaler, as a GPU has it -> a function that sets the scale it begins with."""
+
+    def begin_with(scale):
+        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+        fabric = lightning_fabric.Fabric
+        monkeypatch.setattr(
+            lightning_fabric, "Fabric", lambda precision, **options: fabric(**options, plugins=[plugin])
+        )
+        return plugin.scaler
+
+    return begin_with
+
+
+def test_with_float16s_scaler_too_the_state_is_the_one_before_the_batch(data, tmp_path, monkeypatch, steps, float16):
+    """The scale is not halved in every batch until somebody looks."""
+    scaler = float16(2.0)
+    break_at(monkeypatch, [2], "density")
+    _, err = train(data, tmp_path, "--epochs", 1, "--lr", 1e-3, "--ema", 0.75, code=1)
+    assert "epoch 0, batch 2: the loss of" in err
+    saved = torch.load(tmp_path / "trouble" / "last_good_ckpt.tar", weights_only=True)
+    assert_equal(saved["model_state_dict"].values(), steps.weights[1])
+    for (_, value), old, new in zip(list(saved["average"].items())[1:], *steps.weights[:2], strict=True):
+        torch.testing.assert_close(value, 0.75 * old + 0.25 * new)
+    assert saved["scaler"]["scale"] == 2.0 and scaler.get_scale() == 0.5
+
+
+@pytest.mark.parametrize(("broken", "scale"), [(range(99), 4.0), ((), 0.25)])
+def test_float16_that_no_scale_helps_stops_the_run(data, tmp_path, monkeypatch, float16, broken, scale):
+    float16(scale)
+    break_at(monkeypatch, broken, "gradient")
+    monkeypatch.setattr("utils.training.steps.CHECK_EVERY", 2)
+    _, err = train(data, tmp_path, "--epochs", 3, code=1 if broken else 0)
+    if broken:
+        (line,) = errors(err)  # 4, 2, 1, 1/2, 1/4: seen after the fourth step
+        assert line.startswith("error: epoch 0, batch 3: the gradient of") and "is not finite; lower --lr" in line
+
+
+def test_whether_all_is_finite_is_looked_at_during_an_epoch(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.training.steps.CHECK_EVERY", 3)
+    calls = break_at(monkeypatch, [0], "density")
     _, err = train(data, tmp_path, "--epochs", 1, code=1)
-    assert len(errors(err)) == 1 and "epoch 0, batch 0: the gradient of IMG_000" in err and "is not finite" in err
+    assert len(calls) == 3 and "epoch 0, batch 0: the loss of" in err
+
+
+def two_processes(data, folder, *options, **environment):
+    """A training of two processes, of which one meets something -> the line with which both end."""
+    run = start(data, folder, *options, "--epochs", 3, "--lr", 1e-3, processes=2, **environment)
+    _, err = run.communicate(timeout=60)  # without waiting for a broken connection
+    lines = {line for line in err.splitlines() if line.startswith("error:")}
+    assert run.returncode != 0 and len(lines) == 1, err
+    return lines.pop()
+
+
+def test_two_processes_stop_together(data, tmp_path):
+    line = two_processes(data, tmp_path, BROKEN_RANK="1")
+    assert "epoch 1, batch 0: the loss of" in line and "is not finite" in line
     state = torch.load(tmp_path / "trouble" / "last_good_ckpt.tar", weights_only=True)
-    assert all(value.isfinite().all() for value in state["model_state_dict"].values())
+    assert state["epoch"] == 0 and all(value.isfinite().all() for value in state["model_state_dict"].values())
+    assert not list((tmp_path / "trouble").glob(".*partial*"))
+
+
+@pytest.mark.parametrize(("split", "done"), [("train", 0), ("val", 1)])
+def test_a_file_that_one_process_cannot_read_stops_both_with_its_line(data, tmp_path, split, done):
+    copy = shutil.copytree(data, tmp_path / "data")
+    for path in (copy / "val").glob("*.*"):  # two images, one for each process
+        shutil.copy(path, path.with_name("COPY" + path.suffix))
+    options = "--val-start", 0, "--val-every", 1
+    line = two_processes(copy, tmp_path / "run", *options, UNREADABLE_RANK="1", UNREADABLE_SPLIT=split)
+    assert str(copy / split) in line and "cannot be read" in line
+    assert [path.name for path in (tmp_path / "run").glob("*.tar")] == [f"{done}_ckpt.tar"]
+    assert not (tmp_path / "run" / "trouble").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_sample_stops_the_run_or_is_skipped(data, tmp_path, tiny, workers):
+def test_a_corrupt_sample_stops_the_run_or_is_skipped(data, tmp_path, workers):
     copy = shutil.copytree(data, tmp_path / "data")
     bad = copy / "train" / "IMG_0002.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
@@ -96,185 +189,140 @@ def test_running_out_of_memory_says_what_to_lower(data, tmp_path, monkeypatch):
         def forward(self, images):
             return super().forward(images.new_empty(1 << 60))
 
-    monkeypatch.setattr(train_gs, "build_model", Huge)
+    monkeypatch.setattr("train_gs.build_model", Huge)
     _, err = train(data, tmp_path, "--epochs", 1, "--batch-size", 3, code=1)
     (line,) = errors(err)
     assert line.startswith("error: out of memory; lower one of --batch-size 3 and --crop-size 64")
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "message"),
     [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        (MemoryError(), "out of memory.*; lower it$"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory.*; lower it$"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "out of memory.*; lower it$"),
+        (RuntimeError("shape mismatch"), "^shape mismatch$"),  # keeps its traceback
     ],
-    ids=["python", "cuda", "worker"],
+    ids=["python", "cuda", "worker", "other"],
 )
-def test_every_lack_of_memory_is_one_line(error):
-    with pytest.raises(ValueError, match="out of memory.*; lower it$"), network_errors("lower it"):
+def test_every_lack_of_memory_is_one_line(error, message):
+    with pytest.raises((ValueError, RuntimeError), match=message) as caught, network_errors("lower it"):
         raise error
+    assert (caught.value is error) == ("shape" in message)
 
 
-def test_other_runtime_errors_keep_their_traceback():
-    with pytest.raises(RuntimeError, match="shape mismatch"), network_errors("lower it"):
-        raise RuntimeError("shape mismatch")
-
-
-def test_a_checkpoint_of_another_network_or_a_damaged_one_is_refused(data, tmp_path):
+def test_a_checkpoint_that_does_not_fit_or_is_damaged_is_refused(data, tmp_path):
     train(data, tmp_path / "run", "--epochs", 1, "--batch-size", 4)
-    checkpoint = tmp_path / "run" / "0_ckpt.tar"
-    _, err = train(data, tmp_path / "o", "--model-name", "vgg_trans", "--resume", checkpoint, code=1)
-    assert len(errors(err)) == 1 and str(checkpoint) in err and "--model-name vgg" in err
-    checkpoint.write_bytes(checkpoint.read_bytes()[:100_000])
-    for resume in ("auto", checkpoint):
-        _, err = train(data, tmp_path / "run", "--epochs", 2, "--batch-size", 4, "--resume", resume, code=1)
-        assert len(errors(err)) == 1 and f"{checkpoint}: not a readable PyTorch weights file" in err
+    path = tmp_path / "run" / "0_ckpt.tar"
+    content, options = torch.load(path, weights_only=True), ("--epochs", 2, "--batch-size", 4)
+    for change in ({"optimizer_state_dict": {"state": {}, "param_groups": []}}, {"epoch": "last"}):
+        torch.save(content | change, tmp_path / "changed.tar")
+        _, err = train(data, tmp_path / "o", *options, "--resume", tmp_path / "changed.tar", code=1)
+        assert len(errors(err)) == 1 and "changed.tar: its training state does not fit this run" in err
+    path.write_bytes(path.read_bytes()[:9000])
+    for resume in ("auto", path):
+        _, err = train(data, tmp_path / "run", *options, "--resume", resume, code=1)
+        assert len(errors(err)) == 1 and f"{path}: not a readable PyTorch weights file" in err
     _, err = train(data, tmp_path / "run", "--resume", tmp_path / "no.tar", code=1)
     assert errors(err) == [f"error: {tmp_path / 'no.tar'}: no such weights file, check the path"]
 
 
-def test_an_optimizer_state_of_something_else_is_refused(data, tmp_path, tiny):
+def test_a_checkpoint_of_another_network_is_refused(data, tmp_path, monkeypatch):
     train(data, tmp_path / "run", "--epochs", 1)
-    content = torch.load(tmp_path / "run" / "0_ckpt.tar", weights_only=True)
-    for number, change in enumerate(({"optimizer_state_dict": {"state": {}, "param_groups": []}}, {"epoch": "last"})):
-        torch.save(content | change, path := tmp_path / f"{number}.tar")
-        _, err = train(data, tmp_path / "o", "--epochs", 2, "--resume", path, code=1)
-        assert len(errors(err)) == 1 and f"{path}: its training state does not fit this run" in err
+    monkeypatch.undo()
+    path = tmp_path / "run" / "0_ckpt.tar"
+    _, err = train(data, tmp_path / "o", "--model-name", "vgg_trans", "--resume", path, code=1)
+    assert len(errors(err)) == 1 and str(path) in err and "vgg_trans" in err
 
 
-def test_released_checkpoints_start_a_run(data, tmp_path, tiny):
+def test_released_checkpoints_start_a_run(data, tmp_path):
     """The released trainer writes three keys, with an Adam of an older PyTorch; and bare weights."""
     train(data, tmp_path / "whole", "--epochs", 4)
     train(data, tmp_path / "part", "--epochs", 2)
-    content = torch.load(tmp_path / "part" / "1_ckpt.tar", weights_only=True)
+    content, path = checkpoint(tmp_path / "part"), tmp_path / "1_ckpt.tar"
     released = {key: content[key] for key in ("epoch", "optimizer_state_dict", "model_state_dict")}
-    for group in released["optimizer_state_dict"]["param_groups"]:
+    groups = released["optimizer_state_dict"]["param_groups"]
+    for group in groups:
         for key in set(group) - {"lr", "betas", "eps", "weight_decay", "amsgrad", "params"}:
             del group[key]
     for entry in released["optimizer_state_dict"]["state"].values():
         entry["step"] = int(entry["step"])
-    torch.save(released, tmp_path / "1_ckpt.tar")
-    out, _ = train(data, tmp_path / "on", "--epochs", 4, "--resume", tmp_path / "1_ckpt.tar")
-    assert "going on with epoch 2" in out
-    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "on")) == 0
-    assert [line["epoch"] for line in metrics(tmp_path / "on")] == [2, 3]
-    for group in released["optimizer_state_dict"]["param_groups"]:  # of a run without the fused step
-        group |= {"fused": None, "foreach": True, "capturable": False, "maximize": False, "differentiable": False}
-    torch.save(released, tmp_path / "1_ckpt.tar")
-    train(data, tmp_path / "foreign", "--epochs", 4, "--resume", tmp_path / "1_ckpt.tar")
-    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "foreign")) == 0
+    without_fused = {"fused": None, "foreach": True, "capturable": False, "maximize": False, "differentiable": False}
+    for name, more in (("older", {}), ("without the fused step", without_fused)):
+        for group in groups:
+            group |= more
+        torch.save(released, path)
+        out, _ = train(data, tmp_path / name, "--epochs", 4, "--resume", path)
+        assert "going on with epoch 2" in out and [line["epoch"] for line in metrics(tmp_path / name)] == [2, 3]
+        assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / name)) == 0
 
     torch.save(released["model_state_dict"], tmp_path / "best_model.pth")
     out, _ = train(data, tmp_path / "weights", "--epochs", 1, "--resume", tmp_path / "best_model.pth")
     assert "training begins with them at epoch 0" in out
-    start, end = released["model_state_dict"], weights(tmp_path / "weights")
-    assert 0 < largest_difference(start, end) <= 4 * 5e-6 * 1.01
+    assert 0 < largest_difference(released["model_state_dict"], weights(tmp_path / "weights")) <= 4 * 5e-6 * 1.01
 
 
-def test_another_weight_decay_takes_effect_in_a_run_that_goes_on(data, tmp_path, tiny):
+def test_another_weight_decay_takes_effect_in_a_run_that_goes_on(data, tmp_path):
     """Adam's state holds the decay of the run that it comes from."""
     train(data, tmp_path / "run", "--epochs", 1)
-    start = tmp_path / "run" / "0_ckpt.tar"
     for name, decay in (("same", 1e-5), ("other", 10.0)):
-        train(data, tmp_path / name, "--epochs", 2, "--resume", start, "--weight-decay", decay)
-        state = torch.load(tmp_path / name / "1_ckpt.tar", weights_only=True)
-        (group,) = state["optimizer_state_dict"]["param_groups"]
+        resume = "--resume", tmp_path / "run" / "0_ckpt.tar"
+        train(data, tmp_path / name, "--epochs", 2, *resume, "--weight-decay", decay)
+        (group,) = checkpoint(tmp_path / name)["optimizer_state_dict"]["param_groups"]
         assert group["weight_decay"] == decay and group["fused"] and not group["foreach"]
     assert largest_difference(weights(tmp_path / "same"), weights(tmp_path / "other")) > 1e-6
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(data, tmp_path, tiny, monkeypatch):
+def test_a_killed_run_goes_on_to_the_same_weights(data, tmp_path, monkeypatch):
     """A cut-off line of the log and a half-written checkpoint stay behind."""
     monkeypatch.setattr(Tiny, "dropout", 0)  # as train_tiny.py has it
     folder, epochs = tmp_path / "killed", 30
-    options = [
-        "--data-dir",
-        data,
-        "--device",
-        "cpu",
-        "--backbone-weights",
-        "none",
-        "--crop-size",
-        64,
-        "--epochs",
-        epochs,
-        "--checkpoint-minutes",
-        0,
-    ]
-    command = [sys.executable, "tests/train_tiny.py", *options, "--save-dir", folder, "--num-workers", 1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, start_new_session=True) as run:
-        while run.poll() is None and not any(folder.glob("*_ckpt.tar")):
-            time.sleep(0.02)
-        kill_group(run.pid)
+    run = start(data, folder, "--epochs", epochs, "--checkpoint-minutes", 0, "--num-workers", 1)
+    wait_until(lambda: any(folder.glob("*_ckpt.tar")), run)
+    kill_group(run.pid)
+    run.communicate()
     assert any(folder.glob("*_ckpt.tar")) and not (folder / f"{epochs - 1}_ckpt.tar").exists()
     with (folder / "metrics.jsonl").open("a") as log:
         log.write('{"epoch": 1, "loss"')
     (folder / f".1_ckpt.{os.uname().nodename}.999999999.partial.tar").write_bytes(b"half of a checkpoint")
-    train(data, folder, "--epochs", epochs)
-    train(data, tmp_path / "whole", "--epochs", epochs)
+    for place in (folder, tmp_path / "whole"):
+        train(data, place, "--epochs", epochs)
     assert largest_difference(weights(folder), weights(tmp_path / "whole")) == 0
     assert [line["epoch"] for line in metrics(folder)] == list(range(epochs))
     assert not list(folder.glob(".*partial*"))
 
 
 def test_an_interrupted_run_says_one_line(data, tmp_path):
-    """Whatever its loading processes, which Ctrl-C reaches too, are doing."""
-    fixed = "--device cpu --backbone-weights none --crop-size 64 --epochs 3000 --num-workers 2 --checkpoint-minutes 0"
-    where_it_stopped = "the same command goes on where this one stopped"
-    for resume, what in (
-        ("auto", where_it_stopped),
-        ("none", f"python train_gs.py --config {tmp_path / 'none' / 'config.yml'} goes on where this one stopped"),
-    ):
-        folder, where = tmp_path / resume, ["--data-dir", data, "--save-dir", tmp_path / resume, "--resume", resume]
-        command = [sys.executable, "tests/train_tiny.py", *fixed.split(), *where]
-        with subprocess.Popen(
-            list(map(str, command)),
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
-        ) as run:
-            while run.poll() is None and not any(folder.glob("*_ckpt.tar")):
-                time.sleep(0.02)
-            os.killpg(run.pid, signal.SIGINT)
-            _, err = run.communicate(timeout=60)
-        assert run.returncode == 130
-        assert err.splitlines()[-1] == f"interrupted; {what}"
-        assert "Traceback" not in err and "Error" not in err
+    """Whatever its loading processes, which Ctrl-C reaches too, are doing; it names a command that goes on."""
+    options = "--epochs", 3000, "--num-workers", 2, "--checkpoint-minutes", 0, "--resume", "none"
+    run = start(data, tmp_path, *options)
+    wait_until(lambda: any(tmp_path.glob("*_ckpt.tar")), run)
+    os.killpg(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    command = f"python train_gs.py --config {tmp_path / 'config.yml'}"
+    assert run.returncode == 130 and err.splitlines()[-1] == f"interrupted; {command} goes on where this one stopped"
+    assert "Traceback" not in err and "Error" not in err
 
 
-def test_missing_points_and_gaussians_are_named(data, tmp_path, tiny):
-    copy = shutil.copytree(data, tmp_path / "data")
-    gaussians_path(copy / "train" / "IMG_0001.jpg").unlink()
-    _, err = train(copy, tmp_path / "run", code=1)
-    assert len(errors(err)) == 1 and "IMG_0001_gs_params.h5" in err and "2dgs_counting_1gs_gsplat.py" in err
-    shutil.copytree(data, copy, dirs_exist_ok=True)
-    np.save(points_path(copy / "train" / "IMG_0001.jpg"), np.zeros((1, 3), np.float32))
-    _, err = train(copy, tmp_path / "run", "--epochs", 1, code=1)
-    assert len(errors(err)) == 1 and "Gaussians, but" in err and "has 1 points" in err
-
-
-@pytest.mark.parametrize("change", [lambda means: means * 1.5, lambda means: means[::-1]], ids=["scaled", "reversed"])
-def test_gaussians_of_other_points_stop_the_run_before_its_first_epoch(data, tmp_path, tiny, change):
-    copy = shutil.copytree(data, tmp_path / "data")
-    path = gaussians_path(copy / "train" / "IMG_0001.jpg")
+def test_points_and_gaussians_that_do_not_fit_stop_the_run_before_its_first_epoch(data, tmp_path):
+    copy, run = shutil.copytree(data, tmp_path / "data"), tmp_path / "run"
+    path, points = (find(copy / "train" / "IMG_0001.jpg") for find in (gaussians_path, points_path))
     with h5py.File(path, "r+") as file:
-        file["params"][:, :2] = change(file["params"][:, :2])
-    _, err = train(copy, tmp_path / "run", "--epochs", 1, code=1)
-    (line,) = errors(err)
-    points = copy / "train" / "IMG_0001.npy"
+        file["params"][:, :2] = file["params"][()][::-1, :2]
+    (line,) = errors(train(copy, run, "--epochs", 1, code=1)[1])
     assert re.fullmatch(
         rf"error: {path}: centres lie up to \d+\.\d pixels from the points of {points}; delete .*", line
     )
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    np.save(points, np.zeros((1, 3), np.float32))
+    (line,) = errors(train(copy, run, "--epochs", 1, code=1)[1])
+    assert "Gaussians, but" in line and "has 1 points" in line
+    path.unlink()
+    (line,) = errors(train(copy, run, code=1)[1])
+    assert "IMG_0001_gs_params.h5" in line and "2dgs_counting_1gs_gsplat.py" in line
+    assert not (run / "metrics.jsonl").exists()
 
 
-def test_a_second_run_in_the_folder_is_told_who_is_there(data, tmp_path, tiny):
+def test_a_second_run_in_the_folder_is_told_who_is_there(data, tmp_path):
     with hold(make_folder(tmp_path / "run")):
         _, err = train(data, tmp_path / "run", "--epochs", 1, code=1)
     assert len(errors(err)) == 1 and f"{tmp_path / 'run'}: in use by process {os.getpid()}" in err

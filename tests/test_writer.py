@@ -5,43 +5,28 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 import torch
-from commands import ROOT, errors
-from training_runs import Tiny, largest_difference, make_data, metrics, train, weights
+from commands import errors
+from training_runs import Tiny, largest_difference, metrics, start, train, wait_until, weights
 
-import train_gs
+from datasets.crowd import Crowd
 from utils.training import writer
-from utils.training.record import RunLog
 from utils.training.run_folder import RunFolder
 from utils.training.writer import Writer, snapshot
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("writer") / "data")
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    monkeypatch.setattr(train_gs, "build_model", Tiny)
+pytestmark = pytest.mark.usefixtures("tiny")
+FULL = "best_model.pth: cannot write this file (No space left on device)"
 
 
 def test_a_checkpoint_is_written_when_an_epoch_ends_and_its_time_has_come(data, tmp_path, monkeypatch):
-    now, saved = [0.0], []
+    """Every epoch takes two minutes."""
+    now, saved, set_epoch, save = [0.0], [], Crowd.set_epoch, RunFolder.save_checkpoint
     monkeypatch.setattr(writer, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])}))
-    save, add_epoch = RunFolder.save_checkpoint, RunLog.add_epoch
-
-    def two_minutes(self, entry):
-        now[0] += 120
-        add_epoch(self, entry)
-
-    monkeypatch.setattr(RunLog, "add_epoch", two_minutes)
+    monkeypatch.setattr(Crowd, "set_epoch", lambda self, epoch: (now.append(now.pop() + 120), set_epoch(self, epoch)))
     monkeypatch.setattr(
         RunFolder, "save_checkpoint", lambda self, epoch, *a, **k: (saved.append(epoch), save(self, epoch, *a, **k))
     )
@@ -50,19 +35,17 @@ def test_a_checkpoint_is_written_when_an_epoch_ends_and_its_time_has_come(data, 
         train(data, tmp_path / str(minutes), "--epochs", 7, "--checkpoint-minutes", minutes, "--lr", 1e-3)
         assert saved == expected and len(metrics(tmp_path / str(minutes))) == 7
     assert largest_difference(weights(tmp_path / "5"), weights(tmp_path / "60")) == 0
-    _, err = train(data, tmp_path / "below", "--checkpoint-minutes", -1, code=2)
-    assert "--checkpoint-minutes: -1 is impossible" in err
 
 
 def test_of_best_models_that_come_faster_than_the_disk_takes_them_the_newest_is_written(tmp_path):
-    folder, go_on, written = RunFolder(tmp_path), threading.Event(), []
+    go_on, written = threading.Event(), []
 
     class Slow(RunFolder):
         def save_best(self, state_dict, description, *, keep_each):
             go_on.wait(10)
             written.append((float(state_dict["w"]), description["epoch"]))
 
-    with Writer(Slow(folder.path), 1, 5, lambda: None) as beside:
+    with Writer(Slow(tmp_path), 1, 5, lambda: None) as beside:
         weight = torch.zeros(1)
         for epoch in range(4):
             beside.save_best({"w": weight}, {"epoch": epoch}, keep_each=False)
@@ -83,66 +66,42 @@ def test_a_state_is_copied_with_what_it_says_of_itself():
     assert copied["steps"][1][1] == "a" and torch.equal(copied["steps"][1][0], torch.ones(2))
 
 
-def test_what_the_thread_cannot_write_ends_the_run_with_one_line(data, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError("1_ckpt.tar: cannot write this file (No space left on device)")
-
-    monkeypatch.setattr(RunFolder, "save_checkpoint", full)
-    _, err = train(data, tmp_path, "--epochs", 3, "--checkpoint-minutes", 0, code=1)
-    assert errors(err) == ["error: 1_ckpt.tar: cannot write this file (No space left on device)"]
-
-
 @pytest.mark.parametrize("failures", [1, 9], ids=["once", "always"])
 def test_no_checkpoint_is_ahead_of_a_best_model_that_could_not_be_written(data, tmp_path, monkeypatch, failures):
-    """The disk is full at the end of the run; then there is room, and the same command again."""
+    """The disk is full at the end of the run, which is one line; then there is room, and the same command again."""
     options = "--lr", 1e-3, "--epochs", 4, "--val-start", 0, "--val-every", 1
     train(data, tmp_path / "run", *options)
     whole = (tmp_path / "run" / "best_model.pth").read_bytes()
     shutil.rmtree(tmp_path / "run")
+    left, save = [None] * failures, RunFolder.save_best
 
-    def save_best(self, state, about, *, keep_each, left=[None] * failures, save=RunFolder.save_best):  # noqa: B006
+    def save_best(self, state, about, *, keep_each):
         if about["epoch"] == 3 and left:
             left.pop()
-            raise OSError("best_model.pth: cannot write this file (No space left on device)")
+            raise OSError(FULL)
         save(self, state, about, keep_each=keep_each)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "save_best", save_best)
         _, err = train(data, tmp_path / "run", *options, code=1)
-    assert errors(err) == ["error: best_model.pth: cannot write this file (No space left on device)"]
+    assert errors(err) == [f"error: {FULL}"]
     train(data, tmp_path / "run", *options)
     assert (tmp_path / "run" / "best_model.pth").read_bytes() == whole
 
 
-@pytest.mark.parametrize("to_group", [False, True], ids=["to the training", "to its group"])
-def test_a_request_to_end_keeps_the_epochs_that_no_checkpoint_holds(data, tmp_path, monkeypatch, to_group):
-    """As SLURM sends it before it kills, to one process or to all; five minutes have not passed."""
+def test_a_request_to_end_keeps_the_epochs_that_no_checkpoint_holds(data, tmp_path, monkeypatch):
+    """As SLURM sends it before it kills, to all processes of a job; five minutes have not passed."""
     monkeypatch.setattr(Tiny, "dropout", 0)  # as train_tiny.py has it
     folder = tmp_path / "run"
-    fixed = "--device cpu --backbone-weights none --crop-size 64 --epochs 3000 --num-workers 1 --lr 1e-3"
-    command = [
-        sys.executable,
-        "tests/train_tiny.py",
-        *fixed.split(),
-        "--data-dir",
-        str(data),
-        "--save-dir",
-        str(folder),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes) as run:
-        while run.poll() is None and not ((folder / "metrics.jsonl").exists() and len(metrics(folder)) > 2):
-            time.sleep(0.02)
-        assert not list(folder.glob("*_ckpt.tar"))
-        (os.killpg if to_group else os.kill)(run.pid, signal.SIGTERM)
-        _, err = run.communicate(timeout=60)
-    assert (
-        run.returncode == 130 and err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
-    )
-    (checkpoint,) = folder.glob("*_ckpt.tar")
-    done = RunFolder(folder).progress()["done"]
-    assert checkpoint.name == f"{done - 1}_ckpt.tar" and len(metrics(folder)) == done >= 3
+    run = start(data, folder, "--epochs", 3000, "--num-workers", 1, "--lr", 1e-3)
+    wait_until(lambda: (folder / "metrics.jsonl").exists() and len(metrics(folder)) > 2, run)
+    assert not list(folder.glob("*_ckpt.tar"))
+    os.killpg(run.pid, signal.SIGTERM)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
+    done = len(metrics(folder))
+    assert [path.name for path in folder.glob("*_ckpt.tar")] == [f"{done - 1}_ckpt.tar"] and done >= 3
     for place in (folder, tmp_path / "whole"):
         train(data, place, "--epochs", done + 2, "--lr", 1e-3)
     assert largest_difference(weights(folder), weights(tmp_path / "whole")) == 0

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import torch
-from commands import call
+from commands import ROOT, call, free_port
 from torch import nn
 
 from GS2D.gaussians import Gaussians2D
@@ -56,15 +61,75 @@ def make_data(root):
     return root
 
 
+def options_of(data, folder, *options):
+    """The options of a small run; those given come last, and win."""
+    fixed = "--device cpu --backbone-weights none --crop-size 64 --num-workers 0".split()
+    return [*fixed, "--data-dir", data, "--save-dir", folder, *options]
+
+
 def train(data, folder, *options, code=0):
-    fixed = ["--data-dir", data, "--device", "cpu", "--backbone-weights", "none", "--crop-size", 64]
-    extra = [] if "--num-workers" in options else ["--num-workers", 0]
-    return call("train_gs.py", *fixed, "--save-dir", folder, *extra, *options, code=code)
+    return call("train_gs.py", *options_of(data, folder, *options), code=code)
+
+
+def start(data, folder, *options, processes=1, **environment):
+    """The same in processes of their own, which form a group; an interrupt reaches them, as it does not a background job."""
+    launcher = f"-m torch.distributed.run --nproc-per-node {processes} --master-port {free_port()}".split()
+    command = [sys.executable, *launcher * (processes > 1), "tests/train_tiny.py", *options_of(data, folder, *options)]
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def wait_until(condition, run):
+    """Return when ``condition`` holds, while the processes of ``run`` work."""
+    while not condition():
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.02)
+
+
+class Recorded:
+    """What each step found and left: rates, weight decay, gradient, weights, moments; the shapes of the training batches."""
+
+    def __init__(self, monkeypatch):
+        self.rates, self.decays, self.gradients, self.weights, self.moments, self.shapes = ([] for _ in range(6))
+        step, forward = torch.optim.Adam.step, Tiny.forward
+
+        def recorded_step(optimizer, *args, **kwargs):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            self.rates.append([group["lr"] for group in optimizer.param_groups])
+            self.decays.append(optimizer.param_groups[0]["weight_decay"])
+            self.gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+            step(optimizer, *args, **kwargs)
+            self.weights.append([parameter.detach().clone() for parameter in parameters])
+            moments = [value for entry in optimizer.state.values() for value in entry.values()]
+            self.moments.append([value.clone() for value in moments])
+
+        def recorded_forward(network, images):
+            self.shapes.extend([tuple(images.shape)] * network.training)
+            return forward(network, images)
+
+        monkeypatch.setattr(torch.optim.Adam, "step", recorded_step)
+        monkeypatch.setattr(Tiny, "forward", recorded_forward)
+
+    @property
+    def norms(self):
+        return [float(gradient.norm()) for gradient in self.gradients]
+
+
+def checkpoint(folder):
+    (path,) = folder.glob("*_ckpt.tar")
+    return torch.load(path, weights_only=True)
 
 
 def weights(folder):
-    (checkpoint,) = folder.glob("*_ckpt.tar")
-    return torch.load(checkpoint, weights_only=True)["model_state_dict"]
+    return checkpoint(folder)["model_state_dict"]
 
 
 def metrics(folder):
