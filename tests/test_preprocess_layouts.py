@@ -161,16 +161,6 @@ def test_sh(tmp_path, layout, folder, options):
             check(path, truth, mean_neighbour_distance(2 * truth) if split == "train" else None)
 
 
-def test_sh_by_a_list(tmp_path):
-    part = make_sh(tmp_path / "part_B")
-    write(tmp_path / "val.txt", "IMG_3\nIMG_10.jpg\n")
-    run("sh", part, tmp_path / "out", "--val-list", tmp_path / "val.txt")
-    assert [path.stem for path in list_images(tmp_path / "out" / "val")] == ["IMG_10", "IMG_3"]
-    assert len(list_images(tmp_path / "out" / "train")) == 8
-    run("sh", part, tmp_path / "half", "--val-fraction", "0.5")
-    assert len(list_images(tmp_path / "half" / "val")) == 5
-
-
 @pytest.mark.parametrize("name, make", [("jhu", make_jhu), ("nwpu", make_nwpu)])
 def test_missing_folders_are_one_line(tmp_path, name, make):
     _, err = run(name, tmp_path / "nowhere", tmp_path / "out", code=1)
