@@ -90,6 +90,10 @@ def test_matlab_files_that_are_none(tmp_path):
     refused(read_ucf, path, kind=FileNotFoundError)
     path.write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM" + bytes(400))
     assert "-v7" in refused(read_ucf, path)
+    path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(300))
+    assert "-v7" in refused(read_ucf, path)
+    scipy.io.savemat(path, {"annPoints": np.ones((3, 2))}, format="4")
+    assert "-v7" in refused(read_ucf, path)
     path.unlink()
     path.mkdir()
     with pytest.raises(OSError, match="a_ann.mat"):

@@ -192,23 +192,6 @@ def coco(boxes, name="{}.jpg", label="head"):
     return {"images": images, "annotations": entries, "categories": [{"id": 1, "name": label}]}
 
 
-def via(shape):
-    entries = {
-        name: [{"shape_attributes": shape(x, y), "region_attributes": {}} for x, y in found]
-        for name, found in TRUTH.items()
-    }
-    return {name: {"filename": f"{name}.jpg", "regions": regions} for name, regions in entries.items()}
-
-
-def labelstudio(value):
-    def task(name):
-        size = {"original_width": 200, "original_height": 150, "type": "rectangle"}
-        results = [{**size, "id": f"{x}", "value": value(x, y)} for x, y in TRUTH[name]]
-        return {"data": {"image": f"{name}.jpg"}, "annotations": [{"result": results}]}
-
-    return [task(name) for name in TRUTH]
-
-
 def rows_for_all(line, header):
     return header + "".join(f"{name}.jpg,{line(x, y)}\n" for name, found in TRUTH.items() for x, y in found)
 
@@ -223,25 +206,8 @@ def in_parts(x, y, scale=1.0):
 
 CORNERS = {
     "COCO": ("coco", "a.json", coco(four)),
-    "COCO in halves": ("coco", "a.json", coco(lambda x, y: [value + 0.5 for value in four(x, y)])),
     "csv": ("csv", "a.csv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "image,x,y,width,height\n")),
-    "left": ("csv", "a.csv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "image,left,top,width,height\n")),
-    "bbox": (
-        "csv",
-        "a.tsv",
-        rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "image,bbox_x,bbox_y,bbox_w,bbox_h\n"),
-    ),
-    "BX": ("csv", "a.csv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "Label,BX,BY,Width,Height\n")),
-    "VIA": (
-        "via",
-        "a.json",
-        via(lambda x, y: {"name": "rect", **dict(zip(("x", "y", "width", "height"), four(x, y)))}),
-    ),
-    "Label Studio": (
-        "labelstudio",
-        "a.json",
-        labelstudio(lambda x, y: dict(zip(("x", "y", "width", "height"), in_parts(x, y, 100), strict=True))),
-    ),
+    "ImageJ": ("csv", "a.csv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "Label,BX,BY,Width,Height\n")),
     "YOLO": ("yolo", ".txt", lambda x, y: "0 %f %f %f %f" % in_parts(x, y)),
     "csv of one image": ("csv", ".csv", lambda x, y: "%d,%d,%d,%d" % four(x, y)),
 }
@@ -252,7 +218,7 @@ def test_corners_in_place_of_sizes(tmp_path, pictures, form, name, contents):
     if callable(contents):
         path = per_image(tmp_path, name, contents, "x,y,w,h\n" if form == "csv" else "")
     else:
-        path = write(tmp_path / name, contents.replace(",", "\t") if name.endswith("tsv") else contents)
+        path = write(tmp_path / name, contents)
     with pytest.raises(ValueError, match=r"of 9 boxes leave their image, .* but the right and bottom corner; write"):
         pictures(path, form)
 

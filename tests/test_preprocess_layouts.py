@@ -15,9 +15,7 @@ from raw_data import (
     make_nwpu,
     make_sh,
     partials,
-    prepared,
     record,
-    script,
     times,
     write,
 )
@@ -169,14 +167,6 @@ def test_missing_folders_are_one_line(tmp_path, name, make):
     shutil.rmtree(raw / ("val" if name == "jhu" else "images_part2"))
     _, err = run(name, raw, tmp_path / "out", code=1)
     assert err.startswith("error: ") and err.count("\n") == 1 and not (tmp_path / "out").exists()
-
-
-def test_the_same_bytes_at_any_number_of_workers(tmp_path):
-    raw = make_jhu(tmp_path / "raw")
-    for workers in (1, 2):
-        code, _, err = script(raw, tmp_path / str(workers), *SIZE[:4], "--workers", workers, name="jhu")
-        assert code == 0 and not errors(err)
-    assert prepared(tmp_path / "1") == prepared(tmp_path / "2")
 
 
 def test_odd_images(tmp_path):

@@ -1,13 +1,11 @@
 """preprocess_dataset_ucf.py as it is run: first, again, interrupted, and on what cannot be."""
 
-import errno
 import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,25 +222,6 @@ def test_gaussians_of_images_done_again_are_pointed_out(tmp_path, run):
     assert run(raw, out)[2] == ""
     code, _, err = run(raw, out, "--min-size", "40")
     assert code == 0 and err.startswith("warning: 1 of these images had Gaussians") and err.count("\n") == 1
-
-
-def test_full_disk_names_the_file(tmp_path, run, monkeypatch):
-    raw, out = make_raw(tmp_path / "raw"), tmp_path / "out"
-    run(raw, out)
-    real = np.save
-
-    def save(path, array):
-        if "IMG_0003" in str(path):
-            Path(path).write_bytes(b"half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(path, array)
-
-    monkeypatch.setattr(np, "save", save)
-    code, _, err = run(raw, out, "--quality", "60")
-    lines = err.splitlines()
-    assert code == 1 and len(lines) == 2 and "IMG_0003.npy" in lines[0] and "No space left" in lines[0]
-    assert not partials(out) and not list(out.glob("*/IMG_0003.npy"))
-    monkeypatch.undo()
 
 
 def test_configuration_file(tmp_path, run):
