@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -49,18 +49,12 @@ STEPS = [
 ]
 
 
-class AtHand:
-    """A loader of batches that are there, ``times`` over; ``loader`` is the one that makes them."""
+class AtHand(list):
+    """The batches of a loader, ``times`` over, as a loader that has them."""
 
     def __init__(self, loader: Any, times: int) -> None:
-        self.batches, self.batch_size = list(loader) * times, loader.batch_size
-        self.sampler = range(len(self.batches) * self.batch_size)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
+        super().__init__(list(loader) * times)
+        self.batch_size, self.sampler = loader.batch_size, range(len(self) * loader.batch_size)
 
 
 def train(folder: Path, options: Sequence[str], wrap: Callable[[Any], Any] = lambda loader: loader) -> list[dict]:

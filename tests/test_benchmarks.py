@@ -39,7 +39,7 @@ def test_losses():
     rows = {(row[0], row[1]): row[2:] for row in table(out)}
     for points in ("3", "20"):
         for name in (*LOSSES, *(f"kernel of {name}" for name in KERNELS), "gst, dense", "dm-count as published"):
-            assert float(rows[points, name][0]) > 0 and float(rows[points, name][2]) > 0
+            assert float(rows[points, name][0]) > 0 and float(rows[points, name][2]) >= 0
     assert re.search(r"cost: gst \| [\d.]+ ms \| 0.5 ms: (ok|missed)", out)
 
 
