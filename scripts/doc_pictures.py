@@ -25,7 +25,7 @@ from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import cell_grid, transport_kernel
 from GS2D.process_gaussians import clean
 from GS2D.rasterize import rasterize
-from GS2D.visualize import summarise
+from GS2D.visualize import summarise_kernel
 from utils.cli import run_script
 from utils.config import make_parser, number
 from utils.evaluation.figures import add_ellipses, owner_colors, show_image
@@ -56,7 +56,7 @@ def draw_kernel(panels, gaussians: Gaussians2D, size: tuple[int, int]) -> None:
     """Owner, background share and entropy of each cell."""
     grid = cell_grid(size, STRIDE)
     kernel = transport_kernel(gaussians.means, gaussians.scales, gaussians.rotations, size, stride=STRIDE)
-    owner, background, entropy = summarise(kernel, grid)
+    owner, background, entropy = summarise_kernel(kernel, grid)
     owners = owner_colors(owner, background, len(gaussians))
     maps = {"owner (black: background)": owners, "background's share": background, "entropy": entropy}
     for axes, (title, values) in zip(panels, maps.items()):
@@ -75,8 +75,8 @@ def draw_border(panels, image: np.ndarray, gaussians: Gaussians2D, kernels: dict
     for axes, (title, options) in zip(panels, kernels.items()):
         # Finer cells for a smooth line; the least scale stays that of cells of 8 pixels.
         fine = {**options, "stride": 1, "post_min": options["post_min"] / STRIDE}
-        border = summarise(transport_kernel(*arguments, **fine), size).background
-        coarse = summarise(transport_kernel(*arguments, **options), cell_grid(size, STRIDE)).background
+        border = summarise_kernel(transport_kernel(*arguments, **fine), size).background
+        coarse = summarise_kernel(transport_kernel(*arguments, **options), cell_grid(size, STRIDE)).background
         show_image(axes, image, f"{title}: nuclei own {(coarse < 0.5).mean():.0%} of the cells")
         edges = np.arange(size[1]) + 0.5, np.arange(size[0]) + 0.5
         axes.contour(*edges, border, levels=[0.5], colors="#ffc531", linewidths=1.3)

@@ -94,6 +94,15 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(root):
     assert not torch.equal(Crowd(root, CROP, "train", seed=1)[3].image, first.image)
 
 
+def test_whole_targets_and_jitter_change_nothing_else(root):
+    plain, whole = Crowd(root, CROP, "train")[3], Crowd(root, CROP, "train", whole_targets=True)[3]
+    assert plain.targets.min() < 1 and (whole.targets == 1).all()
+    assert_equal(whole._replace(targets=plain.targets), plain)
+    jittered = Crowd(root, CROP, "train", jitter=0.5)[3]
+    assert not torch.equal(jittered.image, plain.image)
+    assert_equal(jittered._replace(image=plain.image), plain)
+
+
 def test_workers_change_nothing_and_see_the_epoch(root):
     crowd = Crowd(root, CROP, "train")
     options = {"batch_size": 2, "collate_fn": collate, "num_workers": 2, "persistent_workers": True}
