@@ -219,3 +219,9 @@ def test_the_shell_scripts_name_existing_files(name):
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     for found in re.findall(r"scripts/(\w+\.py)|experiments\.sh\" (\w+)", script.read_text()):
         assert (ROOT / "scripts" / (found[0] or f"{found[1]}.py")).exists()
+
+
+def test_another_experiment_is_wrong_usage():
+    command = ["bash", str(ROOT / "scripts" / "experiments.sh"), "tables"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: 'tables' is no experiment; name compare_losses, ")
