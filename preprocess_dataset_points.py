@@ -42,21 +42,15 @@ from utils.config import number
 def main() -> int:
     """Find images and annotations, divide them where their folders do not, and prepare all splits."""
     parser = make_preprocess_parser("Prepare images and points of your own for training.", Settings(512, 2048))
-    parser.add_argument(
-        "--format", choices=[*FORMATS, "auto"], default="auto", help="of the annotations (default: what the files show)"
-    )
-    parser.add_argument(
-        "--annotations", type=Path, metavar="PATH", help="one file for all images, or the folder of the files"
-    )
+    text = "of the annotations (default: what the files show)"
+    parser.add_argument("--format", choices=[*FORMATS, "auto"], default="auto", help=text)
+    text = "one file for all images, or the folder of the files"
+    parser.add_argument("--annotations", type=Path, metavar="PATH", help=text)
     parser.add_argument("--category", nargs="+", metavar="LABEL", help="count objects of these labels only")
-    parser.add_argument(
-        "--label-attribute", metavar="NAME", help="csv, via: the column or region attribute that holds the label"
-    )
-    parser.add_argument(
-        "--unannotated",
-        choices=["skip", "empty"],
-        help="images without annotation: left out, or without points (default: empty for yolo, else skip)",
-    )
+    text = "csv, via: the column or region attribute that holds the label"
+    parser.add_argument("--label-attribute", metavar="NAME", help=text)
+    text = "images without annotation: left out, or without points (default: empty for yolo, else skip)"
+    parser.add_argument("--unannotated", choices=["skip", "empty"], help=text)
     add_split_options(parser, "the training images", test=True)
     parser.add_argument("--crop-size", type=number(int, 8), default=512, help="of training on these data")
     arguments = parse_preprocess_arguments(parser)

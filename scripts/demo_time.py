@@ -46,7 +46,9 @@ def main() -> None:
     step = seconds_of_a_step(crop)
     training = FOR_EACH_STEP * step * steps
     all_of_it = training + EVALUATED / crop**2 * step / 3 + BESIDES
-    print(f"about {all_of_it / 60:.0f} minutes on this machine: {steps} steps of training take {training / 60:.1f} of them")
+    print(
+        f"about {all_of_it / 60:.0f} minutes on this machine: {steps} steps of training take {training / 60:.1f} of them"
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from GS2D import native
 from GS2D.kernel import compress
 from losses import bayesian
 from losses.bayesian import bayesian_kernel, posterior
-from losses.regression import clipped_neighbour_distance, density_map
+from losses.regression import clipped_neighbour_distance, target_density
 
 GRID = (12, 16)
 
@@ -140,20 +140,20 @@ def test_density_map_is_the_integral_over_each_cell():
     ]
     shares = np.array(cells).sum(axis=1)
     assert shares[1] < 0.8 < shares[0] < 1  # the second Gaussian reaches beyond the crop
-    found = density_map(points, widths, torch.as_tensor(shares), GRID, 8)
+    found = target_density(points, widths, torch.as_tensor(shares), GRID, 8)
     np.testing.assert_allclose(found.flatten(), np.array(cells).sum(axis=0), rtol=1e-4, atol=1e-12)
 
 
 def test_density_map_has_the_masses_asked_for():
     points, targets, _ = random_case(30)
-    found = density_map(torch.as_tensor(points), torch.full((30,), 15.0).double(), torch.as_tensor(targets), GRID, 8)
+    found = target_density(torch.as_tensor(points), torch.full((30,), 15.0).double(), torch.as_tensor(targets), GRID, 8)
     np.testing.assert_allclose(found.sum(), targets.sum(), rtol=1e-10)
     assert (found >= 0).all()
 
 
 def test_gaussians_far_outside_leave_no_trace():
     points = torch.tensor([[-5000.0, 40.0]])
-    found = density_map(points, torch.tensor([15.0]), torch.ones(1), GRID, 8)
+    found = target_density(points, torch.tensor([15.0]), torch.ones(1), GRID, 8)
     assert torch.equal(found, torch.zeros(GRID))
 
 
@@ -177,7 +177,7 @@ def test_regression_loss(adaptive):
     points, targets, density = random_case(10)
     tensors = torch.as_tensor(points), torch.as_tensor(targets)
     widths = 0.3 * clipped_neighbour_distance(tensors[0]) if adaptive else torch.full((10,), 11.0).double()
-    truth = density_map(tensors[0], widths, tensors[1], GRID, 8)
+    truth = target_density(tensors[0], widths, tensors[1], GRID, 8)
     loss = loss_on_crops("mse", sigma=11.0, adaptive=adaptive)
     crops = [crop_at(points, targets)]
     value, gradient = loss_and_gradient(loss, density[None, None], crops)

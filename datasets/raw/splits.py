@@ -88,9 +88,8 @@ def split_train_val(images: Sequence[Path], arguments: argparse.Namespace) -> di
     split = {name: [by_stem[stem] for stem in sorted(stems[name])] for name in splits}
     for name in splits:
         if not split[name]:
-            raise ValueError(
-                f"{lists.get('train', lists.get('val', path))}: leaves no image for {name}; correct the lists"
-            )
+            given = lists.get("train", lists.get("val", path))
+            raise ValueError(f"{given}: leaves no image for {name}; correct the lists")
     write_json(path, origin | {name: [image.name for image in split[name]] for name in splits})
     how = "by the lists given"
     if drawn:
