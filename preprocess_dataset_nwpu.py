@@ -9,17 +9,16 @@ annotations of the test split are not public: its images are written without an 
 from __future__ import annotations
 
 from datasets.raw.annotations import find_nwpu, read_nwpu
-from datasets.raw.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
+from datasets.raw.preprocess import Settings, make_preprocess_parser, parse_preprocess_arguments, prepare
 from datasets.raw.splits import split_nwpu
 from utils.cli import run_script
-from utils.files import make_folder
 
 
 def main() -> int:
     """Divide the images by the data set's own lists and prepare all three splits."""
     # How the authors encoded NWPU is not known; 95 loses least, as they did with JHU-Crowd++.
     parser = make_preprocess_parser("Prepare NWPU-Crowd for training.", Settings(384, 1920, quality=95))
-    arguments, settings = parse_preprocess_arguments(parser)
+    arguments = parse_preprocess_arguments(parser)
 
     annotations, problems = find_nwpu(arguments.input_dataset_path)
     split = split_nwpu(list(annotations), arguments.input_dataset_path)
@@ -30,9 +29,7 @@ def main() -> int:
         if annotations[image] is None
     ]
     print(f"the test split is not annotated: its {len(split['test'])} images are written without points")
-    root = make_folder(arguments.output_dataset_path)
-    jobs = make_jobs(root, split, annotations, read_nwpu, settings, unannotated=["test"])
-    return prepare(root, jobs, problems, arguments.workers, "nwpu")
+    return prepare(arguments, split, annotations, read_nwpu, problems, "nwpu", unannotated=["test"])
 
 
 if __name__ == "__main__":

@@ -33,42 +33,28 @@ from pathlib import Path
 
 from datasets.raw.formats import FORMATS
 from datasets.raw.point_folders import find_images, read_annotations
-from datasets.raw.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
+from datasets.raw.preprocess import Settings, make_preprocess_parser, parse_preprocess_arguments, prepare
 from datasets.raw.splits import add_split_options, divide_folders
 from utils.cli import run_script
 from utils.config import number
-from utils.files import make_folder
 
 
 def main() -> int:
     """Find images and annotations, divide them where their folders do not, and prepare all splits."""
     parser = make_preprocess_parser("Prepare images and points of your own for training.", Settings(512, 2048))
-    parser.add_argument(
-        "--format", choices=[*FORMATS, "auto"], default="auto", help="of the annotations (default: what the files show)"
-    )
-    parser.add_argument(
-        "--annotations", type=Path, metavar="PATH", help="one file for all images, or the folder of the files"
-    )
+    text = "of the annotations (default: what the files show)"
+    parser.add_argument("--format", choices=[*FORMATS, "auto"], default="auto", help=text)
+    text = "one file for all images, or the folder of the files"
+    parser.add_argument("--annotations", type=Path, metavar="PATH", help=text)
     parser.add_argument("--category", nargs="+", metavar="LABEL", help="count objects of these labels only")
-    parser.add_argument(
-        "--label-attribute", metavar="NAME", help="csv, via: the column or region attribute that holds the label"
-    )
-    parser.add_argument(
-        "--unannotated",
-        choices=["skip", "empty"],
-        help="images without annotation: left out, or without points (default: empty for yolo, else skip)",
-    )
-    add_split_options(parser, "the training images")
-    parser.add_argument("--test-list", type=Path, metavar="FILE", help="names of the test images, one a line")
-    parser.add_argument(
-        "--test-fraction",
-        type=number(float, 0, 0.9),
-        default=0.1,
-        help="part that becomes test, without lists and folders",
-    )
+    text = "csv, via: the column or region attribute that holds the label"
+    parser.add_argument("--label-attribute", metavar="NAME", help=text)
+    text = "images without annotation: left out, or without points (default: empty for yolo, else skip)"
+    parser.add_argument("--unannotated", choices=["skip", "empty"], help=text)
+    add_split_options(parser, "the training images", test=True)
     parser.add_argument("--crop-size", type=number(int, 8), default=512, help="of training on these data")
-    arguments, settings = parse_preprocess_arguments(parser)
-    source, root = arguments.input_dataset_path, arguments.output_dataset_path
+    arguments = parse_preprocess_arguments(parser)
+    source = arguments.input_dataset_path
 
     folders = find_images(source)
     images = [image for found in folders.values() for image in found]
@@ -81,10 +67,9 @@ def main() -> int:
         arguments.unannotated,
         arguments.label_attribute,
     )
-    folders = {name: kept for name, found in folders.items() if (kept := [image for image in found if image in points])}
-    split = divide_folders(folders, make_folder(root), arguments)
-    jobs = make_jobs(root, split, points, None, settings, upright=True)
-    return prepare(root, jobs, problems, arguments.workers, crop_size=arguments.crop_size)
+    folders = {name: [image for image in found if image in points] for name, found in folders.items()}
+    split = divide_folders({name: found for name, found in folders.items() if found}, arguments)
+    return prepare(arguments, split, points, None, problems)
 
 
 if __name__ == "__main__":

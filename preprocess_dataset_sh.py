@@ -10,8 +10,8 @@ becomes val, drawn with a seed, or chosen by --val-list. The test set stays what
 from __future__ import annotations
 
 from datasets.raw.annotations import find_sh, find_sh_part, read_sh
-from datasets.raw.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
-from datasets.raw.splits import add_split_options, split_as_asked
+from datasets.raw.preprocess import Settings, make_preprocess_parser, parse_preprocess_arguments, prepare
+from datasets.raw.splits import add_split_options, split_train_val
 from utils.cli import run_script
 
 
@@ -20,19 +20,18 @@ def main() -> int:
     parser = make_preprocess_parser("Prepare ShanghaiTech for training.", Settings(512, 2048, quality=75))
     parser.add_argument("--part", choices=["A", "B"], help="which part, where the input path does not tell")
     add_split_options(parser, "train_data")
-    arguments, settings = parse_preprocess_arguments(parser)
-    root = arguments.output_dataset_path
+    arguments = parse_preprocess_arguments(parser)
 
     source, part = find_sh_part(arguments.input_dataset_path, arguments.part)
     annotations, problems = find_sh(source / "train_data")
     test_annotations, test_problems = find_sh(source / "test_data")
     print(
-        f"part {part} of ShanghaiTech; it has no official val split: val is taken from train_data, never from test_data"
+        f"part {part} of ShanghaiTech; it has no official val split: val is taken from train_data, not from test_data"
     )
-    split = split_as_asked(list(annotations), root, arguments)
+    split = split_train_val(list(annotations), arguments)
     split["test"] = list(test_annotations)
-    jobs = make_jobs(root, split, annotations | test_annotations, read_sh, settings)
-    return prepare(root, jobs, problems + test_problems, arguments.workers, f"sh{part.lower()}")
+    problems += test_problems
+    return prepare(arguments, split, annotations | test_annotations, read_sh, problems, f"sh{part.lower()}")
 
 
 if __name__ == "__main__":

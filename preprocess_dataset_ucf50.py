@@ -10,30 +10,26 @@ over the five folds, so each wants an output folder of its own.
 from __future__ import annotations
 
 from datasets.raw.annotations import FOLDS, find_ucf, read_ucf, split_folds
-from datasets.raw.preprocess import Settings, make_jobs, make_preprocess_parser, parse_preprocess_arguments, prepare
-from datasets.raw.splits import add_split_options, split_as_asked
+from datasets.raw.preprocess import Settings, make_preprocess_parser, parse_preprocess_arguments, prepare
+from datasets.raw.splits import add_split_options, split_train_val
 from utils.cli import run_script
 
 
 def main() -> int:
     """Find the images, set the fold's aside for test, divide the others into train and val, and prepare all three."""
-    parser = make_preprocess_parser(
-        "Prepare one fold of UCF_CC_50 for training.", Settings(min_size=512, max_size=2048)
-    )
-    parser.add_argument(
-        "--fold", type=int, choices=range(1, FOLDS + 1), required=True, help="whose images are for test"
-    )
+    parser = make_preprocess_parser("Prepare one fold of UCF_CC_50 for training.", Settings(512, 2048))
+    folds = range(1, FOLDS + 1)
+    parser.add_argument("--fold", type=int, choices=folds, required=True, help="whose images are for test")
     add_split_options(parser, "the images that are not for test")
-    arguments, settings = parse_preprocess_arguments(parser)
-    source, root = arguments.input_dataset_path, arguments.output_dataset_path
+    arguments = parse_preprocess_arguments(parser)
+    source = arguments.input_dataset_path
     folder = source / "UCF_CC_50" if (source / "UCF_CC_50").is_dir() else source
 
     annotations, problems = find_ucf(folder)
     test = split_folds(annotations)[arguments.fold - 1]
-    split = split_as_asked([image for image in annotations if image not in test], root, arguments)
+    split = split_train_val([image for image in annotations if image not in test], arguments)
     split["test"] = test
-    jobs = make_jobs(root, split, annotations, read_ucf, settings)
-    return prepare(root, jobs, problems, arguments.workers, "ucf50")
+    return prepare(arguments, split, annotations, read_ucf, problems, "ucf50")
 
 
 if __name__ == "__main__":

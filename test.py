@@ -31,7 +31,7 @@ from utils.evaluation import Result, Window, in_threads
 from utils.evaluation.model_card import note_evaluation
 from utils.evaluation.report import write_report
 from utils.evaluation.results import ResultsFolder, localisation, read_ahead, save_submission
-from utils.evaluation.scores import summarise
+from utils.evaluation.scores import count_scores
 from utils.evaluation.sources import Source, find_sources, open_images
 from utils.evaluation.video import VideoCounts
 from utils.evaluation.windows import images_together, predict_together
@@ -139,7 +139,7 @@ def count_images(
         yield from ((picture, parts, seconds) for picture, parts in zip(some, counted))
 
 
-def evaluate(arguments: argparse.Namespace) -> int:
+def count_and_report(arguments: argparse.Namespace) -> int:
     """Load, count, report."""
     devices = fabric_devices(arguments.device)
     if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
@@ -185,7 +185,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 continue
             results.append(Result(name, math.nan if points is None else float(len(points)), predicted))
             if folder:
-                folder.add_windows(name, image, points, parts, predicted, seconds)
+                folder.add(name, image, points, parts, predicted, seconds)
         said = videos.save()
 
     for result in results:
@@ -199,7 +199,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise ValueError(f"none of {len(failed)} images could be counted")
     counted = len(results) + videos.left_out
     speed = counted / (time.perf_counter() - started)
-    scores = summarise(results)
+    scores = count_scores(results)
     if scores["scored"]:
         mae, mse = scores["mae"], scores["mse"]
         print(
@@ -236,7 +236,7 @@ def main() -> int:
     arguments = parse()
     lock = hold(make_folder(arguments.out)) if arguments.out else contextlib.nullcontext()
     with lock, network_errors(f"lower --window {arguments.window}, or take --precision bf16-mixed"):
-        return evaluate(arguments)
+        return count_and_report(arguments)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
             use_gaussians=arguments.loss in NEEDS_GAUSSIANS,
             kernel=build_kernel(arguments.loss, **(parameters if arguments.loss in NEEDS_GAUSSIANS else {})),
             kernel_parameters=parameters if arguments.kernels == "h5" else None,
+            whole_targets=arguments.whole_targets,
+            jitter=arguments.jitter,
             skip_bad=arguments.skip_bad_samples,
         )
         val = Crowd(arguments.data_dir, arguments.crop_size, "val")
@@ -229,10 +231,10 @@ def train(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace) -> N
                     state = {"step": (epoch + 1) * len(run.loader), **run.state(arguments)}
                     record.add_epoch(metrics, run.evaluated, state)
             epoch += 1
+        run.steps.close()
         with agreed(fabric):
             if record:
                 record.finish()
-    run.steps.close()
 
 
 def main() -> None:

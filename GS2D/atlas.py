@@ -12,6 +12,7 @@ launches that autograd takes; ``GS2D.fitting.loss_terms`` is the readable twin t
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
@@ -63,15 +64,8 @@ class Entry:
         """So many more iterations are done, the last of which began with these (render, shape) losses."""
         self.done, self.losses = self.done + iterations, losses
         if self.left == 0:
-            self.until += send(self.schedule, losses)
-
-
-def send(schedule: Generator[int, tuple[float, float], None], losses: tuple[float, float]) -> int:
-    """The iterations that come next in a schedule; 0 when it is over."""
-    try:
-        return schedule.send(losses)
-    except StopIteration:
-        return 0
+            with contextlib.suppress(StopIteration):  # the fit is over
+                self.until += self.schedule.send(losses)
 
 
 class Shapes(NamedTuple):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import importlib
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from filelock import FileLock
+
+from GS2D import native
 
 BACKENDS = ("auto", "reference", "native", "gsplat")
 GSPLAT_VERSION = "1.5.3"
@@ -29,21 +31,26 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_backend(images: int | None = None) -> Choice:
-    """The fastest backend for fitting so many images (default: many) here: gsplat on CUDA, the native engine, reference."""
-    problem = gsplat_problem()
+def choose_backend(device: torch.device | str | None = None, images: int | None = None) -> Choice:
+    """The fastest backend here: gsplat on CUDA, the native engine on the CPU, or the reference.
+
+    device: of the tensors that are to be drawn, where they lie somewhere; images: how many are to be fitted (default: many).
+    """
+    kind = torch.device(device).type if device is not None else None
+    problem = gsplat_problem() if kind != "cpu" else "the tensors are on the CPU"
+    engine_problem = native_problem() if kind != "cuda" else "the tensors are on the GPU"
     few = images is not None and images <= FEW_IMAGES
-    if problem is None and not (few and native_problem() is None):
+    if problem is None and not (few and engine_problem is None):
         return Choice("gsplat", f"{torch.cuda.get_device_name()} takes many images side by side")
-    if native_problem() is None:
+    if engine_problem is None:
         return Choice("native", problem or f"a core is faster than the GPU for 1 to {FEW_IMAGES} images")
-    return Choice("reference", f"{problem}; {native_problem()}; this is many times slower")
+    return Choice("reference", f"{problem}; {engine_problem}; this is many times slower")
 
 
 def resolve_backend(backend: str, device: torch.device | str | None = None, images: int | None = None) -> str:
-    """The backend that ``auto`` stands for; ``ValueError`` for one that is unknown or cannot run, with the remedy.
+    """The backend that ``auto`` stands for (see ``choose_backend``), with a warning where that is not what one expects.
 
-    device: of the tensors that are to be drawn; images: how many are to be fitted, where that is what is asked.
+    Raises ``ValueError`` for a backend that is unknown or cannot run, with the remedy.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
@@ -51,25 +58,15 @@ def resolve_backend(backend: str, device: torch.device | str | None = None, imag
         raise ValueError(f"backend: {problem}; use 'native' or 'reference'")
     if backend != "auto":
         return backend
-    if device is None:
-        choice = choose_backend(images)
-        if choice.backend == "reference" or (torch.cuda.is_available() and gsplat_problem()):
-            _warn_once(f"backend {choice.backend}: {choice.reason}")
-        return choice.backend
-    if torch.device(device).type == "cuda":
-        if problem := gsplat_problem():
-            _warn_once(f"backend reference: {problem}; plain PyTorch draws on the GPU, which is many times slower")
-        return "reference" if problem else "gsplat"
-    if problem := native_problem():
-        _warn_once(f"{problem}; drawing with the PyTorch reference, which is many times slower")
-    return "reference" if problem else "native"
+    choice = choose_backend(device, images)
+    if choice.backend == "reference" or (device is None and torch.cuda.is_available() and gsplat_problem()):
+        _warn_once(f"backend {choice.backend}: {choice.reason}")
+    return choice.backend
 
 
 @functools.cache
 def native_problem() -> str | None:
     """Why the native engine cannot run here, or ``None``; the first call may build it."""
-    from GS2D import native
-
     try:
         native.load()
     except native.NativeUnavailable as error:
@@ -103,28 +100,19 @@ def gsplat_problem() -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def _one_build_at_a_time() -> Iterator[None]:
+def _one_build_at_a_time() -> contextlib.AbstractContextManager:
     """A build removes the folder of one that is under way (``gsplat/cuda/_backend.py``), so that the others wait for it."""
-    path = Path(os.environ.get("TORCH_EXTENSIONS_DIR", tempfile.gettempdir())) / f"gst-gsplat-{os.getuid()}.lock"
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", tempfile.gettempdir()))
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        file = path.open("w")
-    except OSError:  # nothing can be written there: then nothing is built there either
-        yield
-        return
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"gst-gsplat-{os.getuid()}.lock") if os.access(folder, os.W_OK) else nullcontext()
+    return nullcontext()  # nothing can be written there: then nothing is built there either
 
 
 def _short(error: BaseException) -> str:
     if os.environ.get("GST_TRACEBACK"):
         raise error
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else ""
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 @functools.cache

@@ -10,17 +10,19 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
-from tqdm import tqdm
+import torch
 
-from GS2D.backends import choose_backend, native_problem, resolve_backend
+from GS2D.backends import BACKENDS, choose_backend, resolve_backend
 from GS2D.fitting import FitConfig, FitResult, Problem, fit_side_by_side, optimise, prepare
-from GS2D.gaussians import SAME_POINT, Gaussians2D, distance_to_points, read_file
-from GS2D.rasterize import BACKENDS
+from GS2D.gaussians import Gaussians2D, read_file
+from GS2D.prepared import check_points
 from utils.cli import Outcome, ProgressBar, default_workers, for_each, one_line, report_failures
 from utils.config import make_parser, number, parse_arguments
 from utils.device import fabric_devices
@@ -46,12 +48,27 @@ class FitJob(NamedTuple):
     """One image to fit; ``downsample`` divides its size first."""
 
     image: Path
-    points: Path
-    output: Path
     config: FitConfig
     backend: str
     seed: int
     downsample: float
+
+    @property
+    def settings(self) -> str:
+        """What the result depends on, besides image and points; stored with it."""
+        return f"{self.config} seed={self.seed} downsample={self.downsample:g}"
+
+    def fitted_size(self, size: Sequence[int]) -> tuple[int, int]:
+        """(height, width) of the image in which it is fitted."""
+        return max(1, round(size[0] / self.downsample)), max(1, round(size[1] / self.downsample))
+
+
+class Fitted(NamedTuple):
+    """What is said of an image whose file is written."""
+
+    gaussians: int
+    render_loss: float
+    iterations: int
 
 
 def image_seed(seed: int, stem: str) -> int:
@@ -59,54 +76,40 @@ def image_seed(seed: int, stem: str) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(stem.encode())]).generate_state(1)[0])
 
 
-def fit_file(job: FitJob) -> tuple[float, float, int, int]:
-    """Fit one image and write its file -> (render loss, shape loss, iterations, Gaussians)."""
-    import torch
+def read_problem(job: FitJob) -> Problem:
+    """The image of a job and its points, in the size in which they are fitted."""
+    image, points = load_image(job.image), read_points(points_path(job.image))[:, :2]
+    if job.downsample != 1:
+        height, width = job.fitted_size(image.shape)
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return prepare(image, points / job.downsample, job.config, job.seed)
 
+
+def fit_file(job: FitJob) -> Fitted:
+    """Fit one image and write its file; errors name the image or its points."""
     torch.set_num_threads(1)  # one image is one core's work, and sums do not depend on the number of threads
-    problem = read_problem(job)
     try:
-        result = optimise(*problem, job.config, job.backend)
+        result = optimise(*read_problem(job), job.config, job.backend)
     except (ValueError, MemoryError) as error:
-        raise type(error)(f"{job.image}: {error}") from None
+        raise type(error)(_naming(job, error)) from None
     return write_result(job, result)
 
 
-def read_problem(job: FitJob) -> Problem:
-    """The image of a job and its points, in the size in which they are fitted; errors name the file."""
-
-    image, points = load_image(job.image), read_points(job.points)[:, :2]
-    if job.downsample != 1:
-        import cv2
-
-        height, width = _size(job, image.shape[:2])
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    try:
-        return prepare(image, points / job.downsample, job.config, job.seed)
-    except (ValueError, MemoryError) as error:
-        raise type(error)(f"{job.image}: {error}") from None
+def _naming(job: FitJob, error: BaseException) -> str:
+    text = one_line(error)
+    return text if str(job.image.parent) in text else f"{job.image}: {text}"
 
 
-def _size(job: FitJob, size: tuple[int, int]) -> tuple[int, int]:
-    return max(1, round(size[0] / job.downsample)), max(1, round(size[1] / job.downsample))
-
-
-def write_result(job: FitJob, result: FitResult) -> tuple[float, float, int, int]:
-    """Write what was fitted, in pixels of the whole image -> (render loss, shape loss, iterations, Gaussians)."""
-    import torch
-
+def write_result(job: FitJob, result: FitResult) -> Fitted:
+    """Write what was fitted, in pixels of the whole image."""
     params = result.gaussians.params
     params[:, 2:4] *= job.downsample
-    points = torch.from_numpy(read_points(job.points)[:, :2])
+    points = torch.from_numpy(read_points(points_path(job.image))[:, :2])
     params[:, :2] = params[:, :2] * job.downsample if job.config.learn_means else points
-    attributes = {
-        "render_loss": result.render_loss,
-        "shape_loss": result.shape_loss,
-        "iterations": result.iterations,
-        "settings": settings(job),
-    }
-    Gaussians2D.from_params(params).save(job.output, attributes=attributes)
-    return result.render_loss, result.shape_loss, result.iterations, len(params)
+    losses = {"render_loss": result.render_loss, "shape_loss": result.shape_loss}
+    attributes = {**losses, "iterations": result.iterations, "settings": job.settings}
+    Gaussians2D.from_params(params).save(gaussians_path(job.image), attributes=attributes)
+    return Fitted(len(params), result.render_loss, result.iterations)
 
 
 def fit_jobs(jobs: list[FitJob], workers: int, description: str) -> Iterator[Outcome]:
@@ -114,54 +117,40 @@ def fit_jobs(jobs: list[FitJob], workers: int, description: str) -> Iterator[Out
 
     gsplat: many images in one atlas, and ``workers`` threads read ahead. Otherwise ``workers`` images at the same time.
     """
-
     if not jobs or jobs[0].backend != "gsplat":
         threads = bool(jobs) and jobs[0].backend == "native"  # its calls release the interpreter's lock
         yield from for_each(fit_file, jobs, workers, description, threads=threads, status=_status)
         return
-    readable, sizes = [], []
+    sizes = []
+    for job in jobs:
+        try:
+            sizes.append(job.fitted_size(image_size(job.image)))
+        except (OSError, ValueError):  # which reading it says again
+            sizes.append((1, 1))
+    loads = [partial(read_problem, job) for job in jobs]
     with ProgressBar(total=len(jobs), desc=description, unit="img") as bar:
-        for job in jobs:
-            try:
-                sizes.append(_size(job, image_size(job.image)))
-                readable.append(job)
-            except (OSError, ValueError) as error:
-                bar.update()
-                yield Outcome(job, None, one_line(error))
-        loads = [lambda job=job: read_problem(job) for job in readable]
         for index, result in fit_side_by_side(sizes, loads, jobs[0].config, "gsplat", workers=workers):
-            job, error = readable[index], None
             try:
                 if isinstance(result, Exception):
                     raise result
-                result = write_result(job, result)
-                bar.set_postfix_str(_status(result), refresh=False)
-            except MemoryError as failure:
-                result, error = None, f"{job.image}: {one_line(failure)}"
-            except (OSError, ValueError) as failure:
-                result, error = None, one_line(failure)
+                outcome = Outcome(jobs[index], write_result(jobs[index], result), None)
+                bar.set_postfix_str(_status(outcome.result), refresh=False)
+            except (OSError, ValueError, MemoryError) as error:
+                outcome = Outcome(jobs[index], None, _naming(jobs[index], error))
             bar.update()
-            yield Outcome(job, result, error)
+            yield outcome
 
 
-def settings(job: FitJob) -> str:
-    """What the result depends on, besides image and points; stored with it."""
-    return f"{job.config} seed={job.seed} downsample={job.downsample:g}"
+def _status(fitted: Fitted) -> str:
+    return f"loss {fitted.render_loss:.3f}"
 
 
 def _check_fitted(job: FitJob) -> bool:
     """Whether a fitted file has the job's settings; ``ValueError`` where it was fitted to other points."""
-
-    gaussians, _, attributes = read_file(job.output)
-    points = read_points(job.points)[:, :2]
-    remedy = "delete the former, or fit again with --overwrite"
-    if len(gaussians) != len(points):
-        raise ValueError(
-            f"{job.output}: {len(gaussians)} Gaussians, but {job.points} has {len(points)} points; {remedy}"
-        )
-    if not job.config.learn_means and not distance_to_points(gaussians.means, points) <= SAME_POINT:
-        raise ValueError(f"{job.output}: its means are not the points of {job.points}; {remedy}")
-    return attributes.get("settings", settings(job)) == settings(job)
+    gaussians, _, attributes = read_file(gaussians_path(job.image))
+    points = read_points(points_path(job.image))[:, :2]
+    check_points(job.image, gaussians, points, fixed=not job.config.learn_means)
+    return attributes.get("settings", job.settings) == job.settings
 
 
 def write_results(folder: Path) -> None:
@@ -170,7 +159,6 @@ def write_results(folder: Path) -> None:
     The losses stand in the files themselves, so that the table is whole after any number of restarts and shards; rows of
     files that carry none (the authors') are kept.
     """
-
     table = folder / RESULTS
     seen: set[Path] = set()
     while (files := set(folder.glob("[!.]*_gs_params.h5"))) != seen:  # another share may finish meanwhile
@@ -212,33 +200,22 @@ def fit_options() -> tuple[str, ...]:
 
 def chosen_gpus(device: str) -> list[int]:
     """The GPUs that ``--device`` names; none for ``cpu``. ``ValueError`` for ids that do not exist here."""
-    import torch
-
-    if device == "auto":
-        # Under torchrun and SLURM each process takes the one of its rank.
-        return list(range(torch.cuda.device_count())) if _launched() else [0] if torch.cuda.is_available() else []
+    launched = any(int(os.environ.get(name, 1)) > 1 for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS"))
+    if device == "auto" and launched:  # by torchrun or SLURM: each process takes the one of its rank
+        return list(range(torch.cuda.device_count()))
     asked = fabric_devices(device)
     return asked["devices"] if asked["accelerator"] == "cuda" else []
 
 
-def _launched() -> bool:
-    return any(int(os.environ.get(name, 1)) > 1 for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS"))
-
-
 def choose(backend: str, device: str, gpus: list[int]) -> str:
     """The backend to fit a data set with, and a line that says which and why, where that was not the user's word."""
-
-    if backend == "gsplat" and not gpus:
-        resolve_backend(backend)
-        raise ValueError("--backend gsplat: needs a GPU, and --device cpu rules it out; choose --backend native")
     if backend != "auto":
-        return resolve_backend(backend)
-    if gpus:
-        backend, reason = choose_backend()
-    elif native_problem():
-        backend, reason = "reference", native_problem()
-    else:
-        backend, reason = "native", "no GPU" if device == "auto" else f"--device {device}"
+        if resolve_backend(backend) == "gsplat" and not gpus:
+            raise ValueError("--backend gsplat: needs a GPU, and --device cpu rules it out; choose --backend native")
+        return backend
+    backend, reason = choose_backend() if gpus else choose_backend("cpu")
+    if backend == "native" and not gpus:
+        reason = "no GPU" if device == "auto" else f"--device {device}"
     print(f"backend {backend}: {reason}")
     return backend
 
@@ -255,22 +232,7 @@ def one_process_a_gpu(gpus: list[int], shard: Shard) -> int:
             process.wait()
 
 
-def _say_rate(split: str, done: int, count: int, seconds: float) -> bool:
-    """A line about the speed, once the first images are through, where the rest takes a while."""
-    if seconds < 10 or done == count:
-        return False
-    left = (count - done) * seconds / done
-    an_hour = done / seconds * 3600
-    tqdm.write(f"{split}: {done} of {count} images in {seconds:.0f} s, {an_hour:.0f} an hour, {left:.0f} s left")
-    return True
-
-
-def _status(result: tuple[float, float, int, int]) -> str:
-    return f"loss {result[0]:.3f}"
-
-
 def _make_parser() -> argparse.ArgumentParser:
-
     parser = make_parser("Fit one 2D Gaussian to the image around every annotated point.")
     parser.add_argument(
         "--root-path", "--data-dir", type=Path, required=True, help="prepared data set with train/, val/, test/"
@@ -313,8 +275,6 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Fit every image of the chosen splits that is not fitted yet."""
-    import torch
-
     arguments = parse_arguments(_make_parser(), default_config=DEFAULT_CONFIG, unused_keys=UNUSED_KEYS)
     config = FitConfig(
         iterations=arguments.num_epochs,
@@ -339,10 +299,9 @@ def main() -> int:
         jobs, present, other_settings, images = [], 0, 0, shard.of(images)
         for image in images:
             seed = image_seed(arguments.seed, image.stem)
-            paths = image, points_path(image), gaussians_path(image)
-            job = FitJob(*paths, config, backend, seed, arguments.downsample_ratio)
+            job = FitJob(image, config, backend, seed, arguments.downsample_ratio)
             try:
-                if job.output.exists() and not arguments.overwrite:
+                if gaussians_path(image).exists() and not arguments.overwrite:
                     other_settings += not _check_fitted(job)
                     present += 1
                 else:
@@ -353,24 +312,20 @@ def main() -> int:
         print(f"{split}{share}: {len(images)} images, {present} already there, {len(jobs)} to fit ({backend})")
         if other_settings:
             print(f"{split}: {other_settings} of them were fitted with other settings; --overwrite fits them again")
-        begin, done, said = time.perf_counter(), [], False
+        begin, done = time.perf_counter(), []
         try:
             for outcome in fit_jobs(jobs, arguments.workers, f"fit {split}"):
                 done.append(outcome)
-                said = said or _say_rate(split, len(done), len(jobs), time.perf_counter() - begin)
         finally:
             write_results(folder)
         outcomes += done
-        fitted = [outcome.result for outcome in done if outcome.result]
-        if fitted:
-            seconds = time.perf_counter() - begin
-            mean = np.mean([result[0] for result in fitted])
+        fitted = np.array([outcome.result for outcome in done if outcome.result]).reshape(-1, 3)
+        if len(fitted):
+            seconds, loss, iterations = time.perf_counter() - begin, *fitted[:, 1:].mean(axis=0)
+            speed = f"{seconds:.1f} s ({len(fitted) / seconds:.2f} images/s)"
+            saved = f", {iterations:.0f} of {config.iterations} iterations on average" if config.tolerance else ""
             print(
-                f"{split}: fitted {sum(result[3] for result in fitted)} Gaussians in {len(fitted)} images, "
-                f"{seconds:.1f} s ({len(fitted) / seconds:.2f} images/s), mean render loss {mean:.4f}"
+                f"{split}: fitted {fitted[:, 0].sum():.0f} Gaussians in {len(fitted)} images, {speed}, "
+                f"mean render loss {loss:.4f}{saved}"
             )
-            if config.tolerance > 0:
-                iterations = np.mean([result[2] for result in fitted])
-                saved = 1 - iterations / config.iterations
-                print(f"{split}: {iterations:.0f} of {config.iterations} iterations on average, {saved:.0%} saved")
     return report_failures(outcomes)

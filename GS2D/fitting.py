@@ -23,7 +23,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from GS2D import native
-from GS2D.atlas import Atlas, Entry, fit_all, send
+from GS2D.atlas import Atlas, Entry, fit_all
 from GS2D.gaussians import Gaussians2D
 from GS2D.rasterize import ALPHA_MIN, conics, draw, resolve_backend
 from utils.cli import default_workers
@@ -298,22 +298,20 @@ def _result(parameters: Sequence[Tensor], annotated: int, render: float, shape: 
 def _fit_native(problem: Problem, config: FitConfig) -> FitResult:
     """The same on the native engine, where a call does all its iterations; one core."""
     image, mask, start, annotated = problem
-    if len(start.means) == 0:
+    if len(start.means) == 0 or config.iterations == 0:
         return _result(start, annotated, 0.0, 0.0, 0)
-    options = {
-        "learning_rate": config.learning_rate,
-        "fixed_means": 0 if config.learn_means else annotated,
-        "shape_weight": SHAPE_WEIGHT,
-        "max_ratio": MAX_RATIO,
-        "state": native.FitState(),
-    }
-    arrays, render, shape, done = [tensor.numpy() for tensor in start], 0.0, 0.0, 0
-    course = schedule(config)
-    steps = next(course, 0)
-    while steps:
-        *arrays, render, shape, _ = native.fit(image, mask, *arrays, iterations=steps, **options)
-        done += steps
-        steps = send(course, (render, shape))
+    *arrays, render, shape, done = native.fit(
+        image,
+        mask,
+        *(tensor.numpy() for tensor in start),
+        iterations=config.iterations,
+        learning_rate=config.learning_rate,
+        fixed_means=0 if config.learn_means else annotated,
+        shape_weight=SHAPE_WEIGHT,
+        max_ratio=MAX_RATIO,
+        tolerance=config.tolerance,
+        check_every=CHECK_EVERY,
+    )
     return _result([torch.from_numpy(array) for array in arrays], annotated, render, shape, done)
 
 

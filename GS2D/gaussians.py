@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from torch import Tensor
 from utils.h5file import add_array, read_array, read_h5, write_h5
 
 COLUMNS = 8  # x, y, s1, s2, theta, r, g, b
-SAME_POINT = 1.0  # pixels; centres further from their points belong to other points
 
 
 @dataclass
@@ -84,17 +82,6 @@ class Gaussians2D:
         ``ValueError``, naming the file.
         """
         return read_file(path)[0]
-
-
-def distance_to_points(means: np.ndarray | Tensor, points: np.ndarray | Tensor) -> float:
-    """Whether Gaussians belong to these points: the largest distance of a centre from its point along an axis, pixels.
-
-    means and points [N, 2], in the same order. Above ``SAME_POINT``, or NaN, they were fitted to other points: to an image of
-    another size, for one, or to points in another order. Infinity where the numbers differ.
-    """
-    if len(means) != len(points):
-        return math.inf
-    return float(np.abs(np.asarray(means) - np.asarray(points)).max(initial=0))
 
 
 def read_file(path: Path | str) -> tuple[Gaussians2D, Gaussians2D | None, dict]:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from GS2D.gaussians import SAME_POINT, Gaussians2D, distance_to_points
+from GS2D.gaussians import Gaussians2D
 from GS2D.points import mean_neighbour_distance
 from utils.files import gaussians_path, points_path, read_points
 
+SAME_POINT = 1.0  # pixels; centres further from their points belong to other points
 Annotations = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # see load_annotations
 
 
@@ -32,17 +33,7 @@ def load_annotations(image: Path, use_gaussians: bool = True) -> Annotations:
     if not use_gaussians:
         return points, distance, fallback, np.zeros((len(points), 1), np.float32)
     gaussians = Gaussians2D.load(gaussians_path(image))
-    if len(gaussians) != len(points):
-        raise OtherPointsError(
-            f"{gaussians_path(image)}: {len(gaussians)} Gaussians, but {points_path(image)} has {len(points)} points; "
-            f"delete the former and run {fit_command(image.parent)}"
-        )
-    gap = distance_to_points(gaussians.means, points)
-    if not gap <= SAME_POINT:
-        raise OtherPointsError(
-            f"{gaussians_path(image)}: centres lie up to {gap:.1f} pixels from the points of {points_path(image)}; delete "
-            f"the former and run {fit_command(image.parent)}"
-        )
+    check_points(image, gaussians, points)
     scales, rotations = gaussians.scales.numpy(), gaussians.rotations.numpy()
     bad = np.flatnonzero(((scales < 0) | np.isinf(scales) | np.isinf(rotations)).any(axis=1))
     if bad.size:
@@ -52,6 +43,21 @@ def load_annotations(image: Path, use_gaussians: bool = True) -> Annotations:
             f"scale; delete the file and run {fit_command(image.parent)}"
         )
     return points, distance, np.where(np.isnan(scales), fallback, scales), np.nan_to_num(rotations, nan=0.0)
+
+
+def check_points(image: Path, gaussians: Gaussians2D, points: np.ndarray, *, fixed: bool = True) -> None:
+    """Raise ``OtherPointsError`` unless the Gaussians are as many as the points [N, 2] and, if ``fixed``, lie on them.
+
+    They were fitted to other points otherwise: to an image of another size, for one, or to points in another order.
+    """
+    remedy = f"delete the former and run {fit_command(image.parent)}"
+    if len(gaussians) != len(points):
+        counts = f"{len(gaussians)} Gaussians, but {points_path(image)} has {len(points)} points"
+        raise OtherPointsError(f"{gaussians_path(image)}: {counts}; {remedy}")
+    gap = np.abs(gaussians.means.numpy() - points).max(initial=0)
+    if fixed and not gap <= SAME_POINT:
+        where = f"centres lie up to {gap:.1f} pixels from the points of {points_path(image)}"
+        raise OtherPointsError(f"{gaussians_path(image)}: {where}; {remedy}")
 
 
 def fit_command(split: Path) -> str:

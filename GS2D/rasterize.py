@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from GS2D import native
 from GS2D.backends import BACKENDS, resolve_backend
 from GS2D.gaussians import Gaussians2D
 
@@ -191,16 +192,12 @@ class _NativeRasterizer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, means, conics, colors, opacities, width, height):
-        from GS2D import native
-
         ctx.save_for_backward(means, conics, colors, opacities)
         arrays = (t.detach().numpy() for t in (means, conics, colors, opacities))
         return torch.from_numpy(native.render(*arrays, width, height))
 
     @staticmethod
     def backward(ctx, grad):
-        from GS2D import native
-
         arrays = (t.detach().numpy() for t in ctx.saved_tensors)
         height, width, _ = grad.shape
         gradients = native.render_backward(*arrays, width, height, grad.contiguous().numpy())

@@ -97,14 +97,15 @@ def network_step(crop: int, device: str) -> Callable[[], None]:
 def main() -> None:
     """Print the table."""
     parser = common.benchmark_parser(__doc__)
-    parser.add_argument("--points", type=int, nargs="+", default=[50, 300, 1000, 3000], help="annotations in the crop")
-    parser.add_argument("--crop", type=int, default=512, help="side of the crop, pixels (default: 512)")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of which the median counts (default: 7)")
+    parser.add_argument(
+        "--points", type=common.COUNT, nargs="+", default=[50, 300, 1000, 3000], help="annotations in the crop"
+    )
+    parser.add_argument("--crop", type=common.COUNT, default=512, help="side of the crop, pixels (default: 512)")
+    parser.add_argument("--repeats", type=common.COUNT, default=7, help="runs of which the median counts (default: 7)")
     arguments = common.parse_benchmark(parser)
     if arguments.crop % 16:
         parser.error(f"--crop {arguments.crop}: must be a multiple of 16")
     device, crop = arguments.device, arguments.crop
-    print(f"{common.machine(device)}, crop {crop}, median of {arguments.repeats}\n")
     print(f"| points | loss | ms | MB | / gst | / {NETWORK} |\n|---:|---|---:|---:|---:|---:|")
     network = common.milliseconds(network_step(crop, device), device, arguments.repeats)
     times: dict[int, dict[str, float]] = {}

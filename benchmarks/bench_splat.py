@@ -91,16 +91,19 @@ def main() -> None:
     """Print the tables."""
     parser = common.benchmark_parser(__doc__)
     add = parser.add_argument
-    add("--gaussians", type=int, nargs="*", default=[50, 800, 5000, 20000], help="numbers of Gaussians")
+    add("--gaussians", type=common.COUNT, nargs="*", default=[50, 800, 5000, 20000], help="numbers of Gaussians")
     add("--backends", nargs="+", default=["native", "reference"], choices=("native", "reference", "gsplat"))
-    add("--atlas", type=int, nargs="*", default=[1, 4, 16, 32, 64], help="images side by side; none: no atlas")
-    add("--repeats", type=int, default=5, help="fits of the native engine of which the median counts (default: 5)")
-    add("--reference-up-to", type=int, default=5000, help="largest scene that the reference draws")
+    add("--atlas", type=common.COUNT, nargs="*", default=[1, 4, 16, 32, 64], help="images side by side; none: no atlas")
+    add(
+        "--repeats",
+        type=common.COUNT,
+        default=5,
+        help="fits of the native engine of which the median counts (default: 5)",
+    )
+    add("--reference-up-to", type=common.COUNT, default=5000, help="largest scene that the reference draws")
     arguments = common.parse_benchmark(parser)
     torch.set_num_threads(1)
-    print(
-        f"{common.machine(arguments.device)}\n\n| Gaussians | backend | ms an iteration | ns a pair |\n|---:|---|---:|---:|"
-    )
+    print("| Gaussians | backend | ms an iteration | ns a pair |\n|---:|---|---:|---:|")
     for count in arguments.gaussians:
         for backend in arguments.backends:
             if backend != "reference" or count <= arguments.reference_up_to:

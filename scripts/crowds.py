@@ -28,6 +28,7 @@ RUNGS = {
     "bl": ["--loss", "bl"],
     "bl+": ["--loss", "bl+"],
     "gst-round": ["--loss", "gst", *PUBLISHED, "--post-max", "8"],  # every scale is 8 px, as in BL
+    "gst-round-area": ["--loss", "gst", *PUBLISHED, "--round-shapes"],  # of each point's fitted area
     "gst-published": ["--loss", "gst", *PUBLISHED],
     "gst-tolerance-0": ["--loss", "gst", *PUBLISHED],
     "gst-tolerance-1e-3": ["--loss", "gst", *PUBLISHED],
@@ -39,7 +40,7 @@ RUNGS = {
     "gst-edge-trans": [*EDGE, "--model-name", "vgg_trans"],
 }
 FITS = {"gst-tolerance-0": ["--tolerance", "0"], "gst-tolerance-1e-3": ["--tolerance", "1e-3"]}
-LADDER = ["bl", "bl+", "gst-round", "gst-published", *FITS, "gst-2px", "gst-edge"]
+LADDER = ["bl", "bl+", "gst-round", "gst-round-area", "gst-published", *FITS, "gst-2px", "gst-edge"]
 LOSSES = ["gst-published", "gst-edge", "bl", "bl+", "dm-count", "mse-4", "bl-trans", "gst-edge-trans"]
 REMARK = (
     "Mean ± standard deviation over the seeds. Error: predicted minus true count, the mean over the half of the pictures with "

@@ -41,15 +41,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN, TEST = ROOT / "train_gs.py", ROOT / "test.py"
 FIRST_SEED = 4073
 RADII = {"f1": "8", "f1_4px": "4"}  # key of a result -> radius in ``summary.json``, pixels
-OURS = (
-    "--data-dir",
-    "--root-path",
-    "--loss",
-    "--seed",
-    "--save-dir",
-    "--resume",
-    "--overwrite",
-)  # options of train_gs.py that are set here
+# Options of train_gs.py that are set here.
+OURS = ("--data-dir", "--root-path", "--loss", "--seed", "--save-dir", "--resume", "--overwrite")
 
 Results = Mapping[str, list[dict[str, Any]]]  # of the finished runs, by name
 Errors = tuple[float, float]  # MAE, MSE

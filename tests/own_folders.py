@@ -7,6 +7,8 @@ from commands import call
 from PIL import Image
 from raw_data import write
 
+from datasets.raw.formats import FORMATS
+from datasets.raw.marks import Request, counted
 from utils.files import read_points
 
 ORIENTATION = 0x0112
@@ -39,6 +41,16 @@ def prepare(folder, form, *options, code=0):
     return out, *call("preprocess_dataset_points.py", "--format", form, *paths, *small, *options, code=code)
 
 
+def read(form, path, categories=(), **request):
+    """What the reader of a format makes of a file, by the images that it names."""
+    return counted(FORMATS[form].read(path, Request(**request)), categories)
+
+
+def of_image(form, path, size=SIDES):
+    """The marks of a file that belongs to one image, of that width and height."""
+    return read(form, path, named=False, sizes=lambda name: (size, size))[""].marks
+
+
 def points(out):
     """x, y of each prepared image, by its stem."""
     return {path.stem: read_points(path)[:, :2].tolist() for path in sorted(out.glob("*/*.npy"))}
@@ -53,4 +65,4 @@ def report(out):
     return json.loads((out / "dataset_report.json").read_text())
 
 
-__all__ = ["SIDES", "photo", "photos", "points", "prepare", "report", "sizes", "write"]
+__all__ = ["SIDES", "of_image", "photo", "photos", "points", "prepare", "read", "report", "sizes", "write"]

@@ -33,7 +33,7 @@ def test_numbers_are_those_of_scipy(tmp_path_factory, values, compressed, name):
     path = tmp_path_factory.getbasetemp() / "numbers.mat"
     path.write_bytes(saved(compressed, other="text", **{name: values}) if name != "other" else saved(other=values))
     expected = scipy.io.loadmat(path)[name]
-    found = read_mat(path, name)
+    found = read_mat(path)[name]
     assert found.dtype == np.float64 and found.shape == expected.shape
     np.testing.assert_array_equal(found, expected)
 
@@ -45,7 +45,7 @@ def test_nested_values_are_those_of_scipy(tmp_path, compressed):
     expected = scipy.io.loadmat(tmp_path / "a.mat")["image_info"][0, 0][0, 0][0]
     np.testing.assert_array_equal(read_sh(tmp_path / "a.mat"), expected)
     np.testing.assert_array_equal(expected, points)
-    assert read_mat(tmp_path / "a.mat", "image_info")[0][0]["number"].tolist() == [[40.0]]
+    assert read_mat(tmp_path / "a.mat")["image_info"][0][0]["number"].tolist() == [[40.0]]
 
 
 def test_the_byte_order_of_other_machines(tmp_path):
@@ -64,7 +64,7 @@ def test_whole_numbers_stored_small_are_an_array_of_doubles(tmp_path):
     body += struct.pack("<HH4s", 2, 2, b"\x03\xc8\0\0")
     (tmp_path / "a.mat").write_bytes(saved(x=1.0)[:128] + struct.pack("<II", 14, len(body)) + body)
     assert (
-        read_mat(tmp_path / "a.mat", "ab").tolist() == scipy.io.loadmat(tmp_path / "a.mat")["ab"].tolist() == [[3, 200]]
+        read_mat(tmp_path / "a.mat")["ab"].tolist() == scipy.io.loadmat(tmp_path / "a.mat")["ab"].tolist() == [[3, 200]]
     )
 
 

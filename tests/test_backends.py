@@ -41,11 +41,11 @@ def machine(monkeypatch):
 def test_a_gpu_takes_many_images_and_cores_take_few(machine):
     machine()
     assert choose_backend() == ("gsplat", "NVIDIA H200 takes many images side by side")
-    assert choose_backend(64).backend == resolve_backend("auto", images=64) == "gsplat"
-    assert choose_backend(1) == ("native", "a core is faster than the GPU for 1 to 3 images")
+    assert choose_backend(images=64).backend == resolve_backend("auto", images=64) == "gsplat"
+    assert choose_backend(images=1) == ("native", "a core is faster than the GPU for 1 to 3 images")
     assert resolve_backend("auto", "cuda:0") == "gsplat" and resolve_backend("auto", "cpu") == "native"
     machine(engine=False)
-    assert choose_backend(1).backend == "gsplat"
+    assert choose_backend(images=1).backend == "gsplat"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,9 @@ def test_a_gsplat_that_cannot_draw_is_named_and_the_engine_fits(machine, gsplat,
         resolve_backend("gsplat")
     with pytest.warns(UserWarning, match=f"^backend native: {reason}$"):
         assert resolve_backend("auto", images=100) == "native"
-    with pytest.warns(UserWarning, match=f"^backend reference: {reason}; plain PyTorch draws on the GPU"):
+    with pytest.warns(
+        UserWarning, match=f"^backend reference: {reason}; the tensors are on the GPU; this is many times slower"
+    ):
         assert resolve_backend("auto", "cuda") == "reference"
     machine(**gsplat, engine=False)
     assert choose_backend().backend == "reference" and NO_ENGINE in choose_backend().reason

@@ -86,6 +86,15 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(root):
     assert not torch.equal(Crowd(root, CROP, "train", seed=1)[3].image, first.image)
 
 
+def test_whole_targets_and_jitter_change_nothing_else(root):
+    plain, whole = Crowd(root, CROP, "train")[3], Crowd(root, CROP, "train", whole_targets=True)[3]
+    assert plain.targets.min() < 1 and (whole.targets == 1).all()
+    assert_equal(whole._replace(targets=plain.targets), plain)
+    jittered = Crowd(root, CROP, "train", jitter=0.5)[3]
+    assert not torch.equal(jittered.image, plain.image)
+    assert_equal(jittered._replace(image=plain.image), plain)
+
+
 def test_crops_are_the_same_from_pieces_and_from_whole_images(root):
     marked, plain = Crowd(root, CROP, "train"), Crowd(shutil.copytree(root, root.parent / "plain"), CROP, "train")
     for path in plain.images:

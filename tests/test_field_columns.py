@@ -1,21 +1,17 @@
 """Annotations that say one thing and could be read as another: poses, columns, corners, units, letters, unknown files."""
 
 import itertools
-import json
 import math
 import unicodedata
-import zipfile
 
 import numpy as np
 import pytest
 from commands import ROOT, call
-from own_folders import photos, points, prepare, write
+from own_folders import of_image, photos, points, prepare, read, write
 
 from datasets.raw.annotations import read_ucf
-from datasets.raw.lines import read_yolo
 from datasets.raw.point_folders import find_images, read_annotations
 from datasets.raw.suspicion import suspect
-from datasets.raw.tables import read_csv
 from utils.images import image_shape
 
 TRUTH = {
@@ -81,7 +77,7 @@ def test_poses_and_polygons_without_a_yaml_file(tmp_path, row):
     for name, truth in TRUTH.items():
         write(tmp_path / f"{name}.txt", "\n".join(row(x, y) for x, y in truth))
     for name, truth in TRUTH.items():
-        close(read_yolo(tmp_path / f"{name}.txt", 200, 150).marks, truth)
+        close(of_image("yolo", tmp_path / f"{name}.txt"), truth)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +100,7 @@ def test_poses_and_polygons_without_a_yaml_file(tmp_path, row):
 def test_rows_that_are_not_clear_are_refused(tmp_path, rows):
     path = write(tmp_path / "a.txt", "\n".join(rows))
     with pytest.raises(ValueError, match=r"a.txt: line \d: \d+ values, which may be .* kpt_shape"):
-        read_yolo(path, 200, 150)
+        of_image("yolo", path)
 
 
 # Columns of ImageJ and others for an object at x, y with a box of 20 x 12 around it; the size is that of the box, if there is one.
@@ -160,24 +156,24 @@ def test_columns_that_belong_together(tmp_path, columns, boxed):
     for separator, suffix in ((",", "csv"), ("\t", "tsv")):
         lines = [[" ", *names], *([i, *(cell(name, x, y) for name in names)] for i, (x, y) in enumerate(ALL, 1))]
         path = write(tmp_path / f"a.{suffix}", "\n".join(separator.join(map(str, line)) for line in lines))
-        marks = read_csv(path, named=False, say=lambda path, text: None)[""].marks
+        marks = of_image("csv", path)
         close(marks, ALL)
         assert all(mark.size == pytest.approx(math.sqrt(240)) if boxed else math.isnan(mark.size) for mark in marks)
 
 
 def test_a_place_that_is_the_corner_of_its_box_and_one_outside(tmp_path):
     path = write(tmp_path / "a.csv", "x,y,left,top,right,bottom\n30,24,30,24,50,36\n110,74,110,74,130,86\n")
-    close(read_csv(path, named=False)[""].marks, [(40, 30), (120, 80)])
+    close(of_image("csv", path), [(40, 30), (120, 80)])
     write(path, "X,Y,BX,BY,Width,Height\n40,30,30,24,20,12\n120,70,110,74,20,12\n")
     with pytest.raises(ValueError, match=r"line 3: the point \(120, 70\) lies outside of its box; remove the columns"):
-        read_csv(path, named=False)
+        of_image("csv", path)
 
 
 def test_the_size_of_the_image_beside_a_box(tmp_path):
     path = write(
         tmp_path / "a.csv", "image,width,height,bbox_x,bbox_y,bbox_width,bbox_height\na.jpg,200,150,30,24,20,12\n"
     )
-    close(read_csv(path, sizes=lambda name: ((200, 150),) * 2)["a.jpg"].marks, [(40, 30)])
+    close(read("csv", path, sizes=lambda name: ((200, 150),) * 2)["a.jpg"].marks, [(40, 30)])
 
 
 @pytest.mark.parametrize(
@@ -187,7 +183,7 @@ def test_the_size_of_the_image_beside_a_box(tmp_path):
 def test_a_counter_is_a_label_and_a_picture_is_none(tmp_path, label, kind, expected):
     header = " ,Label,X,Y,Counter" if kind else " ,Label,X,Y"
     rows = [f"{i},{label},{x},{y}" + (f",{kind}" if kind else "") for i, (x, y) in enumerate(TRUTH["a"])]
-    marks = read_csv(write(tmp_path / "a.csv", "\n".join([header, *rows])), named=False)[""].marks
+    marks = of_image("csv", write(tmp_path / "a.csv", "\n".join([header, *rows])))
     assert [mark.label for mark in marks] == [expected] * 3
 
 
@@ -391,88 +387,6 @@ def test_long_names_can_be_fitted_or_are_refused(tmp_path):
     assert err.count("\n") == 1 and "its name is too long: " in err and "256 bytes" in err and "rename the image" in err
 
 
-def archive(path):
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("0001-0002.roi", b"Iout")
-    return path.read_bytes()
-
-
-SUPERVISELY = {
-    "description": "",
-    "tags": [],
-    "size": {"height": 150, "width": 200},
-    "objects": [{"classTitle": "head"}],
-}
-DARWIN = {"version": "2.0", "item": {"name": "a.jpg"}, "annotations": [{"name": "head", "bounding_box": {"x": 1}}]}
-QUPATH = [{"type": "Feature", "geometry": {"type": "Point", "coordinates": [40, 30]}, "properties": {}}]
-UNREAD = {
-    "a.xml": ("<!-- by <me> --><annotation><object/></annotation>", "is Pascal VOC's, which is not read: export COCO"),
-    "a.txt": ("10 20 30 40 1\n", "as CARPK's, which is not read: write it as a csv table with the columns xmin"),
-    "cells.geojson": (
-        {"type": "FeatureCollection", "features": QUPATH},
-        "as QuPath writes it, which is not read: measure",
-    ),
-    "cells.json": (QUPATH, "as QuPath writes it, which is not read: measure"),
-    "a.jpg.json": (SUPERVISELY, "is of Supervisely, which is not read: export COCO"),
-    "a.json": (DARWIN, "is Darwin's, of V7, which is not read: export COCO"),
-    "RoiSet.zip": (b"", "such as ImageJ's RoiSet.zip, which is not read: "),
-    "0001.roi": (b"Iout", "is a ROI of ImageJ, which is not read: measure the ROIs"),
-    "CellCounter_a.xml": (
-        '<?xml version="1.0"?>\n<CellCounter_Marker_File><Marker_Data/></CellCounter_Marker_File>',
-        "is of ImageJ's Cell Counter, which is not read: measure the markers",
-    ),
-    "counts.xlsx": (b"PK\3\4", "is a spreadsheet, which is not read: save it as csv"),
-    "labels.ndjson": ("{}\n", "is a list of JSON lines, as of Labelbox, which is not read: export COCO"),
-    "a.csv": ("index,axis-0,axis-1\n0,30,40\n", "line 1: the header 'index, axis-0, axis-1' lacks x and y"),
-    "b.csv": ("x,y\n1,2,3\n", "line 2: 3 columns instead of 2"),
-    "objects.csv": ("x,y\n1,2\n", "the header 'x, y' lacks image"),
-    "other.xml": ("<svg/>", "begins with svg, where CVAT's file begins with annotations"),
-    "b.json": ({"a": 1}, "an object with the keys 'a', of no format that is read"),
-    "b.txt": ("a 10 20\n", "begins with 'a 10 20', neither x y nor YOLO's"),
-    "c.json": ("[[1, 2", "not valid JSON"),
-}
-
-
-@pytest.mark.parametrize("name", UNREAD)
-def test_what_is_not_recognised_is_named_with_the_reason(tmp_path, name):
-    folder = photos(tmp_path / "in", *NAMES)
-    contents, reason = UNREAD[name]
-    write(folder / name, contents)
-    if name.endswith(".zip"):
-        archive(folder / name)
-    err = prepare(folder, "auto", code=1)[2]
-    assert err.count("\n") == 1 and f"{folder / name}: " in err and reason in err and "choose with --format" in err
-
-
-TAKEN = {
-    "csv beside": ("{}.csv", "x,y\n{}", "csv"),
-    "named with the image's ending": ("{}.jpg.csv", "x,y\n{}", "csv"),
-    "tab separated": ("{}.tsv", "x\ty\n{}", "csv"),
-    "json with the image's ending": ("{}.jpg.json", None, "json"),
-    "text with the image's ending": ("{}.jpg.txt", "{}", "xy"),
-}
-
-
-@pytest.mark.parametrize("name, text, form", TAKEN.values(), ids=TAKEN)
-def test_files_beside_their_image_are_taken(tmp_path, name, text, form):
-    folder = photos(tmp_path / "in", *NAMES)
-    for stem, found in TRUTH.items():
-        separator = "\t" if name.endswith(("tsv", "txt")) else ","
-        lines = "\n".join(separator.join(map(str, point)) for point in found)
-        write(folder / name.format(stem), json.dumps(found) if text is None else text.format(lines))
-    out, said, _ = prepare(folder, "auto")
-    assert f"format: {form} (" in said
-    assert points(out) == {stem: [[*point] for point in found] for stem, found in TRUTH.items()}
-
-
-def test_a_table_of_cellprofiler(tmp_path):
-    folder = photos(tmp_path / "in", *NAMES)
-    rows = [f"{i},{name}.jpg,{x},{y}" for name, found in TRUTH.items() for i, (x, y) in enumerate(found)]
-    header = "ObjectNumber,FileName_DNA,Location_Center_X,Location_Center_Y"
-    write(folder / "Nuclei.csv", "\n".join([header, *rows]))
-    assert points(prepare(folder, "auto")[0]) == {stem: [[*point] for point in found] for stem, found in TRUTH.items()}
-
-
 def triangle(x, y, side=14):
     """Its second corner is the farthest from the others, and the box that its numbers would be holds all three."""
     return f"0 {x / 200} {y / 150} {(x + side) / 200} {(y - side) / 150} {(x - side) / 200} {(y + side) / 150}"
@@ -500,7 +414,7 @@ def triangle(x, y, side=14):
 def test_rows_of_yolo_in_the_middle_and_with_what_a_prediction_adds(tmp_path, row, many):
     spots = [(x, y) for x in range(70, 131, 12) for y in range(55, 96, 13)] if many else ALL
     path = write(tmp_path / "a.txt", "\n".join(row(x, y) for x, y in spots))
-    close(read_yolo(path, 200, 150).marks, spots)
+    close(of_image("yolo", path), spots)
 
 
 def coco_of(images, boxes):

@@ -29,7 +29,9 @@ def gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(
-        fit_dataset, "choose_backend", lambda: Choice("gsplat", "NVIDIA H200 takes many images side by side")
+        fit_dataset,
+        "choose_backend",
+        lambda device=None: Choice("native", "-") if device else Choice("gsplat", "NVIDIA H200 takes many images"),
     )
 
     def draw_by_reference(sizes, loads, config, backend, *, workers):
@@ -54,7 +56,7 @@ def data(tmp_path):
 def test_a_data_set_goes_through_the_atlas(data, gpus):
     out, _ = call(SCRIPT, "--root-path", data, "--num-epochs", 12, "--downsample-ratio", 2)
     assert out.splitlines()[:2] == [
-        "backend gsplat: NVIDIA H200 takes many images side by side",
+        "backend gsplat: NVIDIA H200 takes many images",
         "train: 5 images, 0 already there, 5 to fit (gsplat)",
     ]
     assert gpus == [0]
@@ -147,9 +149,3 @@ def test_an_image_too_large_for_the_device_is_named(data, gpus, monkeypatch):
     path = data / "train" / "0.png"
     assert errors(err)[0] == f"error: {path}: 48 x 40 pixels: too large for cuda:0's memory; use --backend native"
     assert len(list((data / "train" / "gs_params").glob("*.h5"))) == 4
-
-
-def test_the_rate_is_said_once_the_first_images_are_through(capsys):
-    assert not fit_dataset._say_rate("train", 5, 100, 9.9) and not fit_dataset._say_rate("train", 5, 5, 60)
-    assert fit_dataset._say_rate("train", 10, 100, 20)
-    assert capsys.readouterr().out == "train: 10 of 100 images in 20 s, 1800 an hour, 180 s left\n"

@@ -10,7 +10,7 @@ from loss_batches import crop_at, loss_and_gradient, loss_on_crops
 from GS2D import native
 from GS2D.kernel import compress
 from losses.bayesian import bayesian_kernel, posterior
-from losses.regression import clipped_neighbour_distance, density_map
+from losses.regression import clipped_neighbour_distance, target_density
 
 GRID = (12, 16)
 
@@ -124,9 +124,9 @@ def test_density_map_is_the_integral_over_each_cell():
     )
     shares = cells.sum(axis=1)
     assert shares[1] < 0.8 < shares[0] < 1  # the second Gaussian reaches beyond the crop
-    found = density_map(points, widths, torch.as_tensor(shares), GRID, 8)
+    found = target_density(points, widths, torch.as_tensor(shares), GRID, 8)
     np.testing.assert_allclose(found.flatten(), cells.sum(axis=0), rtol=1e-4, atol=1e-12)
-    outside = density_map(torch.tensor([[-5000.0, 40.0]]), torch.tensor([15.0]), torch.ones(1), GRID, 8)
+    outside = target_density(torch.tensor([[-5000.0, 40.0]]), torch.tensor([15.0]), torch.ones(1), GRID, 8)
     assert torch.equal(outside, torch.zeros(GRID))
 
 
@@ -150,7 +150,7 @@ def test_regression_loss(adaptive):
     points, targets, density = random_case(10)
     tensors = torch.as_tensor(points), torch.as_tensor(targets)
     widths = 0.3 * clipped_neighbour_distance(tensors[0]) if adaptive else torch.full((10,), 11.0).double()
-    truth = density_map(tensors[0], widths, tensors[1], GRID, 8)
+    truth = target_density(tensors[0], widths, tensors[1], GRID, 8)
     loss = loss_on_crops("mse", sigma=11.0, adaptive=adaptive)
     crops = [crop_at(points, targets)]
     value, gradient = loss_and_gradient(loss, density[None, None], crops)

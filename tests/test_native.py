@@ -239,20 +239,6 @@ def test_released_fit(case):
     assert (params[:, :2] == points).all()
 
 
-def test_chunks_are_the_same_fit():
-    image, foreground, *start = make_fit(1, 40, 90, 70)
-    whole = native.fit(image, foreground, *start, iterations=60, fixed_means=30)
-    state, parts = native.FitState(), start
-    for iterations in (1, 0, 9, 50):
-        *parts, render, shape, _ = native.fit(
-            image, foreground, *parts, iterations=iterations, fixed_means=30, state=state
-        )
-    assert state.step == 60 and (render, shape) == whole[4:6]
-    assert all(a.tobytes() == b.tobytes() for a, b in zip(parts, whole))
-    with pytest.raises(ValueError, match="state: is of a fit of 40 Gaussians on 90 x 70 pixels"):
-        native.fit(image[:50], foreground[:50], *parts, iterations=1, state=state)
-
-
 def test_order_of_drawing_is_that_of_the_index():
     scene = make_scene(2, 30, 40, 40, 3, 8)
     reverse = [part[::-1].copy() for part in scene]

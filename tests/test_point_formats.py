@@ -3,38 +3,47 @@
 import json
 import math
 
+import numpy as np
 import pytest
-from raw_data import write
+import scipy.io
+from own_folders import of_image, read
+from raw_data import image_info, write
 
-from datasets.raw.dots import read_points_json
-from datasets.raw.lines import read_yolo
-from datasets.raw.point_formats import read_coco, read_labelme
-from datasets.raw.tables import read_csv
-from datasets.raw.via import read_via
+from datasets.raw.exports import image_of_address, without_upload_prefix
 
 BOM = b"\xef\xbb\xbf"
+SIZES = {"sizes": lambda name: ((200, 150), (200, 150))}
 
 
-def marks(found, name=""):
-    """x, y, size of each mark; no size is None."""
-    return [[m.x, m.y, None if math.isnan(m.size) else m.size] for m in found[name].marks]
+def marks(found):
+    """x, y, size, label of each mark by image, to a millionth; no size is None."""
+    return {
+        name: [(round(m.x, 6), round(m.y, 6), None if math.isnan(m.size) else round(m.size, 6), m.label) for m in marks]
+        for name, (marks, _) in found.items()
+    }
 
 
-def one_line(read, path, *arguments, **options):
+def refused(form, path, categories=(), **request):
     with pytest.raises(ValueError) as caught:
-        read(path, *arguments, **options)
+        read(form, path, categories, **SIZES | request)
     message = str(caught.value)
     assert "\n" not in message and message.startswith(f"{path}: ") and ";" in message and len(message) < 400
     return message
+
+
+def point(x, y, label=""):
+    return (x, y, None, label)
+
+
+TWO = [point(1.5, 2), point(3, 4)]
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "1.5,2\n3,4e0\n",
-        "x,y\n1.5,2\n3,4\n",
         "y,X\n2,1.5\n4,3\n",
-        "id;label;x;y\n1;a;1.5;2\n2;b;3;4\n",
+        "id;kind;x;y\n1;a;1.5;2\n2;b;3;4\n",
         "x\ty\r\n1.5\t2\r\n\r\n3\t4\r\n",
         BOM + b"x,y\r\n1.5,2\r\n3,4",
         '"x","y"\n"1.5"," 2 "\n3,4\n',
@@ -42,201 +51,141 @@ def one_line(read, path, *arguments, **options):
     ],
 )
 def test_csv_of_one_image(tmp_path, text):
-    assert marks(read_csv(write(tmp_path / "a.csv", text), named=False)) == [[1.5, 2, None], [3, 4, None]]
+    assert marks(read("csv", write(tmp_path / "a.csv", text), named=False)) == {"": TWO}
 
 
 @pytest.mark.parametrize("text", ["", "x,y\n", "\n\n", BOM])
 def test_csv_of_an_image_without_points(tmp_path, text):
-    assert marks(read_csv(write(tmp_path / "a.csv", text), named=False)) == []
+    assert of_image("csv", write(tmp_path / "a.csv", text)) == []
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "a.jpg,1,2\nb.jpg,3,4\na.jpg,5,6\nc.jpg,,\n",
-        "image,x,y\na.jpg,1,2\nb.jpg,3,4\na.jpg,5,6\nc.jpg,,\n",
-        "y;filename;x;who\n2;a.jpg;1;p\n4;b.jpg;3;\n6;a.jpg;5;q\n;c.jpg;;\n",
+        "a.jpg,1.5,2\nзал/b 1.JPG,3,4\na.jpg,3,4\nc.jpg,,\n",
+        "image,x,y\na.jpg,1.5,2\nзал/b 1.JPG,3,4\na.jpg,3,4\nc.jpg,,\n",
+        "y;filename;x;who\n2;a.jpg;1.5;p\n4;зал/b 1.JPG;3;\n4;a.jpg;3;q\n;c.jpg;;\n",
     ],
 )
 def test_csv_of_all_images(tmp_path, text):
-    found = read_csv(write(tmp_path / "all.csv", text))
-    assert marks(found, "a.jpg") == [[1, 2, None], [5, 6, None]] and marks(found, "b.jpg") == [[3, 4, None]]
-    assert marks(found, "c.jpg") == [] and list(found) == ["a.jpg", "b.jpg", "c.jpg"]
-
-
-def test_csv_names_of_all_kinds(tmp_path):
-    found = read_csv(write(tmp_path / "all.csv", '"a, b.jpg",1,2\nзал/фото 1.JPG,3,4\nC:\\d\\e.jpg,5,6\n'))
-    assert list(found) == ["a, b.jpg", "зал/фото 1.JPG", "C:\\d\\e.jpg"]
+    expected = {"a.jpg": TWO, "зал/b 1.JPG": TWO[1:], "c.jpg": []}
+    assert marks(read("csv", write(tmp_path / "all.csv", text))) == expected
 
 
 @pytest.mark.parametrize(
-    "text, cause",
+    "text, mark",
     [
-        ("1,2\n1,5,3\n", "line 2: 3 columns instead of 2"),  # 1,5 in place of 1.5
-        ("1,5,3\n", "line 1: 3 columns and no header"),
-        ("x,y\n1,5,3,2\n", "line 2: 4 columns"),
-        ("x;y\n1,5,0;3\n", "line 2: '1,5,0' is no finite number"),
-        ("1,5;3,2\n", "line 1: '1,5' is no finite number"),
-        ("x,y\n1,\n", "line 2: ''"),
-        ("1,2\n3\n", "line 2: 1 columns"),
-        ("1 2\n", "line 1: 1 columns and no header"),
-        ("1,2\nnan,3\n", "line 2: 'nan'"),
-        ("1,2\n3,-inf\n", "line 2: '-inf'"),
-        ("1,2\n3,1e999\n", "line 2: '1e999'"),
-        ("1,2\n3,1_0\n", "line 2: '1_0'"),
-        ("x,y\n1,2\nx,y\n", "line 3: 'x'"),
-        ("x,y,x\n1,2,3\n", "line 1: the header"),
-        ("x,count\n1,2\n", "line 1: the header"),
-        ("col,row\n1,2\n", "line 1: the header 'col, row' lacks x and y"),
-        ('x,y\n"1,2\n3,4\n', "not valid CSV"),
-        ("x,y\n1,\0\n", "line 2"),
-        ("x,y\n1,2\n".encode("utf-16"), "not a UTF-8"),
-        (b"x,y\n1,2\n\xff", "byte 9"),
-        ("x,y\n" + "1" * 200_000 + ",1\n", "line 2"),
+        ("label,x,y,image\nhead,10,20,a.jpg\n", point(10, 20, "head")),
+        ("image,cx,cy,w,h,class\na.jpg,10,20,4,9,head\n", (10, 20, 6, "head")),
+        ("image,x_center,y_center,width,height,label\na.jpg,10,20,4,9,head\n", (10, 20, 6, "head")),
+        ("filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,200,150,head,8,15.5,12,24.5\n", (10, 20, 6, "head")),
+        ("image,x1,y1,x2,y2,label\na.jpg,8,15.5,12,24.5,head\n", (10, 20, 6, "head")),
+        ("image;left;top;right;bottom;category\na.jpg;8;15.5;12;24.5;head\n", (10, 20, 6, "head")),
+        ("image,left,top,width,height,label\na.jpg,8,15.5,4,9,head\n", (10, 20, 6, "head")),
+        ("image,x,y,w,h,label\na.jpg,8,15.5,4,9,head\n", (10, 20, 6, "head")),
+        ("label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name\nhead,8,15.5,4,9,a.jpg\n", (10, 20, 6, "head")),
+        ("head,8,15.5,4,9,a.jpg,200,150\n", (10, 20, 6, "head")),  # make-sense without its header, boxes and points
+        ("head,10,20,a.jpg,200,150\n", point(10, 20, "head")),
+        ("label,x,y,image,width,height\nhead,10,20,a.jpg,200,150\n", point(10, 20, "head")),  # of the image
+        ("label,x,y,image,width,height\nhead,8,15.5,a.jpg,4,9\n", (10, 20, 6, "head")),
+        ("Image Name,X,Y,Label\na.jpg,10,20,head\n", point(10, 20, "head")),
     ],
 )
-def test_csv_that_is_wrong(tmp_path, text, cause):
-    assert cause in one_line(read_csv, write(tmp_path / "a.csv", text), named=False)
+def test_tables_by_their_header(tmp_path, text, mark):
+    assert marks(read("csv", write(tmp_path / "t.csv", text), **SIZES)) == {"a.jpg": [mark]}
+
+
+CSV_OF_ONE = [
+    ("1,2\n1,5,3\n", "line 2: 3 columns instead of 2"),  # 1,5 in place of 1.5
+    ("1,5,3\n", "line 1: 3 columns and no header"),
+    ("x,y\n1,5,3,2\n", "line 2: 4 columns"),
+    ("x;y\n1,5,0;3\n", "line 2: '1,5,0' is no finite number"),
+    ("1,5;3,2\n", "line 1: '1,5' is no finite number"),
+    ("x,y\n1,\n", "line 2: ''"),
+    ("1,2\nnan,3\n", "line 2: 'nan'"),
+    ("1,2\n3,1e999\n", "line 2: '1e999'"),
+    ("1,2\n3,1_0\n", "line 2: '1_0'"),
+    ("x,y\n1,2\nx,y\n", "line 3: 'x'"),
+    ("x,y,x\n1,2,3\n", "line 1: the header"),
+    ("col,row\n1,2\n", "line 1: the header 'col, row' lacks x and y"),
+    ('x,y\n"1,2\n3,4\n', "not valid CSV"),
+    ("x,y\n1,\0\n", "line 2"),
+    ("x,y\n1,2\n".encode("utf-16"), "not a UTF-8"),
+    (b"x,y\n1,2\n\xff", "byte 9"),
+    ("x,y\n" + "1" * 200_000 + ",1\n", "line 2"),
+]
+CSV_OF_ALL = [
+    ("x,y,label\n1,2,a\n", "the header 'x, y, label' lacks image;"),
+    ("image,x\n", "the header 'image, x' lacks y;"),
+    ("image,left,top\n", "lacks width and height (or right and bottom);"),
+    ("who,where\n", "lacks image and x and y;"),
+    ("image,xmin,ymin\n", "lacks x and y;"),
+    ("image,name,x,y\na,b,1,2\n", "must name each of image, x, y"),
+    ("image,x,y\n,1,2\n", "line 2: names no image"),
+    ("a.jpg,1,5,2\n", "line 1: 4 columns"),
+    ("a.jpg,1,2\nb.jpg,3\n", "line 2: 2 columns"),
+    ("a.jpg,1,\n", "line 1: ''"),
+]
 
 
 @pytest.mark.parametrize(
-    "text, cause",
-    [
-        ("x,y\n1,2\n", "must name each of image, x, y"),
-        ("image,name,x,y\na,b,1,2\n", "must name each of image, x, y"),
-        ("image,x,y\n,1,2\n", "line 2: names no image"),
-        ("a.jpg,1,5,2\n", "line 1: 4 columns"),
-        ("a.jpg,1\n", "line 1: 2 columns"),
-        ("a.jpg,1,2\nb.jpg,3\n", "line 2: 2 columns"),
-        ("a.jpg,1,\n", "line 1: ''"),
-    ],
+    "named, text, cause", [(False, *case) for case in CSV_OF_ONE] + [(True, *c) for c in CSV_OF_ALL]
 )
-def test_csv_of_all_that_is_wrong(tmp_path, text, cause):
-    assert cause in one_line(read_csv, write(tmp_path / "all.csv", text))
+def test_csv_that_is_wrong(tmp_path, named, text, cause):
+    assert cause in refused("csv", write(tmp_path / "a.csv", text), named=named)
 
 
 def test_json_points(tmp_path):
-    for contents in ([[1, 2.5], [3, 4]], {"points": [[1, 2.5], [3, 4]], "by": "me"}):
-        assert marks(read_points_json(write(tmp_path / "a.json", contents), named=False)) == [
-            [1, 2.5, None],
-            [3, 4, None],
-        ]
-    assert marks(read_points_json(write(tmp_path / "a.json", BOM + b"[]\r\n"), named=False)) == []
-    found = read_points_json(write(tmp_path / "all.json", {"a.jpg": [[1, 2]], "зал.jpg": {"points": []}}))
-    assert marks(found, "a.jpg") == [[1, 2, None]] and marks(found, "зал.jpg") == []
+    for contents in ([[1.5, 2], [3, 4]], {"points": [[1.5, 2], [3, 4]], "by": "me"}):
+        assert marks(read("json", write(tmp_path / "a.json", contents), named=False)) == {"": TWO}
+    assert of_image("json", write(tmp_path / "a.json", BOM + b"[]\r\n")) == []
+    found = read("json", write(tmp_path / "all.json", {"a.jpg": [[1.5, 2], [3, 4]], "зал.jpg": {"points": []}}))
+    assert marks(found) == {"a.jpg": TWO, "зал.jpg": []}
 
 
 @pytest.mark.parametrize(
-    "contents, named, cause",
+    "named, contents, cause",
     [
-        ({"shapes": []}, False, "no key points"),
-        ("3", False, "int in place of the list"),
-        ([{"x": 1, "y": 2}], False, "point 1"),
-        ([[1, 2], [3]], True, "no object"),
-        ({"a.jpg": [[1, 2], ["3", 4]]}, True, "'a.jpg': point 2: '3'"),
-        ({"a.jpg": {"x": 1}}, True, "'a.jpg': no key points"),
-        ('{"a.jpg": [[1, 2]], "a.jpg": []}', True, "'a.jpg' is there twice"),
-        ('{"a.jpg": [[1, 2]],\n\n', True, "line 3"),
+        (False, {"shapes": []}, "no list 'points'"),
+        (False, "3", "int in place of the list"),
+        (False, [{"x": 1, "y": 2}], "point 1"),
+        (True, [[1, 2], [3]], "no object"),
+        (True, {"a.jpg": [[1, 2], ["3", 4]]}, "'a.jpg': point 2: '3'"),
+        (True, {"a.jpg": {"x": 1}}, "'a.jpg': no list 'points'"),
+        (True, '{"a.jpg": [[1, 2]], "a.jpg": []}', "'a.jpg' is there twice"),
+        (True, '{"a.jpg": [[1, 2]],\n\n', "line 3"),
     ],
 )
-def test_json_that_is_wrong(tmp_path, contents, named, cause):
-    assert cause in one_line(read_points_json, write(tmp_path / "a.json", contents), named=named)
+def test_json_that_is_wrong(tmp_path, named, contents, cause):
+    assert cause in refused("json", write(tmp_path / "a.json", contents), named=named)
 
 
 def coco(annotations, images=({"id": 1, "file_name": "a.jpg"}, {"id": "b", "file_name": "d/b.jpg"}), **more):
     return {"images": list(images), "annotations": annotations, **more}
 
 
-def test_coco_boxes_and_keypoints(tmp_path, capsys):
+def test_coco(tmp_path, capsys):
     annotations = [
         {"image_id": 1, "bbox": [10, 20, 4, 9], "category_id": 7},
         {"image_id": 1, "keypoints": [0, 0, 0, 3, 4, 2], "num_keypoints": 1, "category_id": 8},
         {"image_id": 1, "bbox": [3, 4, 0, 0], "keypoints": [3.5, 4, 1]},
         {"image_id": 1, "bbox": [5, 6, 0, 2]},
-        {"image_id": 1, "keypoints": [0, 0, 2, 6, 9, 1, 3, 50, 0]},
-        {"image_id": 1, "bbox": [0, 0, 2, 2], "keypoints": [9, 9, 2]},
-    ]
-    categories = [{"id": 7, "name": "head"}]
-    found = read_coco(write(tmp_path / "c.json", coco(annotations, categories=categories)))
-    assert marks(found, "a.jpg") == [
-        [12, 24.5, 6], [3, 4, None], [3.5, 4, None], [5, 7, None], [3, 4.5, pytest.approx(54**0.5)], [1, 1, 2]
-    ]  # fmt: skip
-    assert [mark.label for mark in found["a.jpg"].marks][:3] == ["head", "8", ""]
-    assert marks(found, "d/b.jpg") == []
-    assert "1 annotations have several visible keypoints" in capsys.readouterr().out
-
-
-def test_coco_crowd_regions_are_not_counted_and_said(tmp_path, capsys):
-    annotations = [
+        {"image_id": 1, "keypoints": [0, 0, 2, 8, 8, 1, 3, 50, 0]},
+        {"image_id": 1, "bbox": [0, 0, 2, 2], "keypoints": [9, 9, 2], "iscrowd": 0, "ignore": 0},
         {"image_id": 1, "bbox": [0, 0, 90, 90], "iscrowd": 1},
-        {"image_id": 1, "bbox": [0, 0, 2, 2], "iscrowd": 0, "ignore": 0},
         {"image_id": 1, "bbox": [5, 5, 2, 2], "iscrowd": 0, "ignore": 1},
     ]
-    assert marks(read_coco(write(tmp_path / "c.json", coco(annotations))), "a.jpg") == [[1, 1, 2]]
-    assert "2 regions marked iscrowd or ignore are not counted" in capsys.readouterr().err
-
-
-def test_coco_says_the_size_of_images(tmp_path):
     images = [
         {"id": 1, "file_name": "a.jpg", "width": 64, "height": 48},
-        {"id": 2, "file_name": "b.jpg", "width": 0, "height": 0},
+        {"id": "b", "file_name": "d/b.jpg", "width": 0, "height": 0},
     ]
-    found = read_coco(write(tmp_path / "c.json", coco([], images)))
-    assert found["a.jpg"].image_size == (64, 48) and found["b.jpg"].image_size is None
-
-
-@pytest.mark.parametrize(
-    "contents, cause",
-    [
-        ([], "no list 'images'"),
-        ({"images": []}, "no list 'annotations'"),
-        ({"images": [1], "annotations": []}, "no list 'images'"),
-        (coco([], categories=3), "no list 'categories'"),
-        (coco([{"image_id": 2, "bbox": [1, 2, 3, 4]}]), "entry 1: image_id 2"),
-        (coco([{"image_id": "a", "bbox": [1, 2, 3, 4]}]), "entry 1: image_id 'a'"),
-        (coco([{"image_id": [1], "bbox": [1, 2, 3, 4]}]), "entry 1: image_id [1]"),
-        (coco([{"bbox": [1, 2, 3, 4]}]), "image_id None"),
-        (coco([{"image_id": 1, "segmentation": [[1, 2]]}]), "neither bbox nor"),
-        (coco([{"image_id": 1, "bbox": [1, 2, 3]}]), "bbox is [1, 2, 3]"),
-        (coco([{"image_id": 1, "bbox": {"x": 1}}]), "bbox is {'x': 1}"),
-        (coco([{"image_id": 1, "bbox": [1, 2, 3, "4"]}]), "'4' is no finite"),
-        (coco([{"image_id": 1, "bbox": [1, 2, -3, 4]}]), "-3 x 4"),
-        (coco([{"image_id": 1, "keypoints": [1, 2]}]), "keypoints is [1, 2]"),
-        (coco([{"image_id": 1, "keypoints": [1, 2, 0]}]), "neither bbox nor"),
-        (coco([], [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]), "entry 2"),
-        (coco([], [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}]), "entry 2"),
-        (coco([], [{"id": 1}]), "lacks its id or file_name"),
-        (coco([], [{"id": 1, "file_name": "a", "width": "9", "height": 9}]), "width: '9'"),
-    ],
-)
-def test_coco_that_is_wrong(tmp_path, contents, cause):
-    assert cause in one_line(read_coco, write(tmp_path / "c.json", contents))
-
-
-def test_yolo(tmp_path):
-    path = write(tmp_path / "a.txt", BOM + b"0 0.5 0.25 0.1 0.2\r\n\r\n3 1.0 0 0 0\r\n")
-    found = read_yolo(path, 200, 100).marks
-    assert [(m.x, m.y, m.label) for m in found] == [(100, 25, "0"), (200, 0, "3")]
-    assert found[0].size == 20 and math.isnan(found[1].size)
-    assert read_yolo(write(tmp_path / "a.txt", ""), 200, 100).marks == []
-
-
-@pytest.mark.parametrize(
-    "line, cause",
-    [
-        ("0 0.5 0.5 0.1", "4 values"),
-        ("0 0.5 0.5 0.1 0.1 1.9", "6 values"),
-        ("0 0.9 0.5 0.5 0.1 0.1", "6 values"),  # the confidence first: that box would leave the image
-        ("0,0.5,0.5,0.1,0.1", "1 values"),
-        ("0 0,5 0.5 0.1 0.1", "'0,5'"),
-        ("0 100 25 20 20", "not in parts of the image"),
-        ("0 0.5 0.5 -0.1 0.1", "not in parts of the image"),
-        ("0 0.5 nan 0.1 0.1", "'nan'"),
-    ],
-)
-def test_yolo_that_is_wrong(tmp_path, line, cause):
-    message = one_line(read_yolo, write(tmp_path / "a.txt", f"0 0.5 0.5 0.1 0.1\n{line}\n"), 200, 100)
-    assert "line 2: " in message and cause in message
+    found = read("coco", write(tmp_path / "c.json", coco(annotations, images, categories=[{"id": 7, "name": "head"}])))
+    boxes = [(12, 24.5, 6, "head"), point(3, 4, "8"), point(3.5, 4), point(5, 7), (4, 4, 8, ""), (1, 1, 2, "")]
+    assert marks(found) == {"a.jpg": boxes, "d/b.jpg": []}
+    assert found["a.jpg"].image_size == (64, 48) and found["d/b.jpg"].image_size is None
+    out, err = capsys.readouterr()
+    assert "1 annotations have several visible keypoints" in out
+    assert "2 regions marked iscrowd or ignore are not counted" in err
 
 
 def shape(points, kind=None, label="p"):
@@ -253,29 +202,11 @@ def test_labelme(tmp_path):
         shape([[0, 0], [4, 0], [0, 4]]),
         shape([[10, 10], [13, 14]], "circle"),
     ]
-    contents = {"shapes": shapes, "imageWidth": 64, "imageHeight": 48, "imagePath": "..\\a.jpg", "imageData": None}
-    found = read_labelme(write(tmp_path / "a.json", contents))
-    box, square = [12, 24.5, 6], [2, 2, 4]
-    assert marks(found) == [[3, 4, None], box, box, box, square, square, [10, 10, 10]]
-    assert found[""].image_size == (64, 48) and found[""].marks[1].label == "q"
-    assert marks(read_labelme(write(tmp_path / "a.json", {"shapes": []}))) == []
-
-
-@pytest.mark.parametrize(
-    "contents, cause",
-    [
-        ({"points": []}, "no list 'shapes'"),
-        ([], "no list 'shapes'"),
-        ({"shapes": [shape([[1, 2], [3, 4]], "line")]}, "shape 1: is a 'line'"),
-        ({"shapes": [shape([[1, 2]], "point"), shape([], "polygon")]}, "shape 2: a polygon of 0 points"),
-        ({"shapes": [shape([[1, 2], [3, 4]], "point")]}, "a point of 2 points"),
-        ({"shapes": [shape([[1, "2"]], "point")]}, "'2' is no finite"),
-        ({"shapes": [{"label": "a"}]}, "NoneType in place of the list"),
-        ({"shapes": [shape([[1, 2]], ["point"])]}, "shape 1"),
-    ],
-)
-def test_labelme_that_is_wrong(tmp_path, contents, cause):
-    assert cause in one_line(read_labelme, write(tmp_path / "a.json", contents))
+    path = write(tmp_path / "a.json", {"shapes": shapes, "imageWidth": 64, "imageHeight": 48, "imageData": None})
+    box, square = (12, 24.5, 6), (2, 2, 4, "p")
+    expected = [point(3, 4, "p"), (*box, "q"), (*box, "p"), (*box, "p"), square, square, (10, 10, 10, "p")]
+    assert marks(read("labelme", path)) == {"": expected}
+    assert read("labelme", path)[""].image_size == (64, 48)
 
 
 VIA_SHAPES = [
@@ -285,7 +216,8 @@ VIA_SHAPES = [
     {"name": "ellipse", "cx": 10, "cy": 10, "rx": 2, "ry": 8, "theta": 0},
     {"name": "polygon", "all_points_x": [0, 4, 2], "all_points_y": [0, 0, 4]},
 ]
-VIA_MARKS = [[3, 4, None], [12, 24.5, 6], [10, 10.5, 10], [10, 10, 8], [2, 2, 4]]
+VIA_MARKS = {"a.jpg": [point(3, 4), (12, 24.5, 6, ""), (10, 10.5, 10, ""), (10, 10, 8, ""), (2, 2, 4, "")]}
+VIA_MARKS["empty.jpg"] = []
 
 
 def via(*shapes, name="a.jpg"):
@@ -293,46 +225,358 @@ def via(*shapes, name="a.jpg"):
     return {f"{name}123": {"filename": name, "size": 123, "regions": regions, "file_attributes": {}}}
 
 
-def test_via(tmp_path):
+@pytest.mark.parametrize("header", ["", "#"])  # version 1 begins with it
+def test_via(tmp_path, header):
     entries = via(*VIA_SHAPES) | via(name="empty.jpg")
-    for contents in (entries, {"_via_settings": {}, "_via_img_metadata": entries}):
-        found = read_via(write(tmp_path / "v.json", contents))
-        assert marks(found, "a.jpg") == VIA_MARKS and marks(found, "empty.jpg") == []
-    entries["a.jpg123"]["regions"] = {str(i): region for i, region in enumerate(entries["a.jpg123"]["regions"])}
-    assert marks(read_via(write(tmp_path / "v.json", entries)), "a.jpg") == VIA_MARKS
-
-
-def test_via_table(tmp_path):
+    assert (
+        marks(read("via", write(tmp_path / "v.json", {"_via_settings": {}, "_via_img_metadata": entries}))) == VIA_MARKS
+    )
+    if header:
+        entries["a.jpg123"]["regions"] = {str(i): region for i, region in enumerate(entries["a.jpg123"]["regions"])}
+    assert marks(read("via", write(tmp_path / "v.json", entries))) == VIA_MARKS
     rows = ["filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes"]
     quoted = [json.dumps(shape).replace('"', '""') for shape in VIA_SHAPES]
     rows += [f'a.jpg,123,"{{}}",5,{i},"{text}","{{}}"' for i, text in enumerate(quoted)]
     rows += ['empty.jpg,5,"{}",0,0,"{}","{}"']
-    found = read_via(write(tmp_path / "v.csv", "\r\n".join(rows)))
-    assert marks(found, "a.jpg") == VIA_MARKS and marks(found, "empty.jpg") == []
-    assert "line 2: region_shape_attributes is 'x'" in one_line(
-        read_via, write(tmp_path / "v.csv", "filename,region_shape_attributes\na.jpg,x\n")
+    assert marks(read("via", write(tmp_path / "v.csv", header + "\r\n".join(rows)))) == VIA_MARKS
+
+
+VIA3 = {
+    "project": {"pname": "x", "data_format_version": "3.1.1", "vid_list": ["1", "2"]},
+    "config": {},
+    "attribute": {"1": {"aname": "kind", "anchor_id": "FILE1_Z0_XY1", "type": 4, "options": {"0": "head", "1": "car"}}},
+    "file": {
+        "1": {"fid": "1", "fname": "a.jpg", "type": 2, "loc": 1, "src": ""},
+        "2": {"fid": "2", "fname": "b.jpg", "type": 2, "loc": 1, "src": ""},
+    },
+    "metadata": {
+        "1_a": {"vid": "1", "flg": 0, "z": [], "xy": [1, 30, 40], "av": {"1": "0"}},
+        "1_b": {"vid": "1", "flg": 0, "z": [], "xy": [2, 10, 20, 4, 9], "av": {"1": "1"}},
+        "1_c": {"vid": "1", "flg": 0, "z": [], "xy": [3, 10, 10.5, 5], "av": {}},
+        "1_d": {"vid": "1", "flg": 0, "z": [], "xy": [4, 10, 10, 2, 8], "av": {}},
+        "1_e": {"vid": "1", "flg": 0, "z": [], "xy": [7, 0, 0, 4, 0, 2, 4], "av": {}},
+        "1_f": {"vid": "1", "flg": 0, "z": [], "xy": [], "av": {"1": "0"}},
+    },
+    "view": {"1": {"fid_list": ["1"]}, "2": {"fid_list": ["2"]}},
+}
+VIA3_MARKS = [point(30, 40, "head"), (12, 24.5, 6, "car"), (10, 10.5, 10, ""), (10, 10, 8, ""), (2, 2, 4, "")]
+VIA3_TABLE = """# Exported using VGG Image Annotator (http://www.robots.ox.ac.uk/~vgg/software/via)
+# SHAPE_ID = {"POINT":1,"RECTANGLE":2}
+# ATTRIBUTE = {"1":{"aname":"kind","type":4,"options":{"0":"head","1":"car"}}}
+# CSV_HEADER = metadata_id,file_list,flags,temporal_coordinates,spatial_coordinates,metadata
+"1_a","[""a.jpg""]",0,"[]","[1,30,40]","{""1"":""0""}"
+"1_b","[""a.jpg""]",0,"[]","[2,10,20,4,9]","{""1"":""1""}"
+"1_f","[""a.jpg""]",0,"[]","[]","{}"
+"""
+
+
+def test_via_3(tmp_path):
+    assert marks(read("via", write(tmp_path / "v.json", VIA3))) == {"a.jpg": VIA3_MARKS, "b.jpg": []}
+    assert marks(read("via", write(tmp_path / "v.csv", VIA3_TABLE))) == {"a.jpg": VIA3_MARKS[:2]}
+
+
+def test_via_labels(tmp_path, capsys):
+    def label(attributes, **options):
+        entries = via(VIA_SHAPES[0])
+        entries["a.jpg123"]["regions"][0]["region_attributes"] = attributes
+        return read("via", write(tmp_path / "v.json", entries), **options)["a.jpg"].marks[0].label
+
+    assert label({"anything": "head"}) == "head" and label({"age": "3", "type": "head"}) == "head"
+    assert label({"type": {"head": True, "car": False}}) == "head"
+    assert label({"age": 3, "size": "L"}, attribute="age") == "3"
+    assert label({"age": 3, "size": "L"}) == "" and "have the attributes age, size" in capsys.readouterr().out
+    assert "--label-attribute kind: is not there; found: age, size" in refused(
+        "via", tmp_path / "v.json", attribute="kind"
     )
-    assert "line 2: lacks" in one_line(read_via, write(tmp_path / "v.csv", "file,x,y\na.jpg,1,2\n"))
-    assert "line 2: is a 'lion'" in one_line(
-        read_via, write(tmp_path / "v.csv", 'filename,region_shape_attributes\na.jpg,"{""name"":""lion""}"\n')
-    )
+
+
+CVAT = """<?xml version="1.0" encoding="utf-8"?>
+<annotations>
+  <version>1.1</version>
+  <image id="0" name="train/a.jpg" width="200" height="150">
+    <points label="head" points="20.5,30.00;60,70.25" occluded="0" z_order="0"></points>
+    <points label="head" points="100,120" outside="0"></points>
+    <box label="body" xtl="10" ytl="20" xbr="30" ybr="65" rotation="0"></box>
+    <polygon label="head" points="0,0;4,0;4,4;0,4"><attribute name="age">3</attribute></polygon>
+    <ellipse label="head" cx="50" cy="60" rx="2" ry="8"/>
+    <skeleton label="pose"><points label="1" outside="0" points="10,10"/><points label="2" outside="0" points="14,19"/>
+      <points label="3" outside="1" points="90,90"/></skeleton>
+    <tag label="crowded"/>
+    <polyline label="road" points="1,2;3,4"/>
+  </image>
+  <image id="1" name="train/b.jpg" width="200" height="150"></image>
+</annotations>
+"""
+
+
+def test_cvat(tmp_path):
+    found = read("cvat", write(tmp_path / "annotations.xml", CVAT), ["head", "body", "pose"])
+    points = [point(20.5, 30, "head"), point(60, 70.25, "head"), point(100, 120, "head")]
+    shapes = [(20, 42.5, 30, "body"), (2, 2, 4, "head"), (50, 60, 8, "head"), (12, 14.5, 6, "pose")]
+    assert marks(found) == {"train/a.jpg": points + shapes, "train/b.jpg": []}
+    assert found["train/a.jpg"].image_size == (200, 150)
+
+
+def result(kind, key="k", **value):
+    value = value | ({kind: ["head"]} if kind in ("keypointlabels", "rectanglelabels", "brushlabels") else {})
+    stated = {"original_width": 200, "original_height": 150, "image_rotation": 0, "to_name": "image", "from_name": "kp"}
+    return {**stated, "id": key, "type": kind, "value": value}
+
+
+def task(*results, name="/data/upload/1/0a1b2c3d-a.jpg", **annotation):
+    entry = {"id": 7, "result": list(results), "was_cancelled": False, **annotation}
+    return {"id": 3, "annotations": [entry], "data": {"image": name}, "predictions": []}
+
+
+def test_label_studio(tmp_path):
+    results = [
+        result("keypointlabels", "1", x=12.5, y=20.0, width=0.4),
+        result("rectanglelabels", "2", x=10, y=20, width=10, height=30, rotation=0),
+        result("rectanglelabels", "3", x=50, y=50, width=10, height=40 / 3, rotation=90),
+        result("ellipse", "4", x=50, y=50, radiusX=2, radiusY=6, rotation=0),
+        result("labels", "4", x=50, y=50, radiusX=2, radiusY=6, labels=["car"]),
+        result("polygonlabels", "5", points=[[0, 0], [2, 0], [2, 4]], polygonlabels=["head"]),
+        result("choices", "6", choices=["blurred"]),
+        {"type": "relation", "from_id": "1", "to_id": "2"},
+    ]
+    skipped = {**task(name="b.jpg"), "annotations": [{"result": [], "was_cancelled": True}]}
+    found = read("labelstudio", write(tmp_path / "p.json", [task(*results), task(name="c.jpg"), skipped]))
+    expected = [
+        point(25, 30, "head"),
+        (30, 52.5, 30, "head"),
+        (90, 85, 20, "head"),  # 20 wide and 20 high, turned by 90 degrees around its upper left corner (100, 75)
+        (100, 75, 12, "car"),
+        (2, 3, 4.898979, "head"),
+    ]
+    assert marks(found) == {"/data/upload/1/0a1b2c3d-a.jpg": expected, "c.jpg": []}
+    assert found["/data/upload/1/0a1b2c3d-a.jpg"].image_size == (200, 150)
+
+
+def test_label_studio_min(tmp_path):
+    value = {
+        "x": 12.5,
+        "y": 20,
+        "width": 0.4,
+        "keypointlabels": ["head"],
+        "original_width": 200,
+        "original_height": 150,
+    }
+    path = write(tmp_path / "p.json", [{"image": "/data/upload/1/a.jpg", "id": 1, "kp": [value]}])
+    assert marks(read("labelstudio", path)) == {"/data/upload/1/a.jpg": [point(25, 30, "head")]}
+
+
+def test_label_studio_names_of_images():
+    assert image_of_address("/data/local-files/?d=photos/a%20b.jpg") == "photos/a b.jpg"
+    assert image_of_address("https://example.org/x/a%20b.jpg?token=3") == "/x/a b.jpg"
+    assert image_of_address("s3://bucket/x/a.jpg") == "/x/a.jpg"
+    assert without_upload_prefix("x/0a1b2c3d-a-b.jpg") == "a-b.jpg" and without_upload_prefix("a-b.jpg") is None
+
+
+def test_dotdotgoose(tmp_path):
+    points = {"a.jpg": {"head": [{"x": 20.5, "y": 30}], "car": [{"x": 1, "y": 2}]}, "b.jpg": {}}
+    path = write(tmp_path / "a.pnt", {"classes": ["head", "car"], "points": points, "metadata": {"coordinates": {}}})
+    assert marks(read("pnt", path)) == {"a.jpg": [point(20.5, 30, "head"), point(1, 2, "car")], "b.jpg": []}
+
+
+@pytest.mark.parametrize("text", ["1.5 2\n3 4e0\n", "1.5,2\r\n3,4", "\ufeff1.5\t2\n\n 3  4 \n", "1.5, 2\n3; 4\n"])
+def test_xy(tmp_path, text):
+    assert marks(read("xy", write(tmp_path / "a.txt", text))) == {"": TWO}
+
+
+def test_yolo(tmp_path):
+    text = BOM + b"0 0.5 0.25 0.1 0.2\r\n\r\n3 1.0 0 0 0\r\n"
+    assert marks(read("yolo", write(tmp_path / "a.txt", text), sizes=lambda name: ((200, 100),) * 2)) == {
+        "": [(100, 25, 20, "0"), point(200, 0, "3")]
+    }
+    assert of_image("yolo", write(tmp_path / "a.txt", "")) == []
+
+
+POLYGON = "0 0.1 0.2 0.2 0.2 0.2 0.4 0.1 0.4\n0 0.5 0.5 0.6 0.5 0.55 0.7\n"
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (POLYGON, [(30, 45), (110, 90)]),
+        ("0 0.1 0.2 0.05 0.05 0.1 0.2 2\n0 0.5 0.5 0.05 0.05 0 0 0\n", [(20, 30), (100, 75)]),
+        ("0 0.1 0.2 0.05 0.05 0.1 0.2 2 0.09 0.19 1\n", [(20, 30)]),  # two keypoints, or a polygon of five corners
+        ("0 0.1 0.2 0.05 0.05\n" + POLYGON, [(20, 30), (30, 45), (110, 90)]),
+    ],
+)
+def test_yolo_of_all_kinds(tmp_path, text, expected):
+    found = of_image("yolo", write(tmp_path / "a.txt", text))
+    np.testing.assert_allclose([mark[:2] for mark in found], expected)
+    np.testing.assert_allclose([mark.size for mark in found][-len(expected) :], [mark.size for mark in found])
+
+
+def test_yolo_poses_that_may_be_polygons_need_the_data_set_to_say_so(tmp_path):
+    path = write(tmp_path / "labels" / "a.txt", "0 0.3 0.3 0.25 0.2 0.2 0.25\n")
+    assert "line 1: 7 values, which may be a box with keypoints or" in refused("yolo", path)
+    path = write(tmp_path / "y" / "labels" / "a.txt", path.read_text())
+    write(tmp_path / "y" / "data.yaml", "kpt_shape: [1, 2]\nnames: [head]\n")
+    assert [mark[:2] for mark in of_image("yolo", path)] == [(60, 45)]
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        {"annPoints": [[1.5, 2], [3, 4]]},
+        {"image_info": image_info([[1.5, 2], [3, 4]])},
+        {"location": [[1.5, 2], [3, 4]], "number": 2},
+        {"dots": [[1.5, 2], [3, 4]], "count": 2},
+        {"frame": {"loc": [[1.5, 2], [3, 4]]}},
+        {"whatever": [[1.5, 2], [3, 4]]},
+    ],
+)
+def test_mat(tmp_path, contents):
+    contents = {key: np.array(value) if isinstance(value, list) else value for key, value in contents.items()}
+    scipy.io.savemat(tmp_path / "a.mat", contents)
+    assert marks(read("mat", tmp_path / "a.mat")) == {"": TWO}
 
 
 @pytest.mark.parametrize(
     "contents, cause",
     [
-        ([], "not a project"),
-        ({"_via_img_metadata": []}, "not a project"),
-        ({"project": {"vid": 1}, "file": {}}, "lacks filename or regions"),
-        ({"a": {"filename": "a.jpg"}}, "lacks filename or regions"),
+        ({"a": np.zeros((2, 2)), "b": 3.0}, "no key annPoints (keys found: a, b)"),
+        ({"points": np.zeros((2, 3))}, "points has shape [2, 3]"),
+        ({"points": "words"}, "points holds text"),
+        ({"points": np.array([[1, np.nan]])}, "row 1 is [1.0, nan]"),
+        ({"points": {"other": 3.0}}, "a struct without location (fields: other)"),
+    ],
+)
+def test_mat_that_is_wrong(tmp_path, contents, cause):
+    scipy.io.savemat(tmp_path / "a.mat", contents)
+    assert cause in refused("mat", tmp_path / "a.mat")
+
+
+def images_of(*shapes):
+    return f"<annotations><image name='a'>{''.join(shapes)}</image></annotations>"
+
+
+VIA_HEADER = "filename,region_shape_attributes\n"
+WRONG = {
+    "coco": [
+        ([], "no list 'images'"),
+        ({"images": []}, "no list 'annotations'"),
+        ({"images": [1], "annotations": []}, "no list 'images' of objects"),
+        (coco([], categories=3), "no list 'categories'"),
+        (coco([{"image_id": 2, "bbox": [1, 2, 3, 4]}]), "entry 1: image_id 2"),
+        (coco([{"image_id": [1], "bbox": [1, 2, 3, 4]}]), "entry 1: image_id [1]"),
+        (coco([{"bbox": [1, 2, 3, 4]}]), "image_id None"),
+        (coco([{"image_id": 1, "segmentation": [[1, 2]]}]), "is a 'region without bbox'"),
+        (coco([{"image_id": 1, "keypoints": [1, 2, 0]}]), "is a 'region without bbox'"),
+        (coco([{"image_id": 1, "bbox": [1, 2, 3]}]), "bbox: [1, 2, 3] is no"),
+        (coco([{"image_id": 1, "bbox": {"x": 1}}]), "bbox: {'x': 1}"),
+        (coco([{"image_id": 1, "bbox": [1, 2, 3, "4"]}]), "'4' is no finite"),
+        (coco([{"image_id": 1, "bbox": [1, 2, -3, 4]}]), "-3 x 4"),
+        (coco([{"image_id": 1, "keypoints": [1, 2]}]), "keypoints is [1, 2]"),
+        (coco([], [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]), "entry 2: its id"),
+        (coco([], [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}]), "entry 2: the image 'a' is there twice"),
+        (coco([], [{"id": 1}]), "lacks the name of its image"),
+        (coco([], [{"id": 1, "file_name": "a", "width": "9", "height": 9}]), "width: '9'"),
+    ],
+    "labelme": [
+        ({"points": []}, "no list 'shapes'"),
+        ([], "no list 'shapes'"),
+        ({"shapes": [shape([[1, 2], [3, 4]], "line")]}, "shape 1: is a 'line'; mark objects as point, rectangle"),
+        ({"shapes": [shape([[1, 2]], "point"), shape([], "polygon")]}, "shape 2: a polygon of 0 points"),
+        ({"shapes": [shape([[1, 2], [3, 4]], "point")]}, "a point of 2 points"),
+        ({"shapes": [shape([[1, "2"]], "point")]}, "'2' is no finite"),
+        ({"shapes": [{"label": "a"}]}, "NoneType in place of the list"),
+        ({"shapes": [shape([[1, 2]], ["point"])]}, "shape 1"),
+    ],
+    "via": [
+        ([], "no object"),
+        ({"_via_img_metadata": []}, "no object '_via_img_metadata'"),
+        ({"project": {"vid": 1}, "file": {}}, "no text 'filename'"),
+        ({"a": {"filename": "a.jpg"}}, "no list 'regions'"),
         ({"a": {"filename": "a.jpg", "regions": [3]}}, "region 1: is a None"),
-        (via({"name": "polyline", "all_points_x": [1], "all_points_y": [2]}), "is a 'polyline'"),
+        (via({"name": "polyline", "all_points_x": [1], "all_points_y": [2]}), "is a 'polyline'; mark objects as point"),
         (via({"name": "point", "cx": 3}), "cy: None"),
         (via({"name": "circle", "cx": 3, "cy": 4, "r": -1}), "-2 x -2"),
         (via({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [2]}), "do not fit"),
-        (via({"name": "polygon", "all_points_x": [], "all_points_y": []}), "do not fit"),
+        (via({"name": "polygon", "all_points_x": [], "all_points_y": []}), "a polygon of 0 numbers"),
         (via() | {"other": via()["a.jpg123"]}, "there twice"),
+        (VIA3 | {"view": {"1": {"fid_list": ["1", "2"]}}}, "view '1': does not show exactly one file"),
+        (VIA3 | {"file": {k: {**v, "type": 4} for k, v in VIA3["file"].items()}}, "is no image in this project"),
+        (VIA3 | {"metadata": {"m": {"vid": "1", "xy": [6, 1, 2, 3, 4]}}}, "is a 'polyline'; mark objects as"),
+        (VIA3 | {"metadata": {"m": {"vid": "9", "xy": [1, 2, 3]}}}, "its vid '9' is no view"),
+        (VIA3 | {"metadata": {"m": {"vid": "1", "xy": [1, 2]}}}, "a point of 1 numbers"),
+        (VIA3 | {"view": []}, "no object 'view'"),
+    ],
+    "via csv": [
+        (f"{VIA_HEADER}a.jpg,x\n", "line 2: region_shape_attributes is 'x', not JSON"),
+        ("file,x,y\na.jpg,1,2\n", "lacks the columns filename and region_shape_attributes"),
+        (f'{VIA_HEADER}a.jpg,"{{""name"":""lion""}}"\n', "line 2: is a 'lion'"),
+        (VIA3_TABLE.replace('""a.jpg""', '""a.jpg"",""b.jpg""'), "line 5: file_list is ['a.jpg', 'b.jpg']"),
+    ],
+    "cvat": [
+        ("<annotations><image", "not valid XML"),
+        ("", "not valid XML"),
+        ("<annotation><object/></annotation>", "is <annotation>; export 'CVAT for images 1.1'"),
+        ("<annotations><track id='0'/></annotations>", "is CVAT for video, with tracks"),
+        ("<annotations><image id='0'/></annotations>", "image 1: lacks the name of its image"),
+        (images_of("<points points='1,2,3'/>"), "shape 1: points holds '1,2,3'"),
+        (images_of("<points points='1,x'/>"), "'x' is no finite number"),
+        (images_of("<box xtl='5' ytl='1' xbr='2' ybr='3'/>"), "-3 x 2"),
+        (images_of("<polyline label='road' points='1,2;3,4'/>"), "shape 1: is a 'polyline'; mark objects as points"),
+        ("<annotations><image name='a'/><image name='a'/></annotations>", "'a' is there twice"),
+        ('<!DOCTYPE x [<!ENTITY e "ha">]><annotations>&e;</annotations>', "defines entities"),
+        ('<?xml version="1.0" encoding="nonsense"?><annotations/>', "not valid XML"),
+    ],
+    "labelstudio": [
+        ({}, "no list of tasks"),
+        ([{"data": {"image": "a.jpg"}}], "no list 'completions'"),
+        ([task(name="words") | {"data": {"text": "words"}}], "lacks the name of its image"),
+        ([task(result("brushlabels", rle=[1, 2]))], "is a 'brush'; mark objects as keypoint"),
+        ([task(result("keypointlabels", x=1, y=2) | {"image_rotation": 90})], "turned by 90 degrees"),
+        ([task(result("keypointlabels", x="1", y=2))], "x: '1' is no finite number"),
+        ([task(result("keypointlabels", x=1, y=2) | {"original_width": 0})], "an image of 0 x 150 pixels"),
+        ([task(), task()], "is there twice"),
+        ([task() | {"annotations": [{"result": []}, {"result": []}]}], "has 2 annotations"),
+    ],
+    "pnt": [
+        ({"classes": []}, "no object 'points'"),
+        ({"points": {"a.jpg": []}}, "no object 'a.jpg'"),
+        ({"points": {"a.jpg": {"head": {}}}}, "no list 'head'"),
+        ({"points": {"a.jpg": {"head": [{"x": 1}]}}}, "point 1: y: None is no finite number"),
+    ],
+    "xy": [("1 2\n1 2 3\n", "line 2: 3 values; write the two values x y"), ("x y\n", "'x' is no finite number")],
+    "yolo": [
+        ("0 0.5 0.5 0.1", "4 values"),
+        ("0 0.5 0.5 0.1 0.1 1.9", "6 values"),
+        ("0 0.9 0.5 0.5 0.1 0.1", "6 values"),  # the confidence first: that box would leave the image
+        ("0 0.1 0.2 0.05 0.05 0.1 0.2 0.3 0.09 0.19 0.4", "11 values, which may be"),  # confidences, or five corners
+        ("0,0.5,0.5,0.1,0.1", "1 values"),
+        ("0 0,5 0.5 0.1 0.1", "'0,5'"),
+        ("0 100 25 20 20", "not in parts of the image"),
+        ("0 0.5 0.5 -0.1 0.1", "not in parts of the image"),
+        ("0 0.5 nan 0.1 0.1", "'nan'"),
+    ],
+}
+
+
+@pytest.mark.parametrize("form, contents, cause", [(form, *case) for form, cases in WRONG.items() for case in cases])
+def test_what_is_wrong_is_named(tmp_path, form, contents, cause):
+    form, _, suffix = form.partition(" ")
+    suffix = suffix or {"cvat": "xml", "pnt": "pnt", "xy": "txt", "yolo": "txt"}.get(form, "json")
+    assert cause in refused(
+        form, write(tmp_path / f"a.{suffix}", contents), named=form not in ("labelme", "xy", "yolo")
+    )
+
+
+@pytest.mark.parametrize(
+    "form, contents, image",
+    [
+        ("coco", coco([{"image_id": 1, "category_id": 3}]), "a.jpg"),
+        ("labelme", {"shapes": [shape([[1, 2], [3, 4]], "linestrip", "3")]}, ""),
+        ("via", {"a": {"filename": "a.jpg", "regions": [{"shape_attributes": {"name": "polyline"}}]}}, "a.jpg"),
+        ("cvat", images_of("<mask label='3' rle='1'/>"), "a"),
+        ("labelstudio", [task(result("brush", rle=[1], brushlabels=["3"]), name="a.jpg")], "a.jpg"),
     ],
 )
-def test_via_that_is_wrong(tmp_path, contents, cause):
-    assert cause in one_line(read_via, write(tmp_path / "v.json", contents))
+def test_shapes_that_are_no_objects_matter_only_if_their_label_is_counted(tmp_path, form, contents, image):
+    path = write(tmp_path / "a.json", contents)
+    assert marks(read(form, path, ["head"]))[image] == []
+    for categories in ((), ("" if form == "via" else "3",)):
+        assert "mark objects as " in refused(form, path, categories, named=form != "labelme")

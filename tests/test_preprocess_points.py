@@ -296,7 +296,9 @@ def test_images_that_would_get_one_name(tmp_path):
     line = fails("csv", tmp_path / "in", tmp_path / "out", "--annotations", tmp_path / "flat")
     assert "a.csv: belongs to" in line
     write(tmp_path / "flat" / "a.CSV", "1,2\n")
-    assert "upper and lower case" in fails("csv", tmp_path / "in", tmp_path / "out", "--annotations", tmp_path / "flat")
+    assert "is for the same image" in fails(
+        "csv", tmp_path / "in", tmp_path / "out", "--annotations", tmp_path / "flat"
+    )
 
 
 def test_names_beyond_ascii_and_links(tmp_path):

@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 import pytest
-from commands import run
+from commands import call
 from PIL import Image
 
 from utils.evaluation import report
@@ -25,26 +25,17 @@ def write_results(folder, truths, predictions, names=None, failed=(), **summary)
     """A results folder as test.py writes it; every image is 64 x 48 pixels, a truth of None is not annotated."""
     folder.mkdir(parents=True)
     names = names or [f"IMG_{i + 1:04d}.jpg" for i in range(len(truths))]
-    lines, errors = [], []
+    lines = []
     for i, (name, truth, predicted) in enumerate(zip(names, truths, predictions, strict=True)):
         random = np.random.default_rng(i)
-        errors += [] if truth is None else [predicted - truth]
-        density = random.random((6, 8))
-        points = None if truth is None else random.uniform(0, 48, (truth, 2))
+        density, points = random.random((6, 8)), None if truth is None else random.uniform(0, 48, (truth, 2))
         image = random.integers(0, 256, (48, 64, 3), np.uint8)
-        lines.append(
-            report_line(name, image, density * predicted / density.sum(), points, np.array([[8.0, 8.0]]), predicted)
-        )
+        density *= predicted / density.sum()
+        lines.append(report_line(name, image, density, points, np.array([[8.0, 8.0]]), predicted))
     (folder / "report_data.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    absolute = np.abs(errors)
-    totals = {"mae": absolute.mean(), "mse": (absolute**2).mean() ** 0.5, "nae": 0.25} if errors else {}
     summary = {
-        "images": len(lines) + len(failed),
-        "scored": len(errors),
         "failed": list(failed),
-        **{name: {"value": value, "low": 0.5 * value, "high": 2 * value} for name, value in totals.items()},
-        "bins": [{"from": 0, "to": 100, "images": len(errors), "mae": 1.5, "mse": 2.5}],
-        "localisation": {"4": {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}} if errors else None,
+        "localisation": {"4": {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}, "qnrf": {"auc": None}},
         "model": {"name": "vgg"},
         "weights_sha256": "ab" * 32,
         "configuration": {"window": 512},
@@ -102,78 +93,45 @@ def test_a_line_holds_the_photograph_the_density_and_the_points():
     density = np.array([[0.0, 1.0, 4.0], [2.0, 3.0, -0.1]])
     image = np.full((500, 1000, 3), (200, 100, 50), np.uint8)
     line = json.loads(report_line("a.jpg", image, density, np.array([[1.26, 2, 7.0]]), np.zeros((0, 2)), 1.00004))
-    assert (line["image"], line["width"], line["height"], line["density_max"]) == ("a.jpg", 1000, 500, 4.0) and line[
-        "predicted"
-    ] == 1
-    assert (line["points"], line["heads"]) == ([[1.3, 2.0]], [])
+    found = {key: line[key] for key in ("image", "width", "height", "density_max", "predicted", "points", "heads")}
+    assert list(found.values()) == ["a.jpg", 1000, 500, 4, 1, [[1.3, 2.0]], []]
     photo = Image.open(io.BytesIO(base64.b64decode(line["photo"])))
     assert (photo.format, photo.size) == ("JPEG", (640, 320))
     assert np.abs(np.asarray(photo).astype(int) - (200, 100, 50)).max() <= 4
     cells = Image.open(io.BytesIO(base64.b64decode(line["density"])))
     assert (cells.format, cells.mode) == ("PNG", "L")
     np.testing.assert_allclose(np.asarray(cells, float) * 4 / 255, np.clip(density, 0, None), atol=2 / 255)
-
-
-def test_a_line_of_an_image_without_annotation_and_without_mass():
-    line = json.loads(report_line("a", np.zeros((8, 8, 3), np.uint8), np.zeros((1, 1)), None, None, 0.0))
+    line = json.loads(report_line("a", image, np.zeros((1, 1)), None, None, 0.0))
     assert (line["points"], line["heads"], line["density_max"]) == (None, None, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image": np.zeros((8, 8), np.uint8)}, r"uint8 \[H, W, 3\]"),
-        ({"image": np.zeros((8, 8, 3))}, "float64"),
-        ({"density": np.full((1, 1), np.nan)}, "finite"),
-        ({"density": np.zeros(3)}, r"shape \[3\]"),
-        ({"points": np.zeros((2, 1))}, "points have shape"),
-        ({"heads": np.full((1, 2), np.inf)}, "heads have shape"),
-    ],
-)
-def test_a_line_of_wrong_arrays_is_refused(change, message):
-    good = {
-        "image": np.zeros((8, 8, 3), np.uint8),
-        "density": np.zeros((1, 1)),
-        "points": None,
-        "heads": None,
-        "predicted": 0.0,
-    }
-    with pytest.raises(ValueError, match=message):
-        report_line("a.jpg", **{**good, **change})
 
 
 def test_names_cannot_become_markup(tmp_path):
     names = [TAG, SCRIPT, "<!--<script>.jpg"]
-    failed = [[TAG, f"reason {SCRIPT}"]]
-    page = written(tmp_path, write_results(tmp_path / "<b>results", [1, 2, 3], [1.0, 2.0, 4.0], names, failed))
-    assert "<title>GST: &lt;b&gt;results</title>" in (tmp_path / "page.html").read_text()
-    plain = written(
-        tmp_path, write_results(tmp_path / "plain", [1, 2, 3], [1.0, 2.0, 4.0], ["a", "b", "c"], [["d", "e"]])
-    )
+    odd = write_results(tmp_path / "<b>results", [1, 2, 3], [1.0, 2.0, 4.0], names, [[TAG, f"reason {SCRIPT}"]])
+    page = written(tmp_path, odd)
+    assert "<title>GST: &lt;b&gt;results</title>" in page.source
+    plain = written(tmp_path, write_results(tmp_path / "a", [1, 2, 3], [1.0, 2.0, 4.0], ["a", "b", "c"], [["d", "e"]]))
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
     assert [row["name"] for row in page.rows] == names
     assert page.text_of("<h1>(.*)</h1>") == ["<b>results"]
-    assert page.text_of("<li><b>(.*?)</b>") == [TAG] and page.text_of("<li><b>.*?</b> (.*?)</li>") == [
-        f"reason {SCRIPT}"
-    ]
+    assert page.text_of("<li><b>(.*?)</b>") == [TAG]
+    assert page.text_of("<li><b>.*?</b> (.*?)</li>") == [f"reason {SCRIPT}"]
 
 
 def test_only_the_pages_own_scripts_may_run_and_nothing_is_fetched(tmp_path):
-    page = written(tmp_path, write_results(tmp_path / "a", [1], [2.0]))
+    page = written(tmp_path, write_results(tmp_path / "a", [1], [2.0], model_card="javascript:alert(3).md"))
     policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
     code = [text for attributes, text in page.scripts if attributes.get("type") != "application/json"]
     hashes = {base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in code}
     assert len(code) == 2 and set(re.findall(r"'sha256-([^']+)'", policy)) == hashes
     assert "default-src 'none'" in policy and "http" not in policy
     links = [attrs[name] for _, attrs in page.tags for name in ("src", "href") if attrs.get(name)]
-    assert links and all(link.startswith(("data:", "#")) for link in links)
+    assert links and all(link.startswith("data:") for link in links)
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):
     folders = [write_results(tmp_path / name, [1, 2], [1.5, float(i)]) for i, name in enumerate("ab")]
-    for out in ("first.html", "second.html"):
-        write_report(folders, tmp_path / out)
-    assert (tmp_path / "first.html").read_bytes() == (tmp_path / "second.html").read_bytes()
+    assert written(tmp_path, *folders).source == written(tmp_path, *folders).source
 
 
 def test_the_page_holds_every_image_in_the_order_of_the_results(tmp_path):
@@ -182,9 +140,9 @@ def test_the_page_holds_every_image_in_the_order_of_the_results(tmp_path):
     page = written(tmp_path, folder)
     keys = "thumb", "name", "truth", "predicted", "error", "relative", "size"
     assert [tuple(row[key] for key in keys) for row in page.rows] == [
-        ("0", "IMG_0001.jpg", "3", "1.25", "1.75", str(1.75 / 3), "3072"),
+        ("0", "IMG_0001.jpg", "3.0", "1.25", "1.75", str(1.75 / 3), "3072"),
         ("1", "IMG_0002.jpg", "", "2.5", "", "", "3072"),
-        ("2", "IMG_0003.jpg", "0", "0.0", "0.0", "", "3072"),
+        ("2", "IMG_0003.jpg", "0.0", "0.0", "0.0", "", "3072"),
     ]
     for line, photo, view in zip(lines, page.photos(), page.views(), strict=True):
         source = json.loads(line)
@@ -205,43 +163,15 @@ def test_many_photographs_are_made_smaller(tmp_path, monkeypatch):
     assert sides[0] == 640 and 300 <= sides[1] <= 330 and sides[2] == report.LEAST_PHOTO_SIDE
 
 
-def test_numbers_that_json_does_not_know_are_absent(tmp_path):
-    page = written(tmp_path, write_results(tmp_path / "a", [1], [1.0], nae={"value": float("nan")}))
-    assert page.text_of('data-total="nae">(.*?)</p>') == ["\N{EN DASH}"]
-
-
-def test_a_summary_of_other_values_is_shown_as_far_as_it_goes(tmp_path):
-    odd = {
-        "mae": {"value": "x", "low": [], "high": 3},
-        "mse": 5,
-        "bins": [3, {"images": 1, "mae": {}}],
-        "localisation": {"4": 1},
-    }
-    folders = [write_results(tmp_path / name, [1], [1.0], **odd, images_per_second="fast") for name in "ab"]
-    for some in (folders[:1], folders):
-        assert len(written(tmp_path, *some).rows) == 1
-
-
 def test_the_paired_difference_of_known_errors(tmp_path):
     first = write_results(tmp_path / "a", [10, 20, 30], [11.0, 19.0, 31.0])
     second = write_results(tmp_path / "b", [10, 20, 30], [13.0, 17.0, 33.0])
     page = written(tmp_path, first, second)
     for name in ("mae", "mse"):
-        template = f'data-paired="{name}-1">(.*?)</b><span class="quiet"> (.*?)</span>'
+        template = rf'data-paired="{name}-1">(.*?)</b>\s*<span class="quiet">(.*?)</span>'
         assert re.findall(template, page.source) == [("+2.00", "(+2.00 to +2.00)")]
     assert "a is better" in page.source and "(3 images, bootstrap)" in page.source
     assert page.text_of('class="n result" role="cell" data-label="." data-key="(.*?)"')[2:4] == ["1.0", "3.0"]
-
-
-def test_the_paired_interval_leaves_out_what_both_find_hard(tmp_path):
-    random = np.random.default_rng(3)
-    hard = random.integers(0, 200, 60)
-    truths = [500] * 60
-    first = write_results(tmp_path / "a", truths, [float(500 + error) for error in hard])
-    second = write_results(tmp_path / "b", truths, [float(500 + error + 3 + i % 3) for i, error in enumerate(hard)])
-    template = 'data-paired="mae-1">(.*?)</b><span class="quiet"> .(.*?) to (.*?).</span>'
-    ((value, low, high),) = re.findall(template, written(tmp_path, first, second).source)
-    assert value == "+4.00" and 3.7 < float(low) < 4.0 < float(high) < 4.3
 
 
 def test_without_truth_nothing_is_paired(tmp_path):
@@ -250,10 +180,11 @@ def test_without_truth_nothing_is_paired(tmp_path):
 
 
 def test_an_image_that_failed_in_one_result_is_left_out(tmp_path):
-    first = write_results(tmp_path / "a", [1, 2], [1.0, 2.0], ["x", "y"])
+    first = write_results(tmp_path / "a", [1, 2], [1.0, 9.0], ["x", "y"])
     second = write_results(tmp_path / "b", [1], [1.0], ["x"], failed=[["y", "unreadable"]])
     page = written(tmp_path, first, second)
     assert [row["name"] for row in page.rows] == ["x"] and "left out of every comparison: y<" in page.source
+    assert page.text_of('data-total="mae-.">(.*?)<') == ["0.00", "0.00"]
 
 
 def test_results_of_other_images_or_truths_are_refused(tmp_path):
@@ -277,19 +208,13 @@ def test_results_in_folders_of_one_name_are_told_apart(tmp_path):
     ("name", "content", "message"),
     [
         ("summary.json", None, "no such file"),
-        ("summary.json", "{", "not readable as JSON"),
-        ("summary.json", "[]", "no JSON object"),
-        ("summary.json", '{"failed": ["a"]}', "failed must be a list"),
-        ("summary.json", '{"bins": 3}', "bins is of another type"),
-        ("summary.json", '{"localisation": [1]}', "localisation is of another type"),
+        ("summary.json", "{", "not as test.py writes it"),
+        ("summary.json", "[]", "not as test.py writes it"),
+        ("summary.json", '{"failed": ["a"]}', "not as test.py writes it"),
         ("report_data.jsonl", None, "no such file"),
-        ("report_data.jsonl", '{"image": "a"', "line 1: not readable as JSON"),
-        (
-            "report_data.jsonl",
-            '{"image": "a", "photo": 3}',
-            "line 1: width, height, predicted, photo, density, density_max: missing",
-        ),
-        ("report_data.jsonl", "3", "line 1: image, width"),
+        ("report_data.jsonl", '{"image": "a"', "line 1: not as test.py writes it"),
+        ("report_data.jsonl", '{"image": "a"}', "line 1: not as test.py writes it (KeyError: 'width')"),
+        ("report_data.jsonl", "3", "line 1: not as test.py writes it"),
     ],
 )
 def test_broken_input_is_one_line_that_names_the_file(tmp_path, name, content, message):
@@ -297,18 +222,18 @@ def test_broken_input_is_one_line_that_names_the_file(tmp_path, name, content, m
     if content is None:
         (folder / name).unlink()
     else:
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        (folder / name).write_text(content)
     with pytest.raises((ValueError, OSError), match=re.escape(message)) as caught:
         write_report([folder], tmp_path / "page.html")
-    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(folder / name) in str(caught.value) and "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
 def test_the_command_line(tmp_path):
     folder = write_results(tmp_path / "a", [1], [1.0])
-    out, _ = run("-m", "utils.evaluation.report", folder)
+    out, _ = call("utils/evaluation/report.py", folder)
     assert (folder / "report.html").is_file() and out.startswith(f"{folder / 'report.html'}: ")
-    out, _ = run("-m", "utils.evaluation.report", folder, folder, "--out", tmp_path / "both.html")
+    out, _ = call("utils/evaluation/report.py", folder, folder, "--out", tmp_path / "both.html")
     assert len(Page(tmp_path / "both.html").views()[0]["results"]) == 2
-    _, error = run("-m", "utils.evaluation.report", tmp_path / "missing", code=1)
+    _, error = call("utils/evaluation/report.py", tmp_path / "missing", code=1)
     assert error.startswith(f"error: {tmp_path / 'missing'}: no such folder") and error.count("\n") == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from utils.evaluation import Result, mae_mse
-from utils.evaluation.scores import bootstrap, mae, mse, paired_difference, summarise
+from utils.evaluation.scores import bootstrap, count_scores, mae, mse, paired_difference
 
 NAN = math.nan
 BY_HAND = [
@@ -30,7 +30,7 @@ def random_results(n, seed=0, bias=0.0):
 
 
 def test_summary_by_hand():
-    summary = summarise(BY_HAND)
+    summary = count_scores(BY_HAND)
     assert list(summary) == ["images", "scored", "mae", "mse", "nae", "bins"]
     assert (summary["images"], summary["scored"]) == (6, 5)
     assert summary["mae"]["value"] == pytest.approx((2 + 10 + 20 + 0 + 6) / 5)
@@ -50,22 +50,22 @@ def test_summary_by_hand():
 
 def test_nothing_scored_and_nobody_there():
     for results in ([], [Result("a", NAN, 3)]):
-        summary = summarise(results)
+        summary = count_scores(results)
         assert summary["scored"] == 0 and summary["images"] == len(results) and summary["nae"] is None
         assert summary["mae"] == summary["mse"] == {"value": None, "low": None, "high": None}
         assert [level["images"] for level in summary["bins"]] == [0] * 5
-    assert summarise([Result("a", 0, 3)])["nae"] is None
+    assert count_scores([Result("a", 0, 3)])["nae"] is None
 
 
 def test_the_interval_is_seeded_and_around_the_value():
     results = random_results(300)
-    summary = summarise(results, seed=4)
-    assert summary == summarise(results, seed=4) and summary != summarise(results, seed=5)
+    summary = count_scores(results, seed=4)
+    assert summary == count_scores(results, seed=4) and summary != count_scores(results, seed=5)
     for name in ("mae", "mse", "nae"):
         assert summary[name]["low"] < summary[name]["value"] < summary[name]["high"]
-    few = summarise(results[:30], seed=4)["mae"]
+    few = count_scores(results[:30], seed=4)["mae"]
     assert few["high"] - few["low"] > 2 * (summary["mae"]["high"] - summary["mae"]["low"])
-    same = summarise([Result(str(i), 10, 13) for i in range(9)])["mae"]
+    same = count_scores([Result(str(i), 10, 13) for i in range(9)])["mae"]
     assert same == {"value": 3, "low": 3, "high": 3}
 
 
@@ -87,9 +87,9 @@ def test_the_bootstrap_equals_its_readable_twin(statistic):
 
 def test_predictions_that_are_no_numbers_are_named():
     with pytest.raises(ValueError, match="b: predicted count nan; check the weights"):
-        summarise([Result("a", 1, 1), Result("b", 1, NAN)])
+        count_scores([Result("a", 1, 1), Result("b", 1, NAN)])
     with pytest.raises(ValueError, match="a: truth -1, must be a count"):
-        summarise([Result("a", -1, 1)])
+        count_scores([Result("a", -1, 1)])
 
 
 def test_pairs_are_compared_not_groups():

@@ -1,6 +1,7 @@
 """Which images become train and which val."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from datasets.raw.splits import split_train_val
 
 
-def split(images, root, train=None, val=None, fraction=0.1, seed=4073):
-    made = split_train_val(images, root, train_list=train, val_list=val, val_fraction=fraction, seed=seed)
+def split(images, root, train=None, val=None, fraction=0.1, seed=4073, **test):
+    options = {"train_list": train, "val_list": val, "val_fraction": fraction, "seed": seed, **test}
+    made = split_train_val(images, Namespace(output_dataset_path=root, **options))
     return {name: [path.name for path in paths] for name, paths in made.items()}
 
 
@@ -104,28 +106,26 @@ def test_lists_that_cannot_be(tmp_path, train, val, message):
 
 
 def test_a_test_split_is_drawn_after_val(tmp_path, capsys):
-    options = {"train_list": None, "val_list": None, "val_fraction": 0.1, "seed": 4073}
-    made = split_train_val(IMAGES, tmp_path, **options, test_fraction=0.2)
+    made = split(IMAGES, tmp_path, test_fraction=0.2)
     assert [len(made[name]) for name in ("train", "val", "test")] == [21, 3, 6]
-    assert [path.name for path in made["val"]] == split(IMAGES, tmp_path / "..")["val"]
+    assert made["val"] == split(IMAGES, tmp_path / "..")["val"]
     assert "21 train, 3 val and 6 test images" in capsys.readouterr().out
-    assert split_train_val(IMAGES, tmp_path, **options, test_fraction=0.2) == made
+    assert split(IMAGES, tmp_path, test_fraction=0.2) == made
     assert "kept from" in capsys.readouterr().out
     assert list(split(IMAGES, tmp_path)) == ["train", "val"]
     with pytest.raises(ValueError, match="cannot be divided into train, val and test"):
-        split_train_val(IMAGES[:2], tmp_path, **options, test_fraction=0.2)
+        split(IMAGES[:2], tmp_path, test_fraction=0.2)
 
 
 def test_a_test_list_leaves_the_rest_to_the_others(tmp_path):
     test = write(tmp_path / "test.txt", "\n".join(NAMES[:10]))
-    options = {"train_list": None, "val_fraction": 0.1, "seed": 4073, "test_list": test, "test_fraction": 0.5}
-    made = split_train_val(IMAGES, tmp_path, val_list=None, **options)
-    assert [path.name for path in made["test"]] == NAMES[:10] and len(made["val"]) == 2 and len(made["train"]) == 18
+    made = split(IMAGES, tmp_path, test_list=test, test_fraction=0.5)
+    assert made["test"] == NAMES[:10] and len(made["val"]) == 2 and len(made["train"]) == 18
     write(test, "\n".join(NAMES[:5]))  # the stored split is not that of this list any more
-    assert len(split_train_val(IMAGES, tmp_path, val_list=None, **options)["test"]) == 5
+    assert len(split(IMAGES, tmp_path, test_list=test, test_fraction=0.5)["test"]) == 5
     val = write(tmp_path / "val.txt", NAMES[4])
     with pytest.raises(ValueError, match=r"test.txt: IMG_0005 also in .*val.txt"):
-        split_train_val(IMAGES, tmp_path, val_list=val, **options)
+        split(IMAGES, tmp_path, val=val, test_list=test, test_fraction=0.5)
 
 
 def test_images_of_one_name(tmp_path):

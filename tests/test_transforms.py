@@ -15,6 +15,7 @@ from datasets.transforms import (
     box_fraction,
     crop,
     draw_augmentation,
+    expose,
     grey,
     hflip,
     rescale,
@@ -202,6 +203,26 @@ def test_grey_has_the_luma_in_every_channel():
     np.testing.assert_allclose(luma, image @ [0.299, 0.587, 0.114], atol=0.51)
     out, *_ = augment(make_sample(), Augmentation(True, 1.0, 2, 3, True), 64)
     np.testing.assert_array_equal(out.image[..., 0], luma[2:66, 3:67][:, ::-1])
+
+
+def test_jitter_leaves_the_other_draws_as_they_are():
+    for seed in range(50):
+        plain = draw_augmentation(np.random.default_rng(seed), 300, 400, 200, "a")
+        drawn = draw_augmentation(np.random.default_rng(seed), 300, 400, 200, "a", jitter=0.4)
+        assert drawn._replace(brightness=1.0, contrast=1.0) == plain
+        factors = 0.6 + 0.8 * np.random.default_rng(seed).random(7)[5:]
+        np.testing.assert_allclose([drawn.brightness, drawn.contrast], factors, rtol=1e-12)
+
+
+@pytest.mark.parametrize("brightness, contrast", [(0.7, 1.0), (1.0, 0.6), (1.4, 1.3), (0.8, 0.0)])
+def test_exposure_in_closed_form(brightness, contrast):
+    image = make_sample().image
+    values = brightness * (image.mean() + contrast * (image - image.mean()))
+    exposed = expose(image, brightness, contrast)
+    assert exposed.dtype == np.uint8 and abs(exposed - np.clip(values, 0, 255)).max() <= 0.5 + 1e-9
+    drawn = Augmentation(False, 1.0, 2, 3, True)
+    plain, out = (augment(make_sample(), d, 64)[0].image for d in (drawn, drawn._replace(brightness=0.7, contrast=0.6)))
+    np.testing.assert_array_equal(out, expose(plain, 0.7, 0.6))
 
 
 def test_no_points():

@@ -9,28 +9,23 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
-import weakref
-from dataclasses import dataclass
 
 import numpy as np
 
 from GS2D.native.build import NativeUnavailable, build_library, unavailable
 
-__all__ = [
-    "FitState",
-    "NativeUnavailable",
-    "fit",
-    "kernel_nearest",
-    "kernel_rows",
-    "load",
-    "loss_and_gradients",
-    "render",
-    "render_backward",
-    "resize",
-    "works",
-]
-
 MAX_SIDE = 1 << 20  # pixels; coordinates beyond lose the half pixel in float32
+_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
+_ARGUMENTS = {  # of the functions in engine.cpp
+    "gst_render": "ippppiip",
+    "gst_render_backward": "ippppiippppp",
+    "gst_loss_and_gradients": "ppiiipffpp",
+    "gst_fit": "ppiiipidiffdipp",
+    "gst_kernel_nearest": "ipiiffpp",
+    "gst_kernel_visit": "ipiifpppp",
+    "gst_kernel_fill": "ipiifpppppfippp",
+    "gst_resize": "pliippp",
+}
 
 
 @functools.cache
@@ -40,21 +35,8 @@ def load() -> ctypes.CDLL:
         library = ctypes.CDLL(str(build_library()))
     except OSError as error:
         raise unavailable(str(error)) from None
-    pointer, integer, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
-    scene = [integer, pointer, pointer, pointer, pointer, integer, integer]
-    library.gst_render.argtypes = [*scene, pointer]
-    library.gst_render_backward.argtypes = [*scene, *[pointer] * 5]
-    library.gst_target_new.argtypes = [pointer, pointer, integer, integer, pointer]
-    library.gst_target_free.argtypes, library.gst_target_free.restype = [pointer], None
-    library.gst_loss_and_gradients.argtypes = [pointer, integer, pointer, real, real, pointer, pointer]
-    library.gst_fit.argtypes = [
-        *[pointer, integer, pointer, pointer, ctypes.c_int64, integer, ctypes.c_double, integer, real, real, pointer]
-    ]
-    cells = [integer, pointer, integer, integer, real]
-    library.gst_kernel_nearest.argtypes = [*cells, real, pointer, pointer]
-    library.gst_kernel_visit.argtypes = [*cells, *[pointer] * 4]
-    library.gst_kernel_fill.argtypes = [*cells, *[pointer] * 5, real, integer, *[pointer] * 3]
-    library.gst_resize.argtypes = [pointer, ctypes.c_int64, integer, integer, *[pointer] * 3]
+    for name, codes in _ARGUMENTS.items():
+        getattr(library, name).argtypes = [_TYPES[code] for code in codes]
     return library
 
 
@@ -74,7 +56,7 @@ def render(means, conics, colors, opacities, width: int, height: int) -> np.ndar
     """
     arrays = _gaussians(means, conics, colors, opacities, width, height)
     image = np.empty((height, width, 3), np.float32)
-    _call(load().gst_render, len(arrays[0]), *arrays, width, height, image)
+    _call("gst_render", len(arrays[0]), *arrays, width, height, image)
     return image
 
 
@@ -83,40 +65,8 @@ def render_backward(means, conics, colors, opacities, width: int, height: int, g
     arrays = _gaussians(means, conics, colors, opacities, width, height)
     grad_image = _floats("grad_image", grad_image, height, width, 3)
     gradients = tuple(map(np.empty_like, arrays))
-    _call(load().gst_render_backward, len(arrays[0]), *arrays, width, height, grad_image, *gradients)
+    _call("gst_render_backward", len(arrays[0]), *arrays, width, height, grad_image, *gradients)
     return gradients
-
-
-class _Target:
-    """The engine's own copy of an image and its mask."""
-
-    def __init__(self, image: np.ndarray, foreground: np.ndarray) -> None:
-        image, foreground = np.asarray(image), np.asarray(foreground)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ValueError(
-                f"image: {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]; convert it to 8-bit RGB"
-            )
-        self.height, self.width, _ = image.shape
-        _check_size(self.width, self.height)
-        if foreground.shape != image.shape[:2] or foreground.dtype not in (np.bool_, np.uint8):
-            expected = f"bool or uint8 {list(image.shape[:2])}"
-            raise ValueError(
-                f"foreground: {foreground.dtype} {list(foreground.shape)}, expected {expected} as the image has"
-            )
-        image, foreground = np.ascontiguousarray(image), np.ascontiguousarray(foreground).view(np.uint8)
-        library, handle = load(), ctypes.c_void_p()
-        _call(library.gst_target_new, image, foreground, self.width, self.height, ctypes.addressof(handle))
-        self.handle = handle.value
-        weakref.finalize(self, library.gst_target_free, self.handle)
-
-
-@dataclass
-class FitState:
-    """What ``fit`` carries between calls: the image in the engine's layout, Adam's moments [2, N, 8] and its step."""
-
-    target: _Target | None = None
-    moments: np.ndarray | None = None
-    step: int = 0
 
 
 def fit(
@@ -132,35 +82,26 @@ def fit(
     fixed_means: int | None = None,
     shape_weight: float = 0.2,
     max_ratio: float = 1.5,
-    state: FitState | None = None,
+    tolerance: float = 0.0,
+    check_every: int = 50,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, float, int]:
     """Run Adam (betas 0.9 and 0.999, eps 1e-8) on the loss of ``loss_and_gradients``; every Gaussian has opacity 1.
 
-    The first ``fixed_means`` means stay where they are (default: all). With a ``state``, empty at the first call, a fit
-    may be cut into several calls on the same image; the parameters come out the same, bit for bit.
+    The first ``fixed_means`` means stay where they are (default: all). With a ``tolerance`` above 0 the fit ends where
+    ``GS2D.fitting.has_stalled`` says so, which is asked every ``check_every`` iterations.
 
     Returns means, u, v, c, the render loss and the shape loss that the last iteration started from (as the released
     code reports them; NaN for 0 iterations), and the iterations done. Raises ``ValueError`` for other shapes or numbers
     that are not finite.
     """
-    state = state or FitState()
-    target = state.target = state.target or _Target(image, foreground)
-    params = _parameters(means, u, v, c, finite=state.step == 0)
-    n = len(params)
-    if state.moments is None:
-        state.moments = np.zeros((2, n, 8), np.float32)
-    if (target.height, target.width, state.moments.shape[1]) != (*np.shape(image)[:2], n):
-        raise ValueError(
-            f"state: is of a fit of {state.moments.shape[1]} Gaussians on {target.width} x {target.height} pixels"
-        )
-    fixed_means = n if fixed_means is None else fixed_means
-    if not (iterations >= 0 and 0 <= fixed_means <= n):
-        raise ValueError(f"iterations: {iterations}, fixed_means: {fixed_means}; expected >= 0, and 0 to {n}")
-    losses = np.full(2, np.nan)
-    adam = state.moments, state.step, iterations, learning_rate
-    _call(load().gst_fit, target.handle, n, params, *adam, fixed_means, shape_weight, max_ratio, losses)
-    state.step += iterations
-    return (*_columns(params), *losses.tolist(), iterations)
+    target, params = _target(image, foreground), _parameters(means, u, v, c)
+    fixed_means = len(params) if fixed_means is None else fixed_means
+    if not (iterations >= 0 and 0 <= fixed_means <= len(params)):
+        raise ValueError(f"iterations: {iterations}, fixed_means: {fixed_means}; expected >= 0, and 0 to {len(params)}")
+    losses, done = np.full(2, np.nan), np.zeros(1, np.int32)
+    options = iterations, learning_rate, fixed_means, shape_weight, max_ratio, tolerance, check_every
+    _call("gst_fit", *target, len(params), params, *options, losses, done)
+    return (*_columns(params), *losses.tolist(), int(done[0]))
 
 
 def loss_and_gradients(
@@ -172,10 +113,9 @@ def loss_and_gradients(
     Render loss: sum |drawing - image| over the foreground plus sum |drawing| over the background, divided by the number
     of foreground values; 0 without foreground. Shape loss: shape_weight max relu(max(u1 / u2, u2 / u1) - max_ratio).
     """
-    target, params = _Target(image, foreground), _parameters(means, u, v, c, finite=True)
+    target, params = _target(image, foreground), _parameters(means, u, v, c)
     losses, gradients = np.empty(2), np.empty_like(params)
-    weights = shape_weight, max_ratio
-    _call(load().gst_loss_and_gradients, target.handle, len(params), params, *weights, losses, gradients)
+    _call("gst_loss_and_gradients", *target, len(params), params, shape_weight, max_ratio, losses, gradients)
     return (*losses.tolist(), *_columns(gradients))
 
 
@@ -189,7 +129,7 @@ def kernel_nearest(
     """
     table = _floats("table", table, len(table), 7)
     nearest, index = np.empty(grid[0] * grid[1], np.float32), np.empty(grid[0] * grid[1], np.int32)
-    _call(load().gst_kernel_nearest, len(table), table, *grid, stride, reach, nearest, index)
+    _call("gst_kernel_nearest", len(table), table, *grid, stride, reach, nearest, index)
     return nearest, index
 
 
@@ -219,25 +159,25 @@ def kernel_rows(
     spans = _scratch("spans", 3 * (len(table) * grid[0] + 1), np.int32)
     ends = np.empty(len(table), np.int64)
     total, shape = np.empty(1, np.int64), (len(table), table, *grid, stride)
-    _call(load().gst_kernel_visit, *shape, limit, spans, ends, total)
-    room = int(total[0]) + background * cells + 1  # one more: a share is written before it is known to be too small
-    if room > np.iinfo(np.int32).max:
-        raise ValueError(f"kernel: {room:,} shares of {len(table):,} Gaussians are too many; use smaller images")
+    _call("gst_kernel_visit", *shape, limit, spans, ends, total)
+    size = int(total[0]) + background * cells + 1  # one more: a share is written before it is known to be too small
+    if size > np.iinfo(np.int32).max:
+        raise ValueError(f"kernel: {size:,} shares of {len(table):,} Gaussians are too many; use smaller images")
     indptr = np.empty(len(table) + 1 + background, np.int32)
-    indices, data = _scratch("indices", room, np.int32), _scratch("data", room, np.float32)
-    _call(load().gst_kernel_fill, *shape, spans, ends, *values, smallest, int(background), indptr, indices, data)
+    indices, data = _scratch("indices", size, np.int32), _scratch("data", size, np.float32)
+    _call("gst_kernel_fill", *shape, spans, ends, *values, smallest, int(background), indptr, indices, data)
     return indptr, indices[: indptr[-1]].copy(), data[: indptr[-1]].copy()
 
 
-_kept = threading.local()
+_arrays = threading.local()
 
 
-def _scratch(name: str, room: int, dtype: type) -> np.ndarray:
-    """[room or more] of this thread: asking the system for the memory anew would cost a third of a kernel's time."""
-    array = getattr(_kept, name, None)
-    if array is None or len(array) < room:
-        array = np.empty(room * 5 // 4, dtype)
-        setattr(_kept, name, array)
+def _scratch(name: str, size: int, dtype: type) -> np.ndarray:
+    """[size or more] of this thread: asking the system for the memory anew would cost a third of a kernel's time."""
+    array = getattr(_arrays, name, None)
+    if array is None or len(array) < size:
+        array = np.empty(size * 5 // 4, dtype)
+        setattr(_arrays, name, array)
     return array
 
 
@@ -252,23 +192,33 @@ def resize(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarr
         if taps.shape[1:] != (4,) or (len(taps) and (sources.min() < 0 or sources.max() >= side)):
             raise ValueError(f"{name}: of {side} pixels, expected [n, 4] with sources from 0 to {side - 1}")
     out = np.empty((len(rows), len(columns), 3), np.uint8)
-    _call(load().gst_resize, image, image.strides[0], len(rows), len(columns), *axes, out)
+    _call("gst_resize", image, image.strides[0], len(rows), len(columns), *axes, out)
     return out
 
 
-def _call(function, *arguments) -> None:
-    status = function(*(a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments))
-    if status:
+def _call(function: str, *arguments) -> None:
+    pointers = (a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments)
+    if getattr(load(), function)(*pointers):
         raise MemoryError("native engine: not enough memory for these Gaussians and this image")
 
 
-def _parameters(means, u, v, c, finite: bool) -> np.ndarray:
-    n = len(means)
-    arrays = [
-        _floats(name, array, n, columns, finite=finite)
-        for name, array, columns in (("means", means, 2), ("u", u, 2), ("v", v, 1), ("c", c, 3))
-    ]
-    return np.concatenate(arrays, axis=1)
+def _target(image: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Image uint8 [H, W, 3] and mask uint8 [H, W], contiguous, width and height."""
+    image, foreground = np.asarray(image), np.asarray(foreground)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image: {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]; convert it to 8-bit RGB")
+    height, width, _ = image.shape
+    _check_size(width, height)
+    if foreground.shape != (height, width) or foreground.dtype not in (np.bool_, np.uint8):
+        found = f"{foreground.dtype} {list(foreground.shape)}"
+        raise ValueError(f"foreground: {found}, expected bool or uint8 {[height, width]} as the image has")
+    return np.ascontiguousarray(image), np.ascontiguousarray(foreground).view(np.uint8), width, height
+
+
+def _parameters(means, u, v, c) -> np.ndarray:
+    """[N, 8] = x, y, u1, u2, v, c1, c2, c3."""
+    columns = ("means", means, 2), ("u", u, 2), ("v", v, 1), ("c", c, 3)
+    return np.concatenate([_floats(name, array, len(means), width) for name, array, width in columns], axis=1)
 
 
 def _columns(params: np.ndarray) -> list[np.ndarray]:
@@ -278,20 +228,14 @@ def _columns(params: np.ndarray) -> list[np.ndarray]:
 
 def _gaussians(means, conics, colors, opacities, width: int, height: int) -> list[np.ndarray]:
     _check_size(width, height)
-    n = len(means)
-    shapes = (
-        ("means", means, (n, 2)),
-        ("conics", conics, (n, 3)),
-        ("colors", colors, (n, 3)),
-        ("opacities", opacities, (n,)),
-    )
-    arrays = [_floats(name, array, *shape) for name, array, shape in shapes]
+    columns = ("means", means, 2), ("conics", conics, 3), ("colors", colors, 3)
+    arrays = [_floats(name, array, len(means), width) for name, array, width in columns]
     a, b, c = arrays[1].astype(np.float64).T
     bad = np.flatnonzero(~((a > 0) & (c > 0) & (a * c > b * b)))
     if bad.size:
         row = bad[0]
         raise ValueError(f"conics: row {row} is {arrays[1][row].tolist()}; not positive definite (a > 0, a c > b^2)")
-    return arrays
+    return [*arrays, _floats("opacities", opacities, len(means))]
 
 
 def _floats(name: str, array, *shape: int, finite: bool = True) -> np.ndarray:

@@ -147,6 +147,12 @@ double shape_loss(int n, const float* params, float weight, float max_ratio, flo
     return (double)weight * worst;
 }
 
+// has_stalled of GS2D/fitting.py; losses [2]: render loss and shape loss.
+bool stalled(const double* before, const double* now, double tolerance) {
+    const double sum_before = before[0] + before[1], sum = now[0] + now[1];
+    return before[0] - now[0] < tolerance * now[0] && sum_before - sum < tolerance * sum;
+}
+
 // Kingma and Ba, ICLR 2015, in the order of torch.optim.Adam's operations; moments [2, count].
 void adam_step(size_t count, float* params, const float* gradients, float* moments, int64_t step,
                double learning_rate) {
@@ -237,35 +243,35 @@ int gst_render_backward(int n, const float* means, const float* conics, const fl
     });
 }
 
-int gst_target_new(const uint8_t* image, const uint8_t* mask, int width, int height, void** target) {
-    return guarded([&] { *target = new Target(image, mask, width, height); });
-}
-
-void gst_target_free(void* target) { delete static_cast<Target*>(target); }
-
 // losses [2]: render loss and shape loss at params.
-int gst_loss_and_gradients(const void* target, int n, const float* params, float shape_weight, float max_ratio,
-                           double* losses, float* gradients) {
+int gst_loss_and_gradients(const uint8_t* image, const uint8_t* mask, int width, int height, int n, const float* params,
+                           float shape_weight, float max_ratio, double* losses, float* gradients) {
     return guarded([&] {
-        const Target& t = *static_cast<const Target*>(target);
-        Scene scene(n, t.width, t.height);
-        losses[0] = render_loss(scene, t, n, 0, params, gradients);
+        const Target target(image, mask, width, height);
+        Scene scene(n, width, height);
+        losses[0] = render_loss(scene, target, n, 0, params, gradients);
         losses[1] = shape_loss(n, params, shape_weight, max_ratio, gradients);
     });
 }
 
-// losses [2]: at the parameters that the last step started from, as the released code reports them.
-// moments [2, N, 8]; step: iterations done in earlier calls.
-int gst_fit(const void* target, int n, float* params, float* moments, int64_t step, int iterations,
-            double learning_rate, int fixed, float shape_weight, float max_ratio, double* losses) {
+// losses [2]: at the parameters that the last step started from, as the released code reports them; done: steps. With a
+// tolerance the fit ends where the losses stall between two looks at them, one each check_every steps.
+int gst_fit(const uint8_t* image, const uint8_t* mask, int width, int height, int n, float* params, int iterations,
+            double learning_rate, int fixed, float shape_weight, float max_ratio, double tolerance, int check_every,
+            double* losses, int32_t* done) {
     return guarded([&] {
-        const Target& t = *static_cast<const Target*>(target);
-        Scene scene(n, t.width, t.height);
-        std::vector<float> gradients(8 * (size_t)n);
-        for (int i = 1; i <= iterations; i++) {
-            losses[0] = render_loss(scene, t, n, fixed, params, gradients.data());
+        const Target target(image, mask, width, height);
+        Scene scene(n, width, height);
+        std::vector<float> gradients(8 * (size_t)n), moments(2 * gradients.size());
+        double seen[2] = {INFINITY, INFINITY};
+        for (*done = 0; *done < iterations;) {
+            losses[0] = render_loss(scene, target, n, fixed, params, gradients.data());
             losses[1] = shape_loss(n, params, shape_weight, max_ratio, gradients.data());
-            adam_step(gradients.size(), params, gradients.data(), moments, step + i, learning_rate);
+            adam_step(gradients.size(), params, gradients.data(), moments.data(), ++*done, learning_rate);
+            if (tolerance > 0 && *done % check_every == 0) {
+                if (stalled(seen, losses, tolerance)) break;
+                std::copy(losses, losses + 2, seen);
+            }
         }
     });
 }

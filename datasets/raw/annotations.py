@@ -6,23 +6,19 @@ A finder pairs the images of a raw folder with their annotation files. A reader 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from datasets.raw.mat_file import MatObject, read_mat
-from datasets.raw.raw_text import json_points, parse_number, read_json, read_text
+from datasets.raw.mat_file import read_mat_points
+from datasets.raw.raw_text import json_points, member, parse_number, read_json, read_lines
 from utils.files import LONGEST_NAME, gaussians_path, list_images
 
 Pairs = tuple[dict[Path, Path | None], list[str]]
 
 FOLDS = 5  # of UCF_CC_50
-_UCF_SUFFIX = "_ann.mat"
-_JHU_COLUMNS = "x y w h occlusion blur"
-_SH_LAYOUTS = {"A": ("part_A_final", "part_A"), "B": ("part_B_final", "part_B")}
-_SH_ANNOTATIONS = ("ground_truth", "ground-truth")
+_SH_PARTS = {"part_A_final": "A", "part_A": "A", "part_B_final": "B", "part_B": "B"}
 
 
 def prepared_stem(stem: str) -> str:
@@ -52,9 +48,9 @@ def find_ucf(folder: Path) -> Pairs:
     None where that is missing, and one line for each file that lacks its partner. Raises ``FileNotFoundError`` for a
     folder that is missing or holds no image, and ``ValueError`` for two images that would be prepared under one name.
     """
-    _require_folder(folder, f"the input path must hold Train/ and Test/ with img_0001.jpg, img_0001{_UCF_SUFFIX}, ...")
-    annotations = {path.name[: -len(_UCF_SUFFIX)]: path for path in _files(folder, _UCF_SUFFIX)}
-    return _pair(folder, annotations, lambda stem: f"{stem}{_UCF_SUFFIX}")
+    return _pair(
+        folder, folder, "_ann.mat", "the input path must hold Train/ and Test/ with img_0001.jpg, img_0001_ann.mat"
+    )
 
 
 def split_folds(images: Iterable[Path]) -> list[list[Path]]:
@@ -77,9 +73,7 @@ def split_folds(images: Iterable[Path]) -> list[list[Path]]:
 def find_jhu(folder: Path) -> Pairs:
     """The same for a split of JHU-Crowd++: ``images/0001.jpg`` belongs to ``gt/0001.txt``."""
     hint = "the input path must hold train/, val/ and test/, each with images/0001.jpg and gt/0001.txt"
-    for name in ("images", "gt"):
-        _require_folder(folder / name, hint)
-    return _pair(folder / "images", _by_stem(folder / "gt", ".txt"), lambda stem: f"{stem}.txt")
+    return _pair(folder / "images", folder / "gt", ".txt", hint)
 
 
 def find_sh(folder: Path) -> Pairs:
@@ -87,37 +81,33 @@ def find_sh(folder: Path) -> Pairs:
 
     ``images/IMG_1.jpg`` belongs to ``GT_IMG_1.mat`` in ``ground_truth`` or ``ground-truth``.
     """
-    _require_folder(folder / "images", "a part of ShanghaiTech holds train_data/ and test_data/, each with images/")
-    there = [folder / name for name in _SH_ANNOTATIONS if (folder / name).is_dir()]
-    if len(there) != 1:
-        expected, count = f"{' or '.join(_SH_ANNOTATIONS)} with GT_IMG_1.mat, ...", "both" if there else "neither"
-        raise FileNotFoundError(f"{folder}: must hold {expected}, and holds {count}; leave the right one there")
-    annotations = {path.stem[len("GT_") :]: path for path in _files(there[0], ".mat") if path.name.startswith("GT_")}
-    return _pair(folder / "images", annotations, lambda stem: f"GT_{stem}.mat")
+    there = [folder / name for name in ("ground_truth", "ground-truth") if (folder / name).is_dir()]
+    if len(there) == 2:
+        raise FileNotFoundError(f"{folder}: holds both ground_truth and ground-truth; leave the right one there")
+    hint = (
+        "a part of ShanghaiTech holds train_data/ and test_data/, each with images/ and ground_truth/GT_IMG_1.mat, ..."
+    )
+    return _pair(folder / "images", there[0] if there else folder / "ground_truth", ".mat", hint, prefix="GT_")
 
 
 def find_sh_part(root: Path, part: str | None) -> tuple[Path, str]:
     """The folder of ShanghaiTech's part "A" or "B", and which of the two it is.
 
     ``root`` is that folder, in which case its name or ``part`` tells, or its parent. Raises ``ValueError`` where the
-    choice is not clear and ``FileNotFoundError`` where the part is missing.
+    choice is not clear or the part is missing.
     """
     if (root / "train_data").is_dir():
-        named = [letter for letter, names in _SH_LAYOUTS.items() if root.name in names]
-        if part and named and named != [part]:
-            raise ValueError(f"--part {part}: {root} is part {named[0]}; give its own path, or drop --part")
-        if not part and not named:
-            raise ValueError(
-                f"{root}: its name does not tell which part of ShanghaiTech it is; add --part A or --part B"
-            )
-        return root, part or named[0]
-    names = {name: letter for letter, names in _SH_LAYOUTS.items() if part in (None, letter) for name in names}
-    found = [name for name in names if (root / name / "train_data").is_dir()]
-    if not found:
-        raise FileNotFoundError(f"{root}: no {' or '.join(names)} with train_data/ here; check the input path")
-    if len(found) > 1:
-        raise ValueError(f"{root}: holds {' and '.join(found)}; choose with --part A or --part B, or give one's path")
-    return root / found[0], names[found[0]]
+        letters = {part, _SH_PARTS.get(root.name)} - {None}
+        if len(letters) != 1:
+            named = _SH_PARTS.get(root.name, "A or B")
+            raise ValueError(f"{root}: is part {named} by its name, and --part is {part}; give the one that it is")
+        return root, letters.pop()
+    names = [name for name, letter in _SH_PARTS.items() if part in (None, letter)]
+    there = [name for name in names if (root / name / "train_data").is_dir()]
+    if len(there) != 1:
+        holds = " and ".join(there) or f"no {' or '.join(names)} with train_data/"
+        raise ValueError(f"{root}: holds {holds}; choose with --part A or --part B, or give the path of one")
+    return root / there[0], _SH_PARTS[there[0]]
 
 
 def find_nwpu(root: Path) -> Pairs:
@@ -126,33 +116,22 @@ def find_nwpu(root: Path) -> Pairs:
     ``0001.jpg`` in ``images`` or ``images_part1`` to ``images_part5`` belongs to ``mats/0001.mat`` or, without that, to
     ``jsons/0001.json``. Images without annotation are no problem here: those of the test split have none.
     """
-    _require_folder(
-        root, "the input path must hold images/ (or images_part1/ to images_part5/), mats/ or jsons/, lists"
-    )
-    folders = [path for path in sorted(root.iterdir()) if path.name == "images" or path.name.startswith("images_part")]
+    folders = [path for path in sorted(root.glob("images*")) if path.name == "images" or "images_part" in path.name]
     folders = [path for path in folders if path.is_dir()]
-    if not folders:
-        raise FileNotFoundError(f"{root}: neither images/ nor images_part1/ is here; check the input path")
-    images = unique_stems(image for folder in folders for image in list_images(folder))
     annotations: dict[str, Path] = {}
     for name, suffix in (("jsons", ".json"), ("mats", ".mat")):
-        if (root / name).is_dir():
-            annotations |= _by_stem(root / name, suffix)
-    if not annotations:
-        raise FileNotFoundError(
-            f"{root}: no annotations in mats/ or jsons/; put one of the two folders beside the images"
-        )
+        annotations |= _annotations(root / name, suffix)
+    if not folders or not annotations:
+        what = "annotations in mats/ or jsons/" if folders else "images/ and no images_part1/ to images_part5/"
+        raise FileNotFoundError(f"{root}: has no {what}; the input path must hold both, and the lists")
+    images = unique_stems(image for folder in folders for image in list_images(folder))
     pairs = {image: annotations.pop(image.stem, None) for image in images.values()}
     return pairs, [_image_missing(annotation, stem) for stem, annotation in annotations.items()]
 
 
 def read_ucf(path: Path | str) -> np.ndarray:
-    """Read a UCF-QNRF annotation: key ``annPoints`` of a MATLAB file, as float64 [N, 2].
-
-    An image without people may hold an empty array of any shape. Raises ``FileNotFoundError``, or ``ValueError`` for a
-    file that is damaged, lacks the key or holds something other than finite numbers in two columns.
-    """
-    return _checked_points(read_mat(path, "annPoints"), f"{path}: annPoints")
+    """Read a UCF-QNRF annotation: key ``annPoints`` of a MATLAB file, as float64 [N, 2]; errors as in ``read_mat_points``."""
+    return read_mat_points(Path(path), ["annPoints"])
 
 
 def read_jhu(path: Path) -> np.ndarray:
@@ -162,14 +141,11 @@ def read_jhu(path: Path) -> np.ndarray:
     is not six finite numbers, or whose size is negative.
     """
     heads = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        fields, where = line.split(), f"{path}: line {number}"
-        if not fields:
-            continue
+    for line, where in read_lines(path):
+        fields = line.split()
         if len(fields) != 6:
-            raise ValueError(
-                f"{where}: {len(fields)} values; write the six numbers {_JHU_COLUMNS}, with blanks between"
-            )
+            hint = "write the six numbers x y w h occlusion blur, with blanks between"
+            raise ValueError(f"{where}: {len(fields)} values; {hint}")
         x, y, width, height, *_ = (parse_number(field, where) for field in fields)
         if min(width, height) < 0:
             raise ValueError(f"{where}: a head of {width:g} x {height:g} pixels; correct or remove this line")
@@ -181,41 +157,29 @@ def read_nwpu(path: Path) -> np.ndarray:
     """Read an NWPU-Crowd annotation as float64 [N, 2]: key ``annPoints`` of a .mat, or ``points`` of a .json file."""
     if path.suffix.lower() == ".mat":
         return read_ucf(path)
-    contents = read_json(path)
-    if not isinstance(contents, dict) or "points" not in contents:
-        raise ValueError(f"{path}: no key points; an NWPU file is an object with the list points, [[x, y], ...]")
-    return json_points(contents["points"], f"{path}: points")
+    return json_points(member(read_json(path), "points", list, f"{path}"), f"{path}: points")
 
 
 def read_sh(path: Path) -> np.ndarray:
     """Read a ShanghaiTech annotation as float64 [N, 2]: ``image_info``, a cell that holds a struct with ``location``."""
-    value = read_mat(path, "image_info")
-    # image_info[0, 0][0, 0][0] of the released files: a cell, a struct and its first field.
-    while isinstance(value, list) and len(value) == 1:
-        value = value[0].get("location", MatObject("no location")) if isinstance(value[0], dict) else value[0]
-    return _checked_points(value, f"{path}: location in image_info")
+    return read_mat_points(path, ["image_info"])
 
 
-def _require_folder(folder: Path, hint: str) -> None:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; {hint}")
+def _annotations(folder: Path, suffix: str, prefix: str = "") -> dict[str, Path]:
+    """The annotations in a folder by the stem of their image, their suffix in lower or upper case; no hidden files."""
+    paths = [path for path in sorted(folder.glob("[!.]*")) if path.name.lower().endswith(suffix)]
+    return {path.name[len(prefix) : -len(suffix)]: path for path in paths if path.name.startswith(prefix)}
 
 
-def _files(folder: Path, ending: str) -> list[Path]:
-    """The files whose name ends so, in lower or upper case; archives made on a Mac hold hidden ones besides."""
-    return [path for path in sorted(folder.glob("[!.]*")) if path.name.lower().endswith(ending)]
-
-
-def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:
-    return {path.stem: path for path in _files(folder, suffix)}
-
-
-def _pair(folder: Path, annotations: Mapping[str, Path], name: Callable[[str], str]) -> Pairs:
-    """Pair the images of ``folder`` with the annotations by stem; ``name`` makes an annotation's name from a stem."""
-    single = dict(annotations)
+def _pair(folder: Path, annotations: Path, suffix: str, hint: str, prefix: str = "") -> Pairs:
+    """Pair the images of a folder with ``annotations``, files called ``prefix``, stem, ``suffix``."""
+    for path in (folder, annotations):
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: no such folder; {hint}")
+    single = _annotations(annotations, suffix, prefix)
     pairs = {image: single.pop(image.stem, None) for image in unique_stems(list_images(folder)).values()}
     problems = [
-        f"{image}: its annotation {name(image.stem)} is missing; add it, or remove the image"
+        f"{image}: its annotation {prefix}{image.stem}{suffix} is missing; add it, or remove the image"
         for image, annotation in pairs.items()
         if annotation is None
     ]
@@ -224,18 +188,3 @@ def _pair(folder: Path, annotations: Mapping[str, Path], name: Callable[[str], s
 
 def _image_missing(annotation: Path, stem: str) -> str:
     return f"{annotation}: its image {stem}.jpg is missing; add it, or remove the annotation"
-
-
-def _checked_points(values: Any, where: str) -> np.ndarray:
-    """``values`` as float64 [N, 2], or a ``ValueError`` that starts with ``where``."""
-    if not isinstance(values, np.ndarray):
-        kind = values if isinstance(values, MatObject) else "a cell or struct array"
-        raise ValueError(f"{where} holds {kind} instead of numbers; store the points as a numeric array [N, 2]")
-    if values.size == 0 and values.ndim <= 2:
-        return np.zeros((0, 2))
-    if values.ndim != 2 or values.shape[1] != 2:
-        raise ValueError(f"{where} has shape {list(values.shape)}; store one row (x, y) for each point, [N, 2]")
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if bad.size:
-        raise ValueError(f"{where}: row {bad[0] + 1} is {values[bad[0]].tolist()}; correct or remove this point")
-    return values

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.raw.marks import Annotated
+from utils.cli import warn
 from utils.images import Shape, turn_points
 
 UPRIGHT, STORED = "upright", "stored"
@@ -23,23 +24,19 @@ def stated_grid(value: Annotated, shape: Shape, source: Path, image: Path) -> st
     """
     if value.image_size is None:
         return None
-    height, width = shape.upright
-    stored, upright = value.image_size == (shape.width, shape.height), value.image_size == (width, height)
+    stored, upright = (value.image_size == grid_size(shape, grid) for grid in (STORED, UPRIGHT))
     if not stored and not upright:
-        told = " x ".join(f"{length:g}" for length in value.image_size)
-        reason = (
-            f"{source}: made for an image of {told} pixels, but {image} is stored as {shape.width} x {shape.height}"
-        )
-        raise ValueError(f"{reason}; annotate the image as it is, without scaling or cutting it")
+        width, height = value.image_size
+        reason = f"made for an image of {width:g} x {height:g} pixels, but {image} is stored as"
+        remedy = "annotate the image as it is, without scaling or cutting it"
+        raise ValueError(f"{source}: {reason} {shape.width} x {shape.height}; {remedy}")
     return None if stored and upright else UPRIGHT if upright else STORED
 
 
-def fitting_grid(value: Annotated, shape: Shape) -> str | None:
-    """The grid in which more of the points lie inside, None where there is no difference."""
-    points = np.array([mark[:2] for mark in value.marks]).reshape(-1, 2)
-    height, width = shape.upright
-    upright, stored = (outside(points, *size) for size in ((width, height), (shape.width, shape.height)))
-    return None if upright == stored else UPRIGHT if upright < stored else STORED
+def grid_size(shape: Shape, grid: str) -> tuple[int, int]:
+    """Width and height of an image in that grid."""
+    height, width = shape.upright if grid == UPRIGHT else (shape.height, shape.width)
+    return width, height
 
 
 def outside(points: np.ndarray, width: int, height: int) -> int:
@@ -49,27 +46,29 @@ def outside(points: np.ndarray, width: int, height: int) -> int:
 
 def choose_grids(
     annotated: Mapping[Path, Annotated], shapes: Mapping[Path, Shape], stated: Mapping[Path, str | None], usual: str
-) -> tuple[dict[Path, str], list[str]]:
-    """The grid of each image that is not stored upright, and lines that say how it was found.
+) -> dict[Path, str]:
+    """The grid of each image; a warning says which images are not stored upright, and how theirs was found.
 
-    What the files state decides, then where the points lie. Where neither tells it is the grid that all others of the
-    same files have, or the ``usual`` one.
+    What the files state decides, then where the points lie: in the grid in which more of them are inside. Where neither
+    tells it is the grid that all others of the same files have, or the ``usual`` one.
     """
     turned = [image for image in annotated if shapes[image].orientation != 1]
-    if not turned:
-        return {}, []
-    told = {image: stated[image] or fitting_grid(annotated[image], shapes[image]) for image in turned}
-    found = {grid for grid in told.values() if grid is not None}
-    common = found.pop() if len(found) == 1 else usual
-    grids = {image: told[image] or common for image in turned}
-    names = ", ".join(image.name for image in turned[:10]) + (", ..." if len(turned) > 10 else "")
-    of = f"{len(turned)} images have an EXIF orientation and are turned upright: {names}"
-    in_stored = [image for image in turned if grids[image] == STORED]
-    if not in_stored:
-        return grids, [f"{of}; their annotations are taken as made upright"]
-    first = ", ".join(image.name for image in in_stored[:3]) + (", ..." if len(in_stored) > 3 else "")
-    rest = f"those of {len(in_stored)} ({first}) fit the stored grid and are turned with them"
-    return grids, [f"{of}; {rest}"]
+    known = {}
+    for image in turned:
+        points = np.array([mark[:2] for mark in annotated[image].marks]).reshape(-1, 2)
+        upright, stored = (outside(points, *grid_size(shapes[image], grid)) for grid in (UPRIGHT, STORED))
+        known[image] = stated[image] or (None if upright == stored else UPRIGHT if upright < stored else STORED)
+    common = {grid for grid in known.values() if grid is not None}
+    usual = common.pop() if len(common) == 1 else usual
+    grids = dict.fromkeys(annotated, UPRIGHT) | {image: grid or usual for image, grid in known.items()}
+    if turned:
+        names = ", ".join(image.name for image in turned[:10]) + (", ..." if len(turned) > 10 else "")
+        lying = [image.name for image in turned if grids[image] == STORED]
+        first = ", ".join(lying[:3]) + (", ..." if len(lying) > 3 else "")
+        how = f"those of {len(lying)} ({first}) fit the stored grid and are turned with them"
+        how = how if lying else "their annotations are taken as made upright"
+        warn(f"{len(turned)} images have an EXIF orientation and are turned upright: {names}; {how}")
+    return grids
 
 
 def to_upright(points: np.ndarray, shape: Shape, grid: str) -> np.ndarray:

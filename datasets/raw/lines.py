@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -14,35 +13,32 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
-from datasets.raw.marks import Annotated, Mark, bounds, box
-from datasets.raw.raw_text import parse_number, read_text
+from datasets.raw.marks import Annotated, Mark, Request, shape
+from datasets.raw.raw_text import parse_number, read_lines
 from datasets.raw.suspicion import MANY, near_own
 
 _SAMPLE, _OF_A_FILE = 60, 5  # rows of label files that tell what those of another are
 
 
-def read_xy(path: Path) -> Annotated:
-    """``x y`` a line, in pixels, as P2PNet, PET and many lists have it; commas, semicolons or tabs separate as well."""
-    marks = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        fields, where = re.split(r"[\s,;]+", line.strip(" \t\r,;")), f"{path}: line {number}"
-        if fields == [""]:
-            continue
-        if len(fields) != 2:
-            raise ValueError(f"{where}: {len(fields)} values; write the two values x y, in pixels")
-        marks.append(Mark(*(parse_number(field, where) for field in fields)))
-    return Annotated(marks)
-
-
 class _Row(NamedTuple):
     label: str
     values: list[float]
-    line: str
     where: str
 
 
-def read_yolo(path: Path, width: int, height: int) -> Annotated:
-    """YOLO's labels for an image of that size, an object a line, in parts of the image.
+def read_xy(path: Path, request: Request = Request()) -> dict[str, Annotated]:
+    """``x y`` a line, in pixels, as P2PNet, PET and many lists have it; commas, semicolons or tabs separate as well."""
+    marks = []
+    for line, where in read_lines(path):
+        fields = re.findall(r"[^\s,;]+", line)
+        if len(fields) not in (0, 2):
+            raise ValueError(f"{where}: {len(fields)} values; write the two values x y, in pixels")
+        marks += [Mark(*(parse_number(field, where) for field in fields))] if fields else []
+    return {"": Annotated(marks)}
+
+
+def read_yolo(path: Path, request: Request = Request()) -> dict[str, Annotated]:
+    """YOLO's labels, an object a line, in parts of the image.
 
     ``class x y width height``, (x, y) the centre; with keypoints ``px py`` or ``px py visible`` behind it (pose), and the
     confidence of a prediction and the number of a track behind those, which do not matter; or ``class x y x y x y ...``,
@@ -51,27 +47,23 @@ def read_yolo(path: Path, width: int, height: int) -> Annotated:
     rows = _read_rows(path)
     pose = _are_poses(path, [row for row in rows if len(row.values) > 4])
     marks = []
-    for label, values, line, where in rows:
+    for label, values, where in rows:
         coordinates = values[:4] if pose else values
         if not _in_image(coordinates):
-            raise ValueError(f"{where}: {line!r:.80} is not in parts of the image, from 0 to 1; divide by its size")
-        scaled = [value * side for value, side in zip(coordinates, itertools.cycle((width, height)))]
-        if len(scaled) == 4:
-            marks.append(box("centre", scaled, label, where))
-        else:
-            marks.append(bounds(list(zip(scaled[::2], scaled[1::2], strict=True)), label, where))
-    return Annotated(marks)
+            raise ValueError(f"{where}: {str(values):.80} is not in parts of the image, 0 to 1; divide by its size")
+        (size, _) = request.sizes("")
+        scaled = [value * size[i % 2] for i, value in enumerate(coordinates)]
+        marks.append(shape("centre" if len(scaled) == 4 else "polygon", scaled, label, where))
+    return {"": Annotated(marks)}
 
 
 def _read_rows(path: Path) -> list[_Row]:
     rows = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        fields, where = line.split(), f"{path}: line {number}"
-        if not fields:
-            continue
-        if len(fields) < 5:
-            raise ValueError(f"{where}: {len(fields)} values; write the five values class x y width height")
-        rows.append(_Row(fields[0], [parse_number(field, where) for field in fields[1:]], line.strip(), where))
+    for line, where in read_lines(path):
+        label, *values = line.split()
+        if len(values) < 4:
+            raise ValueError(f"{where}: {len(values) + 1} values; write the five values class x y width height")
+        rows.append(_Row(label, [parse_number(value, where) for value in values], where))
     return rows
 
 
@@ -88,27 +80,25 @@ def _are_poses(path: Path, rows: Sequence[_Row]) -> bool:
     if stated and all(len(row.values) - 4 - stated[0] * stated[1] in (0, 1, 2) for row in rows):
         return True
     others = _sample(path.parent, path.parent.stat().st_mtime_ns)
-    told = _tell_poses([row.values for row in rows] + [values for other, values in others if other != path])
-    unclear = next((row for row in rows if len(row.values) % 2), rows[0] if told is None else None)
-    if not told and unclear:
-        raise ValueError(
-            f"{unclear.where}: {len(unclear.values) + 1} values, which may be a box with keypoints or the corners of a "
-            "polygon; write x y pairs for a polygon, and for poses kpt_shape: [number, 2 or 3] into the data set's YAML "
-            "file, or the five values class x y width height alone"
-        )
-    return bool(told)
+    poses = _tell_poses([row.values for row in rows] + [values for other, values in others if other != path])
+    unclear = next((row for row in rows if len(row.values) % 2), rows[0] if poses is None else None)
+    if not poses and unclear:
+        what = f"{len(unclear.values) + 1} values, which may be a box with keypoints or the corners of a polygon"
+        remedy = "write kpt_shape: [number, 2 or 3] into the data set's YAML file, or class x y width height alone"
+        raise ValueError(f"{unclear.where}: {what}; {remedy}")
+    return bool(poses)
 
 
 @functools.lru_cache
 def _sample(folder: Path, changed: int) -> list[tuple[Path, list[float]]]:
     """Long rows of label files in a folder, and of which file."""
-    found: list[tuple[Path, list[float]]] = []
+    rows: list[tuple[Path, list[float]]] = []
     for path in sorted(folder.glob("*.txt")):
         with contextlib.suppress(OSError, ValueError):
-            found += [(path, row.values) for row in _read_rows(path)[:_OF_A_FILE] if len(row.values) > 4]
-        if len(found) >= _SAMPLE:
+            rows += [(path, row.values) for row in _read_rows(path)[:_OF_A_FILE] if len(row.values) > 4]
+        if len(rows) >= _SAMPLE:
             break
-    return found
+    return rows
 
 
 def _tell_poses(rows: Sequence[Sequence[float]]) -> bool | None:
@@ -173,9 +163,8 @@ def _is_polygon(values: Sequence[float], strictly: bool) -> bool:
     from_edge = corners[None] - corners[:, None]
     side = edges[:, None, 0] * from_edge[..., 1] - edges[:, None, 1] * from_edge[..., 0]
     apart = side * np.roll(side, -1, axis=1) < 0
-    return (
-        not (apart & apart.T).any() and (corners == 0).all(axis=1).sum() < 2
-    )  # (0, 0) is a keypoint that is not there
+    absent = (corners == 0).all(axis=1).sum()  # (0, 0) is a keypoint that is not there
+    return not (apart & apart.T).any() and absent < 2
 
 
 @functools.lru_cache

@@ -1,17 +1,17 @@
-"""What every reader of an annotation format gives: marks, one for each counted object of an image.
+"""What every reader of an annotation format gives: for each image its marks, one for each counted object.
 
 A box, circle, ellipse or polygon becomes the centre of its bounding box, and sqrt(width * height) of that box its size: the
 side of the square of the same area, which, unlike the longer side, does not grow for an object that is long and thin.
 
-Every reader raises ``OSError`` for a file that cannot be read, and ``ValueError`` with file and line, or entry, for what is
-not clear. Shapes that are no objects matter only where their label is counted: ``counts``.
+Every reader is called with a path and a ``Request`` and gives the ``Annotated`` images by the names that the file has for
+them, "" for the only image of a file that belongs to one. It raises ``OSError`` for a file that cannot be read, and
+``ValueError`` with file and line, or entry, for what is not clear.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from datasets.raw.raw_text import json_number, one_form
@@ -19,6 +19,18 @@ from datasets.raw.raw_text import json_number, one_form
 # Attributes and columns that hold what an object is, the usual ones first; ImageJ's counter is the type of a point.
 LABEL_NAMES = ("label", "label_name", "labels", "class", "class_name", "classname", "category", "category_name", "type")
 LABEL_NAMES += ("counter",)
+
+# Width and height of an image as the formats may mean them: upright, and as it is stored.
+Sizes = tuple[tuple[int, int], tuple[int, int]]
+
+
+class Request(NamedTuple):
+    """What a reader may want to know besides its file."""
+
+    named: bool = True  # one file for many images, which it names
+    attribute: str | None = None  # what holds the labels, where that is to choose
+    sizes: Callable[[str], Sizes | None] = lambda name: None  # of the image of that name, if it can be read
+    notice: Callable[[str], object] = print  # what the user is told, once where it is the same of many files
 
 
 class Box(NamedTuple):
@@ -32,13 +44,17 @@ class Box(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """One counted object, in pixels; the size is NaN where the format gives none."""
+    """One counted object, in pixels; the size is NaN where the format gives none.
+
+    Or, with an ``error``, something that is refused if its label is counted.
+    """
 
     x: float
     y: float
     size: float = math.nan
     label: str = ""
     box: Box | None = None
+    error: str | None = None
 
 
 class Annotated(NamedTuple):
@@ -48,13 +64,34 @@ class Annotated(NamedTuple):
     image_size: tuple[float, float] | None = None
 
 
-def counts(label: str, categories: Collection[str]) -> bool:
-    """Whether objects of this label are counted; without ``categories`` all are."""
-    return not categories or one_form(label) in map(one_form, categories)
+def add_image(
+    images: dict[str, Annotated], name: Any, where: str, size: tuple[float, float] | None = None
+) -> list[Mark]:
+    """Enter an image under the name that its file gives; the list for its marks. ``ValueError`` for none, or one twice."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where}: lacks the name of its image; add it, or export the annotations again")
+    if name in images:
+        raise ValueError(f"{where}: the image {name!r:.80} is there twice; keep one of the two")
+    images[name] = Annotated([], size)
+    return images[name].marks
 
 
-def box(kind: str, numbers: Sequence[float], label: str, where: str) -> Mark:
-    """The mark of a ``Box``; ``ValueError`` for a negative or infinite one."""
+def shape(kind: str, numbers: Sequence[float], label: str, where: str) -> Mark:
+    """The mark of a shape of these numbers; ``ValueError`` for another number of them, and a negative or infinite shape.
+
+    ``kind`` is "point" (x, y), "ellipse" (x, y, and the two radii), "polygon" (x, y of each corner) or that of a ``Box``.
+    """
+    expected = {"point": 2, "polygon": max(2, len(numbers) // 2 * 2)}.get(kind, 4)
+    if len(numbers) != expected:
+        raise ValueError(f"{where}: a {kind} of {len(numbers)} numbers; draw it again")
+    if kind == "point":
+        return Mark(*numbers, math.nan, label)
+    if kind == "polygon":
+        across, down = numbers[::2], numbers[1::2]
+        kind, numbers = "corners", (min(across), min(down), max(across), max(down))
+    elif kind == "ellipse":
+        x, y, radius_x, radius_y = numbers
+        kind, numbers = "centre", (x, y, 2 * radius_x, 2 * radius_y)
     x, y, width, height = numbers
     if kind == "corners":
         width, height = width - x, height - y
@@ -67,30 +104,30 @@ def box(kind: str, numbers: Sequence[float], label: str, where: str) -> Mark:
     return mark
 
 
-def bounds(points: Sequence[Sequence[float]], label: str, where: str) -> Mark:
-    """The mark of the points' bounding box."""
-    across, down = zip(*points, strict=True)
-    return box("corners", (min(across), min(down), max(across), max(down)), label, where)
+def no_object(kind: Any, known: Sequence[str], label: str, where: str) -> Mark:
+    """In place of a shape that is no object: what is refused if its label is counted."""
+    reason = f"{where}: is a {kind!r:.40}; mark objects as {', '.join(known)}, or leave out its label with --category"
+    return Mark(math.nan, math.nan, math.nan, label, error=reason)
 
 
-def round_mark(x: float, y: float, radius_x: float, radius_y: float, label: str, where: str) -> Mark:
-    """The mark of an ellipse."""
-    return box("centre", (x, y, 2 * radius_x, 2 * radius_y), label, where)
+def counted(images: dict[str, Annotated], categories: Sequence[str]) -> dict[str, Annotated]:
+    """The images with their objects alone, labels in one form; ``ValueError`` for what is none and has a counted label."""
+    for value in images.values():
+        marks = [mark._replace(label=one_form(mark.label)) for mark in value.marks]
+        for mark in marks:
+            if mark.error and (not categories or mark.label in categories):
+                raise ValueError(mark.error)
+        value.marks[:] = [mark for mark in marks if not mark.error]
+    return images
 
 
-def entries(contents: Any, key: str, path: Path) -> list[dict[str, Any]]:
-    """The list of objects under ``key``."""
-    found = contents.get(key) if isinstance(contents, dict) else None
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise ValueError(f"{path}: no list {key!r} of objects; check --format, or export the file again")
-    return found
-
-
-def stated_size(contents: dict[str, Any], width: str, height: str, where: str) -> tuple[float, float] | None:
+def stated_size(
+    contents: Any, width: str, height: str, where: str, parse: Callable[[Any, str], float] = json_number
+) -> tuple[float, float] | None:
     """The image's width and height that an object states under these keys."""
     if not contents.get(width) or not contents.get(height):  # missing, null and 0 all say nothing
         return None
-    return json_number(contents[width], f"{where}: {width}"), json_number(contents[height], f"{where}: {height}")
+    return parse(contents.get(width), f"{where}: {width}"), parse(contents.get(height), f"{where}: {height}")
 
 
 def label_name(names: Sequence[str], chosen: str | None, where: str) -> str | None:

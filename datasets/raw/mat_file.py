@@ -18,6 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from datasets.raw.marks import Annotated, Mark, Request
+
+# What the field calls an array of points, the usual names first.
+POINT_NAMES = ("annPoints", "image_info", "location", "loc", "points", "gt_points", "gt", "annotation", "annotations")
+POINT_NAMES += ("ann_points", "annpoints", "coordinates", "coords", "dots", "heads", "head", "centers", "center", "xy")
 _HEADER = 128
 _MATRIX, _COMPRESSED = 14, 15
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
@@ -33,54 +38,70 @@ class MatObject(str):
     """In place of a value that is no array of real numbers, cell or struct: what it is, in words."""
 
 
-def read_mat(path: Path | str, variable: str) -> Any:
-    """The value of ``variable`` in a MATLAB 5 file.
+def read_mat_points(path: Path, names: Sequence[str], lone: bool = False) -> np.ndarray:
+    """The points of a MATLAB 5 file as float64 [N, 2]: of the first of the variables ``names`` that it holds.
 
-    Raises ``ValueError`` where it is missing, and like ``read_any``.
+    With ``lone`` the only variable of a file counts, whatever its name. The points may lie in cells and structs of one
+    element, there under one of ``POINT_NAMES``. An image without people may hold an empty array of any shape. Raises
+    ``ValueError`` for anything else than finite numbers in two columns, and like ``read_mat``.
     """
-    found = _read(Path(path), {variable})
-    if variable not in found:
-        names = ", ".join(sorted(found)) or "none"
-        raise ValueError(f"{path}: no key {variable} (keys found: {names}); save the points [N, 2] under that name")
-    return found[variable]
-
-
-def read_any(path: Path | str, variables: Sequence[str]) -> tuple[str, Any]:
-    """Name and value of the first of ``variables`` that a MATLAB 5 file holds, or of the only one that it holds.
-
-    Numbers become a float64 array with MATLAB's dimensions, a cell array the list of its values, a struct array
-    a list of dicts, anything else a ``MatObject``. Raises ``FileNotFoundError``, or ``ValueError`` for a file that is
-    damaged, of another version, or lacks the variable.
-    """
-    found = _read(Path(path), None)
-    name = next((name for name in variables if name in found), next(iter(found)) if len(found) == 1 else None)
+    variables = read_mat(path, None if lone else names)
+    name = next((name for name in names if name in variables), None)
+    if name is None and lone and len(variables) == 1:
+        name = next(iter(variables))
     if name is None:
-        names = ", ".join(sorted(found)) or "none"
-        raise ValueError(f"{path}: no key {variables[0]} (keys found: {names}); save the points [N, 2] under that name")
-    return name, found[name]
+        there = ", ".join(sorted(variables)) or "none"
+        raise ValueError(f"{path}: no key {names[0]} (keys found: {there}); save the points [N, 2] under that name")
+    where, value = f"{path}: {name}", variables[name]
+    # image_info[0, 0][0, 0][0] of ShanghaiTech: a cell, a struct and its first field.
+    while isinstance(value, (list, dict)):
+        if isinstance(value, list):
+            value = value[0] if len(value) == 1 else MatObject(f"an array of {len(value)} cells or structs")
+        else:
+            field = next((field for field in POINT_NAMES if field in value), None)
+            value = value[field] if field else MatObject(f"a struct without location (fields: {', '.join(value)})")
+    if isinstance(value, MatObject):
+        raise ValueError(f"{where} holds {value} instead of numbers; store the points as a numeric array [N, 2]")
+    if value.size == 0 and value.ndim <= 2:
+        return np.zeros((0, 2))
+    if value.ndim != 2 or value.shape[1] != 2:
+        raise ValueError(f"{where} has shape {list(value.shape)}; store one row (x, y) for each point, [N, 2]")
+    bad = np.flatnonzero(~np.isfinite(value).all(axis=1))
+    if bad.size:
+        raise ValueError(f"{where}: row {bad[0] + 1} is {value[bad[0]].tolist()}; correct or remove this point")
+    return value
 
 
-def _read(path: Path, wanted: Collection[str] | None) -> dict[str, Any]:
-    """The variables by name; the value of one that is not ``wanted`` is None. Without ``wanted`` all are read."""
+def read_points_mat(path: Path, request: Request = Request()) -> dict[str, Annotated]:
+    """The points of a MATLAB file under one of the names that the field uses, or of its only variable."""
+    return {"": Annotated([Mark(x, y) for x, y in read_mat_points(path, POINT_NAMES, lone=True).tolist()])}
+
+
+def read_mat(path: Path, names: Collection[str] | None = None) -> dict[str, Any]:
+    """The variables of a MATLAB 5 file; the value of one that is not among the ``names``, if they are given, is None.
+
+    Numbers become a float64 array with MATLAB's dimensions, a cell array the list of its values, a struct array a list of
+    dicts, anything else a ``MatObject``. Raises ``FileNotFoundError``, or ``ValueError`` for a file that is damaged or of
+    another version.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such annotation file; add it, or remove its image")
     data = path.read_bytes()
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if data[:8] == b"\x89HDF\r\n\x1a\n" or (order and struct.unpack(f"{order}H", data[124:126])[0] == 0x200):
         raise ValueError(f"{path}: MATLAB 7.3 files are not supported; save it with MATLAB's option -v7")
-    found: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
     try:
         if not order:
             raise ValueError("it does not begin like a MATLAB 5 file")
         for matrix in _variables(data, order):
             name, flags, dimensions, rest = _matrix_head(matrix, order)
-            if name in found:
+            if name in variables:
                 raise ValueError(f"the variable {name} is there twice")
-            read = wanted is None or name in wanted
-            found[name] = _value(flags, dimensions, rest, order, 0) if read else None
+            variables[name] = _value(flags, dimensions, rest, order, 0) if names is None or name in names else None
     except (ValueError, struct.error, zlib.error) as error:
         raise ValueError(f"{path}: not a readable .mat file ({error}); get it again, or save it with -v7") from None
-    return found
+    return variables
 
 
 def _variables(data: bytes, order: str) -> Iterator[bytes]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from datasets.raw.annotations import prepared_stem
 from datasets.report import CROP_SIZES, RECORD, read_record, write_report
 from GS2D.points import mean_neighbour_distance
-from utils.cli import Outcome, default_workers, for_each, report_failures
+from utils.cli import Outcome, default_workers, for_each, report_failures, warn
 from utils.config import make_parser, number, parse_arguments
 from utils.dataset_report import OWN
 from utils.files import IMAGE_SUFFIXES, atomic_write, gaussians_path, make_folder, points_path, remove_stale_partials
@@ -94,7 +94,7 @@ def prepare_image(job: Job) -> Prepared:
     height, width, ratio = resized_size(raw_height, raw_width, minimum, maximum)
     if max(height, width) > _JPEG_MAX_SIDE:
         raise ValueError(
-            f"{job.image}: becomes {width} x {height} pixels, too long for a JPEG; cut it up or lower --min-size"
+            f"{job.image}: becomes {width} x {height} pixels, too long for a JPEG; cut or lower --min-size"
         )
     if ratio != 1:
         image = cv2.resize(image, (width, height), interpolation=INTERPOLATIONS[interpolation])
@@ -129,60 +129,23 @@ def is_grey(image: np.ndarray) -> bool:
     )
 
 
-def make_jobs(
-    root: Path,
-    split: Mapping[str, Sequence[Path]],
-    annotations: Mapping[Path, Path | np.ndarray | None],
-    read: Callable[[Path], np.ndarray] | None,
-    settings: Settings,
-    unannotated: Sequence[str] = (),
-    upright: bool = False,
-) -> list[Job]:
-    """A job for each image of ``split`` that has an annotation, and for all images of the splits ``unannotated``."""
-    return [
-        Job(
-            image,
-            None if name in unannotated else annotations[image],
-            read,
-            root / name / f"{prepared_stem(image.stem)}.jpg",
-            name == "train",
-            settings,
-            upright,
-        )
-        for name, images in split.items()
-        for image in images
-        if name in unannotated or annotations[image] is not None
-    ]
-
-
 def make_preprocess_parser(description: str, defaults: Settings) -> argparse.ArgumentParser:
     """The options that all preprocessing scripts have."""
     parser = make_parser(description)
-    parser.add_argument(
-        "--input-dataset-path", "--origin-dir", type=Path, required=True, metavar="P", help="folder of the raw data set"
-    )
-    parser.add_argument(
-        "--output-dataset-path",
-        "--data-dir",
-        "--root-path",
-        type=Path,
-        required=True,
-        metavar="P",
-        help="folder to write to",
-    )
-    parser.add_argument(
-        "--min-size", type=number(int, 1), default=defaults.min_size, help="smallest short side, pixels"
-    )
-    parser.add_argument("--max-size", type=number(int, 1), default=defaults.max_size, help="largest short side, pixels")
-    parser.add_argument(
-        "--interpolation", choices=list(INTERPOLATIONS), default=defaults.interpolation, help="how images are resized"
-    )
+    folder = {"type": Path, "required": True, "metavar": "P"}
+    parser.add_argument("--input-dataset-path", "--origin-dir", **folder, help="folder of the raw data set")
+    parser.add_argument("--output-dataset-path", "--data-dir", "--root-path", **folder, help="folder to write to")
+    for name, text in (("min", "smallest"), ("max", "largest")):
+        default = getattr(defaults, f"{name}_size")
+        parser.add_argument(f"--{name}-size", type=number(int, 1), default=default, help=f"{text} short side, pixels")
+    ways = list(INTERPOLATIONS)
+    parser.add_argument("--interpolation", choices=ways, default=defaults.interpolation, help="how images are resized")
     parser.add_argument("--quality", type=number(int, 1, 100), default=defaults.quality, help="JPEG quality")
     parser.add_argument("--workers", type=number(int, 1), default=default_workers(), help="parallel processes")
     return parser
 
 
-def parse_preprocess_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Settings]:
+def parse_preprocess_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line, and check the two folders before anything is written."""
     arguments = parse_arguments(parser)
     if arguments.min_size > arguments.max_size:
@@ -194,53 +157,67 @@ def parse_preprocess_arguments(parser: argparse.ArgumentParser) -> tuple[argpars
     if root.is_dir():
         with hold(root):  # a second run must not get as far as another split.json; ``prepare`` holds it for good
             pass
-    return arguments, Settings(*(getattr(arguments, name) for name in Settings._fields))
+    return arguments
 
 
 def prepare(
-    root: Path,
-    jobs: Sequence[Job],
+    arguments: argparse.Namespace,
+    split: Mapping[str, Sequence[Path]],
+    annotations: Mapping[Path, Path | np.ndarray | None],
+    read: Callable[[Path], np.ndarray] | None,
     problems: Sequence[str],
-    workers: int,
     dataset: str = OWN,
-    crop_size: int = 512,
+    unannotated: Sequence[str] = (),
 ) -> int:
-    """Run the jobs that are not done yet, print what became of them and return the exit code.
+    """Prepare the images of ``split`` that are not done yet, print what became of them and return the exit code.
 
-    ``problems`` are lines about files for which there is no job; they count as failures. ``root/preprocess.jsonl``
+    An image is prepared if it has an annotation, a file for ``read`` or its points, or if its split is ``unannotated``.
+    ``problems`` are lines about others; they count as failures. ``preprocess.jsonl`` in the output folder
     records from what each image was made (settings, size and time of the raw files or a hash of the points): an image is
     done if that has not changed and its files are there. The record grows with each finished image, so that an
     interrupted run goes on where it stopped. ``dataset`` is one of the published ones, with whose numbers and crop the
-    report compares, or "own"; then the crop is ``crop_size``. Raises ``OSError`` where another run works in ``root``.
+    report compares, or "own"; then the crop is ``arguments.crop_size``, and images are turned upright. Raises ``OSError``
+    where another run works in the folder.
     """
-    with hold(make_folder(root)):
-        return _prepare(root, jobs, problems, workers, dataset, crop_size)
+    settings = Settings(*(getattr(arguments, name) for name in Settings._fields))
+    root = make_folder(arguments.output_dataset_path)
+    jobs = {}
+    for name, images in split.items():
+        for image in images:
+            annotation = None if name in unannotated else annotations[image]
+            if annotation is not None or name in unannotated:
+                output = root / name / f"{prepared_stem(image.stem)}.jpg"
+                job = Job(image, annotation, read, output, name == "train", settings, upright=dataset == OWN)
+                jobs[str(output.relative_to(root))] = job
+    with hold(root):
+        return _prepare(
+            root, jobs, problems, arguments.workers, dataset, CROP_SIZES.get(dataset) or arguments.crop_size
+        )
 
 
 def _prepare(
-    root: Path, jobs: Sequence[Job], problems: Sequence[str], workers: int, dataset: str, crop_size: int
+    root: Path, jobs: Mapping[str, Job], problems: Sequence[str], workers: int, dataset: str, crop_size: int
 ) -> int:
     started = time.perf_counter()
-    planned = {str(job.output.relative_to(root)): job for job in jobs}
-    made_from = {name: _made_from(job) for name, job in planned.items()}
-    folders = list(dict.fromkeys(job.output.parent for job in jobs))
+    made_from = {name: _made_from(job) for name, job in jobs.items()}
+    folders = list(dict.fromkeys(job.output.parent for job in jobs.values()))
     for folder in folders:
         remove_stale_partials(make_folder(folder))
     record = _read_record(root)
-    moved = _remove_moved(root, planned, record)
-    _warn_of_strangers(root, folders, planned)
-    done = [
-        name
-        for name in planned
-        if name in record
-        and record[name]["made_from"] == made_from[name]
-        and (root / name).exists()
-        and points_path(root / name).exists() == (planned[name].annotation is not None)
-    ]
-    todo = {name: job for name, job in planned.items() if name not in set(done)}
+    moved = _remove_moved(root, jobs, record)
+    _warn_of_strangers(root, folders, jobs)
+    todo = {
+        name: job
+        for name, job in jobs.items()
+        if record.get(name, {}).get("made_from") != made_from[name]
+        or not (root / name).exists()
+        or points_path(root / name).exists() != (job.annotation is not None)
+    }
+    done = [name for name in jobs if name not in todo]
     record = {name: entry for name, entry in record.items() if name not in todo}
     if todo or moved:
-        _write_record(root, record)
+        with atomic_write(root / RECORD) as partial:
+            partial.write_text("".join(json.dumps(entry) + "\n" for entry in record.values()), encoding="utf-8")
     outcomes = [Outcome(problem, None, problem) for problem in problems] + [Outcome(name, None, None) for name in done]
     dropped_lines = []
     for name, outcome in zip(todo, for_each(prepare_image, list(todo.values()), workers, "preprocess"), strict=True):
@@ -254,8 +231,8 @@ def _prepare(
             total = made.points + made.dropped
             dropped_lines.append(f"{source}: {made.dropped} of {total} points lie outside the image and are dropped")
     print(*dropped_lines, sep="\n", end="\n" if dropped_lines else "")
-    if any(name in record for name in planned):
-        write_report(root, dataset, CROP_SIZES.get(dataset, crop_size))
+    if any(name in record for name in jobs):
+        write_report(root, dataset, crop_size)
     finished, seconds = len(todo.keys() & record.keys()), time.perf_counter() - started
     if todo:
         speed = f"{seconds:.1f} s ({finished / seconds:.1f} images/s)"
@@ -266,11 +243,10 @@ def _prepare(
         print(f"no image was prepared: none of {len(problems)} has an annotation that can be read")
     fitted = sum(name in record and gaussians_path(root / name).exists() for name in todo)
     if fitted:
-        print(
-            f"warning: {fitted} of these images had Gaussians already; unless those were fitted to images prepared the "
-            "same way, run 2dgs_counting_1gs_gsplat.py with --overwrite",
-            file=sys.stderr,
+        what = (
+            f"{fitted} of these images had Gaussians already; unless those were fitted to images prepared the same way"
         )
+        warn(f"{what}, run 2dgs_counting_1gs_gsplat.py with --overwrite")
     return report_failures(outcomes)
 
 
@@ -282,33 +258,18 @@ def _made_from(job: Job) -> dict[str, Any]:
     made_from = {**job.settings._asdict(), "raw_files": [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
     if isinstance(job.annotation, np.ndarray):
         made_from["points_hash"] = hashlib.sha256(np.ascontiguousarray(job.annotation)).hexdigest()[:16]
-    if job.upright and (orientation := _orientation(job.image)) != 1:
-        made_from["orientation"] = orientation
+    with contextlib.suppress(OSError, ValueError):  # an image that cannot be read fails when it is prepared
+        if job.upright and (orientation := image_shape(job.image).orientation) != 1:
+            made_from["orientation"] = orientation
     return made_from
-
-
-def _orientation(image: Path) -> int:
-    """By which the image is to be turned; one that cannot be read fails when it is prepared."""
-    try:
-        return image_shape(image).orientation
-    except (OSError, ValueError):
-        return 1
 
 
 def _read_record(root: Path) -> dict[str, dict[str, Any]]:
     """The entries of the record by image; a line that a kill cut off, or of an older form, counts as not written."""
-    kinds: dict[str, Any] = {"image": str, "source": str, "points": (int, type(None)), "dropped": int}
-    kinds |= {"height": int, "width": int, "grey": bool, "orientation": int, "made_from": dict}
-    return {
-        name: {key: entry[key] for key in kinds}
-        for name, entry in ((name, {"orientation": 1, **entry}) for name, entry in read_record(root).items())
-        if all(key in entry and isinstance(entry[key], kind) for key, kind in kinds.items())
-    }
-
-
-def _write_record(root: Path, record: Mapping[str, Mapping[str, Any]]) -> None:
-    with atomic_write(root / RECORD) as partial:
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in record.values()), encoding="utf-8")
+    keys = {"image", "source", "made_from", *Prepared._fields}
+    read = read_record(root).items()
+    entries = {name: {**entry, "orientation": entry.get("orientation", 1)} for name, entry in read}
+    return {name: entry for name, entry in entries.items() if entry.keys() >= keys and isinstance(entry["source"], str)}
 
 
 def _append_record(root: Path, entry: Mapping[str, Any]) -> None:
@@ -338,8 +299,5 @@ def _warn_of_strangers(root: Path, folders: Sequence[Path], planned: Mapping[str
         images = [path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in IMAGE_SUFFIXES]
         strangers = [path.name for path in images if str(path.relative_to(root)) not in planned]
         if strangers:
-            print(
-                f"warning: {folder}: {len(strangers)} images are not of this input and split (first {strangers[0]}); "
-                "remove them, or choose a new output path",
-                file=sys.stderr,
-            )
+            what = f"{len(strangers)} images are not of this input and split (first {strangers[0]})"
+            warn(f"{folder}: {what}; remove them, or choose a new output path")

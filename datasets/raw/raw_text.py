@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
+import sys
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+_AGAIN = "check --format, or export the file again"
+_KINDS = {list: "list", dict: "object", str: "text"}
 
 
 class DamagedError(ValueError):
@@ -31,29 +38,62 @@ def read_text(path: Path) -> str:
         raise DamagedError(f"{path}: not a UTF-8 text file (byte {error.start + 1}); save it as UTF-8") from None
 
 
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a text file that are not blank, without the blanks around them, each with the place where it stands."""
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if line.strip():
+            yield line.strip(), f"{path}: line {number}"
+
+
+def read_rows(path: Path, text: str, delimiter: str = ",") -> Iterator[tuple[list[str], str]]:
+    """The rows of a table that are not empty, each with the place where it stands; ``DamagedError`` for what is no CSV."""
+    rows = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter, strict=True)
+    try:
+        for row in rows:
+            fields = [field.strip() for field in row]
+            if any(fields):
+                yield fields, f"{path}: line {rows.line_num}"
+    except csv.Error as error:
+        raise DamagedError(f"{path}: line {rows.line_num}: not valid CSV ({error}); correct this line") from None
+
+
 def read_json(path: Path) -> Any:
     """The contents of a JSON file. A key that is there twice in one object is refused: one of the two would be lost."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise ValueError(f"the key {key!r} is there twice in one object")
-            found[key] = value
-        return found
+        contents = dict(pairs)
+        if len(contents) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the key {twice!r} is there twice in one object")
+        return contents
 
     text = read_text(path)
     try:
         return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        reason = f"line {error.lineno}: not valid JSON ({error.msg}, column {error.colno})"
-        raise DamagedError(f"{path}: {reason}; get the file again, or export it anew") from None
+        where, reason = f"{path}: line {error.lineno}", f"{error.msg}, column {error.colno}"
     except RecursionError:
-        raise DamagedError(
-            f"{path}: not valid JSON (nested too deeply); get the file again, or export it anew"
-        ) from None
+        where, reason = f"{path}", "nested too deeply"
     except ValueError as error:
-        raise DamagedError(f"{path}: not usable JSON ({error}); correct the file") from None
+        where, reason = f"{path}", str(error)
+    raise DamagedError(f"{where}: not valid JSON ({reason}); correct the file, or export it again")
+
+
+def member(contents: Any, key: str, kind: type, where: str) -> Any:
+    """The value of ``key`` in a JSON object; ``ValueError`` that starts with ``where`` if it is not of that kind."""
+    value = contents.get(key) if isinstance(contents, dict) else None
+    if not isinstance(value, kind):
+        raise ValueError(f"{where}: no {_KINDS[kind]} {key!r}; {_AGAIN}")
+    return value
+
+
+def entries(contents: Any, key: str, where: str) -> list[dict[str, Any]]:
+    """The list of objects under ``key``."""
+    values = member(contents, key, list, where)
+    if not all(isinstance(value, dict) for value in values):
+        raise ValueError(f"{where}: no list {key!r} of objects; {_AGAIN}")
+    return values
 
 
 def parse_number(text: str, where: str) -> float:
@@ -70,21 +110,21 @@ def parse_number(text: str, where: str) -> float:
 
 def json_number(value: Any, where: str) -> float:
     """A finite JSON number as a float, or a ``ValueError`` that starts with ``where``."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            if math.isfinite(value):
-                return float(value)
-        except OverflowError:
-            pass
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+        return float(value)
     raise ValueError(f"{where}: {value!r:.40} is no finite number; correct the file")
+
+
+def json_numbers(contents: dict[str, Any], keys: tuple[str, ...], where: str) -> list[float]:
+    """The finite numbers under these keys."""
+    return [json_number(contents.get(key), f"{where}: {key}") for key in keys]
 
 
 def json_points(value: Any, where: str) -> np.ndarray:
     """A JSON list of pairs [x, y] as float64 [N, 2], or a ``ValueError`` that starts with ``where``."""
     if not isinstance(value, list):
-        raise ValueError(
-            f"{where}: {type(value).__name__} in place of the list of points [[x, y], ...]; correct the file"
-        )
+        kind = type(value).__name__
+        raise ValueError(f"{where}: {kind} in place of the list of points [[x, y], ...]; correct the file")
     rows = []
     for i, pair in enumerate(value, start=1):
         if not isinstance(pair, list) or len(pair) != 2:

@@ -6,35 +6,31 @@ import argparse
 import hashlib
 import itertools
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets.raw.annotations import prepared_stem, unique_stems
-from datasets.raw.raw_text import one_form, read_text
+from datasets.raw.raw_text import one_form, read_lines
+from utils.cli import warn
 from utils.config import number
 from utils.files import PICTURES, SPLITS, make_folder, write_json
 
 
-def add_split_options(parser: argparse.ArgumentParser, of: str) -> None:
-    """The options of ``split_train_val`` for a script; ``of`` names what is divided."""
-    for name in ("train", "val"):
+def add_split_options(parser: argparse.ArgumentParser, of: str, test: bool = False) -> None:
+    """The options of ``split_train_val`` for a script; ``of`` names what is divided, with ``test`` also into a test split."""
+    for name in SPLITS if test else SPLITS[:2]:
         text = f"names of the {name} images, one a line"
         parser.add_argument(f"--{name}-list", type=Path, metavar="FILE", help=text)
     text = f"part of {of} that becomes val, without lists"
     parser.add_argument("--val-fraction", type=number(float, 0, 0.9, above=True), default=0.1, help=text)
+    if test:
+        text = "part that becomes test, without lists and folders"
+        parser.add_argument("--test-fraction", type=number(float, 0, 0.9), default=0.1, help=text)
     parser.add_argument("--seed", type=number(int), default=4073, help="of the split, without lists")
 
 
-def split_as_asked(images: Sequence[Path], root: Path, arguments: argparse.Namespace) -> dict[str, list[Path]]:
-    """``split_train_val`` with the options of ``add_split_options``, and ``test_list``, ``test_fraction`` where they are."""
-    options = ("train_list", "val_list", "val_fraction", "seed", "test_list", "test_fraction")
-    given = {name: getattr(arguments, name) for name in options if hasattr(arguments, name)}
-    return split_train_val(images, make_folder(root), **given)
-
-
 def divide_folders(
-    folders: Mapping[str | None, Sequence[Path]], root: Path, arguments: argparse.Namespace
+    folders: Mapping[str | None, Sequence[Path]], arguments: argparse.Namespace
 ) -> dict[str, list[Path]]:
     """Splits that folders give; where they give train but no val, val is taken from train, and without any all is drawn.
 
@@ -42,83 +38,66 @@ def divide_folders(
     that contradict the folders, and like ``split_train_val``.
     """
     if set(folders) <= {None}:
-        return split_as_asked(folders.get(None, []), root, arguments)
+        return split_train_val(folders.get(None, []), arguments)
     split = {name: list(unique_stems(folders[name]).values()) for name in SPLITS if name in folders}
     divided = "train" in split and "val" not in split
     for name in ("train_list", "val_list", "test_list"):
-        if getattr(arguments, name) and (not divided or name == "test_list"):
-            option = f"--{name.replace('_', '-')} {getattr(arguments, name)}"
-            raise ValueError(
-                f"{option}: the folders {', '.join(split)} decide already; drop this option or the folders"
-            )
+        if (given := getattr(arguments, name)) and (not divided or name == "test_list"):
+            what = f"the folders {', '.join(split)} decide already; drop this option or the folders"
+            raise ValueError(f"--{name.replace('_', '-')} {given}: {what}")
     if None in folders:
         lost = f"{len(folders[None])} images (first {folders[None][0]}) lie in none of the folders {', '.join(split)}"
-        print(f"warning: {lost} and are left out", file=sys.stderr)
+        warn(f"{lost} and are left out")
     for name in SPLITS:
         if name not in split and not (name == "val" and divided):
             print(f"no folder {name}: there will be no {name} split")
     if divided:
         only_train = argparse.Namespace(**{**vars(arguments), "test_fraction": 0.0})
-        split |= split_as_asked(split["train"], root, only_train)
+        split |= split_train_val(split["train"], only_train)
     return {name: split[name] for name in SPLITS if name in split}
 
 
-def split_train_val(
-    images: Sequence[Path],
-    root: Path,
-    *,
-    train_list: Path | None,
-    val_list: Path | None,
-    val_fraction: float,
-    seed: int,
-    test_list: Path | None = None,
-    test_fraction: float = 0.0,
-) -> dict[str, list[Path]]:
-    """Divide the raw images, say how, and write the result to ``root/split.json``.
+def split_train_val(images: Sequence[Path], arguments: argparse.Namespace) -> dict[str, list[Path]]:
+    """Divide the raw images, say how, and write the result to ``split.json`` in the output folder.
 
-    With lists (one image name a line) the lists decide; without that of train or of val, that split is the rest. Without
-    both, ``val_fraction`` of the images is drawn. Without any list so is ``test_fraction``, and a ``split.json`` for the
-    same seed, fractions and images is used as it stands. There is a test split only with ``test_list`` or
-    ``test_fraction``. Raises ``ValueError`` or ``OSError``, naming the file, for lists that cannot be read or do not fit,
-    and ``ValueError`` for images of one name.
+    ``arguments`` are those of ``add_split_options``. With lists (one image name a line) the lists decide; without that of
+    train or of val, that split is the rest. Without both, ``val_fraction`` of the images is drawn. Without any list so is
+    ``test_fraction``, and a ``split.json`` for the same seed, fractions and images is used as it stands. There is a test
+    split only with ``test_list`` or ``test_fraction``. Raises ``ValueError`` or ``OSError``, naming the file, for lists that
+    cannot be read or do not fit, and ``ValueError`` for images of one name.
     """
     by_stem = unique_stems(images)
-    lists = {"train": train_list, "val": val_list, "test": test_list}
-    lists = {name: path for name, path in lists.items() if path}
-    drawn = not train_list and not val_list
-    origin: dict[str, object] = {
-        "train_list": str(train_list) if train_list else None,
-        "val_list": str(val_list) if val_list else None,
-        "val_fraction": val_fraction if drawn else None,
-        "seed": seed if drawn else None,
-    }
-    test_fraction = test_fraction if not lists else 0.0
-    splits = ["train", "val"]
-    if test_list or test_fraction:
-        origin |= {"test_list": str(test_list) if test_list else None, "test_fraction": test_fraction or None}
-        splits.append("test")
-    path, stored = root / "split.json", None
+    path = make_folder(arguments.output_dataset_path) / "split.json"
+    lists = {name: given for name in SPLITS if (given := getattr(arguments, f"{name}_list", None))}
+    drawn = lists.keys() <= {"test"}
+    fractions = {"val": arguments.val_fraction, "test": 0.0 if lists else getattr(arguments, "test_fraction", 0.0)}
+    splits = SPLITS if "test" in lists or fractions["test"] else SPLITS[:2]
+    origin: dict[str, object] = {f"{name}_list": str(lists[name]) if name in lists else None for name in SPLITS[:2]}
+    origin |= {"val_fraction": fractions["val"] if drawn else None, "seed": arguments.seed if drawn else None}
+    if len(splits) == 3:
+        test_list = str(lists["test"]) if "test" in lists else None
+        origin |= {"test_list": test_list, "test_fraction": fractions["test"] or None}
     stems, rest = _read_lists(lists, by_stem)
+    stored = None if lists else _stored_split(path, origin, by_stem, splits)
     if drawn:
-        stored = None if lists else _stored_split(path, origin, by_stem, splits)
-        stems = stored or stems | _seeded_split(sorted(rest), val_fraction, test_fraction, seed)
-    elif train_list and val_list:
+        stems = stored or stems | _seeded_split(sorted(rest), fractions, arguments.seed)
+    elif {"train", "val"} <= lists.keys():
         _warn_of_rest(rest, by_stem)
     else:
-        stems |= {"val" if train_list else "train": rest}
+        stems |= {"val" if "train" in lists else "train": rest}
     split = {name: [by_stem[stem] for stem in sorted(stems[name])] for name in splits}
     for name in splits:
         if not split[name]:
-            raise ValueError(f"{train_list or val_list or path}: leaves no image for {name}; correct the lists")
-    names = {name: [image.name for image in split[name]] for name in splits}
-    write_json(path, origin | names)
-    how = f"seed {seed}, val fraction {val_fraction:g}" + (
-        f", test fraction {test_fraction:g}" if test_fraction else ""
-    )
-    how = ("no lists given, " if not lists else "test by the list given, ") + how if drawn else "by the lists given"
+            given = lists.get("train", lists.get("val", path))
+            raise ValueError(f"{given}: leaves no image for {name}; correct the lists")
+    write_json(path, origin | {name: [image.name for image in split[name]] for name in splits})
+    how = "by the lists given"
+    if drawn:
+        how = f"{'test by the list' if lists else 'no lists'} given, seed {arguments.seed}"
+        how += "".join(f", {name} fraction {fraction:g}" for name, fraction in fractions.items() if fraction)
     counts = [f"{len(split[name])} {name}" for name in splits]
-    kept = "kept from" if stored else "written to"
-    print(f"split: {', '.join(counts[:-1])} and {counts[-1]} images ({how}), {kept} {path}")
+    written = "kept from" if stored else "written to"
+    print(f"split: {', '.join(counts[:-1])} and {counts[-1]} images ({how}), {written} {path}")
     return split
 
 
@@ -148,28 +127,23 @@ def _read_lists(
 
 
 def _read_list(path: Path, by_stem: Mapping[str, Path], columns: Sequence[int] = ()) -> set[str]:
-    """The stems that a list names, one a line, with or without the image's suffix; blank lines do not count.
+    """The stems that a list names, one a line, with or without the image's suffix.
 
     With ``columns``, a line has one of these numbers of columns, and the first names the image.
     """
     stems, known = set(), {one_form(stem): stem for stem in by_stem}
-    for line_number, line in enumerate(read_text(path).splitlines(), start=1):
-        name = line.strip()
-        if not name:
-            continue
+    for name, where in read_lines(path):
         if columns:
-            if len(line.split()) not in columns:
+            name, *others = name.split()
+            if len(others) + 1 not in columns:
                 allowed = " or ".join(map(str, columns))
-                raise ValueError(
-                    f"{path}: line {line_number}: {len(line.split())} columns; write {allowed}, image first"
-                )
-            name = line.split()[0]
+                raise ValueError(f"{where}: {len(others) + 1} columns; write {allowed}, image first")
         stem = Path(name).stem if name.lower().endswith(PICTURES) else name
         if "\\" in stem and one_form(prepared_stem(stem)) not in known:  # a path as Windows writes it
             stem = stem.rpartition("\\")[2]
         key = one_form(prepared_stem(stem))
         if key not in known:
-            raise ValueError(f"{path}: line {line_number}: the input has no image {name}; correct the list")
+            raise ValueError(f"{where}: the input has no image {name}; correct the list")
         stems.add(known[key])
     if not stems:
         raise ValueError(f"{path}: names no image; give a list of image names, one a line")
@@ -179,20 +153,22 @@ def _read_list(path: Path, by_stem: Mapping[str, Path], columns: Sequence[int] =
 def _warn_of_rest(rest: set[str], by_stem: Mapping[str, Path]) -> None:
     if rest:
         names = _some(sorted(by_stem[stem].name for stem in rest))
-        print(f"warning: {len(rest)} images are in none of the lists and are left out: {names}", file=sys.stderr)
+        warn(f"{len(rest)} images are in none of the lists and are left out: {names}")
 
 
-def _seeded_split(stems: Sequence[str], val_fraction: float, test_fraction: float, seed: int) -> dict[str, set[str]]:
-    splits = "train, val and test" if test_fraction else "train and val"
-    if len(stems) < (3 if test_fraction else 2):
-        raise ValueError(f"{len(stems)} image(s) cannot be divided into {splits}; add images")
+def _seeded_split(stems: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, set[str]]:
+    others = [name for name, fraction in fractions.items() if fraction]
+    if len(stems) <= len(others):
+        raise ValueError(f"{len(stems)} image(s) cannot be divided into train, {' and '.join(others)}; add images")
     # Ranked by a hash of the name, an image stays where it is when others are added or removed.
     ranked = sorted(stems, key=lambda stem: hashlib.sha256(f"{seed}/{stem}".encode(errors="surrogateescape")).digest())
-    reserved = 2 if test_fraction else 1
-    val = min(max(1, round(val_fraction * len(stems))), len(stems) - reserved)
-    test = min(max(1, round(test_fraction * len(stems))), len(stems) - val - 1) if test_fraction else 0
-    split = {"train": set(ranked[val + test :]), "val": set(ranked[:val])}
-    return split | ({"test": set(ranked[val : val + test])} if test else {})
+    split: dict[str, set[str]] = {}
+    for left, name in zip(
+        range(len(others), 0, -1), others, strict=True
+    ):  # an image each for those that follow, and train
+        size = min(max(1, round(fractions[name] * len(stems))), len(ranked) - left)
+        split[name], ranked = set(ranked[:size]), ranked[size:]
+    return split | {"train": set(ranked)}
 
 
 def _stored_split(

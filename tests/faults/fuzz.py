@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +26,9 @@ from training_runs import Tiny
 
 from datasets.check import data_status
 from datasets.raw.annotations import read_jhu, read_nwpu, read_sh, read_ucf
-from datasets.raw.dots import read_points_json
+from datasets.raw.exports import read_coco, read_labelme, read_points_json
 from datasets.raw.lines import read_yolo
-from datasets.raw.point_formats import read_coco, read_labelme
+from datasets.raw.marks import Request
 from datasets.raw.splits import split_train_val
 from datasets.raw.tables import read_csv
 from datasets.raw.via import read_via
@@ -39,6 +40,7 @@ from utils.files import read_points
 from utils.images import load_image
 from utils.training.run_folder import RunFolder, describe
 
+_OF_IMAGE = Request(named=False, sizes=lambda name: ((32, 24), (32, 24)))
 MEMORY = 3 << 30  # bytes that a reader may ask for, with a file of a few kilobytes
 _EXTREMES = (
     b"\x00",
@@ -115,8 +117,7 @@ def _read_config(path: Path) -> None:
 
 def _read_split(path: Path) -> None:
     images = [path.with_name(f"{name}.jpg") for name in "abcd"]
-    options = {"train_list": None, "val_list": None, "val_fraction": 0.25, "seed": 1}
-    split_train_val(images, path.parent, **options)
+    split_train_val(images, Namespace(output_dataset_path=path.parent, val_fraction=0.25, seed=1))
 
 
 _BOX = {"image_id": 1, "bbox": [1, 2, 3, 4], "category_id": 1}
@@ -157,7 +158,7 @@ READERS = [
     Reader("csv", "a.csv", _text("image,x,y\na.jpg,1,2.5\nb.jpg,,\n"), read_csv),
     Reader("json", "a.json", _text({"a.jpg": [[1, 2]], "b.jpg": []}), read_points_json),
     Reader("coco", "a.json", _text(_COCO), read_coco),
-    Reader("yolo", "a.txt", _text("0 0.5 0.5 0.1 0.2\n1 0.1 0.2 0.1 0.1\n"), lambda path: read_yolo(path, 32, 24)),
+    Reader("yolo", "a.txt", _text("0 0.5 0.5 0.1 0.2\n1 0.1 0.2 0.1 0.1\n"), lambda path: read_yolo(path, _OF_IMAGE)),
     Reader("labelme", "a.json", _text(_LABELME), read_labelme),
     Reader("via", "a.json", _text({"a": {"filename": "a.jpg", "regions": _SHAPES}}), read_via),
     Reader("configuration", "a.yml", _text("# a comment\nlr: 5.0e-6\nnames: [a, b]\n"), _read_config),

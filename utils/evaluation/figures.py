@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
@@ -15,27 +17,16 @@ from utils.files import atomic_write
 TRUTH_SIGMA = 8.0  # pixels; only for looking at: annotations have no extent
 
 
-def add_ellipses(
-    axes: matplotlib.axes.Axes, means: np.ndarray, scales: np.ndarray, rotations: np.ndarray, **style
-) -> None:
+def add_ellipses(axes: Axes, means: np.ndarray, scales: np.ndarray, rotations: np.ndarray, **style: Any) -> None:
     """Draw Gaussians ([N, 2], [N, 2] and [N, 1]; pixels, radians) as ellipses at one standard deviation."""
     # An image's y axis points down, where matplotlib's angle turns with it: no sign to change.
-    angles = np.degrees(rotations[:, 0])
+    sizes, angles = 2 * np.asarray(scales).T, np.degrees(rotations)[:, 0]
     style = {"facecolors": "none", "edgecolors": "yellow", "linewidths": 1.0, **style}
-    axes.add_collection(
-        EllipseCollection(
-            2 * scales[:, 0],
-            2 * scales[:, 1],
-            angles,
-            units="xy",
-            offsets=means,
-            offset_transform=axes.transData,
-            **style,
-        )
-    )
+    places = {"units": "xy", "offsets": means, "offset_transform": axes.transData}
+    axes.add_collection(EllipseCollection(*sizes, angles, **places, **style))
 
 
-def show_image(axes: matplotlib.axes.Axes, image: np.ndarray, title: str, points: np.ndarray | None = None) -> None:
+def show_image(axes: Axes, image: np.ndarray, title: str, points: np.ndarray | None = None) -> None:
     """An image [H, W, 3] in pixel coordinates (the top-left corner is (0, 0)), with points [N, 2] as dots."""
     height, width = image.shape[:2]
     axes.imshow(image, extent=(0, width, height, 0))
@@ -48,9 +39,8 @@ def show_image(axes: matplotlib.axes.Axes, image: np.ndarray, title: str, points
 def truth_density(points: np.ndarray, height: int, width: int) -> np.ndarray:
     """Points [N, 2] as a density [H, W] for looking at; its sum is the number of points inside the image."""
     dots = np.zeros((height, width))
-    np.add.at(
-        dots, (np.clip(points[:, 1].astype(int), 0, height - 1), np.clip(points[:, 0].astype(int), 0, width - 1)), 1
-    )
+    columns, rows = points[:, 0].astype(int), points[:, 1].astype(int)
+    np.add.at(dots, (rows.clip(0, height - 1), columns.clip(0, width - 1)), 1)
     return gaussian_filter(dots, TRUTH_SIGMA, mode="reflect")  # at the border the only mode that keeps the sum
 
 
@@ -60,18 +50,6 @@ def owner_colors(owner: np.ndarray, background: np.ndarray, annotations: int) ->
     hues = np.random.default_rng(0).permutation(np.linspace(0, 1, max(annotations, 1), endpoint=False))
     palette = matplotlib.colormaps["hsv"](hues)[:, :3] * 0.8 + 0.2
     return np.where((owner >= 0)[..., None], palette[owner] * (1 - background[..., None]), 0)
-
-
-def save_gaussians_figure(
-    path: Path, image: np.ndarray, means: np.ndarray, scales: np.ndarray, rotations: np.ndarray
-) -> None:
-    """The photograph beside itself with the fitted Gaussians on it."""
-    figure = Figure(figsize=(12, 12 * image.shape[0] / image.shape[1] / 2 + 0.4), layout="constrained", dpi=130)
-    left, right = figure.subplots(1, 2)
-    show_image(left, image, f"{len(means)} annotations", means)
-    show_image(right, image, "fitted Gaussians, at one standard deviation")
-    add_ellipses(right, means, scales, rotations)
-    _save(figure, path)
 
 
 def save_density_figure(
@@ -101,32 +79,29 @@ def save_kernel_figure(
     path: Path,
     name: str,
     image: np.ndarray,
-    means: np.ndarray,
-    scales: np.ndarray,
-    rotations: np.ndarray,
+    gaussians: tuple[np.ndarray, np.ndarray, np.ndarray],
     drawing: np.ndarray,
     owner: np.ndarray,
     background: np.ndarray,
     entropy: np.ndarray,
 ) -> None:
-    """Five panels: annotations, ellipses, their drawing [H, W, 3], each cell's owner, each cell's entropy ([h, w])."""
-    height, width = image.shape[:2]
+    """Five panels: annotations, Gaussians, their drawing [H, W, 3], each cell's owner, each cell's entropy ([h, w])."""
+    (height, width), (means, _, _) = image.shape[:2], gaussians
     figure = Figure(figsize=(25, 5 * height / width + 0.5), layout="constrained", dpi=100)
-    panels = figure.subplots(1, 5)
-    show_image(panels[0], image, f"{name}: {len(means)} annotations", means)
-    show_image(panels[1], image, "fitted Gaussians, one standard deviation")
-    add_ellipses(panels[1], means, scales, rotations)
-    show_image(panels[2], drawing, "rendering")
-    panels[3].imshow(
-        owner_colors(owner, background, len(means)), extent=(0, 8 * owner.shape[1], 8 * owner.shape[0], 0)
-    )  # the grid ends at whole cells
-    panels[3].plot(means[:, 0], means[:, 1], ".", color="white", markersize=2)
-    panels[3].set_title("owner of each cell (black: background)", fontsize=9)
-    shown = panels[4].imshow(entropy, extent=(0, 8 * owner.shape[1], 8 * owner.shape[0], 0), cmap="magma", vmin=0)
-    for axes in panels[3:]:
+    points, ellipses, rendering, owners, entropies = figure.subplots(1, 5)
+    show_image(points, image, f"{name}: {len(means)} annotations", means)
+    show_image(ellipses, image, "fitted Gaussians, one standard deviation")
+    add_ellipses(ellipses, *gaussians)
+    show_image(rendering, drawing, "rendering")
+    extent = (0, 8 * owner.shape[1], 8 * owner.shape[0], 0)  # the grid ends at whole cells
+    owners.imshow(owner_colors(owner, background, len(means)), extent=extent)
+    owners.plot(*means.T, ".", color="white", markersize=2)
+    owners.set_title("owner of each cell (black: background)", fontsize=9)
+    shown = entropies.imshow(entropy, extent=extent, cmap="magma", vmin=0)
+    entropies.set_title("entropy of each cell's distribution (nats)", fontsize=9)
+    for axes in (owners, entropies):
         axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-    panels[4].set_title("entropy of each cell's distribution (nats)", fontsize=9)
-    figure.colorbar(shown, ax=panels[4], shrink=0.8)
+    figure.colorbar(shown, ax=entropies, shrink=0.8)
     _save(figure, path)
 
 

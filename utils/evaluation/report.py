@@ -13,7 +13,9 @@ import argparse
 import base64
 import io
 import json
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,37 +24,22 @@ from PIL import Image
 
 from utils.cli import run_script
 from utils.evaluation.page import plain, write_page
-from utils.evaluation.report_sections import Image as Counted
-from utils.evaluation.report_sections import Report, sections, subtitle
-from utils.evaluation.scores import paired_difference
+from utils.evaluation.report_sections import FILTERS, Report, content
 
 PHOTO_SIDE, LEAST_PHOTO_SIDE = 640, 240  # pixels
-PHOTO_QUALITY = 70
 PHOTOGRAPHS_BYTES = 80_000_000  # all of a page: what a browser opens in a few seconds, and a phone at all
-FIELDS = {
-    "image": str,
-    "width": int,
-    "height": int,
-    "predicted": (int, float),
-    "photo": str,
-    "density": str,
-    "density_max": (int, float),
-    "points": (list, type(None)),
-    "heads": (list, type(None)),
-}
-SUMMARY_FIELDS = {"failed": list, "bins": list, "localisation": dict, "model": dict, "weights_sha256": str}
 DATA = "report_data.jsonl"
-_AGAIN = "run test.py --out again"
+FIELDS = {"image": str, "width": int, "height": int, "predicted": (int, float), "photo": str, "density": str}
+FIELDS |= {"density_max": (int, float), "points": (list, type(None)), "heads": (list, type(None))}
 
 
 class Line(NamedTuple):
-    """What the line of an image in ``report_data.jsonl`` says, and where it begins; ``truth`` is None without annotation."""
+    """What the line of an image in ``report_data.jsonl`` says; ``truth`` is NaN without annotation."""
 
-    truth: int | None
+    truth: float
     predicted: float
-    width: int  # pixels
-    height: int
-    start: int
+    size: tuple[int, int]  # width and height, pixels
+    text: bytes  # all of it, which is much: photograph and density
 
 
 class Results(NamedTuple):
@@ -76,12 +63,8 @@ def report_line(
     ``image`` uint8 [H, W, 3]; ``density`` [h, w], objects a cell; ``points`` (truth; None: nobody annotated the image) and
     ``heads`` (localised; None: nobody looked for them) [N, 2] or wider, (x, y) in pixels of the image; ``predicted``: the
     count. The photograph is stored as a JPEG of at most 640 pixels a side (a page of very many shrinks them further), the
-    density in 256 steps of its largest value. Raises ``ValueError`` for arrays of another shape.
+    density in 256 steps of its largest value.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(f"{name}: image is {image.dtype} {list(image.shape)}, must be uint8 [H, W, 3]")
-    if density.ndim != 2 or density.size == 0 or not np.isfinite(density).all():
-        raise ValueError(f"{name}: density has shape {list(density.shape)}, must be [h, w] of finite numbers")
     highest = max(float(density.max()), 0.0)
     grey = np.rint(np.clip(density, 0, None) * (255 / highest if highest else 0)).astype(np.uint8)
     line = {
@@ -90,34 +73,29 @@ def report_line(
         "height": image.shape[0],
         "predicted": round(predicted, 4),
         "photo": _photograph(Image.fromarray(image), PHOTO_SIDE),
-        "density": _encoded(Image.fromarray(grey), "PNG", optimize=True),
+        "density": _encoded(Image.fromarray(grey), "PNG"),
         "density_max": highest,
-        "points": _pairs(name, "points", points),
-        "heads": _pairs(name, "heads", heads),
+        "points": _pairs(points),
+        "heads": _pairs(heads),
     }
     return json.dumps(line, separators=(",", ":"), allow_nan=False)
 
 
 def _photograph(photo: Image.Image, longest_side: int) -> str:
     photo.thumbnail((longest_side, longest_side), Image.Resampling.BILINEAR)
-    return _encoded(photo, "JPEG", quality=PHOTO_QUALITY, optimize=True)
+    return _encoded(photo, "JPEG", quality=70)
 
 
-def _encoded(picture: Image.Image, form: str, **options) -> str:
+def _encoded(picture: Image.Image, form: str, **options: Any) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
+    picture.save(buffer, form, optimize=True, **options)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _pairs(name: str, what: str, positions: np.ndarray | None) -> list[list[float]] | None:
+def _pairs(positions: np.ndarray | None) -> list[list[float]] | None:
     if positions is None:
         return None
-    positions = np.asarray(positions, np.float64)
-    if positions.size == 0:
-        return []
-    if positions.ndim != 2 or positions.shape[1] < 2 or not np.isfinite(positions).all():
-        raise ValueError(f"{name}: {what} have shape {list(positions.shape)}, must be [N, 2] of finite numbers")
-    return positions[:, :2].round(1).tolist()
+    return np.asarray(positions, np.float64)[:, :2].round(1).tolist() if len(positions) else []
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
@@ -128,111 +106,87 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     """
     results = [_read_results(Path(folder)) for folder in folders]
     names, left_out = _common_images(results)
-    labels = _labels(folders)
-    images = []
-    for index, name in enumerate(names):
-        line, *_ = lines = [part.lines[name] for part in results]
-        predicted = [other.predicted for other in lines]
-        images.append(Counted(index, name, line.width, line.height, line.truth, predicted))
-    paired = [_paired_difference(images, other) for other in range(1, len(results))]
-    report = Report(labels, [part.summary for part in results], images, paired, left_out)
+    labels = [part.folder.resolve().name for part in results]
+    labels = labels if len(set(labels)) == len(labels) else [str(part.folder) for part in results]
+    lines = [[part.lines[name] for name in names] for part in results]
+    sizes, truth = (
+        np.array([line.size for line in lines[0]]).reshape(-1, 2),
+        np.array([line.truth for line in lines[0]]),
+    )
+    predicted = np.array([[line.predicted for line in some] for some in lines])
     # A photograph's bytes grow about with its area.
-    side = int(PHOTO_SIDE * min(1, PHOTOGRAPHS_BYTES / max((results[0].folder / DATA).stat().st_size, 1)) ** 0.5)
-    parts = sections(report, lambda image: _view(image, results, labels, max(side, LEAST_PHOTO_SIDE)))
+    share = PHOTOGRAPHS_BYTES / max((results[0].folder / DATA).stat().st_size, 1)
+    side = max(int(PHOTO_SIDE * min(1, share) ** 0.5), LEAST_PHOTO_SIDE)
+    report = Report(labels, [part.summary for part in results], names, sizes, truth, predicted, left_out)
+    views = (_view(labels, [json.loads(line.text) for line in some], side) for some in zip(*lines))
     title = (" and " if len(labels) == 2 else ", ").join(labels)
-    write_page(out, "report", title, subtitle(report), parts, script="report.js")
+    write_page(out, "report.html", ("page.js", "report.js"), FILTERS, title=title, views=views, **content(report))
 
 
-def _labels(folders: Sequence[Path]) -> list[str]:
-    short = [Path(folder).resolve().name for folder in folders]
-    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
-
-
-def _view(image: Counted, results: Sequence[Results], labels: Sequence[str], side: int) -> tuple[str, dict[str, Any]]:
+def _view(labels: Sequence[str], lines: Sequence[dict[str, Any]], side: int) -> tuple[str, dict[str, Any]]:
     """The photograph of an image, and what is drawn on it and beside it."""
-    lines = [_read_line(part.folder / DATA, part.lines[image.name].start) for part in results]
-    per_result = [
-        {"label": plain(label), **{key: line.get(key) for key in ("density", "density_max", "heads")}}
+    results = [
+        {"label": plain(label), **{key: line[key] for key in ("density", "density_max", "heads")}}
         for label, line in zip(labels, lines)
     ]
     photo = lines[0]["photo"]
     if side < PHOTO_SIDE:
-        try:
-            photo = _photograph(Image.open(io.BytesIO(base64.b64decode(photo))), side)
-        except (ValueError, OSError) as error:
-            path = results[0].folder / DATA
-            raise ValueError(f"{path}: the photo of {image.name!r} is not readable ({error}); {_AGAIN}") from None
-    size = {"width": image.width, "height": image.height}
-    return photo, {**size, "points": lines[0].get("points"), "results": per_result}
+        photo = _photograph(Image.open(io.BytesIO(base64.b64decode(photo))), side)
+    return photo, {**{key: lines[0][key] for key in ("width", "height", "points")}, "results": results}
 
 
 def _read_results(folder: Path) -> Results:
+    """What a folder holds. Raises ``ValueError`` where a file is not as ``test.py`` writes it."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; pass a folder that test.py --out wrote")
-    return Results(folder, _read_json(folder / "summary.json"), _index_lines(folder / DATA))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+    place, lines = folder / "summary.json", {}
     try:
-        summary = _parse(_read(path, Path.read_bytes))
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}); {_AGAIN}") from None
-    if not isinstance(summary, dict):
-        raise ValueError(f"{path}: holds no JSON object; {_AGAIN}")
-    for key, kind in SUMMARY_FIELDS.items():
-        if not isinstance(summary.get(key), kind | None):
-            raise ValueError(f"{path}: {key} is of another type than test.py writes; {_AGAIN}")
-    if not all(
-        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in summary.get("failed") or ()
-    ):
-        raise ValueError(f"{path}: failed must be a list of [name, reason]; {_AGAIN}")
-    return summary
+        summary = _summary(json.loads(place.read_bytes()))
+        with (folder / DATA).open("rb") as data:
+            for number, text in enumerate(data, 1):
+                place = f"{folder / DATA}, line {number}"
+                line = json.loads(text)
+                if wrong := [key for key, kind in FIELDS.items() if not isinstance(line[key], kind)]:
+                    raise TypeError(f"{', '.join(wrong)}: of another type")
+                truth = math.nan if line["points"] is None else len(line["points"])
+                lines[line["image"]] = Line(truth, line["predicted"], (line["width"], line["height"]), text)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error.filename}: no such file; run test.py --out again") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{place}: not as test.py writes it ({reason}); run test.py --out again") from None
+    return Results(folder, summary, lines)
 
 
-def _index_lines(path: Path) -> dict[str, Line]:
-    lines: dict[str, Line] = {}
-    with _read(path, lambda file: file.open("rb")) as data:
-        start = 0
-        for number, line in enumerate(data, 1):
-            where = f"{path}, line {number}"
-            try:
-                entry = _parse(line)
-            except ValueError:
-                raise ValueError(f"{where}: not readable as JSON; {_AGAIN}") from None
-            wrong = [
-                key
-                for key, kind in FIELDS.items()
-                if not isinstance(entry, dict) or not isinstance(entry.get(key), kind)
-            ]
-            if wrong:
-                raise ValueError(f"{where}: {', '.join(wrong)}: missing or of another type; {_AGAIN}")
-            truth = None if entry["points"] is None else len(entry["points"])
-            lines[entry["image"]] = Line(truth, entry["predicted"], entry["width"], entry["height"], start)
-            start += len(line)
-    return lines
+def _summary(said: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of a ``summary.json`` beside the counts' errors, which it computes itself."""
+    model, weights, card = said["model"] or {}, said["weights_sha256"], said.get("model_card")
+    details = {"Model": {**model, "weights_sha256": weights}, "Configuration": said["configuration"]}
+    return {
+        "failed": [(str(name), str(reason)) for name, reason in said["failed"]],
+        "places": {
+            "mean, 1 to 100 px" if key == "qnrf" else f"within {key} px": {**shares}
+            for key, shares in (said.get("localisation") or {}).items()
+        },
+        "model": f"{model.get('name') or model.get('model_name')}, weights {weights[:8]}",
+        # A path beside the page, and no address of a script: what a summary says is not to be trusted.
+        "card": card if isinstance(card, str) and re.fullmatch(r"[^:]+\.md", card) else None,
+        "speed": float(said.get("images_per_second") or 0),
+        "details": {title: _leaves(part) for title, part in {**details, "Versions": said["versions"]}.items()},
+    }
 
 
-def _read_line(path: Path, start: int) -> dict[str, Any]:
-    with path.open("rb") as data:
-        data.seek(start)
-        return _parse(data.readline())
-
-
-def _parse(text: bytes) -> Any:
-    # Browsers know no NaN and no infinity: such a number counts as absent.
-    return json.loads(text, parse_constant=lambda _: None)
-
-
-def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    try:
-        return reader(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; {_AGAIN}") from None
+def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
+    """The leaves of JSON by the names that lead to them."""
+    if not isinstance(value, dict):
+        return {prefix: value if isinstance(value, str) else json.dumps(value)}
+    parts = [_leaves(part, f"{prefix}.{key}" if prefix else key) for key, part in value.items()]
+    return {name: text for part in parts for name, text in part.items()}
 
 
 def _common_images(results: Sequence[Results]) -> tuple[list[str], list[str]]:
     """The images of all results in the first one's order, and those that are left out since they failed somewhere."""
-    failed = {name for part in results for name, _ in part.summary.get("failed") or ()}
+    failed = {name for part in results for name, _ in part.summary["failed"]}
     first = results[0]
     for other in results[1:]:
         common = first.lines.keys() & other.lines.keys()
@@ -244,7 +198,7 @@ def _common_images(results: Sequence[Results]) -> tuple[list[str], list[str]]:
             )
         for name in sorted(common):
             truths = first.lines[name].truth, other.lines[name].truth
-            if truths[0] != truths[1]:
+            if not np.array_equal(*truths, equal_nan=True):
                 raise ValueError(
                     f"{other.folder}: {name!r} has the truth {truths[1]}, in {first.folder} it is {truths[0]}; "
                     "compare evaluations of the same annotations"
@@ -253,19 +207,12 @@ def _common_images(results: Sequence[Results]) -> tuple[list[str], list[str]]:
     return names, sorted({name for part in results for name in part.lines} - set(names))
 
 
-def _paired_difference(images: Sequence[Counted], other: int) -> dict[str, Any]:
-    """How much larger the other's errors are than the first's, over the annotated images."""
-    errors = [[image.error(result) for result in (0, other)] for image in images if image.truth is not None]
-    return paired_difference(np.array(errors)) if errors else {"images": 0}  # [images, 2]
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m utils.evaluation.report", description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="folder that test.py --out wrote")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the page (RESULTS/report.html; several: comparison.html)"
-    )
+    help = "the page (RESULTS/report.html; several: comparison.html)"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=help)
     args = parser.parse_args()
     out = args.out or (args.results[0] / "report.html" if len(args.results) == 1 else Path("comparison.html"))
     write_report(args.results, out)

@@ -49,7 +49,7 @@ def bootstrap(values: np.ndarray, statistic: Callable, seed: int = 0) -> tuple[f
     return float(low), float(high)
 
 
-def summarise(results: Sequence[Result], seed: int = 0) -> dict:
+def count_scores(results: Sequence[Result], seed: int = 0) -> dict:
     """MAE, MSE and NAE with their 95 % intervals, and MAE and MSE by count.
 
     Returns ``images`` (all), ``scored`` (those with truth), ``mae``, ``mse`` and ``nae``: each ``value``, ``low``, ``high``;

@@ -29,15 +29,13 @@ function draw(node) {
   Plotly.react(node, data, themed(layout), CONFIG);
 }
 
-for (const node of plots) {
-  draw(node);
-  node.parentNode.querySelector("select")?.addEventListener("change", () => draw(node));
-}
-
+const redraw = () => plots.forEach(draw);
 const systemTheme = matchMedia("(prefers-color-scheme: dark)");
-systemTheme.addEventListener("change", () => plots.forEach(draw));
+redraw();
+systemTheme.addEventListener("change", redraw);
+document.querySelectorAll(".panel > select").forEach(choice => choice.addEventListener("change", redraw));
 $("theme").addEventListener("click", () => {
   const {dataset} = document.documentElement;
   dataset.theme = (dataset.theme ?? (systemTheme.matches ? "dark" : "light")) === "dark" ? "light" : "dark";
-  plots.forEach(draw);
+  redraw();
 });

@@ -2,73 +2,63 @@
 const list = $("list");
 const rows = [...list.tBodies[0].rows]; // in the order of evaluation
 const heads = [...list.tHead.rows[0].cells];
+const order = $("order");
 const all = $("shown").textContent;
 const nameOf = row => row.querySelector(".name").textContent;
-let group = "all",
-  order = $("order").value,
-  listed = rows;
+let group = "all";
+let listed = rows;
 
 function update() {
   const query = $("search").value.trim().toLowerCase();
-  const [by, direction] = order.split(":");
+  const [by, direction] = order.value.split(":");
   const column = heads.findIndex(head => head.dataset.order === by);
   const key = row => row.cells[column].dataset.key;
-  const compare = (a, b) => a - b || a.localeCompare(b, "en", {numeric: true});
+  const sign = direction === "down" ? -1 : 1;
+  // What is unknown comes last, both ways.
+  const compare = (a, b) => (!a || !b ? !a - !b : sign * (a - b || a.localeCompare(b, "en", {numeric: true})));
   listed = rows
     .filter(row => row.dataset.groups.split(" ").includes(group) && nameOf(row).toLowerCase().includes(query))
-    .sort((a, b) => {
-      // What is unknown comes last, both ways.
-      if (!key(a) || !key(b)) return !key(a) - !key(b);
-      return direction === "down" ? compare(key(b), key(a)) : compare(key(a), key(b));
-    });
+    .sort((a, b) => compare(key(a), key(b)));
   list.tBodies[0].replaceChildren(...listed);
   list.hidden = !listed.length;
   $("nothing").hidden = listed.length > 0;
   $("shown").textContent = listed.length < rows.length ? `${listed.length} of ${all}` : all;
-  for (const head of heads) {
-    const sorted = direction === "down" ? "descending" : "ascending";
-    if (head.dataset.order) head.setAttribute("aria-sort", head.dataset.order === by ? sorted : "none");
-  }
-  for (const button of $("filters").children) button.setAttribute("aria-pressed", button.dataset.filter === group);
-  $("order").value = order;
+  heads.forEach((head, i) => (head.ariaSort = i !== column ? "none" : sign < 0 ? "descending" : "ascending"));
+  for (const button of $("filters").children) button.ariaPressed = button.dataset.filter === group;
 }
 
-list.tHead.addEventListener("click", event => {
-  const by = event.target.closest("th").dataset.order;
-  if (!by) return;
+list.tHead.addEventListener("click", ({target}) => {
+  const by = target.closest("th").dataset.order;
   // The first click shows what matters: the largest number, or the first name.
-  const [now, direction] = order.split(":");
-  order = `${by}:${(now === by ? direction === "up" : by !== "name") ? "down" : "up"}`;
+  const [now, direction] = order.value.split(":");
+  if (by !== "file") order.value = `${by}:${(now === by ? direction === "up" : by !== "name") ? "down" : "up"}`;
   update();
 });
-$("order").addEventListener("change", () => {
-  order = $("order").value;
+$("filters").addEventListener("click", ({target}) => {
+  group = target.dataset.filter ?? group;
   update();
 });
-$("filters").addEventListener("click", event => {
-  group = event.target.dataset.filter ?? group;
-  update();
-});
+order.addEventListener("change", update);
 $("search").addEventListener("input", update);
 update();
 
 // One image: the photograph with its points beside the density of each result; Plotly pans, zooms and hovers in all of them.
 const viewer = $("viewer");
+const stage = $("stage");
 const PLASMA = ["#0d0887", "#5402a3", "#8b0aa5", "#b93289", "#db5c68", "#f48849", "#febc2b", "#f0f921"];
 let shown = null;
 
 // The cells of an 8-bit picture, of which 255 stands for `highest`, as rows.
-async function cells(encoded, highest) {
+async function cells({density, density_max: highest}) {
   const picture = new Image();
-  picture.src = `data:image/png;base64,${encoded}`;
+  picture.src = `data:image/png;base64,${density}`;
   await picture.decode();
   const {naturalWidth: width, naturalHeight: height} = picture;
   const context = new OffscreenCanvas(width, height).getContext("2d");
   context.drawImage(picture, 0, 0);
-  const grey = context.getImageData(0, 0, width, height).data.filter((_, i) => i % 4 === 0);
-  return Array.from({length: height}, (_, y) =>
-    Array.from(grey.subarray(y * width, (y + 1) * width), value => (value * highest) / 255),
-  );
+  const {data} = context.getImageData(0, 0, width, height);
+  const value = (y, x) => (data[4 * (y * width + x)] * highest) / 255;
+  return Array.from({length: height}, (_, y) => Array.from({length: width}, (_, x) => value(y, x)));
 }
 
 function marks(name, positions, symbol, color, visible) {
@@ -80,13 +70,10 @@ function marks(name, positions, symbol, color, visible) {
 
 async function drawImage(row) {
   const {width, height, points, results} = JSON.parse(row.querySelector("script").textContent);
-  const highest = Math.max(...results.map(result => result.density_max)) || 1;
-  const densities = await Promise.all(results.map(result => cells(result.density, result.density_max)));
+  const densities = await Promise.all(results.map(cells));
   if (row !== shown) return;
-  const stage = $("stage");
   const panels = 1 + results.length;
   const columns = innerWidth > 720 ? panels : 1;
-  const photograph = {xref: "x", yref: "y", x: 0, y: 0, sizing: "stretch", layer: "below"};
   const side = {showgrid: false, zeroline: false, showticklabels: false, ticks: "", constrain: "domain"};
   const layout = {
     grid: {rows: panels / columns, columns, pattern: "independent", xgap: 0.03, ygap: 0.08},
@@ -95,34 +82,30 @@ async function drawImage(row) {
     legend: {orientation: "h", x: 0, y: 0, yanchor: "top"},
     coloraxis: {
       cmin: 0,
-      cmax: highest,
+      cmax: Math.max(...results.map(result => result.density_max)) || 1,
       // Density is read by its square root: crowds and single people are both seen.
       colorscale: PLASMA.map((color, i) => [(i / (PLASMA.length - 1)) ** 2, color]),
       colorbar: {thickness: 10, outlinewidth: 0, title: {text: "objects per cell", side: "right"}},
     },
-    images: [{...photograph, source: row.querySelector("img").src, sizex: width, sizey: height}],
+    images: [{
+      ...{xref: "x", yref: "y", x: 0, y: 0, sizex: width, sizey: height, sizing: "stretch", layer: "below"},
+      source: row.querySelector("img").src,
+    }],
   };
-  for (let i = 1; i <= panels; i++) {
-    const at = i > 1 ? i : "";
-    const title = {text: i > 1 ? results[i - 2].label : "photograph", standoff: 4, font: {size: 13}};
-    layout[`xaxis${at}`] = {...side, range: [0, width], side: "top", title, ...(i > 1 && {matches: "x"})};
-    layout[`yaxis${at}`] = {...side, range: [height, 0], ...(i > 1 ? {matches: "y"} : {scaleanchor: "x"})};
-  }
+  ["photograph", ...results.map(result => result.label)].forEach((text, i) => {
+    const at = i ? i + 1 : "";
+    const title = {text, standoff: 4, font: {size: 13}};
+    layout[`xaxis${at}`] = {...side, range: [0, width], side: "top", title, ...(i && {matches: "x"})};
+    layout[`yaxis${at}`] = {...side, range: [height, 0], ...(i ? {matches: "y"} : {scaleanchor: "x"})};
+  });
   const traces = [
     marks("Truth", points ?? [], "circle-open", "#2ee6ff", true),
     ...results.map(({label, heads}) => marks(`Heads, ${label}`, heads ?? [], "cross-thin", "#ff9f1c", "legendonly")),
-    ...densities.map((z, i) => ({
-      type: "heatmap",
-      z,
-      xaxis: `x${i + 2}`,
-      yaxis: `y${i + 2}`,
-      x0: width / z[0].length / 2,
-      dx: width / z[0].length,
-      y0: height / z.length / 2,
-      dy: height / z.length,
-      coloraxis: "coloraxis",
-      hovertemplate: "%{z:.3f}<extra></extra>",
-    })),
+    ...densities.map((z, i) => {
+      const [dx, dy] = [width / z[0].length, height / z.length];
+      const place = {xaxis: `x${i + 2}`, yaxis: `y${i + 2}`, x0: dx / 2, dx, y0: dy / 2, dy};
+      return {type: "heatmap", z, ...place, coloraxis: "coloraxis", hovertemplate: "%{z:.3f}<extra></extra>"};
+    }),
   ];
   const panelHeight = (((stage.clientWidth - 90) / columns) * height) / width;
   stage.style.height = `${Math.min(0.8 * innerHeight, panelHeight + 20) * (panels / columns) + 60}px`;
@@ -149,11 +132,5 @@ list.tBodies[0].addEventListener("click", event => {
 for (const node of plots) node.on("plotly_click", ({points: [point]}) => show(rows[point.customdata]));
 $("previous").addEventListener("click", () => step(-1));
 $("next").addEventListener("click", () => step(1));
-$("close").addEventListener("click", () => viewer.close());
-viewer.addEventListener("click", event => {
-  if (event.target === viewer) viewer.close();
-});
-viewer.addEventListener("keydown", event => {
-  if (event.key === "ArrowLeft") step(-1);
-  if (event.key === "ArrowRight") step(1);
-});
+viewer.addEventListener("keydown", ({key}) => step({ArrowLeft: -1, ArrowRight: 1}[key]));
+viewer.addEventListener("click", ({target}) => target === viewer && viewer.close()); // beside it

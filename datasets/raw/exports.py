@@ -1,0 +1,317 @@
+"""The exports of annotation tools: COCO, LabelMe, CVAT, Label Studio, DotDotGoose, and bare points as JSON."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from datasets.raw.marks import Annotated, Mark, Request, add_image, no_object, shape, stated_size
+from datasets.raw.raw_text import entries, json_number, json_numbers, json_points, member, parse_number, read_json
+from utils.files import PICTURES
+
+_LABELME = {"point": [1], "rectangle": [2, 4], "circle": [2], "polygon": range(1, sys.maxsize)}  # points of each shape
+# What the shapes are here, and the keys of their numbers.
+_CVAT = {"box": ("corners", ("xtl", "ytl", "xbr", "ybr")), "ellipse": ("ellipse", ("cx", "cy", "rx", "ry"))}
+_CVAT_SHAPES = ("points", "box", "polygon", "ellipse", "skeleton")
+_CVAT_REFUSED = ("polyline", "mask", "cuboid")
+_STUDIO = {
+    "keypoint": ("point", ("x", "y")),
+    "rectangle": ("corner", ("x", "y", "width", "height")),
+    "ellipse": ("ellipse", ("x", "y", "radiusX", "radiusY")),
+    "polygon": ("polygon", ()),
+}
+_STUDIO_REFUSED = ("brush", "bitmask", "vector", "magicwand")
+
+
+def read_points_json(path: Path, request: Request = Request()) -> dict[str, Annotated]:
+    """Lists of points: ``[[x, y], ...]`` or ``{"points": [[x, y], ...]}``; of many images an object of these by name."""
+    contents = read_json(path)
+    if request.named and not isinstance(contents, dict):
+        raise ValueError(f'{path}: no object; write {{"a.jpg": [[x, y], ...], ...}}')
+    images: dict[str, Annotated] = {}
+    for name, value in contents.items() if request.named else [("", contents)]:
+        where = f"{path}: {name!r:.80}" if request.named else f"{path}"
+        value = member(value, "points", list, where) if isinstance(value, dict) else value
+        images[name] = Annotated([Mark(x, y) for x, y in json_points(value, where).tolist()])
+    return images
+
+
+def read_pnt(path: Path, request: Request = Request()) -> dict[str, Annotated]:
+    """A project of DotDotGoose, ``{"points": {image: {class: [{"x": ..., "y": ...}, ...]}}}``."""
+    images: dict[str, Annotated] = {}
+    points = member(read_json(path), "points", dict, f"{path}")
+    for name in points:
+        where, classes = f"{path}: {name!r:.80}", member(points, name, dict, f"{path}")
+        marks = add_image(images, name, where)
+        for label in classes:
+            for i, point in enumerate(entries(classes, label, where), start=1):
+                numbers = json_numbers(point, ("x", "y"), f"{where}: {label!r:.40}: point {i}")
+                marks.append(shape("point", numbers, label, where))
+    return images
+
+
+def read_coco(path: Path, request: Request = Request()) -> dict[str, Annotated]:
+    """COCO's object or keypoint annotations.
+
+    An annotation counts once: at the centre of its ``bbox``, or, where that is missing or has no area, of the visible
+    ``keypoints``. Regions marked ``iscrowd`` hold an unknown number of objects, those marked ``ignore`` are not to be counted;
+    they are left out, and a line says so. An id that is a number here and the same number as text there is one id.
+    """
+    contents = read_json(path)
+    listed = entries(contents, "images", f"{path}")
+    categories = entries(contents, "categories", f"{path}") if "categories" in contents else []
+    labels = {str(_whole(entry.get("id"))): str(entry.get("name")) for entry in categories}
+    images: dict[str, Annotated] = {}
+    by_id: dict[int | str, list[Mark]] = {}
+    for i, image in enumerate(listed, start=1):
+        where, key = f"{path}: images: entry {i}", _whole(image.get("id"))
+        if not isinstance(key, (int, str)) or key in by_id:
+            raise ValueError(f"{where}: its id {key!r:.40} is none, or there twice; give each image its own")
+        size = stated_size(image, "width", "height", where)
+        by_id[key] = add_image(images, image.get("file_name"), where, size)
+    by_text: dict[str, list[int | str]] = {}
+    for key in by_id:
+        by_text.setdefault(str(key), []).append(key)
+    crowds = several = 0
+    for i, annotation in enumerate(entries(contents, "annotations", f"{path}"), start=1):
+        where = f"{path}: annotations: entry {i}"
+        key = _whole(annotation.get("image_id"))
+        known = isinstance(key, (int, str))
+        same = [key] if known and key in by_id else by_text.get(str(key), []) if known else []
+        if len(same) != 1:
+            raise ValueError(f"{where}: image_id {key!r:.40} is not among the images; add it or remove the entry")
+        if any(annotation.get(key) not in (None, "", 0, "0") for key in ("iscrowd", "ignore")):
+            crowds += 1
+            continue
+        visible = _coco_keypoints(annotation.get("keypoints") or [], where)
+        several += len(visible) > 2
+        category = str(_whole(annotation.get("category_id", "")))
+        label, box, mark = labels.get(category, category), annotation.get("bbox"), None
+        if box:
+            numbers = box if isinstance(box, list) and len(box) == 4 else [box]
+            mark = shape("corner", [json_number(value, f"{where}: bbox") for value in numbers], label, where)
+        if visible and (mark is None or math.isnan(mark.size)):
+            mark = shape("polygon", visible, label, where)
+        by_id[same[0]].append(mark or no_object("region without bbox", ("bbox", "visible keypoints"), label, where))
+    if crowds:
+        what = f"{crowds} regions marked iscrowd or ignore are not counted; their images miss objects"
+        print(f"warning: {path}: {what}", file=sys.stderr)
+    if several:
+        print(f"{path}: {several} annotations have several visible keypoints; each counts as one object")
+    return images
+
+
+def _whole(key: Any) -> Any:
+    """A table program writes the id 1 as 1.0."""
+    return int(key) if isinstance(key, float) and key.is_integer() else key
+
+
+def _coco_keypoints(values: Any, where: str) -> list[float]:
+    """x, y, x, y, ... of those that are visible."""
+    if not isinstance(values, list) or len(values) % 3:
+        raise ValueError(f"{where}: keypoints is {values!r:.40}; write three numbers x, y, visibility for each")
+    numbers = [json_number(value, f"{where}: keypoints") for value in values]
+    return [value for i, value in enumerate(numbers) if i % 3 < 2 and numbers[i // 3 * 3 + 2] > 0]
+
+
+def read_labelme(path: Path, request: Request = Request()) -> dict[str, Annotated]:
+    """LabelMe's shapes, of one image: points, rectangles, polygons and circles."""
+    contents = read_json(path)
+    marks = []
+    for i, drawn in enumerate(entries(contents, "shapes", f"{path}"), start=1):
+        where, kind, label = f"{path}: shape {i}", drawn.get("shape_type") or "polygon", str(drawn.get("label", ""))
+        if not isinstance(kind, str) or kind not in _LABELME:
+            marks.append(no_object(kind, list(_LABELME), label, where))
+            continue
+        points = json_points(drawn.get("points"), where)
+        if len(points) not in _LABELME[kind]:
+            raise ValueError(f"{where}: a {kind} of {len(points)} points; draw it again")
+        if kind == "circle":
+            (x, y), edge = points.tolist()
+            radius = math.dist((x, y), edge)
+            marks.append(shape("corners", (x - radius, y - radius, x + radius, y + radius), label, where))
+        else:
+            marks.append(shape("point" if kind == "point" else "polygon", points.ravel().tolist(), label, where))
+    return {"": Annotated(marks, stated_size(contents, "imageWidth", "imageHeight", f"{path}"))}
+
+
+def labelme_image(path: Path) -> str | None:
+    """The image that a LabelMe file says it is about, whatever its own name."""
+    try:
+        contents = read_json(path)
+    except (OSError, ValueError):
+        return None
+    name = contents.get("imagePath") if isinstance(contents, dict) and "shapes" in contents else None
+    return name if isinstance(name, str) else None
+
+
+def read_cvat(path: Path, request: Request = Request()) -> dict[str, Annotated]:
+    """The images of CVAT for images 1.1, the only export of CVAT that keeps single points.
+
+    Every point of a ``points`` element is an object of its own; a ``box``, ``polygon`` or ``ellipse`` is one, and so is a
+    ``skeleton``, at the middle of its visible points. Tags say nothing of objects. Entities and external references are
+    refused.
+    """
+    root = _xml_root(path)
+    if root.tag != "annotations" or root.find("track") is not None:
+        kind = "CVAT for video, with tracks" if root.tag == "annotations" else f"<{root.tag}>"
+        raise ValueError(f"{path}: is {kind:.60}; export 'CVAT for images 1.1' and take its annotations.xml")
+    images: dict[str, Annotated] = {}
+    for i, image in enumerate(root.iter("image"), start=1):
+        where = f"{path}: image {i}"
+        marks = add_image(images, image.get("name"), where, stated_size(image, "width", "height", where, parse_number))
+        for j, drawn in enumerate(image, start=1):
+            if drawn.get("outside") != "1":
+                marks += _cvat_marks(drawn, f"{path}: {image.get('name'):.80}: shape {j}")
+    return images
+
+
+def _xml_root(path: Path) -> Element:
+    try:
+        return fromstring(path.read_bytes())
+    except DefusedXmlException:
+        reason = "it defines entities or refers to other files, which is refused"
+    except (ParseError, ValueError, LookupError, RecursionError) as error:  # also of an encoding that does not fit
+        reason = " ".join(str(error).split()) or "nested too deeply"
+    raise ValueError(f"{path}: not valid XML ({reason}); export it from CVAT again")
+
+
+def _cvat_marks(drawn: Element, where: str) -> Iterator[Mark]:
+    label, kind = drawn.get("label", ""), drawn.tag
+    if kind in _CVAT_REFUSED:
+        yield no_object(kind, _CVAT_SHAPES, label, where)
+    elif kind in _CVAT:
+        name, keys = _CVAT[kind]  # a rotation turns it around its centre
+        yield shape(name, [parse_number(drawn.get(key, ""), f"{where}: {key}") for key in keys], label, where)
+    elif kind == "points":
+        numbers = _cvat_points(drawn, where)
+        yield from (Mark(x, y, math.nan, label) for x, y in zip(numbers[::2], numbers[1::2], strict=True))
+    elif kind in ("polygon", "skeleton"):
+        visible = [part for part in drawn.iter(kind if kind == "polygon" else "points") if part.get("outside") != "1"]
+        if visible:
+            yield shape("polygon", [value for part in visible for value in _cvat_points(part, where)], label, where)
+
+
+def _cvat_points(drawn: Element, where: str) -> list[float]:
+    """x, y, x, y, ... of ``x,y;x,y``."""
+    pairs = [pair.split(",") for pair in drawn.get("points", "").split(";")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"{where}: points holds {drawn.get('points', '')!r:.40}; write x,y;x,y;...")
+    return [parse_number(value.strip(), f"{where}: points") for pair in pairs for value in pair]
+
+
+def read_labelstudio(path: Path, request: Request = Request()) -> dict[str, Annotated]:
+    """The tasks of Label Studio's JSON or JSON-MIN, by the name of their image; coordinates are in percent of its size.
+
+    A task that nobody finished is left out; one with several annotations is refused, since each would count.
+    """
+    contents = read_json(path)
+    if not isinstance(contents, list) or not all(isinstance(task, dict) for task in contents):
+        raise ValueError(f"{path}: no list of tasks; export the project from Label Studio as JSON")
+    images: dict[str, Annotated] = {}
+    for i, task in enumerate(contents, start=1):
+        where = f"{path}: task {task.get('id', i)!r:.20}"
+        data = task["data"] if isinstance(task.get("data"), dict) else task
+        results = _studio_results(task, where) if "data" in task else _studio_results_min(task)
+        if results is not None:
+            marks, size = _studio_marks(results, where)
+            add_image(images, _studio_image(data), where, size).extend(marks)
+    return images
+
+
+def _studio_image(data: dict[str, Any]) -> str | None:
+    """The image that a task is about: an upload, a path or an address, under whatever key."""
+    names = {key: image_of_address(value) for key, value in data.items() if isinstance(value, str)}
+    pictures = [name for name in names.values() if name.lower().endswith(PICTURES)]
+    return next(iter(pictures), names.get("image", names.get("img")))
+
+
+def image_of_address(address: str) -> str:
+    """The path in an address: of ``/data/local-files/?d=a/b.jpg`` what stands behind d, else without ``?...``."""
+    try:
+        parts = urlsplit(address)
+        named = parse_qs(parts.query).get("d")
+    except ValueError:
+        return address
+    return named[0] if named else unquote(parts.path) or address
+
+
+def without_upload_prefix(name: str) -> str | None:
+    """``a.jpg`` of ``0a1b2c3d-a.jpg``, as Label Studio calls an uploaded a.jpg; None for other names."""
+    match = re.fullmatch(r"(.*/)?[0-9a-f]{8}-(.+)", name.replace("\\", "/"))
+    return match[2] if match else None
+
+
+def _studio_results(task: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
+    """The results of the annotation that counts; None where the task is not finished."""
+    done = entries(task, "annotations" if "annotations" in task else "completions", where)
+    done = [entry for entry in done if not entry.get("was_cancelled")]
+    truths = [entry for entry in done if entry.get("ground_truth")]
+    done = truths if len(truths) == 1 else done
+    if len(done) > 1:
+        raise ValueError(f"{where}: has {len(done)} annotations; keep one, or mark one as ground truth")
+    return entries(done[0], "result", where) if done else None
+
+
+def _studio_results_min(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results of JSON-MIN, where a control's name maps to its values; it lists finished tasks alone."""
+    lists = [values for values in task.values() if isinstance(values, list)]
+    values = [value for values in lists for value in values if isinstance(value, dict) and "original_width" in value]
+    results = []
+    for i, value in enumerate(values):
+        kind = next((key for key in value if key.endswith("labels")), "rectangle" if "height" in value else "keypoint")
+        results.append({**value, "id": i, "type": kind, "value": value})
+    return results
+
+
+def _studio_marks(results: list[dict[str, Any]], where: str) -> tuple[list[Mark], tuple[float, float] | None]:
+    """The marks of an annotation, and the size of the image for which they were made."""
+    labels = {str(result.get("id")): label for result in results if (label := _studio_label(result))}
+    marks, sizes, seen = [], set(), set()
+    for i, result in enumerate(results, start=1):
+        kind, here = str(result.get("type", "")).removesuffix("labels"), f"{where}: result {i}"
+        key = str(result.get("id", i))
+        label = _studio_label(result) or labels.get(key, "")
+        if kind in _STUDIO_REFUSED:
+            marks.append(no_object(kind, list(_STUDIO), label, here))
+        if kind not in _STUDIO or key in seen:  # the same region may have several results, such as its label
+            continue
+        seen.add(key)
+        if result.get("image_rotation"):
+            turned = f"was made with the image turned by {result['image_rotation']} degrees"
+            raise ValueError(f"{here}: {turned}; turn it back in Label Studio and export again")
+        size = tuple(json_numbers(result, ("original_width", "original_height"), here))
+        sizes.add(size)
+        if min(size) <= 0 or len(sizes) > 1:
+            raise ValueError(f"{here}: an image of {size[0]:g} x {size[1]:g} pixels, or of two sizes; export again")
+        marks.append(_studio_mark(kind, member(result, "value", dict, here), size, label, here))
+    return marks, next(iter(sizes), None)
+
+
+def _studio_label(result: dict[str, Any]) -> str:
+    value, kind = result.get("value"), str(result.get("type", ""))
+    names = [value.get(key) for key in (kind, f"{kind}labels", "labels")] if isinstance(value, dict) else []
+    return ", ".join(map(str, next((name for name in names if isinstance(name, list)), [])))
+
+
+def _studio_mark(kind: str, value: dict[str, Any], size: tuple[float, ...], label: str, where: str) -> Mark:
+    name, keys = _STUDIO[kind]
+    percent = json_numbers(value, keys, where) if keys else json_points(value.get("points"), where).ravel().tolist()
+    numbers = [number * (size[i % 2] / 100) for i, number in enumerate(percent)]
+    mark = shape(name, numbers, label, where)
+    if kind == "rectangle" and (degrees := json_number(value.get("rotation") or 0, f"{where}: rotation")):
+        # It is turned around its upper left corner.
+        left, top, width, height = numbers
+        cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        centre = left + width / 2 * cos - height / 2 * sin, top + width / 2 * sin + height / 2 * cos
+        mark = mark._replace(x=centre[0], y=centre[1])
+    return mark
