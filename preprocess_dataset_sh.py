@@ -26,7 +26,7 @@ def main() -> int:
     annotations, problems = find_sh(source / "train_data")
     test_annotations, test_problems = find_sh(source / "test_data")
     print(
-        f"part {part} of ShanghaiTech; it has no official val split: val is taken from train_data, never from test_data"
+        f"part {part} of ShanghaiTech; it has no official val split: val is taken from train_data, not from test_data"
     )
     split = split_train_val(list(annotations), arguments)
     split["test"] = list(test_annotations)

@@ -17,12 +17,9 @@ from utils.cli import run_script
 
 def main() -> int:
     """Find the images, set the fold's aside for test, divide the others into train and val, and prepare all three."""
-    parser = make_preprocess_parser(
-        "Prepare one fold of UCF_CC_50 for training.", Settings(min_size=512, max_size=2048)
-    )
-    parser.add_argument(
-        "--fold", type=int, choices=range(1, FOLDS + 1), required=True, help="whose images are for test"
-    )
+    parser = make_preprocess_parser("Prepare one fold of UCF_CC_50 for training.", Settings(512, 2048))
+    folds = range(1, FOLDS + 1)
+    parser.add_argument("--fold", type=int, choices=folds, required=True, help="whose images are for test")
     add_split_options(parser, "the images that are not for test")
     arguments = parse_preprocess_arguments(parser)
     source = arguments.input_dataset_path

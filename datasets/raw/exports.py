@@ -88,9 +88,7 @@ def read_coco(path: Path, request: Request = Request()) -> dict[str, Annotated]:
         known = isinstance(key, (int, str))
         same = [key] if known and key in by_id else by_text.get(str(key), []) if known else []
         if len(same) != 1:
-            raise ValueError(
-                f"{where}: image_id {key!r:.40} is not among the images; add the image or remove the entry"
-            )
+            raise ValueError(f"{where}: image_id {key!r:.40} is not among the images; add it or remove the entry")
         if any(annotation.get(key) not in (None, "", 0, "0") for key in ("iscrowd", "ignore")):
             crowds += 1
             continue

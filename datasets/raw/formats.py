@@ -47,6 +47,7 @@ _REASONS = 3  # that are given where nothing is recognised
 # Formats that are known and not read, and what to do; by suffix, or by what the functions below find in the file.
 _COCO = "export COCO, and take --format coco"
 _TABLE = "save its results as a csv table with the columns x and y, in pixels, and take --format csv"
+_CORNERS = "it as a csv table with the columns xmin, ymin, xmax, ymax"
 _UNREAD = {
     ".zip": ("an archive, such as ImageJ's RoiSet.zip", f"unpack it, or, of ImageJ, measure the ROIs and {_TABLE}"),
     ".roi": ("a ROI of ImageJ", f"measure the ROIs in ImageJ and {_TABLE}"),
@@ -58,10 +59,7 @@ _UNREAD = {
     "cell counter": ("of ImageJ's Cell Counter", f"measure the markers there and {_TABLE}"),
     "supervisely": ("of Supervisely", _COCO),
     "darwin": ("Darwin's, of V7", _COCO),
-    "carpk": (
-        "a list of boxes by their corners, as CARPK's",
-        "write it as a csv table with the columns xmin, ymin, xmax, ymax, and take --format csv",
-    ),
+    "carpk": ("a list of boxes by their corners, as CARPK's", f"write {_CORNERS}, and take --format csv"),
 }
 
 
@@ -91,13 +89,9 @@ def recognise(root: Path, images: Sequence[Path], annotations: Path | None = Non
         return next(iter(formats.items()))
     place = annotations or root
     if not formats:
-        looked = (
-            "; ".join(refused[:_REASONS]) or f"it has no file {', '.join(sorted(suffixes))} for an image or for all"
-        )
-        raise ValueError(
-            f"{place}: holds no annotations that are recognised ({looked}); choose with --format {{{','.join(FORMATS)}}}, "
-            "and give --annotations if they are elsewhere"
-        )
+        looked = "; ".join(refused[:_REASONS]) or f"it has no file {', '.join(sorted(suffixes))} of an image or of all"
+        remedy = f"choose with --format {{{','.join(FORMATS)}}}, and give --annotations if they are elsewhere"
+        raise ValueError(f"{place}: holds no annotations that are recognised ({looked}); {remedy}")
     shown = "; ".join(f"{name} ({path})" for name, path in formats.items())
     raise ValueError(f"{place}: the annotations may be {shown}; choose with --format")
 
@@ -164,9 +158,8 @@ def _format_of_lines(path: Path) -> str:
     if len(values) in (4, 5) and values[2] > values[0] and values[3] > values[1]:
         return "carpk"
     begin = " ".join(fields)
-    raise ValueError(
-        f"{path}: begins with {begin!r:.60}, neither x y nor YOLO's class x y width height in parts of the image"
-    )
+    known = "neither x y nor YOLO's class x y width height in parts of the image"
+    raise ValueError(f"{path}: begins with {begin!r:.60}, {known}")
 
 
 def _format_of_json(path: Path, contents: Any, of_image: bool) -> str:

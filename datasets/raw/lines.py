@@ -50,9 +50,7 @@ def read_yolo(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     for label, values, where in rows:
         coordinates = values[:4] if pose else values
         if not _in_image(coordinates):
-            raise ValueError(
-                f"{where}: {str(values):.80} is not in parts of the image, from 0 to 1; divide by its size"
-            )
+            raise ValueError(f"{where}: {str(values):.80} is not in parts of the image, 0 to 1; divide by its size")
         (size, _) = request.sizes("")
         scaled = [value * size[i % 2] for i, value in enumerate(coordinates)]
         marks.append(shape("centre" if len(scaled) == 4 else "polygon", scaled, label, where))
@@ -85,11 +83,9 @@ def _are_poses(path: Path, rows: Sequence[_Row]) -> bool:
     poses = _tell_poses([row.values for row in rows] + [values for other, values in others if other != path])
     unclear = next((row for row in rows if len(row.values) % 2), rows[0] if poses is None else None)
     if not poses and unclear:
-        raise ValueError(
-            f"{unclear.where}: {len(unclear.values) + 1} values, which may be a box with keypoints or the corners of a "
-            "polygon; write x y pairs for a polygon, and for poses kpt_shape: [number, 2 or 3] into the data set's YAML "
-            "file, or the five values class x y width height alone"
-        )
+        what = f"{len(unclear.values) + 1} values, which may be a box with keypoints or the corners of a polygon"
+        remedy = "write kpt_shape: [number, 2 or 3] into the data set's YAML file, or class x y width height alone"
+        raise ValueError(f"{unclear.where}: {what}; {remedy}")
     return bool(poses)
 
 

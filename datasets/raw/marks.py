@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets.raw.raw_text import json_number, one_form
@@ -31,7 +30,7 @@ class Request(NamedTuple):
     named: bool = True  # one file for many images, which it names
     attribute: str | None = None  # what holds the labels, where that is to choose
     sizes: Callable[[str], Sizes | None] = lambda name: None  # of the image of that name, if it can be read
-    notice: Callable[[Path, str], None] = lambda path, text: print(f"{path}: {text}")
+    notice: Callable[[str], object] = print  # what the user is told, once where it is the same of many files
 
 
 class Box(NamedTuple):

@@ -5,20 +5,20 @@ from __future__ import annotations
 import collections
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath, PureWindowsPath
 
 import numpy as np
 
 from datasets.raw.exports import without_upload_prefix
 from datasets.raw.formats import FORMATS, recognise, why_other
-from datasets.raw.grids import STORED, UPRIGHT, choose_grids, grid_size, stated_grid, to_upright
+from datasets.raw.grids import STORED, UPRIGHT, choose_grids, fitting_grid, grid_size
 from datasets.raw.marks import Annotated, Request, Sizes, counted
 from datasets.raw.raw_text import one_form
 from datasets.raw.suspicion import refuse_corners, refuse_empty, suspect
 from utils.cli import one_line, warn
 from utils.files import PICTURES, UNREAD, find_files, unread_kinds
-from utils.images import image_shape
+from utils.images import image_shape, turn_points
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -38,10 +38,8 @@ def find_images(root: Path) -> dict[str | None, list[Path]]:
             images.setdefault(_split_of(path.relative_to(root)), []).append(path)
     unread = unread_kinds([path.name for path in paths])
     if not images:
-        what = (
-            f"{unread}; convert them to JPEG" if unread else f"holds no image ({', '.join(PICTURES)}); check the path"
-        )
-        raise FileNotFoundError(f"{root}: {what}")
+        none = f"holds no image ({', '.join(PICTURES)}); check the input path"
+        raise FileNotFoundError(f"{root}: {f'{unread}; convert them to JPEG' if unread else none}")
     if unread:
         warn(f"{root}: {unread}; convert them to JPEG, or they are left out")
     return images
@@ -74,18 +72,14 @@ def read_annotations(
         format, shown_by = recognise(root, images, annotations)
         print(f"format: {format} (as {shown_by} shows)")
     if attribute and format not in ("csv", "via"):
-        raise ValueError(
-            f"--label-attribute {attribute}: format {format} has its labels in one place; drop this option"
-        )
+        raise ValueError(f"--label-attribute {attribute}: format {format} has its labels in one place; drop it")
     categories = tuple(dict.fromkeys(map(one_form, categories)))
     place = annotations or root
-    reading = _Reading(format, root, images, categories, attribute)
-    reading.read(annotations)
+    reading = _Reading(format, root, images, categories)
+    reading.read(annotations, Request(attribute=attribute, notice=functools.cache(print)))
     if not reading.annotated:
-        raise FileNotFoundError(
-            f"{place}: no annotation of format {format} for any image here; check --format, and give --annotations if the "
-            "files are elsewhere or one is for all images"
-        )
+        remedy = "check --format, and give --annotations if the files are elsewhere or one is for all"
+        raise FileNotFoundError(f"{place}: no annotation of format {format} for any image here; {remedy}")
     grids = reading.choose_grids()
     annotated = {image: value for image, value in reading.annotated.items() if value is not None}
     unannotated = unannotated or ("empty" if format == "yolo" else "skip")
@@ -99,7 +93,9 @@ def read_annotations(
         if image in annotated:
             marks = [mark for mark in annotated[image].marks if not categories or mark.label in categories]
             own = np.array([mark[:3] for mark in marks], np.float64).reshape(-1, 3)
-            points[image] = to_upright(own, reading.shape(image), grids[image])
+            points[image] = own
+            if grids[image] == STORED:
+                own[:, :2] = turn_points(own[:, :2], reading.shape(image))
         elif image in reading.annotated:
             points[image] = None
         elif unannotated == "empty":
@@ -116,17 +112,9 @@ class _Reading:
     line on why), ``sources`` the file that says so.
     """
 
-    def __init__(
-        self, format: str, root: Path, images: Sequence[Path], categories: Sequence[str], attribute: str | None
-    ) -> None:
-        self.format, self.form, self.root, self.images, self.categories = (
-            format,
-            FORMATS[format],
-            root,
-            images,
-            categories,
-        )
-        self.request = Request(attribute=attribute, notice=_print_once())
+    def __init__(self, format: str, root: Path, images: Sequence[Path], categories: Sequence[str]) -> None:
+        self.format, self.form, self.categories = format, FORMATS[format], categories
+        self.root, self.images = root, images
         self.by_stem: dict[str, list[Path]] = {}
         for image in images:
             self.by_stem.setdefault(one_form(image.stem), []).append(image)
@@ -135,23 +123,17 @@ class _Reading:
         self.sources: dict[Path, Path] = {}
         self.problems: list[str] = []
 
-    def read(self, annotations: Path | None) -> None:
+    def read(self, annotations: Path | None, request: Request) -> None:
         """Read the file or folder ``annotations``, or what lies beside the images."""
-        for_all = bool(annotations and annotations.is_file())
+        for_all = self.form.files == "all" or bool(annotations and annotations.is_file())
         if for_all and self.form.files == "each":
-            raise ValueError(
-                f"{annotations}: {self.format} has a file for each image; give their folder as --annotations"
-            )
-        if self.form.files != "all" and not for_all:
-            self._read_each(annotations)
-        if (
-            for_all
-            or self.form.files == "all"
-            or (self.form.files == "both" and not annotations and not self.annotated)
-        ):
-            self._read_shared(annotations)
+            raise ValueError(f"{annotations}: {self.format} has a file for each image; give --annotations their folder")
+        if not for_all:
+            self._read_each(annotations, request._replace(named=False))
+        if for_all or (self.form.files == "both" and not annotations and not self.annotated):
+            self._read_shared(annotations, request)
 
-    def _read_each(self, folder: Path | None) -> None:
+    def _read_each(self, folder: Path | None, request: Request) -> None:
         """Each image from a file of its own name, or from one that names it."""
         files: dict[tuple[str, str], Path] = {}
         for path in find_files(folder or self.root):
@@ -168,9 +150,7 @@ class _Reading:
             keys = [(one_form(str(place)), one_form(name)) for place in folders for name in (image.stem, image.name)]
             path = next((files[key] for key in keys if key in files), None)
             if path in owner:
-                raise ValueError(
-                    f"{path}: belongs to {owner[path]} and to {image}; use folders like those of the images"
-                )
+                raise ValueError(f"{path}: is for {owner[path]} and for {image}; use folders like those of the images")
             if path:
                 owner[path] = image
         owned = set(owner.values())
@@ -185,14 +165,14 @@ class _Reading:
             warn(f"{len(lone)} files belong to no image and are not read (first {lone[0]})")
         for path, image in owner.items():
             self.sources[image] = path
-            request = self.request._replace(named=False, sizes=lambda _, image=image: self._sizes(image))
+            request = request._replace(sizes=lambda _, image=image: self._sizes(image))
             try:
                 self.shape(image)  # one that cannot be read is this image's problem, whatever is annotated
                 self.annotated[image] = counted(self.form.read(path, request), self.categories)[""]
             except (OSError, ValueError) as error:
                 self._fail(image, error)
 
-    def _read_shared(self, source: Path | None) -> None:
+    def _read_shared(self, source: Path | None, request: Request) -> None:
         """All images from files that name them."""
         if source and source.is_file():
             paths = [source]
@@ -210,7 +190,7 @@ class _Reading:
             def image_of(name: str, path: Path = path) -> Path | None:
                 return self._image_named(name, path, f"{path}: {name!r:.200}")
 
-            request = self.request._replace(sizes=lambda name, of=image_of: self._sizes(of(name)))
+            request = request._replace(sizes=lambda name, of=image_of: self._sizes(of(name)))
             images = counted(self.form.read(path, request), self.categories)
             for name, value in images.items():
                 entry, image = f"{path}: {name!r:.200}", image_of(name)
@@ -227,16 +207,15 @@ class _Reading:
 
     def choose_grids(self) -> dict[Path, str]:
         """The grid that each image's annotations were made in; one that was made for another size is a problem."""
-        stated: dict[Path, str | None] = {}
+        fitting: dict[Path, str | None] = {}
         for image, value in self.annotated.items():
             try:
                 if value is not None:
-                    stated[image] = stated_grid(value, self.shape(image), self.sources[image], image)
+                    fitting[image] = fitting_grid(value, self.shape(image), self.sources[image], image)
             except (OSError, ValueError) as error:
                 self._fail(image, error)
-        annotated = {image: value for image, value in self.annotated.items() if value is not None}
-        shapes = {image: self.shape(image) for image in annotated}
-        return choose_grids(annotated, shapes, stated, STORED if self.form.stored else UPRIGHT)
+        turned = dict.fromkeys(image for image in fitting if self.shape(image).orientation != 1)
+        return choose_grids(fitting, turned, STORED if self.form.stored else UPRIGHT)
 
     def _fail(self, image: Path, error: Exception) -> None:
         self.annotated[image] = None
@@ -275,18 +254,6 @@ class _Reading:
         return ranked[0][2] if ranked else None
 
 
-def _print_once() -> Callable[[Path, str], None]:
-    """Of the same remark on many files, print the first alone."""
-    printed = set()
-
-    def notice(path: Path, text: str) -> None:
-        if text not in printed:
-            printed.add(text)
-            print(f"{path}: {text}")
-
-    return notice
-
-
 def _report_missing(missing: Sequence[Path], total: int, unannotated: str) -> None:
     what = "are left out; --unannotated empty counts them as without points"
     if unannotated == "empty":
@@ -299,10 +266,8 @@ def _report_labels(annotated: Mapping[Path, Annotated], categories: Sequence[str
     labels = collections.Counter(mark.label for value in annotated.values() for mark in value.marks)
     there = ", ".join(f"{label!r} {count}" for label, count in labels.most_common(20))
     if categories and set(labels) == {""}:
-        raise ValueError(
-            f"--category {categories[0]}: these annotations give no labels; drop this option, or name with --label-attribute "
-            "the column (csv) or attribute (via) that holds them"
-        )
+        remedy = "drop it, or name with --label-attribute the column (csv) or attribute (via) that holds them"
+        raise ValueError(f"--category {categories[0]}: these annotations give no labels; {remedy}")
     for category in categories:
         if category not in labels:
             raise ValueError(f"--category {category}: no object has this label; found: {there or 'none'}")

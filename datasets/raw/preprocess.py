@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import time
@@ -93,7 +94,7 @@ def prepare_image(job: Job) -> Prepared:
     height, width, ratio = resized_size(raw_height, raw_width, minimum, maximum)
     if max(height, width) > _JPEG_MAX_SIDE:
         raise ValueError(
-            f"{job.image}: becomes {width} x {height} pixels, too long for a JPEG; cut it up or lower --min-size"
+            f"{job.image}: becomes {width} x {height} pixels, too long for a JPEG; cut or lower --min-size"
         )
     if ratio != 1:
         image = cv2.resize(image, (width, height), interpolation=INTERPOLATIONS[interpolation])
@@ -131,25 +132,14 @@ def is_grey(image: np.ndarray) -> bool:
 def make_preprocess_parser(description: str, defaults: Settings) -> argparse.ArgumentParser:
     """The options that all preprocessing scripts have."""
     parser = make_parser(description)
-    parser.add_argument(
-        "--input-dataset-path", "--origin-dir", type=Path, required=True, metavar="P", help="folder of the raw data set"
-    )
-    parser.add_argument(
-        "--output-dataset-path",
-        "--data-dir",
-        "--root-path",
-        type=Path,
-        required=True,
-        metavar="P",
-        help="folder to write to",
-    )
-    parser.add_argument(
-        "--min-size", type=number(int, 1), default=defaults.min_size, help="smallest short side, pixels"
-    )
-    parser.add_argument("--max-size", type=number(int, 1), default=defaults.max_size, help="largest short side, pixels")
-    parser.add_argument(
-        "--interpolation", choices=list(INTERPOLATIONS), default=defaults.interpolation, help="how images are resized"
-    )
+    folder = {"type": Path, "required": True, "metavar": "P"}
+    parser.add_argument("--input-dataset-path", "--origin-dir", **folder, help="folder of the raw data set")
+    parser.add_argument("--output-dataset-path", "--data-dir", "--root-path", **folder, help="folder to write to")
+    for name, text in (("min", "smallest"), ("max", "largest")):
+        default = getattr(defaults, f"{name}_size")
+        parser.add_argument(f"--{name}-size", type=number(int, 1), default=default, help=f"{text} short side, pixels")
+    ways = list(INTERPOLATIONS)
+    parser.add_argument("--interpolation", choices=ways, default=defaults.interpolation, help="how images are resized")
     parser.add_argument("--quality", type=number(int, 1, 100), default=defaults.quality, help="JPEG quality")
     parser.add_argument("--workers", type=number(int, 1), default=default_workers(), help="parallel processes")
     return parser
@@ -199,9 +189,10 @@ def prepare(
                 output = root / name / f"{prepared_stem(image.stem)}.jpg"
                 job = Job(image, annotation, read, output, name == "train", settings, upright=dataset == OWN)
                 jobs[str(output.relative_to(root))] = job
-    crop_size = CROP_SIZES[dataset] if dataset in CROP_SIZES else arguments.crop_size
     with hold(root):
-        return _prepare(root, jobs, problems, arguments.workers, dataset, crop_size)
+        return _prepare(
+            root, jobs, problems, arguments.workers, dataset, CROP_SIZES.get(dataset) or arguments.crop_size
+        )
 
 
 def _prepare(
@@ -215,17 +206,14 @@ def _prepare(
     record = _read_record(root)
     moved = _remove_moved(root, jobs, record)
     _warn_of_strangers(root, folders, jobs)
-    done = [
-        name
+    todo = {
+        name: job
         for name, job in jobs.items()
-        if name in record
-        and record[name]["made_from"] == made_from[name]
-        and (root / name).exists()
-        and points_path(root / name).exists() == (job.annotation is not None)
-    ]
-    todo = dict(jobs)
-    for name in done:
-        del todo[name]
+        if record.get(name, {}).get("made_from") != made_from[name]
+        or not (root / name).exists()
+        or points_path(root / name).exists() != (job.annotation is not None)
+    }
+    done = [name for name in jobs if name not in todo]
     record = {name: entry for name, entry in record.items() if name not in todo}
     if todo or moved:
         with atomic_write(root / RECORD) as partial:
@@ -255,10 +243,10 @@ def _prepare(
         print(f"no image was prepared: none of {len(problems)} has an annotation that can be read")
     fitted = sum(name in record and gaussians_path(root / name).exists() for name in todo)
     if fitted:
-        warn(
-            f"{fitted} of these images had Gaussians already; unless those were fitted to images prepared the same way, run "
-            "2dgs_counting_1gs_gsplat.py with --overwrite"
+        what = (
+            f"{fitted} of these images had Gaussians already; unless those were fitted to images prepared the same way"
         )
+        warn(f"{what}, run 2dgs_counting_1gs_gsplat.py with --overwrite")
     return report_failures(outcomes)
 
 
@@ -270,28 +258,18 @@ def _made_from(job: Job) -> dict[str, Any]:
     made_from = {**job.settings._asdict(), "raw_files": [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
     if isinstance(job.annotation, np.ndarray):
         made_from["points_hash"] = hashlib.sha256(np.ascontiguousarray(job.annotation)).hexdigest()[:16]
-    if job.upright and (orientation := _orientation(job.image)) != 1:
-        made_from["orientation"] = orientation
+    with contextlib.suppress(OSError, ValueError):  # an image that cannot be read fails when it is prepared
+        if job.upright and (orientation := image_shape(job.image).orientation) != 1:
+            made_from["orientation"] = orientation
     return made_from
-
-
-def _orientation(image: Path) -> int:
-    """By which the image is to be turned; one that cannot be read fails when it is prepared."""
-    try:
-        return image_shape(image).orientation
-    except (OSError, ValueError):
-        return 1
 
 
 def _read_record(root: Path) -> dict[str, dict[str, Any]]:
     """The entries of the record by image; a line that a kill cut off, or of an older form, counts as not written."""
-    kinds: dict[str, Any] = {"image": str, "source": str, "points": (int, type(None)), "dropped": int}
-    kinds |= {"height": int, "width": int, "grey": bool, "orientation": int, "made_from": dict}
-    return {
-        name: {key: entry[key] for key in kinds}
-        for name, entry in ((name, {"orientation": 1, **entry}) for name, entry in read_record(root).items())
-        if all(key in entry and isinstance(entry[key], kind) for key, kind in kinds.items())
-    }
+    keys = {"image", "source", "made_from", *Prepared._fields}
+    read = read_record(root).items()
+    entries = {name: {**entry, "orientation": entry.get("orientation", 1)} for name, entry in read}
+    return {name: entry for name, entry in entries.items() if entry.keys() >= keys and isinstance(entry["source"], str)}
 
 
 def _append_record(root: Path, entry: Mapping[str, Any]) -> None:

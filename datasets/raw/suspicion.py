@@ -47,10 +47,9 @@ def refuse_corners(annotated: Mapping[Path, Annotated], sizes: Mapping[Path, tup
             corners += [m.box.numbers for m in marks]
             wrong += sum(not all(inside(x - last / 2, x + last / 2, side) for x, _, last, side in way) for way in ways)
     if wrong >= max(2, 0.1 * len(corners)) or (len(corners) >= MANY and near_own(corners).all()):
-        raise ValueError(
-            f"{place}: {wrong} of {len(corners)} boxes leave their image, and by where they lie the last two numbers of all are no "
-            "width and height but the right and bottom corner; write right - left and bottom - top, or xmin, ymin, xmax, ymax"
-        )
+        what = "by where they lie the last two numbers of all are no width and height but the right and bottom corner"
+        remedy = "write right - left and bottom - top, or xmin, ymin, xmax, ymax"
+        raise ValueError(f"{place}: {wrong} of {len(corners)} boxes leave their image, and {what}; {remedy}")
 
 
 def near_own(boxes: Sequence[Sequence[float]]) -> np.ndarray:
@@ -86,10 +85,8 @@ def suspect(points: Mapping[Path, tuple[np.ndarray, tuple[int, int]]], place: Pa
         return
     first, last = np.clip(parts.min(axis=0), 0, None), parts.max(axis=0)
     if (first <= 0.4 * last).all() and last.max() <= 0.9 and last.prod() <= 0.5 and last.prod() ** len(whole) <= 0.03:
-        warn(
-            f"{place}: no point lies beyond {last[0]:.0%} of the width and {last[1]:.0%} of the height of any image; "
-            "are x and y in another unit, or were the images enlarged?"
-        )
+        what = f"no point lies beyond {last[0]:.0%} of the width and {last[1]:.0%} of the height of any image"
+        warn(f"{place}: {what}; are x and y in another unit, or were the images enlarged?")
 
 
 def _doubt(images: Sequence[tuple[np.ndarray, int, int]], place: Path) -> str | None:
@@ -99,10 +96,8 @@ def _doubt(images: Sequence[tuple[np.ndarray, int, int]], place: Path) -> str | 
         return None
     every = np.concatenate([points for points, _, _ in images])
     if ((every >= 0) & (every <= 1)).all() and len(np.unique(every, axis=0)) > 1:
-        raise ValueError(
-            f"{place}: all {total} points lie within 0..1, on each other; they are parts of the image, it seems: "
-            "multiply x by its width and y by its height"
-        )
+        remedy = "they are parts of the image, it seems: multiply x by its width and y by its height"
+        raise ValueError(f"{place}: all {total} points lie within 0..1, on each other; {remedy}")
     lost = sum(outside(*image) for image in images)
     if lost < max(2, 0.05 * total):
         return None

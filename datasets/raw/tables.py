@@ -79,7 +79,7 @@ def read_csv(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     columns = find_columns(header, rows, request.named, request.attribute)
     columns = _without_own_corner(_without_image_size(columns, rows, request), rows)
     if header and (columns.box or columns.label is not None):
-        request.notice(path, _meaning(columns, header[0]))
+        request.notice(_meaning(columns, header[0]))
     pages = {(columns.image_name(fields), *(fields[i] for i in columns.slices)) for fields, _ in rows}
     if len(pages) > len({name for name, *_ in pages}):
         print(f"warning: {path}: points of several slices or frames are put into one image", file=sys.stderr)
@@ -237,20 +237,18 @@ def _values(fields: Sequence[str], columns: Sequence[int]) -> list[float | str]:
 
 
 def _meaning(columns: Columns, header: Sequence[str]) -> str:
-    place, first, last, image_size = (
-        ", ".join(header[i] for i in c) for c in (columns.place, columns.box[:2], columns.box[2:], columns.image_size)
-    )
-    what = {
-        "": f"{place} is an object's place",
-        "centre": f"{first} is the centre of a box, {last} its width and height",
-        "corner": f"{first} is the upper left corner of a box, {last} its width and height",
-        "corners": f"{first}, {last} are the corners of a box",
-    }[columns.kind if columns.box else ""]
-    if columns.box and columns.kind != "centre":
-        what += f"; {place}, in it, is counted" if place else "; its centre is counted"
-    if columns.label is not None:
-        what += f"; {header[columns.label]} is the label"
-    return what + (f"; {image_size} is the image's size" if image_size else "")
+    box = {
+        "centre": "a box by its centre, width and height",
+        "corner": "a box by its upper left corner, width and height",
+        "corners": "a box by its corners",
+    }
+    parts = [
+        (columns.place, "an object's place"),
+        (columns.box, box.get(columns.kind)),
+        (columns.image_size, "the image's size"),
+    ]
+    parts += [] if columns.label is None else [((columns.label,), "the label")]
+    return "columns: " + "; ".join(f"{', '.join(header[i] for i in part)}: {what}" for part, what in parts if part)
 
 
 def _image_size(columns: Columns, fields: Sequence[str], where: str) -> tuple[float, float] | None:
