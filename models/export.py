@@ -83,12 +83,12 @@ def save_onnx(network: nn.Module, path: Path, description: dict[str, Any]) -> No
     onnx.save(content, path)
 
 
-def save_safetensors(network: nn.Module, path: Path, description: dict[str, Any]) -> None:
-    """Write the weights alone, under the names of a checkpoint; ``description`` as JSON in the metadata, under ``gst``."""
+def to_safetensors(network: nn.Module, description: dict[str, Any]) -> bytes:
+    """The weights alone, under the names of a checkpoint; ``description`` as JSON in the metadata, under ``gst``."""
     from safetensors.torch import save
 
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    path.write_bytes(save(state, metadata={DESCRIPTION: json.dumps(description)}))
+    return save(state, metadata={DESCRIPTION: json.dumps(description)})
 
 
 def run_onnx(path: Path) -> Run:
@@ -199,7 +199,7 @@ def main() -> None:
     make_folder(out.parent)
     with atomic_write(out) as file:
         if form == "safetensors":
-            save_safetensors(network, file, description)
+            file.write_bytes(to_safetensors(network, description))
         else:
             save_onnx(network, file, description)
             print("\n".join(compare(load_model(weights, name)[0], run_onnx(file), CHECKED, TOLERANCE)))
