@@ -186,12 +186,12 @@ def count_and_report(arguments: argparse.Namespace) -> int:
             results.append(Result(name, math.nan if points is None else float(len(points)), predicted))
             if folder:
                 folder.add(name, image, points, parts, predicted, seconds)
-        said = videos.save()
+        lines = videos.save()
 
     for result in results:
         truth = "" if result.truth != result.truth else f"truth {result.truth:g}, "
         print(f"{result.name}: {truth}predicted {result.predicted:.2f}")
-    for line in said:
+    for line in lines:
         print(line)
     for name, reason in failed:
         print(f"error: {name}: {reason}" if name not in reason else f"error: {reason}", file=sys.stderr)
