@@ -139,7 +139,7 @@ def count_images(
         yield from ((picture, parts, seconds) for picture, parts in zip(some, counted))
 
 
-def evaluate(arguments: argparse.Namespace) -> int:
+def count_and_report(arguments: argparse.Namespace) -> int:
     """Load, count, report."""
     devices = fabric_devices(arguments.device)
     if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
@@ -185,7 +185,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 continue
             results.append(Result(name, math.nan if points is None else float(len(points)), predicted))
             if folder:
-                folder.add_windows(name, image, points, parts, predicted, seconds)
+                folder.add(name, image, points, parts, predicted, seconds)
         said = videos.save()
 
     for result in results:
@@ -236,7 +236,7 @@ def main() -> int:
     arguments = parse()
     lock = hold(make_folder(arguments.out)) if arguments.out else contextlib.nullcontext()
     with lock, network_errors(f"lower --window {arguments.window}, or take --precision bf16-mixed"):
-        return evaluate(arguments)
+        return count_and_report(arguments)
 
 
 if __name__ == "__main__":

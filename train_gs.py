@@ -91,6 +91,8 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
             use_gaussians=arguments.loss in NEEDS_GAUSSIANS,
             kernel=build_kernel(arguments.loss, **(parameters if arguments.loss in NEEDS_GAUSSIANS else {})),
             kernel_parameters=parameters if arguments.kernels == "h5" else None,
+            whole_targets=arguments.whole_targets,
+            jitter=arguments.jitter,
             skip_bad=arguments.skip_bad_samples,
         )
         val = Crowd(arguments.data_dir, arguments.crop_size, "val")
@@ -138,7 +140,8 @@ def train_epoch(fabric: Fabric, run: Run, arguments: argparse.Namespace, epoch: 
     """
     steps, optimizer = run.steps, run.optimizer
     sigma = {"adaptive": True} if arguments.sigma == "adaptive" else {"sigma": arguments.sigma}
-    loss_of = build_loss(arguments.loss, **(sigma if arguments.loss == "mse" else {}))
+    options = sigma if arguments.loss == "mse" else {}
+    loss_of = build_loss(arguments.loss, count_weight=arguments.count_weight, **options)
     for images, batch, crops, is_last in steps.batches(run.loader, epoch):
         with fabric.no_backward_sync(run.model, enabled=not is_last):
             density, attention = run.model(images)

@@ -35,7 +35,7 @@ class KernelSummary(NamedTuple):
     entropy: np.ndarray  # [h, w]: -sum_n K log K over annotations and background, nats
 
 
-def summarise(kernel: Tensor, grid: tuple[int, int]) -> KernelSummary:
+def summarise_kernel(kernel: Tensor, grid: tuple[int, int]) -> KernelSummary:
     """Read a sparse kernel K [N + 1, M], the last row being the background, column by column."""
     indptr, indices, data = (part.numpy() for part in (kernel.crow_indices(), kernel.col_indices(), kernel.values()))
     cells, rows = grid[0] * grid[1], len(indptr) - 1
@@ -67,7 +67,7 @@ def main() -> None:
     colors = Gaussians2D.load(gaussians_path(arguments.image)).colors
     gaussians = Gaussians2D(points, scales, rotations, colors)
     kernel = transport_kernel(points, scales, rotations, (height, width), **kernel_options(arguments))
-    summary = summarise(kernel, cell_grid((height, width), STRIDE))
+    summary = summarise_kernel(kernel, cell_grid((height, width), STRIDE))
     # Beside the image itself it would be one of the data set's.
     out = arguments.out or gaussians_path(arguments.image).with_name(f"{arguments.image.stem}_gst.png")
     make_folder(out.parent)

@@ -1,11 +1,10 @@
 """What a training step, a whole run and an evaluation cost, as a user starts them.
 
     python benchmarks/bench_training.py --device cuda
-    python benchmarks/bench_training.py --small        tiny sizes on a CPU, to see whether this script works
 
 A step: from batches at hand, beside the network's passes and Adam alone, replayed as CUDA graphs as in training; crops a second
 of whole epochs with 8 loading processes. A run of 12 seconds: how much of it is no step. Four runs side by side against one with
-their batches. test.py on photographs of 1024 pixels. Random pictures and weights in a temporary folder.
+their batches. test.py on photographs of 1152 x 768 pixels. Random pictures and weights in a temporary folder.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -48,21 +47,14 @@ STEPS = [
     ("vgg_trans", 1, 512, [], 100),
     ("vgg_trans", 1, 512, FAST, 175),
 ]
-SMALL = [("vgg", 2, 64, [], 1)]
 
 
-class AtHand:
-    """A loader of batches that are there, ``times`` over; ``loader`` is the one that makes them."""
+class AtHand(list):
+    """The batches of a loader, ``times`` over, as a loader that has them."""
 
     def __init__(self, loader: Any, times: int) -> None:
-        self.batches, self.batch_size = list(loader) * times, loader.batch_size
-        self.sampler = range(len(self.batches) * self.batch_size)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
+        super().__init__(list(loader) * times)
+        self.batch_size, self.sampler = loader.batch_size, range(len(self) * loader.batch_size)
 
 
 def train(folder: Path, options: Sequence[str], wrap: Callable[[Any], Any] = lambda loader: loader) -> list[dict]:
@@ -94,40 +86,42 @@ def network_alone(options: Sequence[str], crop: int, batch: int, repeats: int) -
     return common.milliseconds(lambda: [step() for _ in range(repeats)], fabric.device.type, 3) / repeats
 
 
-def steps(data: Path, folder: Path, variants: list, fixed: Sequence[str], workers: int) -> None:
+def steps(folder: Path, variants: list, fixed: Sequence[str], loaders: int, times: int = 6) -> None:
     """A step beside the network alone, its parts, and crops a second."""
     for model, batch, crop, more, least in variants:
         name = " ".join([model, f"{batch} x {crop}", *more])
         options = [*fixed, "--model-name", model, "--batch-size", str(batch), "--crop-size", str(crop), *more]
-        alone = network_alone(["--data-dir", str(data), *options], crop, batch, 2 if workers == 0 else 20)
-        ready = train(folder, [*options, "--epochs", "2"], lambda loader: AtHand(loader, 1 if workers == 0 else 6))[-1]
-        fresh = train(folder, [*options, "--epochs", "5", "--num-workers", str(workers)])[1:]
-        count = ready["images_per_second"] * ready["seconds"] / batch
+        alone = network_alone(options, crop, batch, 3 * times)
+        ready = train(folder, [*options, "--epochs", "2"], lambda loader: AtHand(loader, times))[-1]
+        fresh = train(folder, [*options, "--epochs", "5", "--num-workers", str(loaders)])[1:]
+        count = crops([ready]) / batch
         step = 1000 * ready["seconds"] / count
         parts = ", ".join(f"{part} {1000 * seconds / count:.2f}" for part, seconds in ready["time"].items())
         figure = f"{step:.2f} ms ({parts}), the network alone {alone:.2f}: {step / alone:.2f} times"
         common.print_goal(f"step, {name}", step <= 1.15 * alone, figure, "1.15 times")
-        rate = sum(one["images_per_second"] * one["seconds"] for one in fresh) / sum(one["seconds"] for one in fresh)
-        figure = f"{rate:.0f} with {workers} loading processes, {ready['images_per_second']:.0f} at hand"
+        rate = crops(fresh) / sum(epoch["seconds"] for epoch in fresh)
+        figure = f"{rate:.0f} with {loaders} loading processes, {ready['images_per_second']:.0f} at hand"
         common.print_goal(f"crops a second, {name}", rate >= least, figure, str(least))
 
 
-def whole_runs(fixed: Sequence[str], folder: Path, minutes: float, workers: int) -> None:
+def crops(epochs: Sequence[dict]) -> float:
+    """How many were trained on."""
+    return sum(epoch["images_per_second"] * epoch["seconds"] for epoch in epochs)
+
+
+def whole_runs(folder: Path, fixed: Sequence[str], minutes: float, loaders: int) -> None:
     """A run of minutes as a user starts it: what of its time is training; four side by side against one."""
 
     def run(batch: int, *names: str) -> tuple[float, float]:
         """Crops a second of all while they trained, and the seconds in which the first did not train."""
-        loaders, begin, running = str(workers // len(names)), time.perf_counter(), []
-        for name in names:
-            options = ["--batch-size", str(batch), "--num-workers", loaders, "--minutes", str(minutes)]
-            command = [sys.executable, str(TRAIN), *fixed, *options, "--save-dir", str(folder / name)]
-            running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        options = ["--batch-size", str(batch), "--num-workers", str(loaders // len(names)), "--minutes", str(minutes)]
+        command, begin = [sys.executable, str(TRAIN), *fixed, *options, "--save-dir"], time.perf_counter()
+        running = [subprocess.Popen([*command, folder / name], stdout=subprocess.DEVNULL) for name in names]
         if any([child.wait() for child in running]):
             raise RuntimeError(f"a run of {' '.join(names)} failed")
         wall, found = time.perf_counter() - begin, [RunFolder(folder / name).metrics() for name in names]
         seconds = [sum(epoch["seconds"] for epoch in epochs) for epochs in found]
-        crops = [sum(one["images_per_second"] * one["seconds"] for one in epochs) for epochs in found]
-        return sum(done / took for done, took in zip(crops, seconds)), wall - seconds[0]
+        return sum(crops(epochs) / took for epochs, took in zip(found, seconds)), wall - seconds[0]
 
     rate, start_up = run(8, "one")
     figure = f"{start_up:.1f} s are no steps ({rate:.0f} crops a second)"
@@ -151,22 +145,18 @@ def evaluation(data: Path, folder: Path, device: str) -> None:
 
 def main() -> None:
     """Print the table."""
-    parser = common.benchmark_parser(__doc__)
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see whether this script works")
-    arguments = common.parse_benchmark(parser)
-    small, device = arguments.small, "0" if arguments.device == "cuda" else "cpu"
-    images, width, points, workers = (4, 192, 10, 0) if small else (24, 1024, 800, 8)
-    print(f"{common.machine(arguments.device)}\n\n| what | figure | goal |\n|---|---|---|")
+    arguments = common.parse_benchmark(common.benchmark_parser(__doc__))
+    device = "0" if arguments.device == "cuda" else "cpu"
+    print("| what | figure | goal |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = common.make_data(folder / "data", images, width, points)
-        fixed = ["--data-dir", str(data), "--backbone-weights", "none", "--device", device]
-        steps(data, folder / "run", SMALL if small else STEPS, fixed, workers)
-        many = common.make_data(folder / "many", images if small else 240, width, points // 2)
-        fixed[1] = str(many)
-        recipe = ["--crop-size", "64"] if small else ["--crop-size", "256", *FAST, "--lr", "1e-5"]
-        whole_runs([*fixed, *recipe], folder, 0.1 if small else 0.2, workers)
-        evaluation(data if small else many, folder, device)
+        sizes = {"few": (24, 1024, 800), "many": (240, 768, 300), "seen": (60, 1152, 300)}
+        few, many, seen = (common.make_data(folder / name, *size) for name, size in sizes.items())
+        fixed = ["--backbone-weights", "none", "--device", device, "--data-dir"]
+        steps(folder / "run", STEPS, [*fixed, str(few)], loaders=8)
+        recipe = ["--crop-size", "256", *FAST, "--lr", "1e-5"]
+        whole_runs(folder, [*fixed, str(many), *recipe], minutes=0.2, loaders=8)
+        evaluation(seen, folder, device)
 
 
 if __name__ == "__main__":

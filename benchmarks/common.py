@@ -17,8 +17,11 @@ from datasets.crowd import Batch, TrainSample, collate
 from GS2D.gaussians import Gaussians2D
 from GS2D.points import mean_neighbour_distance
 from losses import build_kernel
+from utils.config import number
 from utils.files import gaussians_path, points_path
 from utils.images import save_jpeg
+
+COUNT = number(int, 1)  # the type of an option
 
 
 def benchmark_parser(description: str) -> argparse.ArgumentParser:
@@ -29,21 +32,14 @@ def benchmark_parser(description: str) -> argparse.ArgumentParser:
 
 
 def parse_benchmark(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options; a usage error for a GPU that is not there and for numbers below 1."""
+    """The options; a usage error for a GPU that is not there. Prints what the figures are of."""
     arguments = parser.parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
+    is_gpu = arguments.device == "cuda"
+    if is_gpu and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu")
-    for name, value in vars(arguments).items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and not isinstance(number, bool) and number < 1:
-                parser.error(f"--{name} {number}: must be at least 1")
+    machine = torch.cuda.get_device_name() if is_gpu else f"{torch.get_num_threads()} CPU threads"
+    print(f"torch {torch.__version__}, {machine}\n")
     return arguments
-
-
-def machine(device: str) -> str:
-    """What the figures are of."""
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return f"torch {torch.__version__}, {name}"
 
 
 def print_goal(name: str, reached: bool, figure: str, goal: str) -> None:

@@ -101,7 +101,8 @@ class Crowd(Dataset):
     A training sample is a function of (seed, epoch, index); call ``set_epoch`` before each epoch. Without ``use_gaussians``
     no fitted Gaussians are read: scales are then a sixth of the neighbour distance, which also replaces fitted scales that
     are NaN, and rotations are 0. With ``skip_bad`` the next image takes the place of a training image that cannot be read,
-    and the sample says why. A test split without any annotation file is one whose annotations are kept secret
+    and the sample says why. With ``whole_targets`` the target of each point of a crop is 1; ``jitter``: see
+    ``draw_augmentation``. A test split without any annotation file is one whose annotations are kept secret
     (NWPU-Crowd): its counts are NaN.
 
     Raises ``ValueError`` for an unknown split and ``FileNotFoundError`` for missing images, annotations or Gaussians;
@@ -119,6 +120,8 @@ class Crowd(Dataset):
         training: bool | None = None,
         kernel: Callable[..., Tensor] | None = gst_kernel,
         kernel_parameters: Mapping[str, float] | None = None,
+        whole_targets: bool = False,
+        jitter: float = 0.0,
         skip_bad: bool = False,
     ) -> None:
         if split not in SPLITS:
@@ -128,7 +131,7 @@ class Crowd(Dataset):
         self.use_gaussians = use_gaussians and self.training
         self.kernel, self.kernel_parameters = kernel, kernel_parameters if self.training else None
         self._stride = int(self.kernel_parameters["stride"]) if self.kernel_parameters else None  # of stored kernels
-        self.skip_bad = skip_bad
+        self.whole_targets, self.jitter, self.skip_bad = whole_targets, jitter, skip_bad
         self.images = list_images(self.root / split)
         self._annotations: list[Annotations | None] = [None] * len(self.images)
         # Shared memory: workers that outlive an epoch (persistent_workers=True) see the new number too.
@@ -187,8 +190,10 @@ class Crowd(Dataset):
         annotations = self._annotations[index] or load_annotations(path, self.use_gaussians)
         whole = Sample(open_image(path), *annotations)
         generator = np.random.default_rng([self.seed, int(self._epoch), index])
-        drawn = draw_augmentation(generator, *whole.image.shape[:2], self.crop_size, str(path), stride=self._stride)
+        options = {"stride": self._stride, "jitter": self.jitter}
+        drawn = draw_augmentation(generator, *whole.image.shape[:2], self.crop_size, str(path), **options)
         crop, targets, stays = augment(whole, drawn, self.crop_size)
+        targets = np.ones_like(targets) if self.whole_targets else targets
         short_side = min(whole.image.shape[:2]) * drawn.scale
         kernel = None
         if parameters:

@@ -26,14 +26,23 @@ from utils.config import make_parser, number, parse_arguments
 from utils.files import atomic_write, make_folder, remove_stale_partials
 from utils.images import save_jpeg
 
-# Raw splits with their published numbers of images, which a synthetic set shares out in proportion.
-SPLITS = {
-    "qnrf": {"Train": 1201, "Test": 334},
-    "jhu": {"train": 2272, "val": 500, "test": 1600},
-    "nwpu": {"train": 3109, "val": 500, "test": 1500},
-    "sha": {"train_data": 300, "test_data": 182},
-    "shb": {"train_data": 400, "test_data": 316},
-    "ucf50": {"": 50},
+# Raw splits with their published numbers of images, which a synthetic set shares out in proportion; the paths of an image
+# and of its annotations.
+LAYOUTS = {
+    "qnrf": ({"Train": 1201, "Test": 334}, "{split}/img_{n:04}.jpg", "{split}/img_{n:04}_ann.mat"),
+    "jhu": ({"train": 2272, "val": 500, "test": 1600}, "{split}/images/{n:04}.jpg", "{split}/gt/{n:04}.txt"),
+    "nwpu": ({"train": 3109, "val": 500, "test": 1500}, "images/{n:04}.jpg", "mats/{n:04}.mat", "jsons/{n:04}.json"),
+    "sha": (
+        {"train_data": 300, "test_data": 182},
+        "part_A_final/{split}/images/IMG_{n}.jpg",
+        "part_A_final/{split}/ground_truth/GT_IMG_{n}.mat",
+    ),
+    "shb": (
+        {"train_data": 400, "test_data": 316},
+        "part_B_final/{split}/images/IMG_{n}.jpg",
+        "part_B_final/{split}/ground_truth/GT_IMG_{n}.mat",
+    ),
+    "ucf50": ({"": 50}, "{n}.jpg", "{n}_ann.mat"),
 }
 MIN_HEAD, MAX_HEAD = 3.0, 60.0  # height of a head, pixels
 SPACING = 0.7  # least distance of two heads, in heights of a head: neither hides the other's centre
@@ -51,7 +60,6 @@ class Scene(NamedTuple):
     image: np.ndarray  # uint8 [H, W, 3], RGB
     points: np.ndarray  # float64 [N, 2], (x, y), centres of the heads, the farthest first
     sizes: np.ndarray  # float64 [N], heights of the heads, 3 to 60
-    boxes: np.ndarray  # float64 [N, 4], (x, y, width, height) of the heads, x, y being the top left corner
 
 
 def scene(seed: int, height: int, width: int, people: int) -> Scene:
@@ -77,8 +85,7 @@ def scene(seed: int, height: int, width: int, people: int) -> Scene:
         nearest = max(MIN_HEAD, 0.85 * nearest)
     points = points[np.argsort(points[:, 1], kind="stable")]
     sizes = size[points[:, 1].astype(int)]
-    extent = sizes[:, None] * (_HEAD_ASPECT, 1)
-    return Scene(_paint(rng, points, sizes, size, width), points, sizes, np.hstack([points - extent / 2, extent]))
+    return Scene(_paint(rng, points, sizes, size, width), points, sizes)
 
 
 def _places(rng: Generator, size: np.ndarray, width: int, people: int) -> np.ndarray:
@@ -148,43 +155,23 @@ class Item(NamedTuple):
     """One image to draw."""
 
     split: str
-    number: int  # in the file's name
+    files: list[str]  # the image, then its annotations, relative to the root
     index: int  # through all splits
 
 
-def files_of(layout: str, item: Item) -> list[Path]:
-    """The image, then its annotations, relative to the root."""
-    name, split = f"{item.number:04}", Path(item.split)
-    if layout == "qnrf":
-        return [split / f"img_{name}.jpg", split / f"img_{name}_ann.mat"]
-    if layout == "ucf50":
-        return [Path(f"{item.number}.jpg"), Path(f"{item.number}_ann.mat")]
+def annotation_bytes(layout: str, path: str, drawn: Scene) -> bytes:
+    """The contents of the annotation file ``path``."""
     if layout == "jhu":
-        return [split / "images" / f"{name}.jpg", split / "gt" / f"{name}.txt"]
-    if layout == "nwpu":
-        annotations = [Path("mats") / f"{name}.mat", Path("jsons") / f"{name}.json"]
-        return [Path("images") / f"{name}.jpg", *(annotations if item.split != "test" else [])]
-    folder = Path(f"part_{layout[-1].upper()}_final") / split
-    return [folder / "images" / f"IMG_{item.number}.jpg", folder / "ground_truth" / f"GT_IMG_{item.number}.mat"]
-
-
-def annotation_bytes(layout: str, image: Path, drawn: Scene, suffix: str) -> bytes:
-    """The annotation file of ``image`` that ends in ``suffix``."""
-    corners = np.hstack([drawn.boxes[:, :2], drawn.boxes[:, :2] + drawn.boxes[:, 2:]])  # left, top, right, bottom
-    if layout == "jhu":
-        heads = np.rint(np.hstack([drawn.points, drawn.boxes[:, 2:]])).astype(int)
+        heads = np.rint(np.hstack([drawn.points, drawn.sizes[:, None] * (_HEAD_ASPECT, 1)])).astype(int)
         return "".join(f"{x} {y} {w} {h} 1 0\n" for x, y, w, h in heads).encode()
-    if suffix == ".json":
-        heads = {"points": drawn.points.tolist(), "boxes": corners.tolist()}
-        return json.dumps({"img_id": image.name, "human_num": len(drawn.points), **heads}).encode()
-    buffer = io.BytesIO()
+    if path.endswith(".json"):
+        return json.dumps({"human_num": len(drawn.points), "points": drawn.points.tolist()}).encode()
+    content = {"annPoints": drawn.points}
     if layout in ("sha", "shb"):  # a cell with a struct
-        cell = np.empty((1, 1), object)
-        cell[0, 0] = {"location": drawn.points, "number": float(len(drawn.points))}
-        scipy.io.savemat(buffer, {"image_info": cell})
-    else:
-        boxes = {"annBoxes": corners} if layout == "nwpu" else {}
-        scipy.io.savemat(buffer, {"annPoints": drawn.points, **boxes})
+        content = {"image_info": np.empty((1, 1), object)}
+        content["image_info"][0, 0] = {"location": drawn.points, "number": float(len(drawn.points))}
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, content)
     # The first 116 bytes are a text in which the library notes the time.
     return b"MATLAB 5.0 MAT-file".ljust(116) + buffer.getvalue()[116:]
 
@@ -192,18 +179,17 @@ def annotation_bytes(layout: str, image: Path, drawn: Scene, suffix: str) -> byt
 def draw_item(root: Path, settings: Mapping[str, Any], item: Item) -> dict[str, Any]:
     """Draw one image, write it with its annotations and return its line of the truth; ``settings``: the command's options."""
     rng = np.random.default_rng([settings["seed"], item.index])
-    layout, *sizes = (settings[name] for name in ("layout", "height", "width", "min_people", "max_people"))
-    height, width, low, high = sizes
+    layout, height, width, low, high = map(settings.get, ("layout", "height", "width", "min_people", "max_people"))
     if layout != "shb":  # the one data set whose images are all of one size
         factor = rng.uniform(0.7, 1.3)
         height, width = max(32, round(height * factor)), max(32, round(width * factor * rng.uniform(0.9, 1.1)))
     people = 0 if low == 0 and rng.random() < 0.03 else round(np.exp(rng.uniform(*np.log([max(low, 1), max(high, 1)]))))
     drawn = scene(int(rng.integers(2**31)), height, width, min(people, high, height * width // 80))
-    image, *annotations = files_of(layout, item)
+    image, *annotations = item.files
     for path in annotations:
-        _write(root / path, annotation_bytes(layout, image, drawn, path.suffix))
+        _write(root / path, annotation_bytes(layout, path, drawn))
     save_jpeg(drawn.image, root / image, 92)
-    truth = {"image": image.as_posix(), "split": item.split, "height": height, "width": width}
+    truth = {"image": image, "split": item.split, "height": height, "width": width}
     return {**truth, "points": drawn.points.tolist(), "sizes": drawn.sizes.tolist()}
 
 
@@ -214,7 +200,7 @@ def _write(path: Path, contents: bytes) -> None:
 
 def make_items(layout: str, images: int) -> list[Item]:
     """What there is to draw: the number of images shared out to the splits in proportion, at least one each."""
-    published = SPLITS[layout]
+    published, *paths = LAYOUTS[layout]
     if images < len(published):
         raise ValueError(f"--images {images}: {layout} has {len(published)} splits; give {len(published)} or more")
     shares = [max(1, round(images * share / sum(published.values()))) for share in published.values()]
@@ -222,22 +208,22 @@ def make_items(layout: str, images: int) -> list[Item]:
     items: list[Item] = []
     for split, share in zip(published, shares, strict=True):
         first = len(items) if layout in ("jhu", "nwpu") else 0  # the others count each split from 1
-        items += [Item(split, first + i + 1, len(items) + i) for i in range(share)]
+        files = paths[:1] if (layout, split) == ("nwpu", "test") else paths  # whose authors keep the annotations
+        for n in range(first + 1, first + share + 1):
+            items.append(Item(split, [path.format(split=split, n=n) for path in files], len(items)))
     return items
 
 
 def main() -> int:
     """Draw all images."""
     parser = make_parser("Write synthetic crowds in the raw layout of a data set.")
-    parser.add_argument("--layout", choices=list(SPLITS), required=True, help="data set whose layout is written")
+    parser.add_argument("--layout", choices=list(LAYOUTS), required=True, help="data set whose layout is written")
     parser.add_argument("--out", type=Path, required=True, metavar="P", help="folder to write to")
     parser.add_argument("--images", type=number(int, 2), default=50, help="number of images in all splits together")
     parser.add_argument("--height", type=number(int, 32), default=768, help="average height, pixels")
     parser.add_argument("--width", type=number(int, 32), default=1024, help="average width, pixels")
     parser.add_argument("--min-people", type=number(int, 0), default=0, help="fewest people in an image")
-    parser.add_argument(
-        "--max-people", type=number(int, 0), default=1000, help="most people, one for 80 pixels at most"
-    )
+    parser.add_argument("--max-people", type=number(int, 0), default=1000, help="most people, one for 80 pixels")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of everything drawn")
     parser.add_argument("--workers", type=number(int, 1), default=default_workers(), help="parallel processes")
     arguments = parse_arguments(parser)
@@ -248,11 +234,12 @@ def main() -> int:
     truth = root / "truth.json"
     if truth.exists() and (before := json.loads(truth.read_text(encoding="utf-8"))["settings"]) != settings:
         raise ValueError(f"{root}: holds images of other arguments ({before}); choose another --out")
-    for folder in {root, *((root / path).parent for item in items for path in files_of(arguments.layout, item))}:
+    for folder in {root, *((root / path).parent for item in items for path in item.files)}:
         remove_stale_partials(make_folder(folder))
     _write(truth, json.dumps({"settings": settings, "images": []}).encode())  # until all are drawn
-    for split in SPLITS["nwpu"] if arguments.layout == "nwpu" else ():  # its lists: id, luminance and density level
-        ids = [f"{item.number:04} {item.index % 3} {item.index % 5}\n" for item in items if item.split == split]
+    for split in LAYOUTS["nwpu"][0] if arguments.layout == "nwpu" else ():  # its lists: id, luminance, density level
+        drawn = [item for item in items if item.split == split]
+        ids = [f"{Path(item.files[0]).stem} {item.index % 3} {item.index % 5}\n" for item in drawn]
         _write(root / f"{split}.txt", "".join(ids).encode())
     outcomes = list(for_each(partial(draw_item, root, settings), items, arguments.workers, "draw"))
     images = [outcome.result for outcome in outcomes if outcome.error is None]

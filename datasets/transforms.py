@@ -40,10 +40,19 @@ class Augmentation(NamedTuple):
     top: int
     left: int
     flip: bool
+    brightness: float = 1.0
+    contrast: float = 1.0
 
 
 def draw_augmentation(
-    generator: np.random.Generator, height: int, width: int, crop_size: int, name: str, *, stride: int | None = None
+    generator: np.random.Generator,
+    height: int,
+    width: int,
+    crop_size: int,
+    name: str,
+    *,
+    stride: int | None = None,
+    jitter: float = 0.0,
 ) -> Augmentation:
     """Draw how one image is augmented.
 
@@ -59,12 +68,15 @@ def draw_augmentation(
     if stride or min(_rescaled(height, width, factor)) < crop_size:
         factor = 1.0
     height, width = _rescaled(height, width, factor)
+    brightness, contrast = 1 + jitter * (2 * generator.random(2) - 1) if jitter else (1.0, 1.0)
     return Augmentation(
         grey=bool(grey < GREY_PROBABILITY),
         scale=factor,
         top=_corner(top, height - crop_size, stride or 1),
         left=_corner(left, width - crop_size, stride or 1),
         flip=bool(flip < FLIP_PROBABILITY),
+        brightness=float(brightness),
+        contrast=float(contrast),
     )
 
 
@@ -76,7 +88,7 @@ def too_small(name: str, height: int, width: int, crop_size: int) -> str:
 
 
 def augment(sample: Sample, augmentation: Augmentation, crop_size: int) -> tuple[Sample, np.ndarray, np.ndarray]:
-    """Rescale, crop, make grey, flip -> (crop with the n points that stay, their targets float32 [n], which stay: bool [N]).
+    """Rescale, crop, make grey, expose, flip -> (crop with the n points that stay, their targets float32 [n], which stay: bool [N]).
 
     Of the image only the pixels under the crop are read.
     """
@@ -85,6 +97,8 @@ def augment(sample: Sample, augmentation: Augmentation, crop_size: int) -> tuple
     sample = sample._replace(image=image)
     if augmentation.grey:
         sample = sample._replace(image=grey(sample.image))
+    if (augmentation.brightness, augmentation.contrast) != (1, 1):
+        sample = sample._replace(image=expose(sample.image, augmentation.brightness, augmentation.contrast))
     return (hflip(sample) if augmentation.flip else sample), targets, stays
 
 
@@ -183,6 +197,13 @@ def hflip(sample: Sample) -> Sample:
 def grey(image: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] with the luma (ITU-R 601) in all three channels."""
     return np.array(Image.fromarray(np.ascontiguousarray(image)).convert("L").convert("RGB"))
+
+
+def expose(image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
+    """uint8 [H, W, 3] with brightness (mean + contrast (value - mean)) in the place of each value, of the mean of all."""
+    mean = image.mean()
+    values = brightness * (mean + contrast * (np.arange(256) - mean))
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)[image]
 
 
 def _corner(uniform: float, largest: int, step: int) -> int:

@@ -19,18 +19,18 @@ def regression_loss(
 ) -> Tensor:
     """1 / (2 B) sum over crops and cells of (D - T)^2, the scale of MCNN's Eq. 2: [B, 1, h, w] -> scalar.
 
-    T [h, w] is ``density_map``: of width sigma (pixels), or with ``adaptive`` of 0.3 times the mean distance to the 3
+    T [h, w] is ``target_density``: of width sigma (pixels), or with ``adaptive`` of 0.3 times the mean distance to the 3
     nearest annotations. Without annotations T is 0. Raises ValueError where shapes do not fit together.
     """
     total = density.new_zeros((), dtype=torch.float32)
     for cells, points, targets in samples(density, batch):
         widths = BETA * clipped_neighbour_distance(points) if adaptive else torch.full_like(targets, sigma)
-        truth = density_map(points, widths, targets, cells.shape, stride)
+        truth = target_density(points, widths, targets, cells.shape, stride)
         total = total + (cells - truth).square().sum() / 2
     return total / len(density)
 
 
-def density_map(points: Tensor, widths: Tensor, masses: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
+def target_density(points: Tensor, widths: Tensor, masses: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
     """Isotropic Gaussians [n, 2] of standard deviations ``widths`` [n], integrated over each cell (exactly): [h, w].
 
     What of a Gaussian lies in the crop is scaled to its mass of ``masses`` [n], so that the sum is the count that the other

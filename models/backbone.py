@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -68,48 +69,34 @@ def _download_imagenet() -> dict[str, torch.Tensor]:
         ) from None
 
 
-def _layout(name: str) -> list[tuple[int, int, int, int, int]]:
-    """(block, place in the block, index in torchvision's features, in and out channels) of each convolution."""
-    layout, index, in_channels = [], 0, 3
-    for block, ((out_channels, _), depth) in enumerate(zip(VGG19_BLOCKS, DEPTHS[name], strict=True)):
-        for place in range(depth):
-            layout.append((block, place, index, in_channels, out_channels))
-            index, in_channels = index + 2, out_channels
-        index += 1
-    return layout
-
-
-def _check_shape(source: str | os.PathLike, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if tuple(shape) != expected:
-        raise ValueError(
-            f"{source}: {name} has shape {list(shape)}, VGG needs {list(expected)}: "
-            "use the weights of an unmodified VGG19 or VGG16"
-        )
-
-
-def _from_state_dict(state: dict[str, torch.Tensor], source: str | os.PathLike) -> Convolutions:
-    """The convolutions of torchvision's VGG19 or VGG16; which of the two follows from the numbers of the layers."""
-    prefix = "features." if any(name.startswith("features.") for name in state) else ""
-    numbers = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
-    for name in DEPTHS:
-        if numbers - {"classifier"} == {str(index) for _, _, index, _, _ in _layout(name)}:
-            break
-    else:
+def _checked(source: str | os.PathLike, layers: Sequence[dict[str, torch.Tensor | None]]) -> Convolutions:
+    """The convolutions, each as its weight and bias by their names, if they are VGG19's or VGG16's; ValueError otherwise."""
+    network = next((name for name, depths in DEPTHS.items() if len(layers) == sum(depths)), None)
+    if network is None:
         raise ValueError(
             f"{source}: its layers are those of neither VGG19 nor VGG16 (without batch normalisation), "
             "use torchvision's vgg19 or vgg16 weights"
         )
-    convolutions = []
-    for _, _, index, in_channels, out_channels in _layout(name):
-        pair = []
-        for kind, expected in (("weight", (out_channels, in_channels, 3, 3)), ("bias", (out_channels,))):
-            key = f"{prefix}{index}.{kind}"
-            if key not in state:
-                raise ValueError(f"{source}: {key} is missing, use the complete weights of a VGG19 or VGG16")
-            _check_shape(source, key, state[key].shape, expected)
-            pair.append(state[key])
-        convolutions.append(tuple(pair))
-    return convolutions
+    outputs = [n for (n, _), depth in zip(VGG19_BLOCKS, DEPTHS[network], strict=True) for _ in range(depth)]
+    for layer, before, after in zip(layers, [3, *outputs], outputs):
+        for (name, tensor), expected in zip(layer.items(), ([after, before, 3, 3], [after])):
+            if tensor is None:
+                raise ValueError(f"{source}: {name} is missing, use the complete weights of a VGG19 or VGG16")
+            if list(tensor.shape) != expected:
+                raise ValueError(
+                    f"{source}: {name} has shape {list(tensor.shape)}, VGG needs {expected}: "
+                    "use the weights of an unmodified VGG19 or VGG16"
+                )
+    return [tuple(layer.values()) for layer in layers]
+
+
+def _from_state_dict(state: dict[str, torch.Tensor], source: str | os.PathLike) -> Convolutions:
+    """The convolutions of torchvision's VGG19 or VGG16; which of the two follows from their number."""
+    prefix = "features." if any(name.startswith("features.") for name in state) else ""
+    numbers = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
+    names = [f"{prefix}{number}" for number in sorted(int(number) for number in numbers if number.isdigit())]
+    keys = [[f"{name}.{kind}" for kind in ("weight", "bias")] for name in names]
+    return _checked(source, [{key: state.get(key) for key in pair} for pair in keys])
 
 
 def _read_keras(path: str | os.PathLike) -> Convolutions:
@@ -121,33 +108,31 @@ def _read_keras(path: str | os.PathLike) -> Convolutions:
     sum(kernel * (255 mean - caffe)). This is exact where the kernel lies inside the image. On the outermost pixels
     zero padding stands for our mean instead of Caffe's: they differ by less than half a grey level of 255.
     """
-    convolutions = []
+    layers = []
     try:
         with h5py.File(path, "r") as file:
-            for block, place, _, in_channels, out_channels in _layout("VGG16"):
-                layer = f"block{block + 1}/layers/conv2d{f'_{place}' if place else ''}/vars"
-                arrays = []
-                for key, expected in (
-                    (f"{layer}/0", (3, 3, in_channels, out_channels)),
-                    (f"{layer}/1", (out_channels,)),
-                ):
-                    dataset = file.get(key)
-                    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind != "f":
-                        raise ValueError(
-                            f"{path}: {key} is missing or holds no numbers, use a Keras VGG16 in the "
-                            "layout block1/layers/conv2d/vars/0"
-                        )
-                    _check_shape(path, key, dataset.shape, expected)
-                    arrays.append(torch.from_numpy(dataset[()].astype(np.float32)))
-                convolutions.append((arrays[0].permute(3, 2, 0, 1), arrays[1]))
+            for block, depth in enumerate(DEPTHS["VGG16"], start=1):
+                for place in range(depth):
+                    name = f"block{block}/layers/conv2d{f'_{place}' if place else ''}/vars"
+                    layers.append({f"{name}/{i}": _read_floats(file, f"{name}/{i}") for i in (0, 1)})
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise OSError(f"{path}: cannot be read as HDF5 ({reason}), fetch it again") from None
+    convolutions = _checked(path, layers)
     kernel, bias = convolutions[0]
     kernel = kernel.flip(1)  # BGR -> RGB
     bias = bias + (kernel.sum(dim=(2, 3)) * (255 * MEAN - CAFFE_MEAN)).sum(dim=1)
     convolutions[0] = (kernel * (255 * STD).view(1, 3, 1, 1), bias)
     return convolutions
+
+
+def _read_floats(file: h5py.File, name: str) -> torch.Tensor | None:
+    """An array of floats, its last axes first as PyTorch has them (kernels: [3, 3, in, out] -> [out, in, 3, 3])."""
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind != "f":
+        return None
+    values = torch.from_numpy(dataset[()].astype(np.float32))
+    return values.permute(3, 2, 0, 1) if values.ndim == 4 else values
 
 
 def _deepen(convolutions: Convolutions) -> Convolutions:

@@ -9,13 +9,11 @@ count. Before a file appears it is run beside PyTorch on three sizes. examples/o
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +76,7 @@ def save_onnx(network: nn.Module, path: Path, description: dict[str, Any]) -> No
     model = Exported(network).eval().requires_grad_(False)
     with warnings.catch_warnings():  # on tracing: checks of shapes are not to be in the trace; the rest is compared
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, (_image(2, 32, 48),), str(path), dynamo=False, opset_version=OPSET, **names)
+        torch.onnx.export(model, (torch.randn(2, 3, 32, 48),), str(path), dynamo=False, opset_version=OPSET, **names)
     content = onnx.load(path)
     onnx.helper.set_model_props(content, {DESCRIPTION: json.dumps(description)})
     onnx.checker.check_model(content, full_check=True)
@@ -133,12 +131,6 @@ def run_network(
         network.encoder.in_degree_index = index_of
 
 
-FORMATS = {
-    "onnx": (save_onnx, run_onnx),
-    "safetensors": (save_safetensors, lambda path: partial(run_network, load_model(path)[0])),
-}
-
-
 @torch.no_grad()
 def compare(network: nn.Module, exported: Run, sizes: Sequence[tuple[int, int]], tolerance: float) -> list[str]:
     """Run both on images of ``sizes`` (height, width) -> a line of figures for each.
@@ -150,13 +142,9 @@ def compare(network: nn.Module, exported: Run, sizes: Sequence[tuple[int, int]],
     """
     lines = []
     for height, width in sizes:
-        image = _image(1, height, width)
+        image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
         (expected, ours), here = _timed(lambda: run_network(network, image))
         (found, theirs), there = _timed(lambda: exported(image))
-        if found.shape != expected.shape:
-            raise ValueError(
-                f"{height} x {width}: the density has shape {list(found.shape)}, not {list(expected.shape)}"
-            )
         difference = held = float((found - expected).abs().max() / expected.abs().max())
         line = f"{height} x {width}: {there:.0f} ms, PyTorch {here:.0f} ms; "
         line += f"count {float(found.sum()):.3f}, PyTorch {float(expected.sum()):.3f}; "
@@ -170,10 +158,6 @@ def compare(network: nn.Module, exported: Run, sizes: Sequence[tuple[int, int]],
             raise ValueError(f"{line}; more than {tolerance:g}: not written, report it with the model")
         lines.append(line)
     return lines
-
-
-def _image(batch: int, height: int, width: int) -> torch.Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -193,34 +177,31 @@ def require(form: str) -> None:
             raise ValueError(f"format {form}: needs the package {package}: {remedy}") from None
 
 
-def parse() -> argparse.Namespace:
+def main() -> None:
+    """Load, write, compare, report."""
     parser = make_parser("Write a trained network for other programs.")
     parser.prog = "python -m models.export"
     add = parser.add_argument
     add("--save-path", "--save-dir", type=Path, required=True, metavar="P", help=".pth, .tar, or a run's folder")
-    add("--format", choices=tuple(FORMATS), default="onnx", help="of the file")
+    add("--format", choices=tuple(NEEDS), default="onnx", help="of the file")
     add("--out", type=Path, required=True, metavar="FILE", help="the file")
     add("--model-name", choices=tuple(MODELS), help="network (default: what the file says of itself)")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Load, write, compare, report."""
-    arguments = parse()
-    require(arguments.format)
-    weights = weights_file(arguments.save_path)
-    if (arguments.out.suffix == ".safetensors") != (arguments.format == "safetensors"):
-        raise ValueError(f"--out {arguments.out}: .safetensors is the suffix of --format safetensors alone")
-    network, metadata = load_model(weights, arguments.model_name)
-    save, run = FORMATS[arguments.format]
-    make_folder(arguments.out.parent)
-    with atomic_write(arguments.out) as file:
-        save(network, file, {key: value for key, value in metadata.items() if isinstance(value, (int, float, str))})
-        lines = compare(load_model(weights, arguments.model_name)[0], run(file), CHECKED, TOLERANCE)
-    for line in lines:
-        print(line)
-    size = arguments.out.stat().st_size / 1e6
-    print(f"{arguments.out}: {metadata['model_name']}, {arguments.format}, {size:.1f} MB")
+    arguments = parser.parse_args()
+    form, out = arguments.format, arguments.out
+    require(form)
+    if (out.suffix == ".safetensors") != (form == "safetensors"):
+        raise ValueError(f"--out {out}: .safetensors is the suffix of --format safetensors alone")
+    weights, name = weights_file(arguments.save_path), arguments.model_name
+    network, metadata = load_model(weights, name)
+    description = {key: value for key, value in metadata.items() if isinstance(value, (int, float, str))}
+    make_folder(out.parent)
+    with atomic_write(out) as file:
+        if form == "safetensors":
+            save_safetensors(network, file, description)
+        else:
+            save_onnx(network, file, description)
+            print("\n".join(compare(load_model(weights, name)[0], run_onnx(file), CHECKED, TOLERANCE)))
+    print(f"{out}: {metadata['model_name']}, {form}, {out.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

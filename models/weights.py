@@ -45,7 +45,6 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # on file formats; whatever matters ends in an exception
             if zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
-                    _refuse_program(path, {name.partition("/")[2] for name in archive.namelist()})
                     _check_claim(path, sum(entry.file_size for entry in archive.infolist()))
             if path.suffix == ".safetensors":
                 content = _read_safetensors(path)
@@ -116,15 +115,6 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}
         return {"model_state_dict": state, "arguments": json.loads((file.metadata() or {}).get(DESCRIPTION, "{}"))}
-
-
-def _refuse_program(path: Path, entries: set[str]) -> None:
-    """An archive that holds a network's code beside its weights is for other programs."""
-    for entry, kind in {"constants.pkl": "TorchScript", "models/model.json": "a program of torch.export"}.items():
-        if entry in entries:
-            raise ValueError(
-                f"{path}: is {kind}, not weights: give the checkpoint that it was exported from (.pth, .tar, .safetensors)"
-            )
 
 
 def _check_claim(path: Path, claimed: int) -> None:

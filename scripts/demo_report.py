@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import cell_grid, transport_kernel
-from GS2D.visualize import summarise
+from GS2D.visualize import summarise_kernel
 from scripts.experiments import guess_counts
 from utils.cli import run_script
 from utils.config import make_parser
@@ -123,7 +123,7 @@ def draw_owners(gaussians: Gaussians2D, height: int, width: int, run: Path) -> n
     settings = yaml.safe_load((run / "config.yml").read_text(encoding="utf-8"))
     options = {"stride": STRIDE, **{name: settings[name] for name in KERNEL_NAMES}}
     kernel = transport_kernel(gaussians.means, gaussians.scales, gaussians.rotations, (height, width), **options)
-    owner, background, _ = summarise(kernel, cell_grid((height, width), STRIDE))
+    owner, background, _ = summarise_kernel(kernel, cell_grid((height, width), STRIDE))
     colors = owner_colors(owner, background, len(gaussians))
     return (colors.repeat(STRIDE, 0).repeat(STRIDE, 1)[:height, :width] * 255).round().astype(np.uint8)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,7 +16,6 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 import yaml
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -25,7 +25,7 @@ from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import cell_grid, transport_kernel
 from GS2D.process_gaussians import clean
 from GS2D.rasterize import rasterize
-from GS2D.visualize import summarise
+from GS2D.visualize import summarise_kernel
 from utils.cli import run_script
 from utils.config import make_parser, number
 from utils.evaluation.figures import add_ellipses, owner_colors, show_image
@@ -56,7 +56,7 @@ def draw_kernel(panels, gaussians: Gaussians2D, size: tuple[int, int]) -> None:
     """Owner, background share and entropy of each cell."""
     grid = cell_grid(size, STRIDE)
     kernel = transport_kernel(gaussians.means, gaussians.scales, gaussians.rotations, size, stride=STRIDE)
-    owner, background, entropy = summarise(kernel, grid)
+    owner, background, entropy = summarise_kernel(kernel, grid)
     owners = owner_colors(owner, background, len(gaussians))
     maps = {"owner (black: background)": owners, "background's share": background, "entropy": entropy}
     for axes, (title, values) in zip(panels, maps.items()):
@@ -69,34 +69,25 @@ def draw_kernel(panels, gaussians: Gaussians2D, size: tuple[int, int]) -> None:
 
 
 def draw_border(panels, image: np.ndarray, gaussians: Gaussians2D, kernels: dict[str, dict[str, float]]) -> None:
-    """Where the background begins with each kernel: on a photograph, and along a radius."""
-    size, distance = image.shape[:2], np.linspace(0, 5, 201)
+    """Where the background begins with each kernel."""
+    size = image.shape[:2]
     arguments = gaussians.means, gaussians.scales, gaussians.rotations, size
-    for axes, (title, options), line in zip(panels, kernels.items(), ("-", "--")):
+    for axes, (title, options) in zip(panels, kernels.items()):
         # Finer cells for a smooth line; the least scale stays that of cells of 8 pixels.
         fine = {**options, "stride": 1, "post_min": options["post_min"] / STRIDE}
-        border = summarise(transport_kernel(*arguments, **fine), size).background
-        coarse = summarise(transport_kernel(*arguments, **options), cell_grid(size, STRIDE)).background
+        border = summarise_kernel(transport_kernel(*arguments, **fine), size).background
+        coarse = summarise_kernel(transport_kernel(*arguments, **options), cell_grid(size, STRIDE)).background
         show_image(axes, image, f"{title}: nuclei own {(coarse < 0.5).mean():.0%} of the cells")
         edges = np.arange(size[1]) + 0.5, np.arange(size[0]) + 0.5
         axes.contour(*edges, border, levels=[0.5], colors="#ffc531", linewidths=1.3)
         axes.plot(*gaussians.means.numpy().T, ".", color="#ff4d4d", markersize=4)
         axes.set(**VIEW)
-        for sigma in (5, 10, 15):
-            scale = max(options["scale_ratio"] * sigma, STRIDE / options["post_min"])
-            square = (distance * sigma / scale) ** 2
-            odds = square - options["cut_off"] ** 2 / 2 - 2 * np.log(scale) + np.log(options["background_ratio"])
-            style = {"color": colormaps["viridis"](sigma / 18), "label": f"{sigma} px, {title}"}
-            panels[2].plot(distance, 1 / (1 + np.exp(-odds)), line, **style)
-    panels[2].set(xlabel="distance, fitted standard deviations", ylim=(0, 1), xlim=(0, 5))
-    panels[2].set_title("share of the background around a lone object", fontsize=9)
-    panels[2].legend(fontsize=7, frameon=False)
 
 
-def save(path: Path, draw, count: int, height: float, *drawn, dpi: int = 100) -> None:
-    """A PNG of ``count`` panels with a palette: a third of the size of one in full color."""
-    figure, buffer = Figure(figsize=(12.5, height), layout="constrained", dpi=dpi), io.BytesIO()
-    draw(figure.subplots(1, count), *drawn)
+def save(path: Path, draw: Callable[..., None], panels: int, size: tuple[float, float], *drawn: object) -> None:
+    """A PNG with a palette: a third of the size of one in full color."""
+    figure, buffer = Figure(figsize=size, layout="constrained", dpi=100), io.BytesIO()
+    draw(figure.subplots(1, panels), *drawn)
     figure.savefig(buffer, format="png")
     with atomic_write(path) as partial:
         Image.open(buffer).convert("RGB").quantize(192, dither=Image.Dither.NONE).save(partial, optimize=True)
@@ -110,20 +101,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/pictures", help="folder to write to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    folder = make_folder(arguments.out)
+    folder, config = make_folder(arguments.out), FitConfig(arguments.iterations)
     trees, nuclei = load_image(TREES), load_image(NUCLEI)
-    fits = []
-    for image, path in ((trees, TREES), (nuclei, NUCLEI)):
-        points = read_ucf(path.with_name(f"{path.stem}_ann.mat"))
-        fits.append(fit_image(image, points, FitConfig(arguments.iterations), seed=0))
-    of_trees, of_nuclei = (Gaussians2D.from_params(clean(fit.gaussians.params)[0]) for fit in fits)
-    start = initial_parameters(trees, fits[0].gaussians.means.numpy(), 0, seed=0).activate()
-    save(folder / "fit.png", draw_fit, 5, 2.8, trees, start, fits[0].gaussians, fits[0].render_loss)
-    save(folder / "kernel.png", draw_kernel, 3, 3.4, of_trees, trees.shape[:2])
+    points, of_nuclei = (read_ucf(path.with_name(f"{path.stem}_ann.mat")) for path in (TREES, NUCLEI))
+    start, fit = initial_parameters(trees, points, 0, seed=0).activate(), fit_image(trees, points, config, seed=0)
+    save(folder / "fit.png", draw_fit, 5, (12.5, 2.8), trees, start, fit.gaussians, fit.render_loss)
+    fits = fit, fit_image(nuclei, of_nuclei, config, seed=0)
+    trees_cleaned, nuclei_cleaned = (Gaussians2D.from_params(clean(fit.gaussians.params)[0]) for fit in fits)
+    save(folder / "kernel.png", draw_kernel, 3, (12.5, 3.4), trees_cleaned, trees.shape[:2])
     recipe = yaml.safe_load((ROOT / "configs" / "demo.yml").read_text(encoding="utf-8"))
-    demo = {name: recipe.get(name, value) for name, value in PUBLISHED.items()}
-    kernels = {"published": PUBLISHED, "demo": demo}
-    save(folder / "border.png", draw_border, 3, 3.7, nuclei, of_nuclei, kernels, dpi=90)
+    kernels = {"published": PUBLISHED, "demo": {name: recipe.get(name, value) for name, value in PUBLISHED.items()}}
+    save(folder / "border.png", draw_border, 2, (8.5, 3.4), nuclei, nuclei_cleaned, kernels)
 
 
 if __name__ == "__main__":

@@ -41,15 +41,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN, TEST = ROOT / "train_gs.py", ROOT / "test.py"
 FIRST_SEED = 4073
 RADII = {"f1": "8", "f1_4px": "4"}  # key of a result -> radius in ``summary.json``, pixels
-OURS = (
-    "--data-dir",
-    "--root-path",
-    "--loss",
-    "--seed",
-    "--save-dir",
-    "--resume",
-    "--overwrite",
-)  # options of train_gs.py that are set here
+# Options of train_gs.py that are set here.
+OURS = ("--data-dir", "--root-path", "--loss", "--seed", "--save-dir", "--resume", "--overwrite")
 
 Results = Mapping[str, list[dict[str, Any]]]  # of the finished runs, by name
 Errors = tuple[float, float]  # MAE, MSE
@@ -137,13 +130,11 @@ class Children:
             code = child.wait()
             with self.lock:
                 self.running.discard(child)
-        if code and not log:
-            name = Path(command[0]).name
-            raise ValueError(f"{name} ended with exit code {code}; mend it and run this again, finished work is kept")
         if code:
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            last = next((line for line in reversed(lines) if "error: " in line), f"exit code {code}")
-            raise ValueError(f"{last.partition('error: ')[2] or last} (its whole output: {log})")
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log else []
+            last = next((line.partition("error: ")[2] for line in reversed(lines) if "error: " in line), "")
+            where = f"its whole output: {log}" if log else "mend it and run this again, finished work is kept"
+            raise ValueError(f"{last or f'{Path(command[0]).name} ended with exit code {code}'} ({where})")
 
     def stop(self) -> None:
         """End what runs and let nothing new begin."""

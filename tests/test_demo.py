@@ -8,13 +8,15 @@ import re
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from commands import ROOT, call
 
 from GS2D.gaussians import Gaussians2D
 from GS2D.options import KERNEL_OPTIONS
 from scripts import demo_report
-from utils.evaluation.results import Counted, ResultsFolder
+from utils.evaluation import Window
+from utils.evaluation.results import ResultsFolder
 from utils.files import gaussians_path, points_path
 from utils.images import save_jpeg
 from utils.training.train_options import parse_train_options
@@ -40,9 +42,10 @@ def finished(tmp_path):
             np.save(points_path(path), np.c_[points, np.full(4, 30)].astype(np.float32))
             Gaussians2D(points, np.full((4, 2), 8.0), np.zeros((4, 1)), np.full((4, 3), 0.5)).save(gaussians_path(path))
             if split == "test":
-                heads = np.c_[points + 10 * (number == 3), np.ones(4)]
-                density = np.full((64, 96), 4 / 6144, np.float32)
-                folder.add(Counted(path.stem, image, points, density, heads, 4.0 + 2 * (number == 3), 1.0))
+                cells, (x, y) = torch.zeros(8, 12), points.T.astype(int) // 8
+                wrong = [0, 0, 7, 7], [5, 7, 0, 11]  # far from every point
+                cells[wrong if number == 3 else (y, x)] = 1
+                folder.add(path.stem, image, points, [Window(0, 0, 64, 96, cells)], 4.0 + 2 * (number == 3), 1.0)
     return tmp_path
 
 

@@ -34,13 +34,13 @@ NOT_RUN = {
     r"bash scripts/demo\.sh": "ten minutes and a download; each of its stages is a command of its own",
     r"bash scripts/test\.sh": "runs this test",
     r"bash scripts/faults\.sh": "an hour of kills and restarts; its short form is in tests/faults",
-    r"bash scripts/compare_losses\.sh": "trains for hours; tests/test_compare.py runs what it starts",
+    r"bash scripts/(compare_losses|experiments)\.sh": "trains for hours; tests/test_compare.py runs what it starts",
     r"bash scripts/reproduce_tables\.sh": "needs the original data sets and days on a GPU",
     r"bash scripts/pack\.sh": "installs; tests/test_pack.py runs what it starts",
     r"python examples/onnx_count\.py": "a program of its own; tests/test_export.py runs it",
     r"mv downloads/": "files of the authors, which nobody has here",
     r"python benchmarks/": "a measurement, minutes long",
-    r"python scripts/(compare_losses|reproduce_tables)\.py": "trains for hours",
+    r"python scripts/(compare_losses|crowds|reproduce_tables)\.py": "trains for hours",
     r"(torchrun|srun|python) .*train_gs\.py.* --(device \d+,\d|num-nodes|compile)": "several GPUs, or minutes of compilation",
     r"python 2dgs_counting_1gs_gsplat\.py --device \d+,\d": "several GPUs; tests/test_fit_gpu_script.py starts as if",
     r"(torchrun|srun) .*train_gs\.py": "several processes; tests/test_training_options.py trains with two",
@@ -174,7 +174,12 @@ def processes(command):
     return [{}]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not reason_not_to_run(c)], ids=name_of)
+OWN_DATA = [c for c in COMMANDS if c.block.doc.name == "own-data.md" and not reason_not_to_run(c)]
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if not reason_not_to_run(c) and c not in OWN_DATA], ids=name_of
+)
 def test_command(command, workspace, monkeypatch):
     assert command.script, f"{command.block.place}: {command.text!r} is neither run nor in NOT_RUN"
     script, arguments = command.script
@@ -200,6 +205,24 @@ def test_command(command, workspace, monkeypatch):
     if script.startswith("2dgs") and "--shard" not in arguments:
         train = Path(arguments[arguments.index("--root-path") + 1] if "--root-path" in arguments else DATA, "train")
         assert len(list(train.glob("gs_params/*.h5"))) == len(list(train.glob("*.jpg"))) > 0
+
+
+def test_from_six_photographs_of_ones_own_to_a_count(workspace):
+    """The commands of docs/own-data.md one after another, as a new user would: photographs and one table of points."""
+    points = np.random.default_rng(0).integers(4, 60, (6, 5, 2))
+    for number in range(6):
+        save_noise(Path(f"my_photos/{number}.jpg"), (64, 64), number)
+    lines = [f"{number}.jpg,{x},{y}" for number in range(6) for x, y in points[number]]
+    write(Path("my_photos/points.csv"), "\n".join(["image,x,y", *lines]))
+    save_noise(Path("new_photos/7.jpg"))
+    for command in OWN_DATA:
+        script, arguments = command.script
+        if script.startswith("GS2D/visualize"):
+            arguments[0] = str(next(Path("data/mine/train").glob("*.jpg")))
+        run(script, *arguments)
+    assert len(OWN_DATA) > 8 and "MAE" in Path("results/mine/summary.json").read_text().upper()
+    for path in ("gaussians.png", "runs/mine_vgg/best_model.pth", "results/new/results.csv", "exported/mine.onnx"):
+        assert Path(path).stat().st_size > 50
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=name_of)
@@ -307,6 +330,7 @@ def test_python_snippets(doc, workspace, monkeypatch):
     if doc.name == "formats.md":
         make_rare_files(monkeypatch)
     save_noise(Path("holiday.jpg"))
+    shutil.copytree(RUN, "runs/mine_vgg")  # of docs/own-data.md
     namespace = {}
     for block in blocks("python"):
         if block.doc == doc:

@@ -212,9 +212,9 @@ def test_decoding_the_network_and_writing_overlap(data, weights, tmp_path, monke
             second_is_counted.set()
         return forward(self, crops)
 
-    def wait_and_write(self, counted):
+    def wait_and_write(self, *counted):
         assert second_is_counted.wait(20)
-        write(self, counted)
+        write(self, *counted)
 
     monkeypatch.setattr(images, "load_image", decode)
     monkeypatch.setattr(Tiny, "forward", network)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import transport_kernel
-from GS2D.visualize import summarise
+from GS2D.visualize import summarise_kernel
 from utils.evaluation.figures import truth_density
 from utils.files import gaussians_path, list_images, points_path
 from utils.images import save_jpeg
@@ -21,7 +21,7 @@ def test_summary_of_a_kernel_equals_the_dense_matrix():
         random.uniform(0, 96, (9, 2)), random.uniform(2, 15, (9, 2)), random.uniform(0, 3, (9, 1)), (64, 96)
     )
     dense = kernel.to_dense().double().numpy()
-    summary = summarise(kernel, (8, 12))
+    summary = summarise_kernel(kernel, (8, 12))
     owner = dense.argmax(0)
     np.testing.assert_array_equal(summary.owner, np.where(owner == 9, -1, owner).reshape(8, 12))
     np.testing.assert_allclose(summary.background, dense[-1].reshape(8, 12), atol=1e-6)
@@ -30,7 +30,7 @@ def test_summary_of_a_kernel_equals_the_dense_matrix():
 
 
 def test_a_cell_without_annotations_belongs_to_the_background():
-    summary = summarise(transport_kernel(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 1)), 16), (2, 2))
+    summary = summarise_kernel(transport_kernel(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 1)), 16), (2, 2))
     assert (summary.owner == -1).all() and (summary.background == 1).all() and (summary.entropy == 0).all()
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import urllib.error
-import warnings
-import zipfile
 from collections import OrderedDict
 
 import h5py
@@ -358,26 +356,3 @@ def test_a_wrapped_checkpoint_still_describes_itself(vgg, file):
     state = OrderedDict((f"_orig_mod.{name}", tensor) for name, tensor in vgg.state_dict().items())
     save_weights(file, state, {"model_name": "vgg", "topk": 0.2})
     assert describe(read_checkpoint(file)) == {"model_name": "vgg", "topk": 0.2}
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".tar", ".pt2"])
-@pytest.mark.parametrize("kind", ["traced", "traced, with a note", "traced in half precision", "exported"])
-def test_a_program_is_called_so_with_the_remedy(tmp_path, kind, suffix):
-    """Its code is packed, so that it seemed to claim more bytes than it has."""
-    path, called = tmp_path / f"network{suffix}", "TorchScript"
-    if kind == "exported":  # what torch.export writes, but for the contents
-        called = "a program of torch.export"
-        with zipfile.ZipFile(path, "w") as archive:
-            for name in ("archive_format", "models/model.json", "data/weights/weight_0"):
-                archive.writestr(f"network/{name}", "pt2")
-    else:
-        layer = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(9)])
-        layer = layer.half() if "half" in kind else layer
-        image = torch.zeros(1, 3, 4, 4, dtype=layer[0].weight.dtype)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            traced = torch.jit.trace(layer, image)
-            torch.jit.save(traced, path, {"note.json": "a" * 999} if "note" in kind else None)
-    assert error_line(ValueError, read_checkpoint, path) == (
-        f"{path}: is {called}, not weights: give the checkpoint that it was exported from (.pth, .tar, .safetensors)"
-    )

@@ -7,6 +7,7 @@ flags.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -104,29 +105,23 @@ def _first_line(process: subprocess.CompletedProcess) -> str:
 
 
 def _key(command: list[str], version: str) -> str:
-    parts = [*(source.read_text() for source in SOURCES), *command, version, platform.machine(), _processor()]
+    """Of sources, compiler, flags and processor, so that a cache on a shared disk serves each machine its own library."""
+    processor = platform.processor()
+    with contextlib.suppress(OSError):
+        first = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0]
+        names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+        processor = "\n".join(line for line in first.splitlines() if line.startswith(names))
+    parts = [*(source.read_text() for source in SOURCES), *command, version, platform.machine(), processor]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-def _processor() -> str:
-    """Model and instruction sets, so that a cache on a shared disk serves each kind of machine its own library."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor()
-    names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
-    return "\n".join(line for line in lines if line.startswith(names))
-
-
 def _cache_directory() -> Path:
-    chosen, shared = os.environ.get("GST_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    try:
-        directory = Path(chosen) if chosen else Path(shared or Path.home() / ".cache") / "gst"
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: no home directory
+        chosen, shared = os.environ.get("GST_CACHE"), os.environ.get("XDG_CACHE_HOME")
+        directory = Path(chosen or Path(shared or Path.home() / ".cache") / "gst")
         directory.mkdir(parents=True, exist_ok=True)
         if os.access(directory, os.W_OK):
             return directory
-    except (OSError, RuntimeError):  # RuntimeError: no home directory
-        pass
     directory = Path(tempfile.gettempdir()) / f"gst-{os.getuid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
     if directory.stat().st_uid != os.getuid():  # others must not slip code in

@@ -1,36 +1,29 @@
-"""Bad inputs of all kinds: how each is made and the command that meets it. ``messages.yml`` holds what it must say."""
+"""Bad inputs of all kinds: how each is made, the command that meets it, and the file or option and the remedy that it names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from raw_data import make_jhu, make_nwpu, write
 from spoil import (
-    POINT,
-    POLYLINE,
     Foreign,
     Work,
     bomb,
-    changed,
     coco,
-    config,
     cut,
-    deep,
-    gaussian_rows,
+    deep_png,
     kernel_array,
     kernels,
-    link,
-    mat,
     mine,
-    mine_mat,
-    nothing,
     npy_header,
+    one_scale,
     params,
     png,
     save,
+    save_mat,
     save_png,
     task,
     text,
@@ -38,261 +31,293 @@ from spoil import (
 )
 from training_runs import Tiny
 
+Spoil = Callable[[Work], object]
+
 
 class Case(NamedTuple):
     name: str
     command: str
-    spoil: Callable[[Work], object]
+    spoil: Spoil
+    words: tuple[str, ...]  # what the line must name, in this order; {d} is the folder of the case
+    code: int  # 2 is wrong usage, 1 failed work
 
 
-PREPARE = (
-    "preprocess_dataset_ucf.py --input-dataset-path {d}/raw --output-dataset-path {d}/out --min-size 32 --workers 1"
-)
-JHU = "preprocess_dataset_jhu.py --input-dataset-path {d}/jhu --output-dataset-path {d}/out --min-size 32 --workers 1"
-NWPU = (
-    "preprocess_dataset_nwpu.py --input-dataset-path {d}/nwpu --output-dataset-path {d}/out --min-size 32 --workers 1"
-)
-MINE = "preprocess_dataset_points.py --input-dataset-path {d}/mine --output-dataset-path {d}/out --workers 1 --unannotated empty --format "
+def group(command: str, where: str, cases: Mapping[str, tuple], code: int = 1) -> list[Case]:
+    """Cases of one command and one file: name -> how it is spoiled, words of the line [, further options]."""
+    return [
+        Case(name, " ".join([command, *more]), spoil, (*([where] if where else []), *words.split("|")), code)
+        for name, (spoil, words, *more) in cases.items()
+    ]
+
+
+def nothing(work: Work) -> None:
+    """The command line alone is wrong."""
+
+
+RAW = "--input-dataset-path {d}/%s --output-dataset-path {d}/out --workers 1"
+PREPARE = f"preprocess_dataset_ucf.py {RAW % 'raw'} --min-size 32"
+JHU = f"preprocess_dataset_jhu.py {RAW % 'jhu'} --min-size 32"
+NWPU = f"preprocess_dataset_nwpu.py {RAW % 'nwpu'} --min-size 32"
+MINE = f"preprocess_dataset_points.py {RAW % 'mine'} --unannotated empty --format "
 SPLAT = "2dgs_counting_1gs_gsplat.py --root-path {d}/data --num-epochs 5 --workers 1"
 CLEAN = "GS2D/process_gaussians.py --root-path {d}/data"
 KERNELS = "GS2D/build_kernels.py --root-path {d}/data --workers 1"
 TRAIN = (
     "train_gs.py --data-dir {d}/data --device cpu --backbone-weights none --crop-size 64 --num-workers 0 --epochs 1 "
-    "--save-dir {d}/run"
 )
+TRAIN += "--save-dir {d}/run"
 STORED = TRAIN + " --kernels h5"
 TEST = "test.py --data-dir {d}/data --split val --device cpu --save-path {d}/best_model.pth"
+CONFIG = TRAIN + " --config {d}/config.yml"
+RESUME = TRAIN + " --resume {d}/best_model.pth"
+
+NOT_FINITE, WORDS = np.array([[1, 2], [np.nan, 3]]), np.full((6, 8), b"one")
+NO_IMAGE, POINTS, FITTED, BUILT = (
+    "cannot read this image|get the file again",
+    "{d}/data/train/IMG_0000.npy",
+    "fit",
+    "build",
+)
+STATE = {"model_state_dict": Tiny().state_dict()}
+OTHER_SHAPE = {**Tiny().state_dict(), "layers.0.bias": torch.zeros(9)}
+LINE = {"shapes": [{"shape_type": "line", "points": [[1, 2]], "label": "a"}]}
+POINT = {"shapes": [{"shape_type": "point", "points": [[1, 2]], "label": "a"}], "imageWidth": 9, "imageHeight": 7}
+REGION = {"a": {"filename": "a.jpg", "regions": [{"shape_attributes": {"name": "polyline"}}]}}
+POLYLINE = "<annotations><image name='a.jpg'><polyline label='p' points='1,2;3,4'/></image></annotations>"
+ENTITY = '<!DOCTYPE a [<!ENTITY e "x">]><annotations>&e;</annotations>'
 
 
-IMAGES = [
-    Case("an empty image", PREPARE, lambda w: w.raw_image.write_bytes(b"")),
-    Case("an image cut off", PREPARE, lambda w: cut(w.raw_image)),
-    Case("a web page under an image's name", PREPARE, lambda w: text(w.raw_image)),
-    Case("16 bits a channel", PREPARE, lambda w: save_png(w.raw_image, np.zeros((40, 40), np.uint16))),
-    Case("900 megapixels", PREPARE, lambda w: w.raw_image.write_bytes(png(30000, 30000))),
-    Case("more pixels than its bytes can hold", PREPARE, lambda w: w.raw_image.write_bytes(png(5000, 5000))),
-    Case("PostScript under an image's name", PREPARE, lambda w: w.raw_image.write_text("%!PS-Adobe-3.0 EPSF-3.0\n")),
-    Case("a dangling link", PREPARE, lambda w: link(w.raw_image)),
-    Case("too long for a JPEG", PREPARE, lambda w: save_png(w.raw_image, np.zeros((1, 4000, 3), np.uint8))),
-    Case(
-        "two images of one name",
-        PREPARE,
-        lambda w: save_png(w.raw_image.with_suffix(".png"), np.zeros((9, 9, 3), np.uint8)),
+def jhu(line: str) -> Spoil:
+    return lambda work: write(make_jhu(work.folder / "jhu") / "train/gt/0002.txt", line + "\n")
+
+
+def nwpu(line: str) -> Spoil:
+    return lambda work: write(make_nwpu(work.folder / "nwpu") / "val.txt", line + "\n")
+
+
+def config(contents: str) -> Spoil:
+    return lambda work: work.config.write_text(contents)
+
+
+IMAGES = {
+    "an empty image": (lambda w: w.raw_image.write_bytes(b""), NO_IMAGE),
+    "an image cut off": (lambda w: cut(w.raw_image), NO_IMAGE),
+    "a web page under an image's name": (lambda w: text(w.raw_image), NO_IMAGE),
+    "PostScript under an image's name": (lambda w: w.raw_image.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"), NO_IMAGE),
+    "more pixels than its bytes can hold": (lambda w: w.raw_image.write_bytes(png(5000, 5000)), NO_IMAGE),
+    "900 megapixels": (lambda w: w.raw_image.write_bytes(png(30000, 30000)), "30000 x 30000|make it smaller"),
+    "16 bits a channel": (lambda w: save_png(w.raw_image, np.zeros((40, 40), np.uint16)), "save it with 8 bits"),
+    "16 bits a channel, in color": (lambda w: w.raw_image.write_bytes(deep_png()), "save it with 8 bits"),
+    "HEIC": (lambda w: w.raw_image.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99)), "HEIC|convert it to JPEG"),
+    "a dangling link": (lambda w: (w.raw_image.unlink(), w.raw_image.symlink_to("nowhere")), "check the path"),
+    "too long for a JPEG": (lambda w: save_png(w.raw_image, np.zeros((1, 4000, 3), np.uint8)), "--min-size"),
+    "an image without annotation": (lambda w: w.mat.unlink(), "img_0001_ann.mat is missing|add it"),
+}
+MAT = {
+    "mat: another key": (save_mat(points=np.zeros((2, 2))), "no key annPoints|points|save the points"),
+    "mat: text": (lambda w: text(w.mat), "not a readable .mat file|get it again"),
+    "mat: cut off": (lambda w: cut(w.mat), "not a readable .mat file|get it again"),
+    "mat: version 7.3": (lambda w: w.mat.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(200)), "7.3|-v7"),
+    "mat: not finite": (save_mat(annPoints=NOT_FINITE), "row 2 is [nan, 3.0]|correct"),
+    "mat: three columns": (save_mat(annPoints=np.zeros((4, 3))), "[4, 3]|store one row (x, y)"),
+    "mat: words": (save_mat(annPoints="none"), "text|store the points as a numeric array"),
+    "mat: of no image": (lambda w: w.raw_image.unlink(), "img_0001.jpg is missing|remove the annotation"),
+}
+OWN_TABLES = {
+    "csv: a word": (mine("a.csv", "x,y\n1,two\n"), "a.csv: line 2|'two'|write numbers", "csv"),
+    "csv: no columns x and y": (mine("a.csv", "left,top\n1,2\n"), "a.csv: line 1|'left, top'|must name", "csv"),
+    "csv: a cell too many": (mine("a.csv", "x,y\n1,2,3\n"), "a.csv: line 2|3 columns|decimal points", "csv"),
+    "csv: not UTF-8": (mine("a.csv", b"x,y\n\xff\xfe,2\n"), "a.csv|save it as UTF-8", "csv"),
+    "csv: parts of the image": (
+        mine("a.csv", "x,y\n0.1,0.2\n0.3,0.4\n0.5,0.6\n0.7,0.8\n"),
+        "0..1|multiply x by",
+        "csv",
     ),
-    Case("an image without annotation", PREPARE, lambda w: w.mat.unlink()),
-    Case("a prepared image cut off", TRAIN, lambda w: cut(w.image)),
-    Case("a prepared image that is empty, to fit", SPLAT, lambda w: (w.gs.unlink(), w.image.write_bytes(b""))),
-    Case("a prepared image cut off, to build a kernel for", KERNELS, lambda w: w.image.write_bytes(png(20000, 10000))),
-    Case("an image smaller than the crop", TRAIN + " --crop-size 128", nothing),
-    Case("a folder without images", TRAIN, lambda w: [path.unlink() for path in (w.data / "val").glob("*.jpg")]),
-]
-ANNOTATIONS = [
-    Case("mat: another key", PREPARE, lambda w: mat(w, points=np.zeros((2, 2)))),
-    Case("mat: text", PREPARE, lambda w: text(w.mat)),
-    Case("mat: empty", PREPARE, lambda w: w.mat.write_bytes(b"")),
-    Case("mat: cut off", PREPARE, lambda w: cut(w.mat)),
-    Case("mat: version 7.3", PREPARE, lambda w: w.mat.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(200))),
-    Case("mat: not finite", PREPARE, lambda w: mat(w, annPoints=np.array([[1, 2], [np.nan, 3]]))),
-    Case("mat: three columns", PREPARE, lambda w: mat(w, annPoints=np.zeros((4, 3)))),
-    Case("mat: words", PREPARE, lambda w: mat(w, annPoints="none")),
-    Case("mat: of no image", PREPARE, lambda w: w.raw_image.unlink()),
-    Case("jhu: five values", JHU, lambda w: write(make_jhu(w.folder / "jhu") / "train/gt/0002.txt", "1 2 3 4 5\n")),
-    Case("jhu: a word", JHU, lambda w: write(make_jhu(w.folder / "jhu") / "train/gt/0002.txt", "1 two 3 4 5 6\n")),
-    Case(
-        "jhu: a negative size", JHU, lambda w: write(make_jhu(w.folder / "jhu") / "train/gt/0002.txt", "1 2 3 -4 5 6\n")
-    ),
-    Case(
-        "nwpu: an unknown image in a list",
-        NWPU,
-        lambda w: write(make_nwpu(w.folder / "nwpu") / "val.txt", "0099 0 1\n"),
-    ),
-    Case("nwpu: an image in two lists", NWPU, lambda w: write(make_nwpu(w.folder / "nwpu") / "val.txt", "0001 0 1\n")),
-    Case("csv: a word", MINE + "csv", mine("a.csv", "x,y\n1,two\n")),
-    Case("csv: no columns x and y", MINE + "csv", mine("a.csv", "left,top\n1,2\n")),
-    Case("csv: a cell too many", MINE + "csv", mine("a.csv", "x,y\n1,2,3\n")),
-    Case("csv: not UTF-8", MINE + "csv", mine("a.csv", b"x,y\n\xff\xfe,2\n")),
-    Case("json: not valid", MINE + "json", mine("a.json", "[[1, 2],")),
-    Case("json: nested too deeply", MINE + "json", mine("a.json", "[" * 100_000)),
-    Case("json: a key twice", MINE + "json", mine("a.json", '{"points": [], "points": []}')),
-    Case("json: infinite", MINE + "json", mine("a.json", "[[1, 1e999]]")),
-    Case("json: three numbers", MINE + "json", mine("a.json", "[[1, 2, 3]]")),
-    Case("coco: no list of images", MINE + "coco", mine("a.json", {"annotations": []})),
-    Case("yolo: four numbers", MINE + "yolo", mine("a.txt", "0 0.5 0.5 0.1\n")),
-    Case(
-        "labelme: an unknown shape",
-        MINE + "labelme",
-        mine("a.json", {"shapes": [{"shape_type": "line", "points": [[1, 2]], "label": "a"}]}),
-    ),
-    Case(
-        "via: an unknown shape",
-        MINE + "via",
-        mine("a.json", {"a": {"filename": "a.jpg", "regions": [{"shape_attributes": {"name": "polyline"}}]}}),
-    ),
-    Case("no annotation at all", MINE + "csv", nothing),
-]
-FIELD = [
-    Case("coco: no annotation", MINE + "coco", mine("a.json", coco([]))),
-    Case("yolo: empty files", MINE + "yolo", lambda w: [write(w.mine / f"{name}.txt", "") for name in "abc"]),
-    Case("csv: a header without y", MINE + "csv", mine("a.csv", "x,label\n1,a\n")),
-    Case("csv: a corner without a size", MINE + "csv", mine("a.csv", "left,top,label\n1,2,a\n")),
-    Case("csv: parts of the image", MINE + "csv", mine("a.csv", "x,y\n0.1,0.2\n0.3,0.4\n0.5,0.6\n0.7,0.8\n")),
-    Case("csv: no such label column", MINE + "csv --label-attribute who", mine("a.csv", "x,y,label\n1,2,a\n")),
-    Case("a label column where labels are known", MINE + "coco --label-attribute who", nothing),
-    Case("coco: an unknown id", MINE + "coco", mine("a.json", coco([{"image_id": "7", "bbox": [1, 2, 3, 4]}]))),
-    Case(
-        "labelme: of an image of another size",
-        MINE + "labelme",
-        mine("a.json", {**POINT, "imageWidth": 9, "imageHeight": 7}),
-    ),
-    Case("via: version 3, a line", MINE + "via", mine("a.json", via3([5, 1, 2, 3, 4]))),
-    Case("cvat: cut off", MINE + "cvat", mine("a.xml", "<annotations><image")),
-    Case(
-        "cvat: an entity", MINE + "cvat", mine("a.xml", '<!DOCTYPE a [<!ENTITY e "x">]><annotations>&e;</annotations>')
-    ),
-    Case("cvat: for video", MINE + "cvat", mine("a.xml", "<annotations><track id='0'/></annotations>")),
-    Case("cvat: Pascal VOC", MINE + "cvat", mine("a.xml", "<annotation/>")),
-    Case("cvat: a polyline", MINE + "cvat", mine("a.xml", f"<annotations>{POLYLINE}</annotations>")),
-    Case("label studio: a brush", MINE + "labelstudio", mine("a.json", [task({"type": "brushlabels", "value": {}})])),
-    Case("label studio: nothing but data", MINE + "labelstudio", mine("a.json", [{"data": {"image": "a.jpg"}}])),
-    Case("label studio: two annotations", MINE + "labelstudio", mine("a.json", [task({}, 2)])),
-    Case("xy: three numbers", MINE + "xy", mine("a.txt", "1 2\n3 4 5\n")),
-    Case("pnt: no points", MINE + "pnt", mine("a.pnt", {"classes": []})),
-    Case(
-        "mat: nothing that looks like points",
-        MINE + "mat",
-        lambda w: mine_mat(w, a=np.zeros((2, 2)), b=np.ones((1, 1))),
-    ),
-    Case("auto: nothing", MINE + "auto", nothing),
-    Case(
-        "auto: several formats",
-        MINE + "auto",
+    "csv: no label column": (mine("a.csv", "x,y,a\n1,2,a\n"), "--label-attribute who", "csv --label-attribute who"),
+    "a label column where labels are known": (nothing, "", "coco --label-attribute who"),
+    "xy: three numbers": (mine("a.txt", "1 2\n3 4 5\n"), "a.txt: line 2|write the two values", "xy"),
+    "yolo: four numbers": (mine("a.txt", "0 0.5 0.5 0.1\n"), "a.txt: line 1|write the five values", "yolo"),
+    "yolo: empty files": (lambda w: [write(w.mine / f"{n}.txt", "") for n in "abc"], "--format", "yolo"),
+    "mat: nothing like points": (lambda w: write(w.mine / "a.mat", w.mat.read_bytes()[:130]), "a.mat|again", "mat"),
+    "pnt: no points": (mine("a.pnt", {"classes": []}), "a.pnt|points|again", "pnt"),
+    "no annotation at all": (nothing, "csv|check --format", "csv"),
+    "auto: nothing": (nothing, "choose with --format", "auto"),
+    "auto: several formats": (
         lambda w: (write(w.mine / "a.txt", "1 2\n"), write(w.mine / "b.csv", "x,y\n")),
+        "b.csv|a.txt|choose with --format",
+        "auto",
     ),
-    Case("a HEIC photograph called jpg", PREPARE, lambda w: w.raw_image.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))),
-    Case("16 bits a channel, in color", PREPARE, lambda w: w.raw_image.write_bytes(deep())),
+    "nothing but HEIC photographs": (
+        lambda w: [path.rename(path.with_suffix(".heic")) for path in w.mine.iterdir()],
+        "heic|convert them to JPEG",
+        "csv",
+    ),
+}
+OWN_JSON = {
+    "json: not valid": (mine("a.json", "[[1, 2],"), "line 1|again", "json"),
+    "json: nested too deeply": (mine("a.json", "[" * 100_000), "nested too deeply|again", "json"),
+    "json: a key twice": (mine("a.json", '{"points": [], "points": []}'), "'points'|correct", "json"),
+    "json: infinite": (mine("a.json", "[[1, 1e999]]"), "point 1|inf|correct", "json"),
+    "json: three numbers": (mine("a.json", "[[1, 2, 3]]"), "point 1|[1, 2, 3]|store each", "json"),
+    "coco: no list of images": (mine("a.json", {"annotations": []}), "'images'|check --format", "coco"),
+    "coco: no annotation": (mine("a.json", coco([])), "take --format", "coco"),
+    "coco: an unknown id": (mine("a.json", coco([{"image_id": "7", "bbox": [1] * 4}])), "'7'|add the image", "coco"),
+    "labelme: an unknown shape": (mine("a.json", LINE), "shape 1|'line'|mark objects as", "labelme"),
+    "labelme: of another image": (mine("a.json", POINT), "9 x 7|annotate the image", "labelme"),
+    "via: an unknown shape": (mine("a.json", REGION), "region 1|'polyline'|mark objects as", "via"),
+    "via: version 3, a line": (mine("a.json", via3([5, 1, 2, 3, 4])), "'line'|mark objects as", "via"),
+    "label studio: a brush": (mine("a.json", [task("brushlabels")]), "task 4|brush|mark objects as", "labelstudio"),
+    "label studio: nothing but data": (mine("a.json", [{"data": {"image": "a.jpg"}}]), "task 1|export", "labelstudio"),
+    "label studio: two annotations": (mine("a.json", [task("choices", 2)]), "task 4|2|keep one", "labelstudio"),
+}
+OWN_XML = {
+    "cvat: cut off": (mine("a.xml", "<annotations><image"), "not valid XML|export it from CVAT again"),
+    "cvat: an entity": (mine("a.xml", ENTITY), "entities|export it from CVAT again"),
+    "cvat: for video": (mine("a.xml", "<annotations><track id='0'/></annotations>"), "tracks|'CVAT for images 1.1'"),
+    "cvat: Pascal VOC": (mine("a.xml", "<annotation/>"), "annotation|'CVAT for images 1.1'"),
+    "cvat: a polyline": (mine("a.xml", POLYLINE), "a.jpg: shape 1|polyline|mark objects as"),
+}
+CONFIGURATION = {
+    "yml: not valid": (config("lr: [1\n"), "not valid YAML"),
+    "yml: an alias": (config("epochs: &n 3\nval_start: *n\n"), "line 2: *n|write the value"),
+    "yml: a list": (config("- lr\n"), "list"),
+    "yml: an unknown key": (config("learning_rat: 1\nlr_schedul: constant\n"), "'learning_rat'|known keys"),
+    "yml: a misspelt key": (config("lr_schedul: constant\n"), "'lr_schedul'|did you mean lr_schedule?"),
+    "yml: a word for a number": (config("lr: fast\n"), "lr: 'fast'"),
+    "yml: true for a number": (config("batch_size: true\n"), "batch_size: True"),
+    "yml: a list for one value": (config("lr: [1, 2]\n"), "lr: [1, 2]"),
+    "yml: no value": (config("lr:\n"), "lr: has no value"),
+    "yml: a number for a switch": (config("compile: 1\n"), "compile: 1|true nor false"),
+    "yml: an impossible value": (config("epochs: 0\n"), "epochs: 0|at least 1"),
+    "yml: not one of the choices": (config("loss: l2\n"), "loss: 'l2'|gst, bl"),
+}
+GAUSSIANS = {
+    "gs_params: text": (lambda w: text(w.gs), FITTED),
+    "gs_params: cut off": (lambda w: cut(w.gs), FITTED),
+    "gs_params: missing": (lambda w: w.gs.unlink(), "2dgs_counting_1gs_gsplat.py --root-path {d}/data"),
+    "gs_params: without params": (params(), FITTED),
+    "gs_params: seven columns": (params(np.ones((6, 7), np.float32)), FITTED),
+    "gs_params: words": (params(WORDS), FITTED),
+    "gs_params: 40 gigabytes": (
+        params(shape=(1_250_000_000, 8), dtype="f4", chunks=(1000, 8), compression="gzip"),
+        FITTED,
+    ),
+    "gs_params: of other points": (params(change=lambda rows: rows[1:]), "5 Gaussians|6 points|delete"),
+    "gs_params: a negative scale": (params(change=one_scale(-3)), "row 1|-3.0|delete"),
+    "gs_params: an infinite scale": (params(change=one_scale(np.inf)), "row 1|inf|delete"),
+}
+STORED_KERNELS = {
+    "kernel: missing": (lambda w: w.kernel.unlink(), "IMG_0000_kernel.h5|GS2D/build_kernels.py --root-path {d}/data"),
+    "kernel: text": (lambda w: text(w.kernel), BUILT),
+    "kernel: without data": (kernels(lambda file: file.__delitem__("data")), BUILT),
+    "kernel: row starts that fall": (kernel_array("indptr", 1, 10**6), BUILT),
+    "kernel: a cell outside": (kernel_array("indices", 0, 10**6), BUILT),
+    "kernel: not finite": (kernel_array("data", 0, np.nan), BUILT),
+    "kernel: another shape": (kernel_array("shape", 1, 7), BUILT),
+    "kernel: a grid of words": (kernels(lambda file: file.attrs.__setitem__("grid", "ab")), BUILT),
+    "kernel: of other Gaussians": (kernels(lambda file: file.attrs.__setitem__("params_hash", "0")), BUILT),
+    "kernel: of other parameters": (nothing, "cut_off 3.0 instead of 2.0|build_kernels.py", "--cut-off 2"),
+}
+NPY = {
+    "npy: text": (lambda w: text(w.npy), "run preprocess_dataset_"),
+    "npy: cut off": (lambda w: cut(w.npy), "run preprocess_dataset_"),
+    "npy: pickled objects": (lambda w: np.save(w.npy, np.array([Foreign()], object)), "run preprocess_dataset_"),
+    "npy: four columns": (lambda w: np.save(w.npy, np.zeros((6, 4))), "(6, 4)|run preprocess_dataset_"),
+    "npy: one dimension": (lambda w: np.save(w.npy, np.zeros(6)), "(6,)|run preprocess_dataset_"),
+    "npy: not finite": (lambda w: np.save(w.npy, NOT_FINITE), "row 1|nan|finite"),
+    "npy: words": (lambda w: np.save(w.npy, WORDS), "run preprocess_dataset_"),
+    "npy: 40 gigabytes": (lambda w: w.npy.write_bytes(npy_header("(10000000000, 1)")), "run preprocess_dataset_"),
+    "npy: several arrays": (lambda w: np.savez(w.npy.open("wb"), a=np.zeros((1, 2))), "run preprocess_dataset_"),
+}
+CHECKPOINTS = {
+    "checkpoint: missing": (lambda w: w.weights.unlink(), "check the path"),
+    "checkpoint: text": (lambda w: text(w.weights), "fetch or save it again"),
+    "checkpoint: cut off": (lambda w: cut(w.weights), "fetch or save it again"),
+    "checkpoint: foreign code": (save({"a": Foreign()}), "foreign code|save model.state_dict()"),
+    "checkpoint: a whole network": (save(torch.nn.Linear(2, 2)), "foreign code|save model.state_dict()"),
+    "checkpoint: numbers": (save({"a": 3}), "save model.state_dict()"),
+    "checkpoint: of another network": (save({"fc.weight": torch.zeros(2, 2)}), "vgg|fc.weight|another network"),
+    "checkpoint: another shape": (save(OTHER_SHAPE), "layers.0.bias has shape [9]|use a checkpoint of this network"),
+    "checkpoint: megabytes of zeros, packed": (bomb, "claims 20,000,|fetch or save it again"),
+}
+TRAINING = {
+    "an unknown option": (nothing, "--bach-size 3", "--bach-size 3"),
+    "an abbreviated option": (nothing, "--batch 3", "--batch 3"),
+    "a word for a number": (nothing, "--lr|'fast'", "--lr fast"),
+    "a fraction for a whole number": (nothing, "--batch-size|'1.5'", "--batch-size 1.5"),
+    "no epochs": (nothing, "--epochs|0|at least 1", "--epochs 0"),
+    "not a number": (nothing, "--lr|nan|above 0", "--lr nan"),
+    "a crop that does not fit the stride": (nothing, "--crop-size 100|multiple of 16", "--crop-size 100"),
+    "an unknown network": (nothing, "--model-name|resnet|vgg_trans", "--model-name resnet"),
+    "kernels for a loss without": (nothing, "--kernels h5|--loss bl|leave it out", "--kernels h5 --loss bl"),
+    "scales that contradict": (nothing, "--post-max 5|raise it or --post-min", "--post-max 5"),
+    "no such configuration": (nothing, "--config {d}/none.yml|give the path", "--config {d}/none.yml"),
+}
+CASES = [
+    *group(PREPARE, "{d}/raw/Train/img_0001.jpg", IMAGES),
+    *group(PREPARE, "{d}/raw/Train/img_0001_ann.mat", MAT),
+    *group(MINE, "", OWN_TABLES),
+    *group(MINE, "{d}/mine/a.json", OWN_JSON),
+    *group(MINE + "cvat", "{d}/mine/a.xml", OWN_XML),
+    *group(CONFIG, "--config {d}/config.yml", CONFIGURATION, code=2),
+    *group(TRAIN, "{d}/data/train/gs_params", GAUSSIANS),
+    *group(STORED, "{d}/data/train/kernels", STORED_KERNELS),
+    *group(TRAIN, POINTS, NPY),
+    *group(TEST, "{d}/best_model.pth", CHECKPOINTS),
+    *group(TRAIN, "", TRAINING, code=2),
+    *group(
+        RESUME,
+        "{d}/best_model.pth",
+        {
+            "checkpoint: no epoch": (save({**STATE, "optimizer_state_dict": {"param_groups": []}}), ".pth"),
+            "checkpoint: another training state": (save({**STATE, "optimizer_state_dict": {}, "epoch": 1}), ".pth"),
+        },
+    ),
+    Case("npy: missing", TRAIN, lambda w: w.npy.unlink(), ("{d}/data/train", "IMG_0000.npy", "preprocess"), 1),
+    Case("jhu: five values", JHU, jhu("1 2 3 4 5"), ("{d}/jhu/train/gt/0002.txt: line 1", "write the six"), 1),
+    Case("jhu: a word", JHU, jhu("1 two 3 4 5 6"), ("{d}/jhu/train/gt/0002.txt: line 1", "'two'", "write"), 1),
+    Case("jhu: a negative size", JHU, jhu("1 2 3 -4 5 6"), ("{d}/jhu/train/gt/0002.txt: line 1", "-4", "correct"), 1),
+    Case("nwpu: an unknown image", NWPU, nwpu("0099 0 1"), ("{d}/nwpu/val.txt: line 1", "0099", "correct"), 1),
+    Case("nwpu: an image in two lists", NWPU, nwpu("0001 0 1"), ("{d}/nwpu/val.txt", "0001", "one list only"), 1),
+    Case("two images of one name", PREPARE, lambda w: w.twin.write_bytes(b""), ("{d}/raw", ".png", "rename"), 1),
+    Case("a prepared image cut off", TRAIN, lambda w: cut(w.image), ("{d}/data/train/IMG_0000.jpg", "again"), 1),
+    Case("an image smaller than the crop", TRAIN + " --crop-size 128", nothing, ("96 x 80", "--crop-size to 80"), 1),
+    Case("a folder without images", TRAIN, lambda w: w.of_val.unlink(), ("{d}/data/val", "check the data path"), 1),
+    Case("gs_params: text, to clean", CLEAN, lambda w: text(w.gs), ("IMG_0000_gs_params.h5", FITTED), 1),
+    Case("gs_params: moved", SPLAT, params(change=lambda rows: rows + 9), ("_gs_params.h5", "pixels", "delete"), 1),
+    Case("checkpoint: an impossible topk", TEST, save({**STATE, "arguments": {"topk": "x"}}), ("topk 'x'", "save"), 1),
     Case(
-        "nothing but HEIC photographs",
-        MINE + "csv",
-        lambda w: [p.rename(p.with_suffix(".heic")) for p in w.mine.iterdir()],
+        "yml: an unknown key of the fit",
+        f"{SPLAT} --config {{d}}/config.yml",
+        config("num_epoch: 3"),
+        ("num_epochs?",),
+        2,
     ),
-]
-CONFIGURATION = [
-    Case("yml: missing", TRAIN + " --config {d}/none.yml", nothing),
-    Case("yml: not valid", TRAIN + " --config {d}/config.yml", config("lr: [1\n")),
-    Case("yml: an alias", TRAIN + " --config {d}/config.yml", config("epochs: &n 3\nval_start: *n\n")),
-    Case("yml: a list", TRAIN + " --config {d}/config.yml", config("- lr\n")),
-    Case("yml: an unknown key", TRAIN + " --config {d}/config.yml", config("learning_rat: 1\nlr_schedul: constant\n")),
-    Case("yml: a word for a number", TRAIN + " --config {d}/config.yml", config("lr: fast\n")),
-    Case("yml: true for a number", TRAIN + " --config {d}/config.yml", config("batch_size: true\n")),
-    Case("yml: a list for one value", TRAIN + " --config {d}/config.yml", config("lr: [1, 2]\n")),
-    Case("yml: no value", TRAIN + " --config {d}/config.yml", config("lr:\n")),
-    Case("yml: a number for a switch", TRAIN + " --config {d}/config.yml", config("compile: 1\n")),
-    Case("yml: an impossible value", TRAIN + " --config {d}/config.yml", config("epochs: 0\n")),
-    Case("yml: not one of the choices", TRAIN + " --config {d}/config.yml", config("loss: l2\n")),
-    Case("yml: an unknown key of the fit", SPLAT + " --config {d}/config.yml", config("num_epoch: 3\n")),
-]
-H5 = [
-    Case("gs_params: text", TRAIN, lambda w: text(w.gs)),
-    Case("gs_params: cut off", TRAIN, lambda w: cut(w.gs)),
-    Case("gs_params: missing", TRAIN, lambda w: w.gs.unlink()),
-    Case("gs_params: without params", TRAIN, params),
-    Case("gs_params: seven columns", TRAIN, lambda w: params(w, np.ones((6, 7), np.float32))),
-    Case("gs_params: words", TRAIN, lambda w: params(w, np.full((6, 8), b"one"))),
+    Case("no option that is needed", "train_gs.py", nothing, ("--data-dir",), 2),
+    Case("an unknown device", TRAIN + " --device tpu", nothing, ("--device tpu", "cpu"), 1),
+    Case("a GPU that is not there", TRAIN + " --device 99", nothing, ("--device 99", "--device cpu"), 1),
+    Case("half precision without a GPU", TRAIN + " --precision 16-mixed", nothing, ("16-mixed", "bf16-mixed"), 1),
+    Case("a share of too few", SPLAT + " --shard 5/4", nothing, ("--shard", "5/4", "2/8"), 2),
+    Case("no such prepared folder", SPLAT + " --root-path {d}/none", nothing, ("{d}/none", "check"), 1),
+    Case("nothing fitted to clean", CLEAN + " --gs-dir {d}/none", nothing, ("{d}/none", "2dgs_counting"), 1),
+    Case("sizes the wrong way round", PREPARE + " --max-size 16", nothing, ("--min-size 32", "--max-size 16"), 2),
     Case(
-        "gs_params: 40 gigabytes",
-        TRAIN,
-        lambda w: params(w, shape=(1_250_000_000, 8), dtype="f4", chunks=(1000, 8), compression="gzip"),
+        "the output in the input",
+        f"{PREPARE} --output-dataset-path {{d}}/raw/out",
+        nothing,
+        ("{d}/raw/out", "outside"),
+        1,
     ),
-    Case("gs_params: of other points", TRAIN, lambda w: params(w, gaussian_rows(w)[1:])),
-    Case("gs_params: a negative scale", TRAIN, lambda w: params(w, changed(gaussian_rows(w), 1, 2, -3.0))),
-    Case("gs_params: an infinite scale", KERNELS, lambda w: params(w, changed(gaussian_rows(w), 1, 3, np.inf))),
-    Case("gs_params: moved", SPLAT, lambda w: params(w, gaussian_rows(w) + np.float32([9, 9, 0, 0, 0, 0, 0, 0]))),
-    Case("gs_params: text, to clean", CLEAN, lambda w: text(w.gs)),
-    Case("kernel: missing", STORED, nothing),
-    Case("kernel: text", STORED, lambda w: (kernels(w, lambda file: None), text(w.kernel))),
-    Case("kernel: without data", STORED, lambda w: kernels(w, lambda file: file.__delitem__("data"))),
-    Case("kernel: row starts that fall", STORED, kernel_array("indptr", 1, 10**6)),
-    Case("kernel: a cell outside", STORED, kernel_array("indices", 0, 10**6)),
-    Case("kernel: not finite", STORED, kernel_array("data", 0, np.nan)),
-    Case("kernel: another shape", STORED, kernel_array("shape", 1, 7)),
-    Case("kernel: a grid of words", STORED, lambda w: kernels(w, lambda file: file.attrs.__setitem__("grid", "ab"))),
+    Case("no such raw folder", PREPARE + " --input-dataset-path {d}/none", nothing, ("{d}/none", "must hold"), 1),
     Case(
-        "kernel: of other Gaussians",
-        STORED,
-        lambda w: kernels(w, lambda file: file.attrs.__setitem__("params_hash", "0")),
+        "a file for a folder",
+        PREPARE + " --output-dataset-path {d}/config.yml",
+        config(""),
+        ("config.yml", "choose"),
+        1,
     ),
-    Case("kernel: of other parameters", STORED + " --cut-off 2", lambda w: kernels(w, lambda file: None)),
+    Case("no such list", PREPARE + " --train-list {d}/none.txt", nothing, ("{d}/none.txt", "check the path"), 1),
+    Case("an unknown format", MINE + "voc", nothing, ("--format", "voc", "cvat"), 2),
+    Case("nothing to go on from", TRAIN + " --resume {d}/none.tar", nothing, ("{d}/none.tar", "check the path"), 1),
+    Case("no data set to look at", "datasets/check.py --quick --data-dir {d}/none", nothing, ("{d}/none", "check"), 1),
 ]
-NPY = [
-    Case("npy: missing", TRAIN, lambda w: w.npy.unlink()),
-    Case("npy: text", TRAIN, lambda w: text(w.npy)),
-    Case("npy: empty", TRAIN, lambda w: w.npy.write_bytes(b"")),
-    Case("npy: cut off", TRAIN, lambda w: cut(w.npy)),
-    Case("npy: pickled objects", TRAIN, lambda w: np.save(w.npy, np.array([Foreign()], object))),
-    Case("npy: four columns", TRAIN, lambda w: np.save(w.npy, np.zeros((6, 4)))),
-    Case("npy: one dimension", TRAIN, lambda w: np.save(w.npy, np.zeros(6))),
-    Case("npy: not finite", TRAIN, lambda w: np.save(w.npy, np.array([[1, 2, 3], [4, np.inf, 6]]))),
-    Case("npy: words", TRAIN, lambda w: np.save(w.npy, np.array([["a", "b"]]))),
-    Case("npy: 40 gigabytes", TRAIN, lambda w: w.npy.write_bytes(npy_header("(10000000000, 1)"))),
-    Case("npy: several arrays", TRAIN, lambda w: np.savez(w.npy.open("wb"), a=np.zeros((1, 2)))),
-]
-CHECKPOINTS = [
-    Case("checkpoint: missing", TEST, lambda w: w.weights.unlink()),
-    Case("checkpoint: text", TEST, lambda w: text(w.weights)),
-    Case("checkpoint: empty", TEST, lambda w: w.weights.write_bytes(b"")),
-    Case("checkpoint: cut off", TEST, lambda w: cut(w.weights)),
-    Case("checkpoint: foreign code", TEST, save({"a": Foreign()})),
-    Case("checkpoint: a whole network", TEST, save(torch.nn.Linear(2, 2))),
-    Case("checkpoint: numbers", TEST, save({"a": 3})),
-    Case("checkpoint: of another network", TEST, save({"fc.weight": torch.zeros(2, 2)})),
-    Case("checkpoint: another shape", TEST, save({**Tiny().state_dict(), "layers.0.bias": torch.zeros(9)})),
-    Case("checkpoint: 200 megabytes of zeros, packed", TEST, bomb),
-    Case(
-        "checkpoint: an impossible topk",
-        TEST,
-        save({"model_state_dict": Tiny().state_dict(), "arguments": {"topk": "x"}}),
-    ),
-    Case(
-        "checkpoint: another training state",
-        TRAIN + " --resume {d}/best_model.pth",
-        save({"model_state_dict": Tiny().state_dict(), "optimizer_state_dict": {"state": 3}, "epoch": 1}),
-    ),
-    Case(
-        "checkpoint: no epoch",
-        TRAIN + " --resume {d}/best_model.pth",
-        save(
-            {
-                "model_state_dict": Tiny().state_dict(),
-                "optimizer_state_dict": torch.optim.Adam(Tiny().parameters()).state_dict(),
-            }
-        ),
-    ),
-]
-COMMAND_LINE = [
-    Case("no option that is needed", "train_gs.py", nothing),
-    Case("an unknown option", TRAIN + " --bach-size 3", nothing),
-    Case("an abbreviated option", TRAIN + " --batch 3", nothing),
-    Case("a word for a number", TRAIN + " --lr fast", nothing),
-    Case("a fraction for a whole number", TRAIN + " --batch-size 1.5", nothing),
-    Case("no epochs", TRAIN + " --epochs 0", nothing),
-    Case("not a number", TRAIN + " --lr nan", nothing),
-    Case("a crop that does not fit the stride", TRAIN + " --crop-size 100", nothing),
-    Case("an unknown device", TRAIN + " --device tpu", nothing),
-    Case("a GPU that is not there", TRAIN + " --device 99", nothing),
-    Case("an unknown network", TRAIN + " --model-name resnet", nothing),
-    Case("kernels for a loss without", TRAIN + " --kernels h5 --loss bl", nothing),
-    Case("scales that contradict", KERNELS + " --post-max 5", nothing),
-    Case("half precision without a GPU", TRAIN + " --precision 16-mixed", nothing),
-    Case("a share of too few", SPLAT + " --shard 5/4", nothing),
-    Case("no such prepared folder", SPLAT + " --root-path {d}/none", nothing),
-    Case("nothing fitted to clean", CLEAN + " --gs-dir {d}/none", nothing),
-    Case("sizes the wrong way round", PREPARE + " --max-size 16", nothing),
-    Case("the output in the input", PREPARE + " --output-dataset-path {d}/raw/out", nothing),
-    Case("no such raw folder", PREPARE + " --input-dataset-path {d}/none", nothing),
-    Case("a file for a folder", PREPARE + " --output-dataset-path {d}/config.yml", config("")),
-    Case("no such list", PREPARE + " --train-list {d}/none.txt", nothing),
-    Case("an unknown format", MINE + "voc", nothing),
-    Case("a checkpoint that is not there, to go on from", TRAIN + " --resume {d}/none.tar", nothing),
-    Case("no data set to look at", "datasets/check.py --quick --data-dir {d}/none", nothing),
-]
-CASES = IMAGES + ANNOTATIONS + FIELD + CONFIGURATION + H5 + NPY + CHECKPOINTS + COMMAND_LINE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zipfile
 import zlib
@@ -28,8 +29,8 @@ class Work:
     def __init__(self, folder: Path) -> None:
         self.folder, self.raw, self.data, self.mine = (folder, folder / "raw", folder / "data", folder / "mine")
         self.raw_image = self.raw / "Train" / "img_0001.jpg"
-        self.mat = self.raw / "Train" / "img_0001_ann.mat"
-        self.image = self.data / "train" / "IMG_0000.jpg"
+        self.mat, self.twin = self.raw_image.with_name("img_0001_ann.mat"), self.raw_image.with_suffix(".png")
+        self.image, self.of_val = self.data / "train" / "IMG_0000.jpg", self.data / "val" / "IMG_0000.jpg"
         self.npy, self.gs, self.kernel = points_path(self.image), gaussians_path(self.image), kernel_path(self.image)
         self.weights, self.config = folder / "best_model.pth", folder / "config.yml"
 
@@ -39,6 +40,7 @@ def make_work(folder: Path) -> None:
     work = Work(folder)
     make_raw(work.raw, train=3, test=1)
     make_data(work.data)
+    call("GS2D/build_kernels.py", "--root-path", work.data, "--workers", 1)
     for name in "abc":
         save_noise(work.mine / f"{name}.jpg")
     torch.save(Tiny().state_dict(), work.weights)
@@ -50,6 +52,16 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">II", zlib.crc32(head), 9) + b"IDAT"
 
 
+def deep_png() -> bytes:
+    """A PNG of 16 bits a channel that Pillow would read by their upper 8."""
+    return cv2.imencode(".png", np.full((40, 40, 3), 4000, np.uint16))[1].tobytes()
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """A PNG under the name of ``path``, whatever that says."""
+    Image.fromarray(pixels).save(path, "PNG")
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -58,13 +70,12 @@ def text(path: Path) -> None:
     write(path, "<html>404 Not Found</html>\n")
 
 
-def mat(work: Work, **contents) -> None:
-    scipy.io.savemat(work.mat, contents)
+def mine(name: str, contents) -> Callable[[Work], object]:
+    return lambda work: write(work.mine / name, contents)
 
 
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    """A PNG under the name of ``path``, whatever that says."""
-    Image.fromarray(pixels).save(path, "PNG")
+def save_mat(**contents) -> Callable[[Work], object]:
+    return lambda work: scipy.io.savemat(work.mat, contents)
 
 
 def npy_header(shape: str) -> bytes:
@@ -72,45 +83,45 @@ def npy_header(shape: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head.encode()
 
 
-def params(work: Work, array=None, **options) -> None:
-    with h5py.File(work.gs, "w") as file:
-        if array is not None or options:
-            file.create_dataset("params", data=array, **options)
+def params(array=None, change: Callable | None = None, **options) -> Callable[[Work], None]:
+    """Write the file of Gaussians anew with another dataset "params", what ``change`` makes of it, or none at all."""
+
+    def spoil(work: Work) -> None:
+        with h5py.File(work.gs) as file:
+            rows = change(file["params"][()]) if change else array
+        with h5py.File(work.gs, "w") as file:
+            if rows is not None or options:
+                file.create_dataset("params", data=rows, **options)
+
+    return spoil
 
 
-def gaussian_rows(work: Work) -> np.ndarray:
-    with h5py.File(work.gs) as file:
-        return file["params"][()]
+def one_scale(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Exchanges one scale of one Gaussian."""
+
+    def change(rows: np.ndarray) -> np.ndarray:
+        rows[1, 2] = value
+        return rows
+
+    return change
 
 
-def changed(array: np.ndarray, row: int, column: int, value: float) -> np.ndarray:
-    array = array.copy()
-    array[row, column] = value
-    return array
+def kernels(change: Callable[[h5py.File], object]) -> Callable[[Work], None]:
+    def spoil(work: Work) -> None:
+        with h5py.File(work.kernel, "r+") as file:
+            change(file)
+
+    return spoil
 
 
-def kernels(work: Work, change: Callable[[h5py.File], object]) -> None:
-    call("GS2D/build_kernels.py", "--root-path", work.data, "--workers", 1)
-    with h5py.File(work.kernel, "r+") as file:
-        change(file)
-
-
-def kernel_array(name: str, index, value) -> Callable[[Work], None]:
+def kernel_array(name: str, index: int, value: float) -> Callable[[Work], None]:
     def change(file: h5py.File) -> None:
         values = file[name][()]
         values[index] = value
         del file[name]
         file[name] = values
 
-    return lambda work: kernels(work, change)
-
-
-def config(contents: str) -> Callable[[Work], object]:
-    return lambda work: work.config.write_text(contents)
-
-
-def mine(name: str, contents) -> Callable[[Work], object]:
-    return lambda work: write(work.mine / name, contents)
+    return kernels(change)
 
 
 def save(content) -> Callable[[Work], object]:
@@ -118,13 +129,11 @@ def save(content) -> Callable[[Work], object]:
 
 
 def bomb(work: Work) -> None:
-    """Two hundred megabytes of zeros in a checkpoint of a few hundred kilobytes."""
+    """Twenty megabytes of zeros in a checkpoint of a few ten kilobytes."""
     plain = io.BytesIO()
-    torch.save({"a": torch.zeros(50_000_000)}, plain)
-    with (
-        zipfile.ZipFile(plain) as source,
-        zipfile.ZipFile(work.weights, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out,
-    ):
+    torch.save({"a": torch.zeros(5_000_000)}, plain)
+    packed = zipfile.ZipFile(work.weights, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
+    with zipfile.ZipFile(plain) as source, packed as out:
         for name in source.namelist():
             out.writestr(name, source.read(name))
 
@@ -133,22 +142,7 @@ class Foreign:
     """Unpickling this would run a command."""
 
     def __reduce__(self):
-        import os
-
         return os.system, ("echo executed",)
-
-
-def link(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
-def nothing(work: Work) -> None:
-    """The command line alone is wrong."""
-
-
-POINT = {"shapes": [{"shape_type": "point", "points": [[1, 2]], "label": "a"}]}
-POLYLINE = "<image name='a.jpg'><polyline label='p' points='1,2;3,4'/></image>"
 
 
 def coco(annotations: list[dict]) -> dict:
@@ -162,17 +156,7 @@ def via3(shape: list) -> dict:
     return {"file": file, "view": {"1": {"fid_list": ["1"]}}, "metadata": {"m": {"vid": "1", "xy": shape}}}
 
 
-def task(result: dict, annotations: int = 1) -> dict:
+def task(kind: str, annotations: int = 1) -> dict:
     """A task of Label Studio, annotated that many times."""
-    return {"id": 4, "data": {"image": "a.jpg"}, "annotations": [{"result": [result]}] * annotations}
-
-
-def mine_mat(work: Work, **contents) -> None:
-    scipy.io.savemat(work.mine / "a.mat", contents)
-
-
-def deep() -> bytes:
-    """A PNG of 16 bits a channel that Pillow would read by their upper 8."""
-    done, data = cv2.imencode(".png", np.full((40, 40, 3), 4000, np.uint16))
-    assert done
-    return data.tobytes()
+    result = [{"type": kind, "value": {}}]
+    return {"id": 4, "data": {"image": "a.jpg"}, "annotations": [{"result": result}] * annotations}

@@ -56,21 +56,13 @@ def locate_windows(parts: Sequence[Window]) -> np.ndarray:
     return heads
 
 
-def match(predicted: np.ndarray, truth: np.ndarray, radius: float | np.ndarray) -> np.ndarray:
+def match(predicted: np.ndarray, truth: np.ndarray, radius: float) -> np.ndarray:
     """One-to-one matching of predicted [M, >= 2] with true points [N, >= 2] -> int64 [K, 2]: indices (predicted, truth).
 
-    Points may match up to and including ``radius`` pixels, one number or one for each true point [N]. Of all matchings the
-    largest is taken, and of those one of smallest total distance. Rows are sorted by the predicted index. Raises
-    ``ValueError`` for other shapes, points that are not finite and a radius that is negative or not finite.
+    Points may match up to and including ``radius`` pixels. Of all matchings the largest is taken, and of those one of smallest
+    total distance. Rows are sorted by the predicted index.
     """
-    predicted, truth = _points("predicted", predicted), _points("truth", truth)
-    radius = np.asarray(radius, np.float64)
-    if radius.shape not in ((), (len(truth),)) or not (np.isfinite(radius) & (radius >= 0)).all():
-        raise ValueError(
-            f"radius: {radius.tolist()}, must be one number >= 0 or one for each of {len(truth)} true points"
-        )
-    radius = np.broadcast_to(radius, len(truth))
-    p, t, distance = _near(predicted, truth, radius)
+    p, t, distance = _near(_points(predicted), _points(truth), radius)
     if not len(p):
         return np.zeros((0, 2), np.int64)
     # Each true point also has a column of its own to stay unmatched, so that a full matching exists. That costs more than
@@ -91,37 +83,18 @@ def match_greedily(predicted: np.ndarray, truth: np.ndarray, radius: float) -> t
     Equal distances: the smaller true, then the smaller predicted index first. The pairs of a smaller radius are
     those of this one whose distance does not exceed it.
     """
-    predicted, truth = _points("predicted", predicted), _points("truth", truth)
-    p, t, distance = _near(predicted, truth, np.full(len(truth), float(radius)))
+    p, t, distance = _near(_points(predicted), _points(truth), radius)
     order = np.lexsort((p, t, distance))
-    edges = np.stack([p[order], t[order]], axis=1)
-    distance = distance[order]
-    pairs, distances = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
-    # An edge that comes first at both its ends is one that going through all of them in order would take.
-    while len(edges):
-        rank = np.arange(len(edges))
-        first = np.ones(len(edges), bool)
-        free = np.ones(len(edges), bool)
-        for end, size in ((0, len(predicted)), (1, len(truth))):
-            earliest = np.full(size, len(edges))
-            np.minimum.at(earliest, edges[:, end], rank)
-            first &= earliest[edges[:, end]] == rank
-        for end, size in ((0, len(predicted)), (1, len(truth))):
-            taken = np.zeros(size, bool)
-            taken[edges[first, end]] = True
-            free &= ~taken[edges[:, end]]
-        pairs.append(edges[first])
-        distances.append(distance[first])
-        edges, distance = edges[free], distance[free]
-    order = np.argsort(np.concatenate(distances), kind="stable")
-    return np.concatenate(pairs)[order], np.concatenate(distances)[order]
+    free_heads, free_points, taken = [True] * len(predicted), [True] * len(truth), []
+    for edge, head, point in zip(order.tolist(), p[order].tolist(), t[order].tolist()):
+        if free_heads[head] and free_points[point]:
+            free_heads[head] = free_points[point] = False
+            taken.append(edge)
+    return np.stack([p[taken], t[taken]], axis=1), distance[taken]
 
 
 def localisation_scores(
-    predicted: Sequence[np.ndarray],
-    truth: Sequence[np.ndarray],
-    boxes: Sequence[np.ndarray | None] | None = None,
-    radii: Sequence[float] = RADII,
+    predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray], radii: Sequence[float] = RADII
 ) -> dict:
     """Scores of the heads [M, 2] or [M, 3] (with mass) found in each image against its annotations [N, >= 2].
 
@@ -129,16 +102,22 @@ def localisation_scores(
     TP / truth, F1 = 2 TP / (predicted + truth). What would divide by zero is None: precision where nothing was predicted,
     recall where there is no truth, F1 where both are empty.
 
-    Returns ``images``, ``truth``, ``predicted`` (numbers), ``at`` (for each of ``radii``, ``match``: radius, matched,
-    precision, recall, f1), ``qnrf`` (``qnrf_scores``) and ``nwpu``: None without ``boxes`` (widths and heights [N, 2] around
-    the annotations; None for an image whose boxes are not known, which is left out), else ``images``, ``large`` and ``small``
-    as in ``at``: a head matches within sigma of the annotation, sigma_large = sqrt(w^2 + h^2) / 2 and sigma_small =
-    min(w, h) / 2 (Wang et al., NWPU-Crowd, TPAMI 2020).
+    Returns ``at``, for each of ``radii`` (pixels): radius, matched, precision, recall, f1; and ``qnrf`` (``qnrf_scores``).
     """
-    predicted, truth = _images(predicted, truth)
-    numbers = {"images": len(truth), "truth": sum(map(len, truth)), "predicted": sum(map(len, predicted))}
-    at = [{"radius": float(radius), **_matched(predicted, truth, [radius] * len(truth))} for radius in radii]
-    return {**numbers, "at": at, "qnrf": qnrf_scores(predicted, truth), "nwpu": _nwpu(predicted, truth, boxes)}
+    heads, true = sum(map(len, predicted)), sum(map(len, truth))
+    at = []
+    for radius in radii:
+        matched = sum(len(match(*image, radius)) for image in zip(predicted, truth, strict=True))
+        at.append(
+            {
+                "radius": float(radius),
+                "matched": matched,
+                "precision": matched / heads if heads else None,
+                "recall": matched / true if true else None,
+                "f1": 2 * matched / (heads + true) if heads + true else None,
+            }
+        )
+    return {"at": at, "qnrf": qnrf_scores(predicted, truth)}
 
 
 def qnrf_scores(predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> dict:
@@ -149,15 +128,14 @@ def qnrf_scores(predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray]) ->
     the heads taken in the order of their mass (equal masses together; without mass, all at once): the sum over the
     steps of precision times gain in recall. The paper does not spell its area out: compare only values computed alike.
     """
-    predicted, truth = _images(predicted, truth)
     heads, true = sum(map(len, predicted)), sum(map(len, truth))
     distance, mass = [np.zeros(0)], [np.zeros(0)]
-    for found, points in zip(predicted, truth):
+    for found, points in zip(predicted, truth, strict=True):
         pairs, distances = match_greedily(found, points, QNRF_RADII[-1])
         of_head = np.full(len(found), np.inf)
         of_head[pairs[:, 0]] = distances
         distance.append(of_head)
-        mass.append(found[:, 2] if found.shape[1] > 2 else np.ones(len(found)))
+        mass.append(np.asarray(found)[:, 2] if np.shape(found)[-1] > 2 else np.ones(len(found)))
     distance, mass = np.concatenate(distance), np.concatenate(mass)
     order = np.argsort(-mass, kind="stable")
     distance = distance[order]
@@ -171,37 +149,6 @@ def qnrf_scores(predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray]) ->
         "precision": float(matched.mean() / heads) if heads else None,
         "recall": float(matched.mean() / true) if true else None,
         "auc": float(np.mean(areas)) if areas else (0.0 if true else None),
-    }
-
-
-def _nwpu(
-    predicted: list[np.ndarray], truth: list[np.ndarray], boxes: Sequence[np.ndarray | None] | None
-) -> dict | None:
-    if boxes is None or all(sizes is None for sizes in boxes):
-        return None
-    known = [
-        (p, t, np.asarray(s, np.float64)) for p, t, s in zip(predicted, truth, boxes, strict=True) if s is not None
-    ]
-    for _, points, sizes in known:
-        if sizes.size != 2 * len(points):
-            raise ValueError(
-                f"boxes: shape {list(sizes.shape)} for {len(points)} points; give width and height of each"
-            )
-    predicted, truth, sizes = ([item[i] for item in known] for i in range(3))
-    sizes = [s.reshape(-1, 2) for s in sizes]
-    large, small = [np.hypot(*s.T) / 2 for s in sizes], [s.min(axis=1) / 2 for s in sizes]
-    scores = {name: _matched(predicted, truth, sigma) for name, sigma in (("large", large), ("small", small))}
-    return {"images": len(known), **scores}
-
-
-def _matched(predicted: list[np.ndarray], truth: list[np.ndarray], radius: Sequence) -> dict:
-    matched = sum(len(match(*image)) for image in zip(predicted, truth, radius))
-    heads, true = sum(map(len, predicted)), sum(map(len, truth))
-    return {
-        "matched": matched,
-        "precision": matched / heads if heads else None,
-        "recall": matched / true if true else None,
-        "f1": 2 * matched / (heads + true) if heads + true else None,
     }
 
 
@@ -245,7 +192,7 @@ def _centres(pixels: int, cells: int) -> np.ndarray:
     return (np.arange(cells) + 0.5) * size
 
 
-def _near(predicted: np.ndarray, truth: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _near(predicted: np.ndarray, truth: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All pairs within the radius: predicted index, true index and distance, each [E]."""
     if not len(predicted) or not len(truth):
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
@@ -254,32 +201,19 @@ def _near(predicted: np.ndarray, truth: np.ndarray, radius: np.ndarray) -> tuple
     t = np.repeat(np.arange(len(truth)), [len(found) for found in neighbours])
     p = np.concatenate([np.asarray(found, np.int64) for found in neighbours])
     distance = np.hypot(*(predicted[p] - truth[t]).T)
-    kept = distance <= radius[t]
-    return p[kept], t[kept], distance[kept]
+    inside = distance <= radius
+    return p[inside], t[inside], distance[inside]
 
 
 def _density(density: np.ndarray) -> np.ndarray:
     density = np.asarray(density.detach().cpu() if hasattr(density, "detach") else density, np.float64)
     if density.ndim != 2 or not np.isfinite(density).all():
-        raise ValueError(
-            f"density: shape {list(density.shape)}, must be finite numbers [h, w]; check weights and precision"
-        )
+        shape = list(density.shape)
+        raise ValueError(f"density: shape {shape}, must be finite numbers [h, w]; check weights and precision")
     return density
 
 
-def _points(name: str, points: np.ndarray) -> np.ndarray:
+def _points(points: np.ndarray) -> np.ndarray:
     """The first two columns, float64 [N, 2]; an empty array of any shape is no point."""
     points = np.asarray(points, np.float64)
-    if not points.size:
-        return np.zeros((0, 2))
-    if points.ndim != 2 or points.shape[1] < 2 or not np.isfinite(points[:, :2]).all():
-        raise ValueError(f"{name}: shape {list(points.shape)}, must be finite numbers [N, 2] (x, y)")
-    return points[:, :2]
-
-
-def _images(predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    if len(predicted) != len(truth):
-        raise ValueError(f"predicted: {len(predicted)} images, but truth: {len(truth)}; give both for every image")
-    predicted = [np.asarray(heads, np.float64) for heads in predicted]
-    predicted = [heads if heads.size else np.zeros((0, 3)) for heads in predicted]
-    return predicted, [_points("truth", points) for points in truth]
+    return points[:, :2] if points.size else np.zeros((0, 2))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -17,51 +18,29 @@ import numpy as np
 from utils.evaluation.figures import save_density_figure
 from utils.evaluation.localisation import localisation_scores, locate_windows
 from utils.evaluation.report import report_line
-from utils.evaluation.windows import Result, Window, density_map
+from utils.evaluation.windows import Result, Window, density_map, in_threads
 from utils.files import atomic_write, make_folder, remove_stale_partials
 from utils.h5file import add_array, write_h5
 from utils.pixels import STRIDE
 
 Item = TypeVar("Item")
 COLUMNS = ("image", "truth", "predicted", "error", "relative_error", "seconds", "width", "height")
-AHEAD = 4  # images that may wait for the network, and results that may wait to be written
-
-
-class Counted(NamedTuple):
-    """One image and what the network found in it."""
-
-    name: str
-    image: np.ndarray  # uint8 [H, W, 3]
-    points: np.ndarray | None  # [N, 2], (x, y), pixels; None where nobody annotated the image
-    density: np.ndarray  # [H, W], people per pixel
-    heads: np.ndarray  # [M, 3]: x, y, mass
-    predicted: float
-    seconds: float
-
-    @property
-    def truth(self) -> float:
-        return math.nan if self.points is None else float(len(self.points))
+AHEAD = 4  # results that may wait to be written
 
 
 def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, of which up to ``AHEAD`` are made by a thread while their predecessors are used."""
+    """The same items, made by a thread while their predecessors are used."""
     iterator, end = iter(items), object()
-    with ThreadPoolExecutor(1) as thread:
-        waiting = [thread.submit(next, iterator, end) for _ in range(AHEAD)]
-        try:
-            while (item := waiting.pop(0).result()) is not end:
-                waiting.append(thread.submit(next, iterator, end))
-                yield item
-        finally:
-            for future in waiting:
-                future.cancel()
+    return itertools.takewhile(
+        lambda item: item is not end, in_threads(lambda _: next(iterator, end), itertools.count(), 1)
+    )
 
 
 class ResultsFolder:
     """Writes what ``add`` is given, in a thread of its own, to ``folder``; a context, at whose end all is on the disk.
 
-    ``add_windows`` takes what ``predict`` found; the thread also draws its map and looks for heads, which ``heads`` then has,
-    and ``truths`` the annotations, of each image in order.
+    The thread also draws the map of what ``predict`` found and looks for heads, which ``heads`` then has, and ``truths`` the
+    annotations, of each image in order.
     ``density``: "npy", "h5" or None: densities/<image>.npy or .h5 (dataset ``density``), float32 [H, W], people per
     pixel. ``figures``: figures/<image>.png and .pdf.
     """
@@ -83,10 +62,7 @@ class ResultsFolder:
         self.waiting: list[Future] = []
         return self
 
-    def add(self, counted: Counted) -> None:
-        self._later(self._write, counted)
-
-    def add_windows(
+    def add(
         self,
         name: str,
         image: np.ndarray,
@@ -95,12 +71,10 @@ class ResultsFolder:
         predicted: float,
         seconds: float,
     ) -> None:
-        self._later(self._write_windows, name, image, points, parts, predicted, seconds)
-
-    def _later(self, write: Callable[..., None], *found: Any) -> None:
+        """An image uint8 [H, W, 3], its annotations [N, 2] (None where there are none) and what the network found in it."""
         if len(self.waiting) >= AHEAD:
             self.waiting.pop(0).result()
-        self.waiting.append(self.thread.submit(write, *found))
+        self.waiting.append(self.thread.submit(self._write, name, image, points, parts, predicted, seconds))
 
     def __exit__(self, kind, error, traceback) -> None:
         try:
@@ -108,53 +82,46 @@ class ResultsFolder:
             if error is None:
                 for future in self.waiting:
                     future.result()
-                self._write_table()
+                with atomic_write(self.folder / "results.csv") as partial:
+                    with partial.open("w", newline="", encoding="utf-8") as file:
+                        csv.writer(file).writerows([COLUMNS, *self.rows])
         except BaseException as failure:
             if not self.stack.__exit__(type(failure), failure, failure.__traceback__):
                 raise
         else:
             self.stack.__exit__(kind, error, traceback)
 
-    def _write_windows(self, name, image, points, parts, predicted, seconds) -> None:
+    def _write(self, name, image, points, parts, predicted, seconds) -> None:
         density, heads = density_map(parts).numpy(), locate_windows(parts)
         self.heads.append(heads)
         self.truths.append(points)
-        self._write(Counted(name, image, points, density, heads, predicted, seconds))
-
-    def _write(self, counted: Counted) -> None:
-        height, width = counted.density.shape
+        height, width = density.shape
         size = math.ceil(width / STRIDE), math.ceil(height / STRIDE)
         pixels = height * width / math.prod(size)  # of a cell: below 64 where a side is no multiple of 8
-        cells = cv2.resize(counted.density, size, interpolation=cv2.INTER_AREA) * pixels
-        line = report_line(counted.name, counted.image, cells, counted.points, counted.heads, counted.predicted)
-        self.lines.write(line + "\n")
-        name = counted.name.lstrip("/")  # of a file from outside the folder: its whole path
+        cells = cv2.resize(density, size, interpolation=cv2.INTER_AREA) * pixels
+        self.lines.write(report_line(name, image, cells, points, heads, predicted) + "\n")
+        file_name = name.lstrip("/")  # of a file from outside the folder: its whole path
         if self.density:
-            path = self.folder / "densities" / f"{name}.{self.density}"
+            path = self.folder / "densities" / f"{file_name}.{self.density}"
             make_folder(path.parent)
-            values = counted.density.astype(np.float32)
             if self.density == "npy":
                 with atomic_write(path) as partial:
-                    np.save(partial, values)
+                    np.save(partial, density)
             else:
                 with write_h5(path) as file:
-                    add_array(file, "density", values)
+                    add_array(file, "density", density)
         if self.figures:
             for suffix in (".png", ".pdf"):
-                path = self.folder / "figures" / f"{name}{suffix}"
+                path = self.folder / "figures" / f"{file_name}{suffix}"
                 make_folder(path.parent)
-                save_density_figure(path, counted.name, counted.image, counted.points, counted.density)
-        truth, predicted = counted.truth, counted.predicted
-        error = predicted - truth
-        relative = error / truth if truth else math.nan
-        numbers = [f"{truth:g}", f"{predicted:.4f}", f"{error:.4f}", f"{relative:.4f}", f"{counted.seconds:.4f}"]
-        numbers = ["" if number == "nan" else number for number in numbers]
-        self.rows.append((counted.name, *numbers, counted.image.shape[1], counted.image.shape[0]))
-
-    def _write_table(self) -> None:
-        with atomic_write(self.folder / "results.csv") as partial:
-            with partial.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([COLUMNS, *self.rows])
+                save_density_figure(path, name, image, points, density)
+        error = relative = math.nan
+        if points is not None:
+            error = predicted - len(points)
+            relative = error / len(points) if len(points) else math.nan
+        truth = "" if points is None else len(points)
+        numbers = ["" if math.isnan(value) else f"{value:.4f}" for value in (predicted, error, relative, seconds)]
+        self.rows.append((name, truth, *numbers, image.shape[1], image.shape[0]))
 
 
 def localisation(heads: Sequence[np.ndarray], points: Sequence[np.ndarray | None]) -> dict[str, Any] | None:

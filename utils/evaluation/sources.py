@@ -41,20 +41,18 @@ def find_sources(paths: Sequence[Path | str]) -> tuple[list[Source], list[str]]:
     found: dict[str, Source] = {}
     notes = []
     for path in map(Path, paths):
+        names = {path: path.name}
         if path.is_dir():
             everything = find_files(path, onerror=lambda error: notes.append(one_line(error)))
-            files = [file for file in everything if file.suffix.lower() in PICTURES + VIDEOS]
-            if len(files) < len(everything):
-                skipped, unread = len(everything) - len(files), unread_kinds(map(str, everything))
+            names = {f: f.relative_to(path).as_posix() for f in everything if f.suffix.lower() in PICTURES + VIDEOS}
+            if len(names) < len(everything):
+                skipped, unread = len(everything) - len(names), unread_kinds(map(str, everything))
                 line = f"{path}: skipped {skipped} of {len(everything)} files, neither pictures nor videos"
                 notes.append(f"{line}; {unread}: convert them to JPEG" if unread else line)
-            if not files:
+            if not names:
                 reason = f"{path}: holds no picture or video ({', '.join(PICTURES + VIDEOS)}); check the path"
                 found.setdefault(os.path.realpath(path), Source(str(path), path, reason))
-            names = [(file, file.relative_to(path).as_posix()) for file in files]
-        else:
-            names = [(path, path.name)]
-        for file, name in names:
+        for file, name in names.items():
             reason = None if file.exists() else f"{file}: no such file or folder; check the path"
             found.setdefault(os.path.realpath(file), Source(name, file, reason))
     uses = Counter(source.name for source in found.values())

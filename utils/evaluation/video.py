@@ -50,9 +50,6 @@ def frames_of(
     length = _clock(announced / rate) if announced else "unknown length"
     capture = cv2.VideoCapture(str(path))
     try:
-        if not capture.isOpened():
-            yield name, f"{path}: cannot decode this video; it is cut off or of a kind that OpenCV does not know"
-            return
         while capture.grab():
             if frame % every == 0:
                 progress(f"{name} {_clock(frame / rate)} of about {length}")
@@ -60,14 +57,13 @@ def frames_of(
                 reason = f"{path}: frame {frame} cannot be decoded; the video is damaged"
                 yield f"{name} frame {frame:06d}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if decoded else reason
             frame += 1
-    # A decoder may give up with an error of OpenCV's own instead of a frame.
-    except cv2.error as error:
+    except cv2.error as error:  # a decoder may give up with an error of OpenCV's own instead of a frame
         yield name, f"{path}: decoding failed ({one_line(error)}); convert the video or get it again"
         return
     finally:
         capture.release()
     if not frame:
-        yield name, f"{path}: not one frame can be decoded; the video is damaged, get it again"
+        yield name, f"{path}: cannot decode this video; it is cut off or of a kind that OpenCV does not know"
     elif is_cut_off(path):
         yield name, f"{path}: ends after {frame} frames, before its container says; it is cut off, get it again"
     elif frame < announced:
@@ -105,8 +101,45 @@ def _element_length(head: bytes) -> int:
     return 0
 
 
+class Series:
+    """The counts of one video, of which the report shows about ``SHOWN`` frames.
+
+    They lie evenly over the video; ever farther apart where its header announces too few.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.rate, announced = header(path)
+        self.frames, self.counts = array("q"), array("d")
+        self.step, self.shown = max(1, math.ceil(announced / every / SHOWN)), 0
+
+    def add(self, frame: int, count: float) -> bool:
+        """Note a frame; whether it is one of those that are shown."""
+        self.frames.append(frame)
+        self.counts.append(count)
+        is_shown = (len(self.frames) - 1) % self.step == 0
+        self.shown += is_shown
+        if is_shown and self.shown % SHOWN == 0:
+            self.step *= 2
+        return is_shown
+
+    def save(self, name: str, out: Path | None) -> dict[str, Any]:
+        """Its figures; in ``out`` also a table and a plot."""
+        counts, times = np.array(self.counts), np.array(self.frames) / self.rate
+        peak = int(counts.argmax())
+        if out:
+            # The name of a file from outside the folder is its whole path.
+            table, plot = (out / "videos" / f"{name.lstrip('/')}{suffix}" for suffix in (".csv", ".png"))
+            make_folder(table.parent)
+            rows, form = np.column_stack([self.frames, times, counts]), ("%d", "%.3f", "%.4f")
+            with atomic_write(table) as partial:
+                np.savetxt(partial, rows, form, ",", "\r\n", header="frame,time,count", comments="")
+            save_counts_figure(plot, name, times, counts, "seconds")
+        peaks = {"peak": float(counts[peak]), "peak_time": float(times[peak])}
+        return {"frames": len(counts), "frames_per_second": self.rate, "mean": float(counts.mean()), **peaks}
+
+
 class VideoCounts:
-    """Takes the counts of frames as they come, 16 bytes each; ``save`` writes what is to be said of them.
+    """Takes the counts of frames as they come; ``save`` writes what is to be said of them.
 
     ``videos``: name -> path of what is counted, each ``every``-th frame of it. ``out``: a folder for videos/<name>.csv and
     .png, or None. ``video_out``: a file for the one video there is, or None; it gets its name when ``stack`` is left.
@@ -122,11 +155,12 @@ class VideoCounts:
         video_out: Path | None = None,
         show_all: bool = False,
     ) -> None:
-        self.videos, self.every, self.stack, self.out, self.show_all = videos, every, stack, out, show_all
-        self.video_out, self.annotated = video_out, None
-        self.series: dict[str, _Series] = {}
+        self.videos, self.every, self.out, self.show_all = videos, every, out, show_all
+        self.stack, self.video_out, self.writer = stack, video_out, None
+        self.series: dict[str, Series] = {}
         self.facts: dict[str, dict[str, Any]] = {}
         self.left_out = 0  # frames that were counted, but are not shown
+        self.highest = 0.0  # density so far: the scale may only widen, so that neighbouring pictures do not flicker
         if video_out and len(videos) != 1:
             raise ValueError(f"--video-out {video_out}: one file for {len(videos)} videos; name one in --images")
         if video_out and video_out.suffix.lower() not in CODECS:
@@ -135,103 +169,53 @@ class VideoCounts:
             make_folder(video_out.parent)
 
     def add(self, name: str, image: np.ndarray, parts: Sequence[Window], count: float) -> bool:
-        """Note an image; whether it is a frame that the report leaves out. Pictures are nothing to it.
-
-        At most about ``SHOWN`` frames are shown, evenly over the video; more, ever farther apart, where its header announces
-        too few. With ``show_all`` all are.
-        """
+        """Note an image; whether it is a frame that the report leaves out. Pictures are nothing to it."""
         video, _, frame = name.rpartition(" frame ")
         if video not in self.videos:
             return False
         if video not in self.series:
-            self.series[video] = _Series(self.videos[video], self.every)
+            self.series[video] = Series(self.videos[video], self.every)
         series = self.series[video]
         shown = series.add(int(frame), count) or self.show_all
         self.left_out += not shown
         if self.video_out:
-            if not self.annotated:
-                rate = series.rate / self.every
-                self.annotated = _AnnotatedVideo(self.video_out, rate, image.shape[:2], self.stack)
-            label = f"{count:.1f}   {_clock(int(frame) / series.rate)}"
-            self.annotated.add(image, density_map(list(parts)).numpy(), label)
+            density = density_map(list(parts)).numpy()
+            self.highest = max(self.highest, float(density.max()))
+            picture = draw_density(image, density, self.highest, f"{count:.1f}   {_clock(int(frame) / series.rate)}")
+            self.writer = self.writer or self._open(image, series.rate / self.every)
+            self.writer.write(cv2.resize(picture, self.size))
         return not shown
 
     def save(self) -> list[str]:
         """Write tables and plots, and end the video -> what is said of each."""
         said = []
         for name, series in self.series.items():
-            counts, times = np.array(series.counts), np.array(series.frames) / series.rate
-            mean, peak = float(counts.mean()), int(counts.argmax())
-            self.facts[name] = {
-                "frames": len(counts),
-                "frames_per_second": series.rate,
-                "mean": mean,
-                "peak": float(counts[peak]),
-                "peak_time": float(times[peak]),
-            }
-            where = f"peak {counts[peak]:.2f} at {_clock(times[peak])}"
-            said.append(f"{name}: {len(counts)} frames counted, mean {mean:.2f}, {where}")
-            if self.out:
-                # The name of a file from outside the folder is its whole path.
-                table, plot = (self.out / "videos" / f"{name.lstrip('/')}{suffix}" for suffix in (".csv", ".png"))
-                make_folder(table.parent)
-                rows, form = np.column_stack([series.frames, times, counts]), ("%d", "%.3f", "%.4f")
-                with atomic_write(table) as partial:
-                    np.savetxt(partial, rows, form, ",", "\r\n", header="frame,time,count", comments="")
-                save_counts_figure(plot, name, times, counts, "seconds")
-        if self.annotated:
-            self.annotated.close()
-            said.append(f"{self.video_out}: the video with its density, {self.annotated.codec}")
+            facts = self.facts[name] = series.save(name, self.out)
+            where = f"peak {facts['peak']:.2f} at {_clock(facts['peak_time'])}"
+            said.append(f"{name}: {facts['frames']} frames counted, mean {facts['mean']:.2f}, {where}")
+        if self.writer:
+            self.writer.release()
+            if not self.partial.exists() or not self.partial.stat().st_size:
+                raise OSError("the encoder wrote nothing")
+            said.append(f"{self.video_out}: the video with its density, {self.codec}")
         return said
 
-
-class _Series:
-    """The counts of one video."""
-
-    def __init__(self, path: Path, every: int) -> None:
-        self.rate, announced = header(path)
-        self.frames, self.counts = array("q"), array("d")
-        self.step, self.shown = max(1, math.ceil(announced / every / SHOWN)), 0
-
-    def add(self, frame: int, count: float) -> bool:
-        """Note a frame; whether it is one of those that are shown."""
-        self.frames.append(frame)
-        self.counts.append(count)
-        if (len(self.frames) - 1) % self.step:
-            return False
-        self.shown += 1
-        if self.shown % SHOWN == 0:
-            self.step *= 2
-        return True
-
-
-class _AnnotatedVideo:
-    """A video that is being written; every picture with its density on it and its count in a corner."""
-
-    def __init__(self, path: Path, rate: float, size: tuple[int, int], stack: ExitStack) -> None:
-        self.partial, self.highest = stack.enter_context(atomic_write(path)), 0.0
-        self.size = size[1] // 2 * 2, size[0] // 2 * 2  # width, height: codecs take even ones
+    def _open(self, image: np.ndarray, rate: float) -> cv2.VideoWriter:
+        """The writer of the annotated video."""
+        height, width = image.shape[:2]
+        self.size = width // 2 * 2, height // 2 * 2  # codecs take even ones
+        self.partial = self.stack.enter_context(atomic_write(self.video_out))
         level = cv2.utils.logging.setLogLevel(0)  # of an encoder that is not there: another takes its place
-        for self.codec in CODECS[path.suffix.lower()]:
-            self.writer = cv2.VideoWriter(str(self.partial), cv2.VideoWriter_fourcc(*self.codec), rate, self.size)
-            if self.writer.isOpened():
+        for self.codec in CODECS[self.video_out.suffix.lower()]:
+            writer = cv2.VideoWriter(str(self.partial), cv2.VideoWriter_fourcc(*self.codec), rate, self.size)
+            if writer.isOpened():
                 break
         cv2.utils.logging.setLogLevel(level)
-        stack.callback(self.writer.release)
-        if not self.writer.isOpened():
-            raise ValueError(
-                f"--video-out {path}: OpenCV cannot write {size[1]} x {size[0]} pixels; try another suffix"
-            )
-
-    def add(self, image: np.ndarray, density: np.ndarray, label: str) -> None:
-        # Its scale may only widen, so that neighbouring pictures do not flicker.
-        self.highest = max(self.highest, float(density.max()))
-        self.writer.write(cv2.resize(draw_density(image, density, self.highest, label), self.size))
-
-    def close(self) -> None:
-        self.writer.release()
-        if not self.partial.exists() or not self.partial.stat().st_size:
-            raise OSError("the encoder wrote nothing")
+        self.stack.callback(writer.release)
+        if not writer.isOpened():
+            reason = f"OpenCV cannot write {width} x {height} pixels; try another suffix"
+            raise ValueError(f"--video-out {self.video_out}: {reason}")
+        return writer
 
 
 def draw_density(image: np.ndarray, density: np.ndarray, highest: float, label: str) -> np.ndarray:
