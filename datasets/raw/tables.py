@@ -43,7 +43,7 @@ Row = tuple[list[str], str]  # the fields, and where they stand
 
 
 class Columns(NamedTuple):
-    """Where in a row the values are: of an object's ``place``, of its ``box`` of that ``kind`` (see ``Box``), or of both."""
+    """Where in a row the values are: of an object's ``place``, of its ``box`` of that ``kind`` (see ``shape``), or of both."""
 
     place: Sequence[int] = ()
     box: Sequence[int] = ()
