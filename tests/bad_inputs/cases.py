@@ -241,7 +241,7 @@ PREPARATION = {
     "two images of one name": (lambda w: w.twin.write_bytes(b""), "{d}/raw|.png|rename"),
     "the output in the input": (nothing, "{d}/raw/out|outside", "--output-dataset-path {d}/raw/out"),
     "no such raw folder": (nothing, "{d}/none|must hold", "--input-dataset-path {d}/none"),
-    "a file for a folder": (config(""), "{d}/config.yml|choose", "--output-dataset-path {d}/config.yml"),
+    "a file for a folder": (config(""), "{d}/config.yml|path", "--output-dataset-path {d}/config.yml"),
     "no such list": (nothing, "{d}/none.txt|check the path", "--train-list {d}/none.txt"),
 }
 TRAINING_INPUTS = {
