@@ -16,12 +16,12 @@ if __package__ in (None, ""):
 import numpy as np
 import torch
 
-from GS2D.fit_dataset import DEFAULT_CONFIG, UNUSED_KEYS, fit_options, gaussian_folders
+from GS2D.fit_dataset import parse_folder_options
 from GS2D.kernel import StoredKernel, cell_grid, params_hash, read_attributes, save_kernel, transport_kernel
 from GS2D.options import add_kernel_options, check_kernel_options, kernel_options
 from GS2D.prepared import load_annotations
 from utils.cli import default_workers, for_each, report_failures, run_script
-from utils.config import make_parser, number, parse_arguments
+from utils.config import make_parser, number
 from utils.files import gaussians_path, kernel_path, list_images, make_folder
 from utils.images import image_size
 from utils.lock import hold
@@ -51,37 +51,21 @@ def build_kernel(job: KernelJob) -> int | None:
 
 def main() -> int:
     """Build what is missing or stale."""
-
     parser = make_parser("Compute the transport kernels of whole images, once, into kernels/*.h5.")
-    parser.add_argument(
-        "--root-path", "--data-dir", type=Path, help="prepared data set (default: the configuration's root_path)"
-    )
-    parser.add_argument("--gs-dir", type=Path, help="build the kernels of this gs_params folder only")
     parser.add_argument("--workers", type=number(int, 1), default=default_workers(), help="images at the same time")
     add_kernel_options(parser.add_argument)
-    arguments = parse_arguments(
-        parser, default_config=DEFAULT_CONFIG, unused_keys=UNUSED_KEYS, foreign_keys=fit_options()
-    )
+    arguments, folders = parse_folder_options(parser)
     check_kernel_options(parser, arguments)
     jobs = []
-    for folder in gaussian_folders(arguments.root_path, arguments.gs_dir):
-        images = [image for image in list_images(folder.parent) if gaussians_path(image).exists()]
-        if images:
-            make_folder(kernel_path(images[0]).parent)
-        jobs += [KernelJob(image, kernel_options(arguments)) for image in images]
-    if not jobs:
-        raise FileNotFoundError(
-            f"{folder}: holds no *_gs_params.h5 of an image beside it; run 2dgs_counting_1gs_gsplat.py first"
-        )
     with contextlib.ExitStack() as locks:
-        for folder in {kernel_path(job.image).parent: None for job in jobs}:
-            locks.enter_context(hold(folder))
+        for folder in folders:
+            images = [image for image in list_images(folder.parent) if gaussians_path(image).exists()]
+            locks.enter_context(hold(make_folder(kernel_path(folder.parent / "any").parent)))
+            jobs += [KernelJob(image, kernel_options(arguments)) for image in images]
         outcomes = list(for_each(build_kernel, jobs, arguments.workers, "kernels", threads=True))
     built = [outcome.result for outcome in outcomes if outcome.result is not None]
-    failed = sum(outcome.error is not None for outcome in outcomes)
-    print(
-        f"{len(built)} kernels built ({sum(built):,} stored shares), {len(jobs) - len(built) - failed} were up to date"
-    )
+    current = sum(outcome.error is None for outcome in outcomes) - len(built)
+    print(f"{len(built)} kernels built ({sum(built):,} stored shares), {current} were up to date")
     return report_failures(outcomes)
 
 

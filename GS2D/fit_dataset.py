@@ -37,11 +37,55 @@ from utils.files import (
     remove_stale_partials,
 )
 from utils.images import image_size, load_image
-from utils.sharding import Shard, detect_shard, parse_shard
 
 DEFAULT_CONFIG = Path(__file__).with_name("config_qnrf_gsplat.yml")
 UNUSED_KEYS = ("display_interval", "gradient_threshold", "gaussian_threshold", "display_loss")
 RESULTS = "loss_results.csv"
+
+
+class Shard(NamedTuple):
+    """Share ``index`` (from 0) of ``count``; ``local_rank`` numbers the processes of one machine, for choosing a GPU."""
+
+    index: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    def of(self, items: Sequence[Path]) -> list[Path]:
+        """Every ``count``-th item: neighbours in name are often alike in size, so that shares take about equally long."""
+        return list(items[self.index :: self.count])
+
+
+def parse_shard(text: str) -> Shard:
+    """An argparse type: ``i/n``, the i-th of n shares, counted from 1."""
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share i/n with 1 <= i <= n, such as 2/8")
+    return Shard(int(index) - 1, int(count))
+
+
+def detect_shard() -> Shard:
+    """The share by the environment: rank and size of ``torchrun`` or of a SLURM step, times the task of a SLURM array.
+
+    Raises ``ValueError`` where SLURM's tasks are not given by node, which Fabric asks for.
+    """
+    from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+    rank, size, local_rank = 0, 1, 0
+    for kind in (TorchElasticEnvironment, SLURMEnvironment):
+        if kind.detect():
+            try:
+                environment = kind()
+            except RuntimeError as error:  # about --ntasks
+                raise ValueError(f"{error} (or give --shard i/n)") from None
+            rank, size, local_rank = environment.global_rank(), environment.world_size(), environment.local_rank()
+            break
+    if "SLURM_ARRAY_TASK_ID" in os.environ:  # Fabric does not look at arrays, whose tasks know nothing of each other
+        task, first, count, step = (
+            int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
+            for name, default in (("ID", 0), ("MIN", 0), ("COUNT", 1), ("STEP", 1))
+        )
+        rank, size = (task - first) // step * size + rank, count * size
+    return Shard(rank, size, local_rank)
 
 
 class FitJob(NamedTuple):
@@ -180,22 +224,21 @@ def write_results(folder: Path) -> None:
                 partial.write_text(text.getvalue(), encoding="utf-8")
 
 
-def gaussian_folders(root: Path | None, gs_dir: Path | None) -> list[Path]:
-    """The ``gs_params`` folders that a script works on: the one given, or those of every split below ``root``."""
-    if gs_dir is not None:
-        folders = [gs_dir]
-    elif root is not None:
-        folders = [root / split / "gs_params" for split in SPLITS if (root / split / "gs_params").is_dir()]
-    else:
+def parse_folder_options(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[Path]]:
+    """For the scripts that go on with what was fitted: their options, and the ``gs_params`` folders to work on."""
+    help_text = "prepared data set (default: the configuration's root_path)"
+    parser.add_argument("--root-path", "--data-dir", type=Path, help=help_text)
+    parser.add_argument("--gs-dir", type=Path, help="work on this gs_params folder only")
+    fit_keys = [action.dest for action in _make_parser()._actions]  # all scripts read the same file
+    arguments = parse_arguments(parser, default_config=DEFAULT_CONFIG, unused_keys=UNUSED_KEYS, foreign_keys=fit_keys)
+    root, folder = arguments.root_path, arguments.gs_dir
+    if root is None and folder is None:
         raise ValueError("neither --gs-dir nor --root-path (root_path of the configuration) is given")
-    if not folders or not folders[0].is_dir():
-        raise FileNotFoundError(f"{gs_dir or root}: no gs_params folder there; run 2dgs_counting_1gs_gsplat.py first")
-    return folders
-
-
-def fit_options() -> tuple[str, ...]:
-    """The keys that a fit's configuration file may hold; other scripts read the same file."""
-    return tuple(action.dest for action in _make_parser()._actions)
+    folders = [folder] if folder else [root / split / "gs_params" for split in SPLITS]
+    folders = [folder for folder in folders if any(folder.glob("[!.]*_gs_params.h5"))]
+    if not folders:
+        raise FileNotFoundError(f"{folder or root}: no *_gs_params.h5 there; run 2dgs_counting_1gs_gsplat.py first")
+    return arguments, folders
 
 
 def chosen_gpus(device: str) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from GS2D.fit_dataset import DEFAULT_CONFIG, UNUSED_KEYS, fit_options, gaussian_folders
+from GS2D.fit_dataset import parse_folder_options
 from GS2D.gaussians import Gaussians2D, read_file
 from utils.cli import for_each, report_failures, run_script
-from utils.config import make_parser, number, parse_arguments
+from utils.config import make_parser, number
 from utils.lock import hold
 
 
@@ -46,45 +47,42 @@ def clean(params: np.ndarray | Tensor, max_ratio: float = 1.5) -> tuple[np.ndarr
     return params, int(distorted.sum())
 
 
-def clean_file(path: Path, max_ratio: float = 1.5) -> tuple[int, int, bool, int]:
-    """Clean what was fitted in one ``*_gs_params.h5``, in place -> (Gaussians, distorted, file changed, with NaN scales)."""
+class Cleaned(NamedTuple):
+    """What became of one file."""
+
+    gaussians: int
+    distorted: int
+    changed: bool
+    lost: int  # Gaussians with NaN scales
+
+
+def clean_file(path: Path, max_ratio: float = 1.5) -> Cleaned:
+    """Clean what was fitted in one ``*_gs_params.h5``, in place."""
     gaussians, fitted, attributes = read_file(path)
     original = gaussians if fitted is None else fitted
     params, distorted = clean(original.params, max_ratio)
     changed = not np.array_equal(params, gaussians.params, equal_nan=True)
     if changed:
-        kept = original if distorted else None
-        Gaussians2D.from_params(params).save(path, fitted=kept, attributes=attributes)
-    return len(gaussians), distorted, changed, int(torch.isnan(gaussians.scales).any(dim=1).sum())
+        fitted = original if distorted else None
+        Gaussians2D.from_params(params).save(path, fitted=fitted, attributes=attributes)
+    return Cleaned(len(gaussians), distorted, changed, int(torch.isnan(gaussians.scales).any(dim=1).sum()))
 
 
 def main() -> int:
     """Clean every file of the configured data set."""
-
     parser = make_parser("Clean distorted Gaussians in gs_params/*.h5; the fitted ones stay in the files as 'fitted'.")
-    parser.add_argument(
-        "--root-path", "--data-dir", type=Path, help="prepared data set (default: the configuration's root_path)"
-    )
-    parser.add_argument("--gs-dir", type=Path, help="clean this gs_params folder only")
     parser.add_argument("--max-ratio", type=number(float, 1), default=1.5, help="longest over shortest axis that stays")
-    arguments = parse_arguments(
-        parser, default_config=DEFAULT_CONFIG, unused_keys=UNUSED_KEYS, foreign_keys=fit_options()
-    )
-    files = []
-    for folder in gaussian_folders(arguments.root_path, arguments.gs_dir):
-        files += sorted(folder.glob("[!.]*_gs_params.h5"))
-    if not files:
-        raise FileNotFoundError(f"{folder}: holds no *_gs_params.h5; run 2dgs_counting_1gs_gsplat.py first")
+    arguments, folders = parse_folder_options(parser)
+    files = [path for folder in folders for path in sorted(folder.glob("[!.]*_gs_params.h5"))]
     with contextlib.ExitStack() as locks:
-        for folder in {path.parent: None for path in files}:
+        for folder in folders:
             locks.enter_context(hold(folder))
         outcomes = list(for_each(lambda path: clean_file(path, arguments.max_ratio), files, 1, "clean"))
-    for path, result, _ in outcomes:
-        if result and result[3]:
-            print(
-                f"{path}: {result[3]} of {result[0]} Gaussians have NaN scales; training takes a sixth of the distance"
-            )
     results = [outcome.result for outcome in outcomes if outcome.result]
+    for path, result, _ in outcomes:
+        if result and result.lost:
+            what = f"{result.lost} of {result.gaussians} Gaussians have NaN scales"
+            print(f"{path}: {what}; training takes a sixth of the distance")
     total, distorted, changed = (sum(result[i] for result in results) for i in range(3))
     done = f"{changed} files changed" if changed else "nothing to do"
     print(f"{len(results)} files, {total} Gaussians: {distorted} were fitted distorted; {done}")

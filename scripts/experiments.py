@@ -130,13 +130,11 @@ class Children:
             code = child.wait()
             with self.lock:
                 self.running.discard(child)
-        if code and not log:
-            name = Path(command[0]).name
-            raise ValueError(f"{name} ended with exit code {code}; mend it and run this again, finished work is kept")
         if code:
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            last = next((line for line in reversed(lines) if "error: " in line), f"exit code {code}")
-            raise ValueError(f"{last.partition('error: ')[2] or last} (its whole output: {log})")
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log else []
+            last = next((line.partition("error: ")[2] for line in reversed(lines) if "error: " in line), "")
+            where = f"its whole output: {log}" if log else "mend it and run this again, finished work is kept"
+            raise ValueError(f"{last or f'{Path(command[0]).name} ended with exit code {code}'} ({where})")
 
     def stop(self) -> None:
         """End what runs and let nothing new begin."""

@@ -9,10 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from GS2D import atlas as atlas_module
-from GS2D.atlas import COLUMNS, MAX_PAGES, Atlas, Entry, fits_together, shapes, whole_tiles
+from GS2D.atlas import COLUMNS, Atlas, Entry
 from GS2D.fitting import (
     MAX_RATIO,
     SHAPE_WEIGHT,
@@ -113,16 +112,6 @@ def test_the_gradient_is_that_of_the_readable_loss():
         torch.testing.assert_close(entry.gradient[:, columns], gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_shapes_are_the_activated_parameters():
-    params = torch.randn(50, 8, generator=torch.manual_seed(1)) * 3
-    gaussians = Parameters(*(params[:, columns] for columns in COLUMNS)).activate()
-    got = shapes(params)
-    torch.testing.assert_close(got.conics, conics(gaussians.scales, gaussians.rotations), rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(got.colors, gaussians.colors)
-    covariance = torch.linalg.inv(got.conics[:, [0, 1, 1, 2]].double().reshape(-1, 2, 2))
-    torch.testing.assert_close(got.extent, 3.33 * covariance.diagonal(dim1=1, dim2=2).sqrt().float(), rtol=1e-3, atol=0)
-
-
 def test_pages_are_drawn_as_if_alone():
     random = np.random.default_rng(0)
     parts = [(n, random.uniform(-5, 45, (n, 2)), random.uniform(1, 9, (n, 2))) for n in (5, 0, 8)]
@@ -135,19 +124,6 @@ def test_pages_are_drawn_as_if_alone():
         own = page == index
         alone = draw(means[own], shape[own], colors[own], ones[own], 40, 24, "reference")
         torch.testing.assert_close(together[index], alone, rtol=0, atol=1e-14)
-
-
-sizes = st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), min_size=1, max_size=MAX_PAGES + 6)
-
-
-@settings(deadline=None, max_examples=60)
-@given(sizes, st.integers(0, 3_000_000))
-def test_what_fits_together_fills_at_least_half_of_whole_tiles_within_the_room(shapes_of_images, pixels):
-    height, width = (max(whole_tiles(size)[axis] for size in shapes_of_images) for axis in (0, 1))
-    area = len(shapes_of_images) * height * width
-    used = sum(whole_tiles(size)[0] * whole_tiles(size)[1] for size in shapes_of_images)
-    expected = area <= pixels and 2 * used >= area and len(shapes_of_images) <= MAX_PAGES
-    assert fits_together(shapes_of_images, pixels) == (expected or len(shapes_of_images) == 1)
 
 
 @settings(deadline=None, max_examples=25)
@@ -239,65 +215,3 @@ def test_the_native_engine_fits_them_one_a_core():
     for result, image, some in zip(fit_images(images, points, config, backend="native"), images, points):
         alone = fit_image(image, some, config, backend="native")
         assert torch.equal(result.gaussians.params, alone.gaussians.params) and result.render_loss == alone.render_loss
-
-
-class Launches(TorchDispatchMode):
-    """Counts the operations that a GPU would launch, and those that wait for it."""
-
-    VIEWS = frozenset(
-        "view _unsafe_view reshape transpose t permute expand slice select unsqueeze squeeze detach alias as_strided "
-        "unbind split split_with_sizes narrow".split()
-    )
-    WAITS = frozenset("_local_scalar_dense nonzero item masked_select _unique2 unique_consecutive equal".split())
-
-    def __init__(self):
-        super().__init__()
-        self.count = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count[func.__name__.split(".")[0]] += 1
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def launches(self):
-        return sum(n for name, n in self.count.items() if name not in self.VIEWS)
-
-    @property
-    def waits(self):
-        return sum(n for name, n in self.count.items() if name in self.WAITS)
-
-
-def count_iteration(monkeypatch, images):
-    """Launches and waits of an iteration but for the drawing, which is gsplat's on a GPU."""
-    crowds = crowd()
-    problems = [prepare(image, some, FitConfig(), 0) for image, some in zip(*crowds)]
-    problems = [problem for problem in problems if len(problem.start.means)]
-    atlas = Atlas("reference", torch.device("cpu"), 0.2, 1.5)
-    atlas.hold([Entry(p.image, p.mask, torch.cat(p.start, dim=1), p.annotated) for p in (problems * 8)[:images]])
-    pages, height, width, _ = atlas.target.shape
-
-    class Drawing(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, conics, colors):
-            ctx.gradients = torch.zeros_like(conics), torch.zeros_like(colors)
-            return image.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            return ctx.gradients
-
-    image = torch.zeros(pages, height, width, 3)
-    monkeypatch.setattr("GS2D.atlas.draw_pages", lambda m, conics, colors, *a: Drawing.apply(conics, colors))
-    counts = []
-    for iterations in (10, 20):
-        with Launches() as counter:
-            atlas.advance(iterations, 0.01)
-        counts.append((counter.launches, counter.waits))
-    (few, waits), (many, more_waits) = counts
-    return (many - few) / 10, (more_waits - waits) / 10
-
-
-def test_launches_of_an_iteration_do_not_grow_with_the_images(monkeypatch):
-    launches, waits = count_iteration(monkeypatch, 1)
-    assert launches <= 75 and waits == 0
-    assert count_iteration(monkeypatch, 30) == (launches, 0)

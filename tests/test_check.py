@@ -155,13 +155,6 @@ def test_images_smaller_than_the_crop(root):
     assert len(lines) == 2 and all("smaller than the crop of 49" in line for line in lines)
 
 
-def test_the_crop_size_is_that_of_the_data_set(tmp_path):
-    add(tmp_path, "train/a.jpg", size=(300, 270))
-    call("datasets/check.py", "--data-dir", tmp_path, "--dataset", "sha")
-    assert json.loads((tmp_path / "dataset_report.json").read_text())["crop_size"] == 256
-    call("datasets/check.py", "--data-dir", tmp_path, "--dataset", "nwpu", code=1)
-
-
 @pytest.mark.parametrize(
     "columns, message",
     [

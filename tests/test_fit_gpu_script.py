@@ -13,7 +13,7 @@ from PIL import Image
 
 from GS2D import fit_dataset
 from GS2D.backends import Choice
-from GS2D.fitting import fit_image, fit_side_by_side
+from GS2D.fitting import fit_side_by_side
 from GS2D.gaussians import Gaussians2D
 
 SCRIPT = "2dgs_counting_1gs_gsplat.py"
@@ -135,17 +135,3 @@ def test_the_device_may_be_the_cpu_and_must_exist(data, gpus):
     assert out.startswith("backend native: --device cpu\n") and gpus == []
     _, err = call(SCRIPT, "--root-path", data, "--device", "7", code=1)
     assert errors(err) == ["error: --device 7: this machine has 2 GPUs, no GPU 7; try --device cpu"]
-
-
-def test_an_image_too_large_for_the_device_is_named(data, gpus, monkeypatch):
-    def too_large(sizes, loads, config, backend, *, workers):
-        yield 0, MemoryError("48 x 40 pixels: too large for cuda:0's memory; use --backend native")
-        for index in range(1, len(sizes)):
-            problem = loads[index]()
-            yield index, fit_image(problem.image, problem.start.means.numpy(), config, backend="reference")
-
-    monkeypatch.setattr(fit_dataset, "fit_side_by_side", too_large)
-    _, err = call(SCRIPT, "--root-path", data, "--num-epochs", 2, code=1)
-    path = data / "train" / "0.png"
-    assert errors(err)[0] == f"error: {path}: 48 x 40 pixels: too large for cuda:0's memory; use --backend native"
-    assert len(list((data / "train" / "gs_params").glob("*.h5"))) == 4

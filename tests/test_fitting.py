@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from GS2D import fitting, native
+from GS2D import native
 from GS2D.fitting import (
     FitConfig,
     Parameters,
@@ -115,13 +114,6 @@ def test_start_of_rotations_and_background_means():
     assert (start.means.amin(dim=0) < 0.2).all() and (start.means.amax(dim=0) > torch.tensor([59.8, 39.8])).all()
 
 
-def test_duplicates_start_without_a_warning():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        start = initial_parameters(np.zeros((40, 60, 3), np.uint8), np.ones((5, 2)), 0, seed=0)
-    assert (start.scale == 2).all()
-
-
 def test_start_reads_the_color_under_the_point():
     image = np.zeros((6, 9, 3), np.uint8)
     image[2, 7] = 51, 102, 255
@@ -200,26 +192,6 @@ def test_the_iterations_between_two_looks_at_the_losses(iterations, tolerance, l
     assert steps == expected
 
 
-def test_the_defaults_are_the_released_ones():
-    assert FitConfig() == FitConfig(4000, 0.01, 0, True, False, 0.0)
-
-
-def test_same_seed_same_bytes_and_other_seed_other_start():
-    g = golden("case2")
-    results = [
-        fit_image(g["image"], g["points"], FitConfig(iterations=30), backend="reference", seed=s) for s in (3, 3, 4)
-    ]
-    first, again, other = (result.gaussians.params for result in results)
-    assert torch.equal(first, again) and not torch.equal(first, other)
-
-
-def test_scales_and_colors_stay_in_range():
-    g = golden("case0")
-    params = fit_image(g["image"], g["points"], FitConfig(iterations=50), backend="reference").gaussians.params
-    assert (params[:, 2:4] >= 1).all() and (params[:, 4] >= 0).all() and (params[:, 4] <= np.pi).all()
-    assert (params[:, 5:] >= 0).all() and (params[:, 5:] <= 1).all()
-
-
 def test_background_gaussians_are_free_and_kept_apart(backend):
     g = golden("case0")
     config = FitConfig(iterations=20, background_gaussians=5)
@@ -282,13 +254,6 @@ def test_unusable_input_is_named(backend):
             fit_image(image, np.ones(shape), backend=backend)
 
 
-def test_tensors_and_lists_are_arrays():
-    image = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
-    expected = fit_image(image, np.array([[5.0, 5.0], [9.0, 7.0]]), FitConfig(iterations=2), backend="reference")
-    found = fit_image(torch.from_numpy(image), [[5, 5], [9, 7]], FitConfig(iterations=2), backend="reference")
-    assert torch.equal(found.gaussians.params, expected.gaussians.params)
-
-
 def test_each_of_many_images_has_its_seed(backend):
     image, points = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8), np.array([[5.0, 5], [9, 7]])
     config = FitConfig(iterations=2)
@@ -297,32 +262,6 @@ def test_each_of_many_images_has_its_seed(backend):
     for result, single in zip(found, (*alone, alone[0]), strict=True):
         torch.testing.assert_close(result.gaussians.params, single.gaussians.params, rtol=1e-4, atol=1e-5)
     assert (found[0].gaussians.rotations - found[1].gaussians.rotations).abs().max() > 0.1
-
-
-def test_an_image_that_failed_is_no_result(monkeypatch):
-    outcomes = [(1, MemoryError("too large")), (0, "fitted")]
-    monkeypatch.setattr(fitting, "fit_side_by_side", lambda *_: iter(outcomes))
-    with pytest.raises(MemoryError, match="too large"):
-        fit_images([np.zeros((8, 8, 3), np.uint8)] * 2, [np.ones((1, 2))] * 2, backend="reference")
-
-
-def test_the_backend_is_chosen_for_the_number_of_images(monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        fitting, "resolve_backend", lambda *given, **images: asked.append((given, images)) or "reference"
-    )
-    image = np.zeros((12, 20, 3), np.uint8)
-    fit_images([image] * 3, [np.ones((1, 2))] * 3, FitConfig(iterations=1), backend="auto")
-    assert asked == [(("auto",), {"images": 3})]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("case", CASES)
-def test_gsplat_fits_as_well(case):
-    g = golden(case)
-    result = fit_image(g["image"], g["points"], FitConfig(iterations=int(g["iterations"])), backend="gsplat", seed=1)
-    assert result.render_loss == pytest.approx(float(g["render_loss"]), rel=0.02)
 
 
 def test_a_point_far_outside_takes_the_color_of_the_nearest_border():

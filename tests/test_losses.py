@@ -263,6 +263,19 @@ def test_the_product_does_not_depend_on_the_library(monkeypatch):
     torch.testing.assert_close(gradient, expected[1], rtol=0, atol=1e-5 * float(expected[1].abs().max()))
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_count_term_in_closed_form(name):
+    crops = [annotations(5), annotations(0), annotations(9, seed=1)]
+    density = random_density(3, 1, 16, 16, total=20)
+    batch = batch_of(crops, (128, 128), build_kernel(name))
+    (plain, gradient), (value, both) = (
+        loss_and_gradient(build_loss(name, count_weight=weight), density, batch) for weight in (0.0, 0.5)
+    )
+    excess = density.sum(dim=(1, 2, 3)) - batch.targets.sum(dim=1)
+    assert float(value - plain) == pytest.approx(0.5 * float(excess.abs().mean()), rel=1e-4)
+    assert torch.allclose(both - gradient, (0.5 * excess.sign() / 3)[:, None, None, None].expand_as(both), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "name, option, message",
     [

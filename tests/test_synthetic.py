@@ -62,22 +62,6 @@ def test_the_picture_shows_every_head_where_the_truth_says(monkeypatch):
     assert measured > 40
 
 
-def test_a_scene_is_a_function_of_its_arguments():
-    first, again, other = (scene(seed, 96, 128, 30) for seed in (5, 5, 6))
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not np.array_equal(first.image, other.image) and not np.array_equal(first.points, other.points)
-
-
-def test_heads_grow_towards_the_camera_and_reach_both_ends_of_the_range():
-    sizes = []
-    for seed in range(12):
-        drawn = scene(seed, 320, 384, 60)
-        sizes.append(drawn.sizes)
-        assert np.corrcoef(drawn.points[:, 1], drawn.sizes)[0, 1] > 0.5
-    sizes = np.concatenate(sizes)
-    assert sizes.min() < 6 and sizes.max() > 40
-
-
 def test_a_dense_crowd_fits_and_nobody_hides_anybody():
     drawn = scene(0, 384, 512, 1800)
     assert len(drawn.points) == 1800
@@ -95,45 +79,19 @@ def test_too_many_people():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout(layout, tmp_path):
+    """What is written where; ``test_preprocess_synthetic`` reads it."""
     out, _ = write(layout, tmp_path)
     images = truth_of(tmp_path)
-    heads = sum(len(entry["points"]) for entry in images)
-    assert len(images) == 6 and f"6 images with {heads:,} heads" in out
+    assert len(images) == 6 and f"6 images with {sum(len(entry['points']) for entry in images):,} heads" in out
     assert list(dict.fromkeys(entry["split"] for entry in images)) == list(LAYOUTS[layout][0])
     for entry in images:
         with Image.open(tmp_path / entry["image"]) as image:
             assert image.size == (entry["width"], entry["height"]) and image.format == "JPEG"
-        points, sizes = np.array(entry["points"]).reshape(-1, 2), np.array(entry["sizes"])
-        path = tmp_path / entry["image"]
-        if layout == "qnrf":
-            assert path.parent == tmp_path / entry["split"] and path.name.startswith("img_0")
+        assert layout != "shb" or (entry["height"], entry["width"]) == (64, 96)
+        if layout == "ucf50":
+            path = tmp_path / entry["image"]
             found = scipy.io.loadmat(path.with_name(f"{path.stem}_ann.mat"))["annPoints"]
-            np.testing.assert_array_equal(found, points)
-        elif layout == "ucf50":
-            assert path.parent == tmp_path and path.stem.isdigit()
-            found = scipy.io.loadmat(path.with_name(f"{path.stem}_ann.mat"))["annPoints"]
-            np.testing.assert_array_equal(found, points)
-        elif layout == "jhu":
-            assert path.parent == tmp_path / entry["split"] / "images"
-            text = (path.parents[1] / "gt" / f"{path.stem}.txt").read_text()
-            rows = np.array([line.split() for line in text.splitlines()], float).reshape(-1, 6)
-            np.testing.assert_array_equal(rows[:, :2], np.rint(points))
-            np.testing.assert_array_equal(rows[:, 3], np.rint(sizes))
-        elif layout == "nwpu":
-            assert path.parent == tmp_path / "images"
-            mat, js = tmp_path / "mats" / f"{path.stem}.mat", tmp_path / "jsons" / f"{path.stem}.json"
-            assert mat.exists() == js.exists() == (entry["split"] != "test")
-            if mat.exists():
-                np.testing.assert_array_equal(scipy.io.loadmat(mat)["annPoints"], points)
-                np.testing.assert_array_equal(np.array(json.loads(js.read_text())["points"]).reshape(-1, 2), points)
-            assert any(line.split()[0] == path.stem for line in (tmp_path / f"{entry['split']}.txt").open())
-        else:
-            part = tmp_path / f"part_{layout[-1].upper()}_final"
-            assert path.parent == part / entry["split"] / "images"
-            mat = scipy.io.loadmat(part / entry["split"] / "ground_truth" / f"GT_{path.stem}.mat")
-            np.testing.assert_array_equal(mat["image_info"][0, 0][0, 0][0], points)
-            assert mat["image_info"][0, 0][0, 0][1].item() == len(points)
-            assert layout == "sha" or (entry["height"], entry["width"]) == (64, 96)
+            np.testing.assert_array_equal(found, np.reshape(entry["points"], (-1, 2)))
 
 
 def test_the_same_bytes_at_any_number_of_workers_and_another_seed_differs(tmp_path):
