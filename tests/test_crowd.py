@@ -13,7 +13,7 @@ from crowd_data import CROP, assert_equal, make_root, refused
 from PIL import Image
 
 from datasets.crowd import Batch, Crowd, EvalSample, TrainSample, collate, load_annotations
-from datasets.loading import PackedBatch, one_ahead
+from datasets.loading import PackedBatch
 from datasets.transforms import Sample, augment, draw_augmentation
 from GS2D.build_kernels import KernelJob
 from GS2D.build_kernels import build_kernel as build_stored_kernel
@@ -120,13 +120,6 @@ def test_from_one_process_to_another_and_to_a_device_a_batch_goes_as_one_tensor(
     assert_equal(unpacked, batch)
     tensors = [value for value in (*unpacked, *(unpacked.kernel or ())) if torch.is_tensor(value)]
     assert {tensor.untyped_storage().data_ptr() for tensor in tensors} == {copied.untyped_storage().data_ptr()}
-
-
-def test_the_next_is_begun_before_one_is_handed_out():
-    begun = []
-    for number in one_ahead(range(4), lambda item: begun.append(item) or item):
-        assert begun == list(range(min(number + 2, 4)))
-    assert list(one_ahead([], lambda item: item)) == [] and number == 3
 
 
 def test_nan_scales_become_a_sixth_of_the_distance(root):

@@ -17,22 +17,6 @@ TREES = Path(__file__).resolve().parents[1] / "examples" / "trees"
 assert_same = np.testing.assert_array_equal
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
-def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
-    path = tmp_path / ("a.jpg" if mode in ("L", "CMYK") else "a.png")
-    Image.fromarray(np.full((20, 30, 3), 255, np.uint8)).convert(mode).save(path)
-    image = load_image(path)
-    assert image.shape == (20, 30, 3) and image.dtype == np.uint8 and image.min() >= 254
-
-
-def test_the_orientation_of_the_camera_is_not_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees for display
-    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
-    assert Image.open(tmp_path / "a.jpg").getexif()[0x0112] == 6
-    assert load_image(tmp_path / "a.jpg").shape == (20, 30, 3)
-
-
 def png_header(width, height):
     data = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = struct.pack(">I", 13) + data + struct.pack(">I", zlib.crc32(data)) + struct.pack(">I", 9) + b"IDAT"
