@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from datasets.raw.annotations import find_nwpu, read_nwpu
 from datasets.raw.preprocess import Settings, make_preprocess_parser, parse_preprocess_arguments, prepare
-from datasets.raw.splits import split_nwpu
+from datasets.raw.splits import split_train_val
 from utils.cli import run_script
+from utils.files import SPLITS
 
 
 def main() -> int:
@@ -20,8 +21,11 @@ def main() -> int:
     parser = make_preprocess_parser("Prepare NWPU-Crowd for training.", Settings(384, 1920, quality=95))
     arguments = parse_preprocess_arguments(parser)
 
-    annotations, problems = find_nwpu(arguments.input_dataset_path)
-    split = split_nwpu(list(annotations), arguments.input_dataset_path)
+    source = arguments.input_dataset_path
+    for name in SPLITS:
+        setattr(arguments, f"{name}_list", source / f"{name}.txt")
+    annotations, problems = find_nwpu(source)
+    split = split_train_val(list(annotations), arguments)
     problems += [
         f"{image}: has neither mats/{image.stem}.mat nor jsons/{image.stem}.json; add one, or remove the image"
         for name in ("train", "val")

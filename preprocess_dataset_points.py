@@ -4,21 +4,8 @@
 
 Images may lie in P itself or in folders; those in folders called train, val and test (in any case) stay in that split, and
 without such folders, lists or fractions divide them. Annotations come in a file for each image, here IMG.jpg, or in one for
-all (--annotations FILE):
-
-    csv          IMG.csv or .tsv with columns x, y, or those of boxes; one for all: image, x, y (x and y empty: nobody there)
-    json         IMG.json with [[x, y], ...] or {"points": [[x, y], ...]}; one for all: {"IMG.jpg": [[x, y], ...], ...}
-    coco         COCO's JSON for many images, boxes or keypoints
-    yolo         IMG.txt beside the image or in labels/ where that is in images/: class x y width height, parts of the image;
-                 also pose and segmentation
-    labelme      IMG.json with points, rectangles, polygons or circles
-    via          JSON or CSV of the VGG Image Annotator, versions 1 to 3, for many images
-    cvat         XML of CVAT, "CVAT for images 1.1", its only export that keeps points
-    labelstudio  JSON of Label Studio, keypoints, rectangles, ellipses or polygons
-    xy           IMG.txt with lines x y, in pixels
-    pnt          a project of DotDotGoose
-    mat          IMG.mat, IMG_ann.mat or GT_IMG.mat with an array [N, 2] of points
-    auto         whichever of these the files are
+all (--annotations FILE): points as csv, json, xy (lines x y), mat; exports of COCO, YOLO, LabelMe, VIA, CVAT for images 1.1, Label
+Studio, DotDotGoose (pnt). docs/formats.md says what each of them may look like; auto takes the one that the files are.
 
 Photographs are turned upright by their EXIF orientation, and their points with them: docs/formats.md says for which format
 points are taken as made upright.

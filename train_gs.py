@@ -140,7 +140,8 @@ def train_epoch(fabric: Fabric, run: Run, arguments: argparse.Namespace, epoch: 
     """
     steps, optimizer = run.steps, run.optimizer
     sigma = {"adaptive": True} if arguments.sigma == "adaptive" else {"sigma": arguments.sigma}
-    loss_of = build_loss(arguments.loss, **(sigma if arguments.loss == "mse" else {}))
+    options = sigma if arguments.loss == "mse" else {}
+    loss_of = build_loss(arguments.loss, count_weight=arguments.count_weight, **options)
     for images, batch, crops, is_last in steps.batches(run.loader, epoch):
         with fabric.no_backward_sync(run.model, enabled=not is_last):
             density, attention = run.model(images)

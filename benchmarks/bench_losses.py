@@ -5,9 +5,8 @@
 Per loss and number of points in a crop: median milliseconds of the loss, with the plan that it iterates for, and the gradient of
 the density, their ratios to GST's and to one forward and backward pass of VGG19 on one crop, and on a GPU the peak memory.
 "kernel of gst" and of the other losses that transport with a matrix known before training: what a loading process computes for
-a crop, on one core. "gst, dense": its twin, which makes the dense kernel in the step. "gst, torch.sparse": its two products
-alone, the bound on what the loss can do. "dm-count as published" iterates on a dense matrix; the loss itself exploits that this
-is a product of one along x and one along y. Points are uniform, scales log-normal around 5.5 px. Prints Markdown.
+a crop, on one core. "gst, dense": its twin, which makes the dense kernel in the step. "dm-count as published"
+iterates on a dense matrix; the loss itself exploits that this is a product of one along x and one along y. Points are uniform, scales log-normal around 5.5 px. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -74,11 +73,7 @@ def steps(points: int, crop: int, device: str) -> dict[str, Callable[[], object]
         transported = dense_transport_kernel(*columns, crop, stride=STRIDE) @ density.flatten()
         return (1 - transported[:-1]).abs().sum() + transported[-1].abs()
 
-    sizes = points + 1, density.numel()
-    matrix = torch.sparse_csr_tensor(*batch.kernel[:3], sizes, check_invariants=False)
-    transposed = torch.sparse_csr_tensor(*batch.kernel[3:], sizes[::-1], check_invariants=False)
     made["gst, dense"] = lambda: common.loss_and_gradient(dense, density, batch)
-    made["gst, torch.sparse"] = lambda: transposed @ (batch.received - matrix @ density.flatten()).sign()
     made[PUBLISHED] = lambda: common.loss_and_gradient(lambda d, b: published_dm_count(d, b.points[0]), density, batch)
     return made
 

@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import experiments
 from scripts.compare_losses import PUBLISHED
-from scripts.experiments import ROOT, Errors, Results, Run
+from scripts.experiments import ROOT, Results
 from utils.cli import run_script
 from utils.files import make_folder
 
-EDGE = "--loss gst --post-min 4 --cut-off 1 --background-ratio 2".split()
+EDGE = ["--loss", "gst", *PUBLISHED, *"--post-min 4 --cut-off 1 --background-ratio 2".split()]
 RUNGS = {
     "bl": ["--loss", "bl"],
     "bl+": ["--loss", "bl+"],
@@ -48,38 +48,27 @@ REMARK = (
 )
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[Run]]:
-    """The options, and the runs that they ask for; wrong ones end the script."""
+def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str], dict[str, list[str]]]:
+    """Our options, those that go on to ``train_gs.py``, and the rungs that are asked for; wrong ones end the script."""
     what = "Climb from Bayesian loss to GST, or compare losses, on real crowds"
     parser = experiments.experiment_parser(what, Path("data/SHA-Train-Val-Test"), "val", Path("runs/crowds"))
+    groups = {"ladder": LADDER, "losses": LOSSES}
     shown = f"ladder (default), losses, or some of {', '.join(RUNGS)}"
-    choices = ("ladder", "losses", *RUNGS)
-    parser.add_argument("--rungs", nargs="+", choices=choices, default=["ladder"], metavar="R", help=shown)
+    parser.add_argument("--rungs", nargs="+", choices=[*groups, *RUNGS], default=["ladder"], metavar="R", help=shown)
     arguments, passed = parser.parse_known_args(argv)
     experiments.refuse(parser, passed)
-    groups = {"ladder": LADDER, "losses": LOSSES}
+    experiments.train_options(["--data-dir", str(arguments.data), *passed])
     names = [name for asked in arguments.rungs for name in groups.get(asked, [asked])]
-    chosen = {name: RUNGS[name] for name in names}
-    experiments.train_options(
-        ["--data-dir", str(arguments.data), *passed]
-    )  # wrong ones end here, before anything is written
-    for name in chosen.keys() & FITS:
-        link_data(arguments.data, arguments.out / name)
-        chosen[name] = [*chosen[name], "--data-dir", str(arguments.out / name)]
-    return arguments, experiments.plan(arguments, passed, chosen)
+    places = {name: ["--data-dir", str(arguments.out / name)] for name in FITS}
+    return arguments, passed, {name: [*RUNGS[name], *places.get(name, [])] for name in names}
 
 
-def link_data(data: Path, folder: Path) -> None:
-    """Fill ``folder`` with links to what ``data`` has prepared, but for the Gaussians."""
+def refit(data: Path, folder: Path, options: Sequence[str]) -> None:
+    """Fill ``folder`` with links to what ``data`` has prepared, and with Gaussians of its own; what is done is skipped."""
     for path in (*data.glob("*.json"), *data.glob("train/*.*"), *data.glob("val/*.*")):
-        link = folder / path.relative_to(data)
-        make_folder(link.parent)
+        link = make_folder((folder / path.relative_to(data)).parent) / path.name
         if not link.exists():
             link.symlink_to(path.resolve())
-
-
-def fit(folder: Path, options: Sequence[str]) -> None:
-    """Fit and clean the Gaussians of ``folder``; what is done is skipped."""
     with experiments.ended_with_us() as children:
         for script in (["2dgs_counting_1gs_gsplat.py", *options], ["GS2D/process_gaussians.py"]):
             children.run([str(ROOT / script[0]), *script[1:], "--root-path", str(folder)])
@@ -87,11 +76,11 @@ def fit(folder: Path, options: Sequence[str]) -> None:
 
 def main() -> int:
     """Fit what a rung wants fitted, do the runs that are missing, and report."""
-    arguments, runs = parse()
-    for name in dict.fromkeys(run.name for run in runs if run.name in FITS):
-        fit(arguments.out / name, FITS[name])
+    arguments, passed, chosen = parse()
+    for name in chosen.keys() & FITS:
+        refit(arguments.data, arguments.out / name, FITS[name])
 
-    def table(results: Results, guesses: Errors) -> str:
+    def table(results: Results, guesses: tuple[float, float]) -> str:
         rows = [("rung", "seeds", "epochs", "MAE", "MSE", "F1 at 4 px", "F1 at 8 px", "error, sparse", "error, dense")]
         for name, found in results.items():
             errors = [experiments.spread(found, key) for key in ("mae", "mse")]
@@ -101,7 +90,7 @@ def main() -> int:
         rows.append(("mean density of the training images", "", "", *(f"{error:.1f}" for error in guesses), *[""] * 4))
         return experiments.write_table(arguments.out, "crowds", rows, REMARK)
 
-    return experiments.run_experiment(arguments, runs, table)
+    return experiments.run_experiment(arguments, experiments.plan(arguments, passed, chosen), table)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from datasets.raw.annotations import read_ucf
-from GS2D.fitting import FitConfig, FitResult, fit_image, foreground, initial_parameters
+from GS2D.fitting import FitConfig, fit_image, foreground, initial_parameters
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import cell_grid, transport_kernel
 from GS2D.process_gaussians import clean
@@ -106,16 +106,12 @@ def main() -> None:
     points, of_nuclei = (read_ucf(path.with_name(f"{path.stem}_ann.mat")) for path in (TREES, NUCLEI))
     start, fit = initial_parameters(trees, points, 0, seed=0).activate(), fit_image(trees, points, config, seed=0)
     save(folder / "fit.png", draw_fit, 5, (12.5, 2.8), trees, start, fit.gaussians, fit.render_loss)
-    save(folder / "kernel.png", draw_kernel, 3, (12.5, 3.4), cleaned(fit), trees.shape[:2])
+    fits = fit, fit_image(nuclei, of_nuclei, config, seed=0)
+    trees_cleaned, nuclei_cleaned = (Gaussians2D.from_params(clean(fit.gaussians.params)[0]) for fit in fits)
+    save(folder / "kernel.png", draw_kernel, 3, (12.5, 3.4), trees_cleaned, trees.shape[:2])
     recipe = yaml.safe_load((ROOT / "configs" / "demo.yml").read_text(encoding="utf-8"))
     kernels = {"published": PUBLISHED, "demo": {name: recipe.get(name, value) for name, value in PUBLISHED.items()}}
-    fit = fit_image(nuclei, of_nuclei, config, seed=0)
-    save(folder / "border.png", draw_border, 2, (8.5, 3.4), nuclei, cleaned(fit), kernels)
-
-
-def cleaned(fit: FitResult) -> Gaussians2D:
-    """As ``GS2D/process_gaussians.py`` leaves them."""
-    return Gaussians2D.from_params(clean(fit.gaussians.params)[0])
+    save(folder / "border.png", draw_border, 2, (8.5, 3.4), nuclei, nuclei_cleaned, kernels)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ for part in "${@:-tests training losses splat}"; do
     for name in $part; do
         echo "== $name"
         case $name in
-            tests) "$python" -m pytest -m gpu -p no:cacheprovider tests/test_gpu.py tests/test_gpu_fit.py || code=1 ;;
+            tests) "$python" -m pytest -m gpu -p no:cacheprovider $(grep -l "mark.gpu" tests/*.py) || code=1 ;;
             splat) "$python" benchmarks/bench_splat.py --device cuda --gaussians --atlas 1 32 64 || code=1 ;;
             training | losses) "$python" "benchmarks/bench_$name.py" --device cuda || code=1 ;;
             *) echo "error: $name: no such part; name tests, training, losses or splat" >&2; exit 2 ;;

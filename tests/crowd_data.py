@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from GS2D.gaussians import Gaussians2D
@@ -46,6 +47,9 @@ def assert_equal(one, other):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-def one_line(caught, *parts):
+def refused(read, *parts, error=ValueError):
+    """``read`` raises an error of one line with these parts."""
+    with pytest.raises(error) as caught:
+        read()
     message = str(caught.value)
     assert "\n" not in message and all(str(part) in message for part in parts), message

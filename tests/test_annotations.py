@@ -1,15 +1,35 @@
-"""Readers of raw annotation formats."""
+"""The published data sets: finding their annotations, and reading them."""
 
+import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from raw_data import TREES, draw_points, image_info, make_jhu, make_nwpu, make_sh, save_noise, write
 
-from datasets.raw.annotations import find_ucf, prepared_stem, read_ucf
+from datasets.raw.annotations import (
+    find_jhu,
+    find_nwpu,
+    find_sh,
+    find_sh_part,
+    find_ucf,
+    prepared_stem,
+    read_jhu,
+    read_nwpu,
+    read_sh,
+    read_ucf,
+)
 
-TREES = Path(__file__).resolve().parents[1] / "examples" / "trees"
+
+def refused(function, *arguments, kind=ValueError):
+    with pytest.raises(kind) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message and ";" in message and str(arguments[0]) in message and len(message) < 400
+    return message
 
 
 def save(path, **contents):
@@ -17,29 +37,12 @@ def save(path, **contents):
     return path
 
 
-def one_line_error(path, kind=ValueError):
-    with pytest.raises(kind) as caught:
-        read_ucf(path)
-    message = str(caught.value)
-    assert "\n" not in message and str(path) in message and ";" in message
-    return message
-
-
 def test_points_come_back_exactly(tmp_path):
     points = np.array([[0.1, 0.2], [1234.5678901234567, 3.0], [-4.5, 9e9]])
-    read = read_ucf(save(tmp_path / "a_ann.mat", annPoints=points))
-    assert read.dtype == np.float64
-    np.testing.assert_array_equal(read, points)
-
-
-@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.float32])
-def test_any_kind_of_number_becomes_float64(tmp_path, kind):
-    read = read_ucf(save(tmp_path / "a_ann.mat", annPoints=np.array([[1, 2], [3, 4]], kind)))
-    assert read.dtype == np.float64 and read.tolist() == [[1, 2], [3, 4]]
-
-
-def test_one_point_keeps_its_row(tmp_path):
-    assert read_ucf(save(tmp_path / "a_ann.mat", annPoints=[[5.0, 6.0]])).tolist() == [[5, 6]]
+    for stored in (points, points[:1]):
+        read = read_ucf(save(tmp_path / "a_ann.mat", annPoints=stored))
+        assert read.dtype == np.float64
+        np.testing.assert_array_equal(read, stored)
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 0), (0, 2), (1, 0), (2, 0)])
@@ -54,41 +57,47 @@ def test_trees_have_the_counts_of_their_readme():
     assert sum(counts[key] for key in counts if key > "0050") == 279
 
 
-def test_missing_file(tmp_path):
-    assert "a_ann.mat" in one_line_error(tmp_path / "a_ann.mat", FileNotFoundError)
-
-
-def test_missing_key_names_the_keys_found(tmp_path):
-    message = one_line_error(save(tmp_path / "a_ann.mat", points=np.ones((3, 2)), image_info=1))
-    assert "annPoints" in message and "image_info, points" in message
-
-
-@pytest.mark.parametrize("shape", [(3, 3), (2, 5), (1, 1), (4, 2, 2)])
-def test_wrong_shape(tmp_path, shape):
-    assert str(list(shape)) in one_line_error(save(tmp_path / "a_ann.mat", annPoints=np.ones(shape)))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_not_finite_names_the_row(tmp_path, value):
-    points = np.ones((5, 2))
-    points[3, 1] = value
-    assert "row 4" in one_line_error(save(tmp_path / "a_ann.mat", annPoints=points))
+NAN = np.ones((5, 2))
+NAN[3, 1] = np.nan
 
 
 @pytest.mark.parametrize(
-    "value",
+    "read, contents, cause",
     [
-        "text",
-        np.array([["1", "2"]]),
-        {"x": 1.0},
-        np.array([[1 + 2j, 3]]),
-        np.array([[1.0, "two"]], object),
-        scipy.sparse.csc_array(np.eye(2)),
+        (read_ucf, {"points": np.ones((3, 2)), "other": 1}, "no key annPoints (keys found: other, points)"),
+        (read_ucf, {"annPoints": np.ones((3, 3))}, "shape [3, 3]"),
+        (read_ucf, {"annPoints": np.ones((1, 1))}, "shape [1, 1]"),
+        (read_ucf, {"annPoints": np.ones((4, 2, 2))}, "shape [4, 2, 2]"),
+        (read_ucf, {"annPoints": NAN}, "row 4"),
+        (read_ucf, {"annPoints": -np.inf * NAN}, "row 1"),
+        (read_ucf, {"annPoints": "text"}, "text instead of numbers; store the points as a numeric array"),
+        (read_ucf, {"annPoints": {"x": 1.0}}, "a struct without location (fields: x)"),
+        (read_ucf, {"annPoints": np.array([[1 + 2j, 3]])}, "complex numbers"),
+        (read_ucf, {"annPoints": np.array([[1.0, "two"]], object)}, "an array of 2 cells"),
+        (read_ucf, {"annPoints": scipy.sparse.csc_array(np.eye(2))}, "a sparse matrix"),
+        (read_sh, {"annPoints": np.ones((3, 2))}, "no key image_info (keys found: annPoints)"),
+        (read_sh, {"image_info": {"number": 3.0}}, "without location"),
+        (read_sh, {"image_info": np.empty((0, 0), object)}, "an array of 0 cells"),
+        (read_sh, {"image_info": {"location": np.array([[1.0, np.nan]])}}, "row 1"),
     ],
-    ids=["text", "strings", "struct", "complex", "cells", "sparse"],
 )
-def test_not_numeric(tmp_path, value):
-    assert "numeric array" in one_line_error(save(tmp_path / "a_ann.mat", annPoints=value))
+def test_matlab_files_that_are_wrong(tmp_path, read, contents, cause):
+    assert cause in refused(read, save(tmp_path / "a_ann.mat", **contents))
+
+
+def test_matlab_files_that_are_none(tmp_path):
+    path = tmp_path / "a_ann.mat"
+    refused(read_ucf, path, kind=FileNotFoundError)
+    path.write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM" + bytes(400))
+    assert "-v7" in refused(read_ucf, path)
+    path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(300))
+    assert "-v7" in refused(read_ucf, path)
+    scipy.io.savemat(path, {"annPoints": np.ones((3, 2))}, format="4")
+    assert "-v7" in refused(read_ucf, path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError, match="a_ann.mat"):
+        read_ucf(path)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -98,53 +107,197 @@ def test_every_truncation_is_one_line(tmp_path, compressed):
     whole = path.read_bytes()
     for length in range(0, len(whole)):
         path.write_bytes(whole[:length])
-        assert "a_ann.mat" in one_line_error(path)
+        refused(read_ucf, path)
 
 
-def test_matlab_7_3_is_named(tmp_path):
-    path = tmp_path / "a_ann.mat"
-    header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM"
-    path.write_bytes(header + bytes(400))
-    assert "-v7" in one_line_error(path)
-
-
-def test_a_folder_in_place_of_the_file(tmp_path):
-    (tmp_path / "a_ann.mat").mkdir()
-    with pytest.raises(OSError, match="a_ann.mat"):
-        read_ucf(tmp_path / "a_ann.mat")
-
-
-def test_find_pairs_by_stem_and_reports_what_is_single(tmp_path):
-    shutil.copytree(TREES / "Train", tmp_path / "Train")
-    (tmp_path / "Train" / "img_0002_ann.mat").unlink()
-    (tmp_path / "Train" / "img_0005.jpg").unlink()
-    (tmp_path / "Train" / "._img_0007_ann.mat").write_bytes(b"what a Mac leaves in archives")
-    (tmp_path / "Train" / "Thumbs.db").write_bytes(b"")
-    (tmp_path / "Train" / "img_0004.jpg").rename(tmp_path / "Train" / "img_0004.JPG")
-    pairs, problems = find_ucf(tmp_path / "Train")
-    assert [image.name for image in pairs] == [
-        f"img_{i:04}.{'JPG' if i == 4 else 'jpg'}" for i in (1, 2, 3, 4, 6, 7, 8, 9, 10)
-    ]
+def test_ucf(tmp_path):
+    train = tmp_path / "Train"
+    refused(find_ucf, train, kind=FileNotFoundError)
+    shutil.copytree(TREES / "Train", train)
+    (train / "img_0002_ann.mat").unlink()
+    (train / "img_0005.jpg").unlink()
+    (train / "._img_0007_ann.mat").write_bytes(b"what a Mac leaves in archives")
+    (train / "Thumbs.db").write_bytes(b"")
+    (train / "img_0004.jpg").rename(train / "img_0004.JPG")
+    pairs, problems = find_ucf(train)
+    names = [f"img_{i:04}.{'JPG' if i == 4 else 'jpg'}" for i in (1, 2, 3, 4, 6, 7, 8, 9, 10)]
+    assert [image.name for image in pairs] == names
     assert all(annotation.name == f"{image.stem}_ann.mat" for image, annotation in pairs.items() if annotation)
     assert [image.name for image, annotation in pairs.items() if not annotation] == ["img_0002.jpg"]
-    assert len(problems) == 2
-    assert "img_0002.jpg" in problems[0] and "img_0002_ann.mat" in problems[0]
-    assert "img_0005_ann.mat" in problems[1] and "img_0005.jpg" in problems[1]
-
-
-def test_find_refuses_missing_empty_and_ambiguous_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Train: no such folder"):
-        find_ucf(tmp_path / "Train")
-    (tmp_path / "Train").mkdir()
-    with pytest.raises(FileNotFoundError, match="no image"):
-        find_ucf(tmp_path / "Train")
-    for name in ("img_0001.jpg", "IMG_0001.jpg"):
-        (tmp_path / "Train" / name).write_bytes(b"")
+    first, second = problems
+    assert "img_0002.jpg: its annotation img_0002_ann.mat is missing" in first
+    assert "img_0005_ann.mat: its image img_0005.jpg is missing" in second
+    (train / "IMG_0001.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="would be written under the name of IMG_0001.jpg too"):
-        find_ucf(tmp_path / "Train")
+        find_ucf(train)
+    (tmp_path / "Test").mkdir()
+    with pytest.raises(FileNotFoundError, match="no image"):
+        find_ucf(tmp_path / "Test")
 
 
 def test_prepared_names():
     assert prepared_stem("img_0001") == "IMG_0001"
     for stem in ("0001", "IMG_7", "my_img_1", "image"):
         assert prepared_stem(stem) == stem
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("10 20 6 8 1 0\n30.5 40.25 7 9.5 3 1\n", [[10, 20, 8], [30.5, 40.25, 9.5]]),
+        (b"\xef\xbb\xbf10 20 6 8 1 0\r\n\r\n30\t40 7 9 3 1\r\n", [[10, 20, 8], [30, 40, 9]]),
+        ("1e300 -1e300 1 1 0 0", [[1e300, -1e300, 1]]),
+        ("", []),
+        ("\r\n \n", []),
+        (b"\xef\xbb\xbf", []),
+    ],
+)
+def test_jhu_heads(tmp_path, text, expected):
+    read = read_jhu(write(tmp_path / "0001.txt", text))
+    assert read.dtype == np.float64 and read.shape == (len(expected), 3) and read.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "line, cause",
+    [
+        ("10 20 6 8 1", "5 values"),
+        ("10,20,6,8,1,0", "1 values"),
+        ("10,5 20 6 8 1 0", "'10,5'"),
+        ("x y w h occlusion blur", "'x'"),
+        ("10 nan 6 8 1 0", "'nan'"),
+        ("10 1e999 6 8 1 0", "'1e999'"),
+        ("1_0 20 6 8 1 0", "'1_0'"),
+        ("١٢ 20 6 8 1 0", "is no finite number"),
+        ("10 20 6 -8 1 0", "6 x -8"),
+    ],
+)
+def test_jhu_lines_that_are_wrong(tmp_path, line, cause):
+    path = write(tmp_path / "0001.txt", f"10 20 6 8 1 0\n\n{line}\n")
+    message = refused(read_jhu, path)
+    assert f"{path}: line 3: " in message and cause in message
+
+
+def test_find_jhu(tmp_path):
+    make_jhu(tmp_path)
+    (tmp_path / "train" / "gt" / "0001.txt").rename(tmp_path / "train" / "gt" / "0001.TXT")
+    (tmp_path / "train" / "images" / "0002.jpg").rename(tmp_path / "train" / "images" / "0002.JPG")
+    (tmp_path / "train" / "gt" / "0003.txt").rename(tmp_path / "train" / "gt" / "0004.txt")
+    pairs, (first, second) = find_jhu(tmp_path / "train")
+    named = {image.name: annotation and annotation.name for image, annotation in pairs.items()}
+    assert named == {"0001.jpg": "0001.TXT", "0002.JPG": "0002.txt", "0003.jpg": None}
+    assert "0003.txt is missing" in first and "0004.jpg is missing" in second
+    refused(find_jhu, tmp_path / "nowhere", kind=FileNotFoundError)
+
+
+@pytest.mark.parametrize("parts, kind", [(False, "mat"), (True, "json")])
+def test_nwpu(tmp_path, parts, kind):
+    make_nwpu(tmp_path, parts, kind)
+    pairs, problems = find_nwpu(tmp_path)
+    assert problems == [] and [image.name for image in pairs] == [f"{i:04}.jpg" for i in range(1, 7)]
+    *annotated, fifth, sixth = pairs.values()
+    assert fifth is None and sixth is None
+    for i, annotation in enumerate(annotated):
+        assert annotation.suffix == f".{kind}" and read_nwpu(annotation).dtype == np.float64
+        np.testing.assert_array_equal(read_nwpu(annotation), draw_points(i))
+
+
+def test_nwpu_prefers_mats_and_fills_up_from_jsons(tmp_path):
+    make_nwpu(tmp_path)
+    for i in (1, 5, 9):
+        write(tmp_path / "jsons" / f"{i:04}.json", {"points": []})
+    pairs, problems = find_nwpu(tmp_path)
+    assert [path and path.parent.name for path in pairs.values()] == ["mats"] * 4 + ["jsons", None]
+    assert len(problems) == 1 and "0009.jpg is missing" in problems[0]
+
+
+def test_nwpu_folders_that_cannot_be(tmp_path):
+    assert "images_part1" in refused(find_nwpu, tmp_path, kind=FileNotFoundError)
+    save_noise(tmp_path / "images_part1" / "0001.jpg")
+    assert "mats/ or jsons/" in refused(find_nwpu, tmp_path, kind=FileNotFoundError)
+    write(tmp_path / "jsons" / "0001.json", {"points": []})
+    save_noise(tmp_path / "images_part2" / "0001.jpg")
+    message = refused(find_nwpu, tmp_path)
+    assert "images_part1" in message and "images_part2" in message
+
+
+@pytest.mark.parametrize(
+    "contents, cause",
+    [
+        ([[1, 2]], "no list 'points'"),
+        ({"points": {"x": 1}}, "no list 'points'"),
+        ({"points": [[1, 2], [3]]}, "point 2"),
+        ({"points": [[1, 2, 3]]}, "point 1"),
+        ({"points": [[1, "2"]]}, "'2' is no finite number"),
+        ({"points": [[1, True]]}, "True is no finite"),
+        ({"points": [[1, None]]}, "None is no finite"),
+        ('{"points": [[1, NaN]]}', "nan is no finite"),
+        ('{"points": [[1, 1e999]]}', "inf is no finite"),
+        ('{"points": [[1, 1' + "0" * 400 + "]]}", "is no finite"),
+        ('{"points": [[1, 2]], "points": []}', "there twice"),
+        ('{"a": 1,\n"points": [[1, 2], }', "line 2"),
+        ("", "line 1"),
+        ("[" * 100_000, "nested too deeply"),
+        (b"\xff\xfe", "UTF-8"),
+    ],
+)
+def test_nwpu_json_that_is_wrong(tmp_path, contents, cause):
+    assert cause in refused(read_nwpu, write(tmp_path / "0001.json", contents))
+
+
+@pytest.mark.parametrize("folder", ["ground_truth", "ground-truth"])
+def test_sh(tmp_path, folder):
+    data = make_sh(tmp_path / "part_A_final", folder, train=3, test=1) / "train_data"
+    pairs, problems = find_sh(data)
+    assert problems == [] and [image.name for image in pairs] == ["IMG_1.jpg", "IMG_2.jpg", "IMG_3.jpg"]
+    for i, annotation in enumerate(pairs.values(), start=1):
+        np.testing.assert_array_equal(read_sh(annotation), draw_points(i))
+    assert read_sh(save(tmp_path / "none.mat", image_info=image_info(np.zeros((0, 2))))).shape == (0, 2)
+    (data / folder / "GT_IMG_2.mat").rename(data / folder / "GT_IMG_9.mat")
+    pairs, problems = find_sh(data)
+    assert [bool(annotation) for annotation in pairs.values()] == [True, False, True]
+    assert "GT_IMG_2.mat is missing" in problems[0] and "IMG_9.jpg is missing" in problems[1]
+    for name in ("ground_truth", "ground-truth"):
+        (data / name).mkdir(exist_ok=True)
+    assert "holds both" in refused(find_sh, data, kind=FileNotFoundError)
+    for name in ("ground_truth", "ground-truth"):
+        (data / name).rename(data / f"no-{name}")
+    assert "no such folder; a part of ShanghaiTech holds" in refused(find_sh, data, kind=FileNotFoundError)
+
+
+def test_the_part_of_sh(tmp_path):
+    for name in ("part_A_final", "part_B", "elsewhere"):
+        (tmp_path / name / "train_data").mkdir(parents=True)
+    assert find_sh_part(tmp_path, "A") == (tmp_path / "part_A_final", "A")
+    assert find_sh_part(tmp_path, "B") == (tmp_path / "part_B", "B")
+    assert find_sh_part(tmp_path / "part_B", None) == (tmp_path / "part_B", "B")
+    assert find_sh_part(tmp_path / "elsewhere", "B") == (tmp_path / "elsewhere", "B")
+    assert "--part" in refused(find_sh_part, tmp_path, None)
+    assert "--part" in refused(find_sh_part, tmp_path / "elsewhere", None)
+    assert "is part B" in refused(find_sh_part, tmp_path / "part_B", "A")
+    assert "holds no part_A" in refused(find_sh_part, tmp_path / "part_B" / "train_data", "A")
+    (tmp_path / "part_A" / "train_data").mkdir(parents=True)
+    assert "part_A_final and part_A" in refused(find_sh_part, tmp_path, "A")
+
+
+LINES = st.lists(st.one_of(st.just("10 20 6 8 1 0"), st.text(max_size=20), st.just("1e9 2 3 4 5 6")), max_size=6)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.floats(), st.integers(), st.text(max_size=3)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["points", "x"]), inner)),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(LINES, st.sampled_from(["\n", "\r\n", "\r", ","]), VALUES, st.integers(0, 3))
+def test_fuzzed_files(tmp_path_factory, lines, end, value, cut):
+    text, points = end.join(lines).encode("utf-8", "surrogatepass"), json.dumps({"points": value})
+    heads = write(tmp_path_factory.getbasetemp() / "fuzz.txt", text)
+    contents = write(tmp_path_factory.getbasetemp() / "fuzz.json", points[: len(points) - cut])
+    for read, path in ((read_jhu, heads), (read_nwpu, contents)):
+        try:
+            found = read(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+        else:
+            expected = [line for line in heads.read_text("utf-8").splitlines() if line.strip()]
+            assert len(found) == len(expected if read is read_jhu else value) and np.isfinite(found).all()

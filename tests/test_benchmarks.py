@@ -39,7 +39,7 @@ def test_losses():
     rows = {(row[0], row[1]): row[2:] for row in table(out)}
     for points in ("3", "20"):
         for name in (*LOSSES, *(f"kernel of {name}" for name in KERNELS), "gst, dense", "dm-count as published"):
-            assert float(rows[points, name][0]) > 0 and float(rows[points, name][2]) > 0
+            assert float(rows[points, name][0]) > 0 and float(rows[points, name][2]) >= 0
     assert re.search(r"cost: gst \| [\d.]+ ms \| 0.5 ms: (ok|missed)", out)
 
 
@@ -52,7 +52,7 @@ def test_dm_count_as_published_is_the_loss_that_is_trained_with():
 
 
 def test_fitting():
-    out, _ = call("benchmarks/bench_splat.py", "--gaussians", 50, "--backends", "native", "--atlas", 1, "--repeats", 1)
+    out, _ = call("benchmarks/bench_splat.py", "--gaussians", 50, "--atlas", 1, "--repeats", 1)
     rows = {row[1] if row[1] == "native" else row[0]: row for row in table(out)}
     assert float(rows["native"][3]) > 0 and float(rows["1 images, reference"][1]) > 0
 

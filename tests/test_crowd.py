@@ -1,35 +1,32 @@
-"""The prepared data set as torch sees it."""
+"""The prepared data set as torch sees it: samples, kernels and batches, what a training step receives."""
 
 import math
 import pickle
 import shutil
-import sys
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-import simplejpeg
 import torch
-from crowd_data import CROP, assert_equal, make_root, one_line
+from crowd_data import CROP, assert_equal, make_root, refused
 from PIL import Image
-from torch.utils.data import DataLoader
 
-import preprocess_dataset_ucf
-from datasets.crowd import Crowd, EvalSample, TrainSample, collate, load_annotations
-from datasets.loading import PackedBatch, one_ahead
+from datasets.crowd import Batch, Crowd, EvalSample, TrainSample, collate, load_annotations
+from datasets.loading import PackedBatch
 from datasets.transforms import Sample, augment, draw_augmentation
+from GS2D.build_kernels import KernelJob
+from GS2D.build_kernels import build_kernel as build_stored_kernel
 from GS2D.gaussians import Gaussians2D
-from GS2D.kernel import transport_kernel
-from utils.files import gaussians_path, points_path, read_points
+from GS2D.kernel import block_diagonal, load_kernel, save_kernel, transport_kernel
+from losses import build_kernel
+from utils.files import gaussians_path, kernel_path, points_path, read_points
 from utils.images import load_image, open_image
-from utils.pixels import to_planes
+from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise, to_planes
 
 
 @pytest.fixture
 def root(tmp_path):
-    torch.set_num_threads(1)
     return make_root(tmp_path / "data")
 
 
@@ -56,17 +53,12 @@ def test_a_training_sample_is_the_augmented_image(root):
         assert all(tensor.dtype == torch.float32 for tensor in found[1:5])
 
 
-def test_the_image_without_points(root):
-    sample = Crowd(root, CROP, "train")[1]
-    assert [tuple(tensor.shape) for tensor in sample[1:5]] == [(0, 2), (0, 2), (0, 1), (0,)]
-    assert Crowd(root, CROP, "val")[1].count == 0
-
-
 @pytest.mark.parametrize("shape", [(0,), (0, 2), (0, 3)])
-def test_every_shape_of_an_empty_npy(root, shape):
+def test_an_image_without_points(root, shape):
     for split in ("train", "val"):
         np.save(root / split / "IMG_0002.npy", np.zeros(shape))
-    assert Crowd(root, CROP, "train")[1].targets.shape == (0,)
+    sample = Crowd(root, CROP, "train")[1]
+    assert [tuple(tensor.shape) for tensor in sample[1:5]] == [(0, 2), (0, 2), (0, 1), (0,)]
     assert Crowd(root, CROP, "val")[1].count == 0
 
 
@@ -95,32 +87,12 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(root):
 
 
 def test_whole_targets_and_jitter_change_nothing_else(root):
-    plain, whole = Crowd(root, CROP, "train")[3], Crowd(root, CROP, "train", whole_targets=True)[3]
+    plain, whole = Crowd(root, CROP, "train")[3], Crowd(root, CROP, "train", whole_targets=0.3)[3]
     assert plain.targets.min() < 1 and (whole.targets == 1).all()
     assert_equal(whole._replace(targets=plain.targets), plain)
     jittered = Crowd(root, CROP, "train", jitter=0.5)[3]
     assert not torch.equal(jittered.image, plain.image)
     assert_equal(jittered._replace(image=plain.image), plain)
-
-
-def test_workers_change_nothing_and_see_the_epoch(root):
-    crowd = Crowd(root, CROP, "train")
-    options = {"batch_size": 2, "collate_fn": collate, "num_workers": 2, "persistent_workers": True}
-    loader = DataLoader(crowd, **options)
-    for epoch in range(2):
-        crowd.set_epoch(epoch)
-        batches = list(loader)
-        assert len(batches) == 2
-        for k, batch in enumerate(batches):
-            assert_equal(batch, collate([crowd[2 * k], crowd[2 * k + 1]]))
-    del loader
-
-
-def test_each_item_is_decoded_once(root, monkeypatch):
-    calls, decode = [], simplejpeg.decode_jpeg
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **k: calls.append(a) or decode(*a, **k))
-    Crowd(root, CROP, "train")[0]
-    assert len(calls) == 1
 
 
 def test_crops_are_the_same_from_pieces_and_from_whole_images(root):
@@ -150,35 +122,25 @@ def test_from_one_process_to_another_and_to_a_device_a_batch_goes_as_one_tensor(
     assert {tensor.untyped_storage().data_ptr() for tensor in tensors} == {copied.untyped_storage().data_ptr()}
 
 
-def test_the_next_is_begun_before_one_is_handed_out():
-    begun = []
-    for number in one_ahead(range(4), lambda item: begun.append(item) or item):
-        assert begun == list(range(min(number + 2, 4)))
-    assert list(one_ahead([], lambda item: item)) == [] and number == 3
-
-
 def test_nan_scales_become_a_sixth_of_the_distance(root):
     path = root / "train" / "IMG_0004.jpg"
     gaussians = Gaussians2D.load(gaussians_path(path))
     scales, rotations = gaussians.scales.clone(), gaussians.rotations.clone()
-    scales[[3, 7]] = torch.nan
-    scales[9, 1] = torch.nan
-    rotations[7] = torch.nan
+    scales[[3, 7]], scales[9, 1], rotations[7] = torch.nan, torch.nan, torch.nan
     Gaussians2D(gaussians.means, scales, rotations, gaussians.colors).save(gaussians_path(path))
     distance = torch.from_numpy(np.load(points_path(path))[:, 2:])
-    expected = torch.where(torch.isnan(scales), (distance / 6).expand(-1, 2), scales)
     _, _, found, angles = load_annotations(path)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert angles[7] == 0 and (np.delete(angles, 7, 0) == np.delete(rotations.numpy(), 7, 0)).all()
+    np.testing.assert_allclose(found, torch.where(scales.isnan(), distance / 6, scales), rtol=1e-6)
+    np.testing.assert_array_equal(angles, rotations.nan_to_num(0))
     assert found.dtype == angles.dtype == np.float32
-    assert all(torch.isfinite(Crowd(root, CROP, "train")[3][k]).all() for k in range(5))
 
 
-def test_points_are_those_of_the_npy(root):
-    path = root / "train" / "IMG_0004.jpg"
-    before = Crowd(root, CROP, "train")[3]
-    with h5py.File(gaussians_path(path), "r+") as file:
-        file["params"][:, :2] += 0.9
+def test_points_are_those_of_the_npy_and_files_of_the_authors_hold_params_only(root):
+    path = gaussians_path(root / "train" / "IMG_0004.jpg")
+    before, params = Crowd(root, CROP, "train")[3], Gaussians2D.load(path).params.numpy()
+    params[:, :2] += 0.9
+    with h5py.File(path, "w") as file:
+        file.create_dataset("params", data=params, compression="gzip")
     assert_equal(Crowd(root, CROP, "train")[3], before)
 
 
@@ -187,37 +149,22 @@ def test_gaussians_of_other_points_are_refused(root, change):
     path = root / "train" / "IMG_0004.jpg"
     with h5py.File(gaussians_path(path), "r+") as file:
         file["params"][:, :2] = change(file["params"][:, :2])
-    gap = np.abs(change(read_points(points_path(path))[:, :2]) - read_points(points_path(path))[:, :2]).max()
-    crowd = Crowd(root, CROP, "train")
-    for look in (crowd.read_once, lambda: crowd[3]):
-        with pytest.raises(ValueError) as caught:
-            look()
-        one_line(
-            caught,
-            f"{gaussians_path(path)}: centres lie up to {gap:.1f} pixels from the points of {points_path(path)};",
-        )
-        one_line(caught, f"delete the former and run python 2dgs_counting_1gs_gsplat.py --root-path {root}")
+    points = read_points(points_path(path))[:, :2]
+    gap = f"up to {np.abs(change(points) - points).max():.1f} pixels from the points of {points_path(path)};"
+    remedy = f"delete the former and run python 2dgs_counting_1gs_gsplat.py --root-path {root}"
+    crowd, skipping = Crowd(root, CROP, "train"), Crowd(root, CROP, "train", skip_bad=True)
+    for read in (crowd.read_once, lambda: crowd[3]):
+        refused(read, f"{gaussians_path(path)}: centres lie {gap}", remedy)
     Crowd(root, CROP, "train", use_gaussians=False).read_once()
-    Crowd(root, CROP, "train", skip_bad=True).read_once()  # it will be skipped
-    assert str(gaussians_path(path)) in Crowd(root, CROP, "train", skip_bad=True)[3].skipped[0]
-
-
-def test_files_of_the_authors_hold_params_only(root):
-    path = gaussians_path(root / "train" / "IMG_0004.jpg")
-    params = Gaussians2D.load(path).params.numpy()
-    before = Crowd(root, CROP, "train")[3]
-    with h5py.File(path, "w") as file:
-        file.create_dataset("params", data=params, compression="gzip")
-    assert_equal(Crowd(root, CROP, "train")[3], before)
+    skipping.read_once()
+    assert str(gaussians_path(path)) in skipping[3].skipped[0]
 
 
 def test_distances_are_computed_where_the_npy_has_none(root):
-    expected = [Crowd(root, CROP, "train")[i] for i in range(4)]
+    expected = list(map(Crowd(root, CROP, "train").__getitem__, range(4)))
     for path in (root / "train").glob("*.npy"):
         np.save(path, np.load(path).reshape(-1, 3)[:, :2])
-    crowd = Crowd(root, CROP, "train")
-    for i in range(4):
-        assert_equal(crowd[i], expected[i])
+    assert_equal(list(map(Crowd(root, CROP, "train").__getitem__, range(4))), expected)
 
 
 def test_without_gaussians(root):
@@ -237,89 +184,190 @@ def test_either_kind_of_sample_from_any_split(root):
         Crowd(root, CROP, "val", training=True)
 
 
-# What cannot be
-
-
 def test_another_number_of_gaussians_names_both_files(root):
     path = root / "train" / "IMG_0004.jpg"
     np.save(points_path(path), np.load(points_path(path))[:-1])
-    with pytest.raises(ValueError) as caught:
-        Crowd(root, CROP, "train")[3]
-    one_line(caught, points_path(path), gaussians_path(path), "30 Gaussians", "29 points")
-    one_line(caught, f"python 2dgs_counting_1gs_gsplat.py --root-path {root}")
+    files = points_path(path), gaussians_path(path), "30 Gaussians", "29 points"
+    refused(lambda: Crowd(root, CROP, "train")[3], *files, f"python 2dgs_counting_1gs_gsplat.py --root-path {root}")
 
 
-def test_missing_gaussians_are_listed_at_once(root):
+def test_missing_files_are_listed_at_once(root, tmp_path):
+    def missing(split, *parts, folder=root):
+        refused(lambda: Crowd(folder, CROP, split), *parts, error=FileNotFoundError)
+
+    remedy = "python 2dgs_counting_1gs_gsplat.py"
     for i in (1, 2, 3, 4):
         gaussians_path(root / "train" / f"IMG_{i:04}.jpg").unlink()
-        with pytest.raises(FileNotFoundError) as caught:
-            Crowd(root, CROP, "train")
-        one_line(caught, f"{i} of 4 files", "IMG_0001_gs_params.h5", "python 2dgs_counting_1gs_gsplat.py")
-    one_line(caught, "IMG_0003_gs_params.h5, ...", root / "train" / "gs_params")
+        missing("train", f"{i} of 4 files", "IMG_0001_gs_params.h5", remedy)
+    missing("train", "IMG_0003_gs_params.h5, ...", root / "train" / "gs_params")
     (root / "train" / "gs_params").rmdir()
-    with pytest.raises(FileNotFoundError, match="4 of 4 files"):
-        Crowd(root, CROP, "train")
-
-
-def test_missing_annotations_are_listed_at_once(root):
+    missing("train", "4 of 4 files")
     (root / "val" / "IMG_0003.npy").unlink()
-    with pytest.raises(FileNotFoundError) as caught:
-        Crowd(root, CROP, "val")
-    one_line(caught, root / "val", "1 of 4 files", "IMG_0003.npy", "preprocess_dataset_")
-
-
-def test_unknown_split_and_missing_folder(root, tmp_path):
-    with pytest.raises(ValueError) as caught:
-        Crowd(root, CROP, "training")
-    one_line(caught, "'training'", "train, val, test")
-    with pytest.raises(FileNotFoundError) as caught:
-        Crowd(tmp_path / "nowhere", CROP, "train")
-    one_line(caught, tmp_path / "nowhere" / "train")
-
-
-def test_a_crop_larger_than_the_image(root):
-    with pytest.raises(ValueError) as caught:
-        Crowd(root, 128, "train")[2]
-    one_line(caught, root / "train" / "IMG_0003.jpg", "90 x 70", "128", "--crop-size", "--min-size")
+    missing("val", root / "val", "1 of 4 files", "IMG_0003.npy", "preprocess_dataset_")
+    missing("train", tmp_path / "nowhere" / "train", folder=tmp_path / "nowhere")
+    refused(lambda: Crowd(root, CROP, "training"), "'training'", "train, val, test")
 
 
 @pytest.mark.parametrize("name", ["IMG_0001.jpg", "IMG_0001.npy", "gs_params/IMG_0001_gs_params.h5"])
 def test_damaged_files_are_named(root, name):
     path = root / "train" / name
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(ValueError) as caught:
-        Crowd(root, CROP, "train")[0]
-    one_line(caught, path)
+    refused(lambda: Crowd(root, CROP, "train")[0], path)
 
 
-def test_the_prepared_trees_can_be_read(tmp_path, monkeypatch):
-    """Preprocessing and the data set agree on the files."""
-    trees = Path(__file__).resolve().parents[1] / "examples" / "trees"
-    paths = ["--input-dataset-path", str(trees), "--output-dataset-path", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", ["preprocess_dataset_ucf.py", *paths, "--workers", "1"])
-    assert preprocess_dataset_ucf.main() == 0
-    crowd = Crowd(tmp_path / "out", 512, "train", use_gaussians=False)
-    assert len(crowd) == 9 and crowd[1].image.shape == (3, 512, 512)
-    assert sum(sample.count for sample in Crowd(tmp_path / "out", 512, "test")) == 279
-
-
-@pytest.mark.parametrize("value", [-1.0, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [-1.0, np.inf])
 def test_impossible_scales_name_file_and_row(root, value):
     path = gaussians_path(root / "train" / "IMG_0004.jpg")
     gaussians = Gaussians2D.load(path)
     gaussians.scales[4, 1] = value
     gaussians.save(path)
-    with pytest.raises(ValueError) as caught:
-        Crowd(root, CROP, "train")[3]
-    one_line(caught, path, "row 4", str(value), "python 2dgs_counting_1gs_gsplat.py --root-path")
+    remedy = "python 2dgs_counting_1gs_gsplat.py --root-path"
+    refused(lambda: Crowd(root, CROP, "train")[3], path, "row 4", value, remedy)
 
 
 def test_a_test_split_without_annotations_has_no_truth(root, tmp_path):
-    secret = shutil.copytree(root / "test", tmp_path / "test", ignore=shutil.ignore_patterns("*.npy"))
-    assert all(math.isnan(sample.count) for sample in (Crowd(tmp_path, CROP, "test")[i] for i in range(2)))
-    shutil.copytree(root / "val", tmp_path / "val", ignore=shutil.ignore_patterns("*.npy"))
-    with pytest.raises(FileNotFoundError, match="preprocess_dataset"):
-        Crowd(tmp_path, CROP, "val")
-    np.save(next(secret.glob("*.jpg")).with_suffix(".npy"), np.zeros((0, 2)))
-    with pytest.raises(FileNotFoundError, match="preprocess_dataset"):  # some have them: the others are lost
-        Crowd(tmp_path, CROP, "test")
+    for split in ("val", "test"):
+        shutil.copytree(root / split, tmp_path / split, ignore=shutil.ignore_patterns("*.npy"))
+    assert all(math.isnan(sample.count) for sample in Crowd(tmp_path, CROP, "test"))
+    refused(lambda: Crowd(tmp_path, CROP, "val"), "preprocess_dataset", error=FileNotFoundError)
+    np.save(tmp_path / "test" / "IMG_0001.npy", np.zeros((0, 2)))  # some have them: the others are lost
+    refused(lambda: Crowd(tmp_path, CROP, "test"), "preprocess_dataset", error=FileNotFoundError)
+
+
+PARAMETERS = dict(stride=8, cut_off=3.0, background_ratio=0.015, scale_ratio=1.0, post_min=1.0, post_max=20.0)
+
+
+@pytest.fixture
+def with_kernels(root):
+    for image in (root / "train").glob("*.jpg"):
+        kernel_path(image).parent.mkdir(exist_ok=True)
+        build_stored_kernel(KernelJob(image, PARAMETERS))
+    return root
+
+
+@pytest.mark.parametrize("loss", ["gst", "bl", "bl+", "dm-count"])
+def test_collate_puts_samples_side_by_side(root, loss):
+    crowd = Crowd(root, CROP, "train", kernel=build_kernel(loss))
+    samples = [crowd[i] for i in range(4)]
+    batch = collate(samples)
+    assert isinstance(batch, Batch) and batch.names == [f"IMG_{i:04}" for i in range(1, 5)]
+    assert batch.images.shape == (4, 3, CROP, CROP) and batch.images.dtype == torch.uint8
+    sizes = [len(sample.points) for sample in samples]
+    assert batch.sizes == batch.counts.tolist() == sizes and batch.indices == [0, 1, 2, 3] and batch.skipped == []
+    assert batch.points.shape == (4, max(sizes), 2) and batch.targets.shape == (4, max(sizes))
+    for i, (sample, size) in enumerate(zip(samples, sizes, strict=True)):
+        assert torch.equal(batch.images[i], sample.image)
+        assert torch.equal(batch.points[i, :size], sample.points) and not batch.points[i, size:].any()
+        assert torch.equal(batch.targets[i, :size], sample.targets) and not batch.targets[i, size:].any()
+    if loss == "dm-count":
+        assert batch.kernel is None and batch.received is None and samples[0].kernel is None
+        return
+    assert_equal(batch.kernel, block_diagonal([sample.kernel for sample in samples]))
+    zero = [0.0] * (loss != "bl")  # what the background ought to receive
+    expected = [[*sample.targets.tolist(), *(zero if size else [0.0])] for sample, size in zip(samples, sizes)]
+    assert batch.received.tolist() == sum(expected, [])
+    empty = collate([samples[1], samples[1]])
+    assert empty.points.shape == (2, 1, 2) and not empty.points.any() and empty.counts.tolist() == [0, 0]
+    assert empty.received.tolist() == [0, 0] and (empty.kernel.data == 1).all()
+    tensors = [part for part in [*batch[:4], *batch.kernel, batch.received]]
+    assert all(type(part) is torch.Tensor and part.layout == torch.strided for part in tensors)
+
+
+def test_a_kernel_that_cannot_be_made_names_the_image(root):
+    def kernel(**_):
+        raise ValueError("scales: -1 in row 3, must be finite and not negative")
+
+    refused(
+        lambda: Crowd(root, CROP, "train", kernel=kernel)[0], root / "train" / "IMG_0001.jpg", "scales: -1 in row 3"
+    )
+
+
+def test_bytes_are_normalised_as_images_were():
+    """(value / 255 - mean) / std, in this order of operations: bit for bit, for each of the 256 values."""
+    values = np.arange(256, dtype=np.uint8)
+    image = np.stack([values, values[::-1], np.roll(values, 7)], axis=1).reshape(16, 16, 3)
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
+    mean, std = (torch.tensor(constant)[:, None, None] for constant in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = pixels.div_(255).sub_(mean).div_(std)
+    planes = to_planes(image)
+    before = planes.clone()
+    assert torch.equal(normalise(planes), expected) and torch.equal(planes, before)
+    assert torch.equal(normalise(torch.stack([planes, planes])), torch.stack([expected, expected]))
+    assert normalise(expected) is expected
+
+
+def test_a_stored_kernel_equals_the_one_computed_online(with_kernels):
+    """Where no point is cut by the crop's border; crops of the whole width, so that all points are inside."""
+    path = with_kernels / "train" / "IMG_0004.jpg"
+    points = read_points(points_path(path))
+    points[:, :2] = np.clip(points[:, :2], 24, 40)  # in the middle of every crop of 64 of a 70 x 90 image
+    points[:, 0] += 10
+    points[:, 2] = 4
+    np.save(points_path(path), points)
+    with h5py.File(gaussians_path(path), "r+") as file:
+        file["params"][:, :2] = points[:, :2]
+    build_stored_kernel(KernelJob(path, PARAMETERS))
+    crowd = Crowd(with_kernels, 64, "train", kernel_parameters=PARAMETERS)
+    for epoch in range(6):
+        crowd.set_epoch(epoch)
+        sample = crowd[3]
+        assert (sample.targets == 1).all() and len(sample.targets) == len(points)
+        stored = sample.kernel.to_dense()
+        online = transport_kernel(sample.points, sample.scales, sample.rotations, 64, **PARAMETERS).to_dense()
+        np.testing.assert_allclose(stored, online, rtol=0, atol=2e-6)
+
+
+def test_rows_of_points_outside_go_and_columns_still_sum_to_one(with_kernels):
+    crowd = Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)
+    fewer = False
+    for epoch in range(8):
+        crowd.set_epoch(epoch)
+        for sample in (crowd[i] for i in range(4)):
+            assert sample.kernel.shape == (len(sample.targets) + 1, 36) and sample.kernel.layout == torch.sparse_csr
+            np.testing.assert_allclose(sample.kernel.to_dense().sum(0), 1, atol=1e-5)
+        fewer |= len(sample.targets) < 30
+    assert fewer
+
+
+def test_a_kernel_of_other_gaussians_or_parameters_is_refused(with_kernels):
+    def is_refused(*parts, error=ValueError, parameters=PARAMETERS):
+        read = lambda: Crowd(with_kernels, CROP, "train", kernel_parameters=parameters)[0]  # noqa: E731
+        refused(read, "IMG_0001_kernel.h5", *parts, "python GS2D/build_kernels.py", error=error)
+
+    is_refused("cut_off 3.0 instead of 2.0", parameters=PARAMETERS | {"cut_off": 2.0})
+    path = with_kernels / "train" / "IMG_0001.jpg"
+    np.save(points_path(path), read_points(points_path(path)) + 0.5)
+    is_refused("other Gaussians")
+    kernel_path(path).write_bytes(kernel_path(path).read_bytes()[:900])
+    is_refused("not a readable kernel")
+    kernel_path(path).unlink()
+    is_refused(error=FileNotFoundError)
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_kernel_of_another_grid_is_refused(with_kernels, more):
+    """Also one that holds the crop: of an image that was smaller, or larger, with the same points."""
+    path = with_kernels / "train" / "IMG_0001.jpg"
+    stored = load_kernel(kernel_path(path))
+    height, width = stored.grid
+    kernel = torch.zeros(stored.kernel.shape[0], height * (width + more)).to_sparse_csr()
+    save_kernel(kernel_path(path), stored._replace(kernel=kernel, grid=(height, width + more)))
+    crowd = Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)
+    sizes = f"grid {(height, width + more)} instead of {(height, width)}"
+    refused(lambda: crowd[0], "IMG_0001_kernel.h5: ", sizes, "run python GS2D/build_kernels.py")
+    build_stored_kernel(KernelJob(path, PARAMETERS))  # the remedy
+    Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)[0]
+
+
+def test_the_short_side_is_that_of_the_rescaled_image(root):
+    data = Crowd(root, CROP, "train")
+    height, width = load_image(data.images[2]).shape[:2]
+    seen = set()
+    for epoch in range(4):
+        data.set_epoch(epoch)
+        seen.add(round(data[2].short_side / min(height, width), 3))
+    assert len(seen) > 1 and all(0.75 <= factor <= 1.25 for factor in seen)
+    given = []
+    data = Crowd(root, CROP, "train", kernel=lambda **arguments: given.append(arguments) or torch.ones(1, 1))
+    assert data[2].short_side == given[0]["short_side"] and given[0]["crop_size"] == CROP
+    assert sorted(given[0]) == ["crop_size", "points", "rotations", "scales", "short_side"]

@@ -5,110 +5,65 @@ import numpy as np
 import pytest
 import torch
 from commands import call, errors
-from own_folders import photo, photos, points, prepare, report, write
-from PIL import Image
+from own_folders import photos, points, prepare, sizes, write
 from training_runs import Tiny
 
 import models
-import preprocess_dataset_points
 from utils.evaluation.sources import find_sources, open_images
 from utils.evaluation.video import is_cut_off
 from utils.images import load_image
 
-KEEP = "export 'CVAT for images 1.1' and take --format cvat, or Label Studio's JSON and --format labelstudio, which keep them"
-
-
-def test_coco_without_one_object(tmp_path):
-    """cvat#1602 #2910 #5831 #7161, label-studio#4475."""
-    folder = photos(tmp_path / "in")
-    images = [{"id": i, "width": 200, "height": 150, "file_name": f"{name}.jpg"} for i, name in enumerate("abc")]
-    path = write(folder / "instances_default.json", {"images": images, "annotations": [], "categories": []})
-    _, _, err = prepare(folder, "coco", code=1)
-    assert err == (
-        f"error: {path}: lists 3 images and no annotation, not one object; the COCO exports of CVAT and Label Studio leave "
-        f"points out: {KEEP}\n"
-    )
-
-
-def test_yolo_without_one_object(tmp_path):
-    """cvat#821 #6609 #7737, label-studio#6366, X-AnyLabeling#202 #922."""
-    folder = photos(tmp_path / "in")
-    for name in ("train/a", "train/b", "val/c"):
-        write(folder / f"{name}.txt", "")
-    for form in ("yolo", "auto"):
-        _, _, err = prepare(folder, form, code=1)
-        assert f"error: {folder}: lists 3 images and no annotation, not one object; the YOLO exports of" in err
-    write(folder / "val" / "c.txt", "0 .5 .5 .1 .1\n")
-    assert {stem: len(found) for stem, found in points(prepare(folder, "yolo")[0]).items()} == {"a": 0, "b": 0, "c": 1}
-
-
-@pytest.mark.parametrize("form, text", [("csv", "x,y\n"), ("xy", "\n"), ("json", "[]"), ("labelme", '{"shapes": []}')])
-def test_any_format_without_one_object(tmp_path, form, text):
-    folder = photos(tmp_path / "in")
-    for name in ("train/a", "train/b", "val/c"):
-        write(folder / f"{name}.{ {'csv': 'csv', 'xy': 'txt'}.get(form, 'json') }", text)
-    _, _, err = prepare(folder, form, code=1)
-    assert err == (
-        f"error: {folder}: lists 3 images and no annotation, not one object; annotate objects, or check --format and how "
-        "the annotations were exported\n"
-    )
+STEMS = ("train/a", "train/b", "val/c")
 
 
 @pytest.mark.parametrize(
-    "form, name, contents, expected",
+    "form, name, text, reason",
     [
-        ("yolo", "{}.txt", "0 0.1 0.9 0.05 0.05\n0 0.8 0.3 0.05 0.05\n", [[15, 180], [120, 60]]),
-        ("csv", "{}.csv", "x,y\n20,180\n100,60\n140,30\n75,190\n", [[20, 180], [100, 60], [140, 30], [75, 190]]),
         (
-            "labelme",
-            "{}.json",
-            '{"shapes": [{"label": "h", "points": [[20, 180]], "shape_type": "point"}], "imageHeight": 200, "imageWidth": 150}',
-            [[20, 180]],
+            "coco",
+            "all.json",
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}',
+            "the COCO exports of CVAT",
         ),
+        ("yolo", "{}.txt", "", "the YOLO exports of CVAT and Label Studio leave points out: export"),
+        ("auto", "{}.txt", "", "the YOLO exports of CVAT and Label Studio leave points out: export"),
+        ("csv", "{}.csv", "x,y\n", "annotate objects, or check --format and how the annotations were exported"),
+        ("xy", "{}.txt", "\n", "annotate objects"),
+        ("json", "{}.json", "[]", "annotate objects"),
+        ("labelme", "{}.json", '{"shapes": []}', "annotate objects"),
     ],
 )
-def test_photographs_of_phones(tmp_path, form, name, contents, expected):
-    """labelme#1529 #232, label-studio#6608, ultralytics#19222: stored 200 x 150, shown and annotated 150 x 200."""
-    folder = photos(tmp_path / "in", orientation=6)
-    for stem in ("train/a", "train/b", "val/c"):
-        write(folder / name.format(stem), contents)
-    out, _, err = prepare(folder, form)
-    np.testing.assert_allclose(points(out)["a"], expected, rtol=1e-5)
-    assert load_image(out / "train/a.jpg").shape == (200, 150, 3)
-    assert report(out)["splits"]["train"]["dropped"] == 0
-    assert err.startswith(
-        "warning: 3 images have an EXIF orientation and are turned upright: a.jpg, b.jpg, c.jpg; their annotations are "
-        "taken as made upright\n"
+def test_annotations_without_one_object(tmp_path, form, name, text, reason):
+    """cvat#1602 #2910 #5831 #7161 #821 #6609 #7737, label-studio#4475 #6366, X-AnyLabeling#202 #922."""
+    folder = photos(tmp_path / "in")
+    for stem in STEMS:
+        write(folder / name.format(stem), text)
+    _, _, err = prepare(folder, form, code=1)
+    place, count = (folder / name, 1) if form == "coco" else (folder, 3)
+    assert err.splitlines()[-1].startswith(
+        f"error: {place}: lists {count} images and no annotation, not one object; {reason}"
     )
+    if form == "yolo":
+        write(folder / "val" / "c.txt", "0 .5 .5 .1 .1\n")
+        assert {stem: len(rows) for stem, rows in points(prepare(folder, "yolo")[0]).items()} == {
+            "a": 0,
+            "b": 0,
+            "c": 1,
+        }
 
 
-def test_labelme_of_a_photograph_turned_by_180_degrees(tmp_path):
-    folder = photos(tmp_path / "in", orientation=3)
-    shape = {"label": "head", "points": [[20, 130]], "shape_type": "point"}
-    for stem in ("train/a", "train/b", "val/c"):
-        write(folder / f"{stem}.json", {"shapes": [shape], "imageHeight": 150, "imageWidth": 200})
-    out, *_ = prepare(folder, "labelme")
-    upright = load_image(folder / "val/c.jpg")[::-1, ::-1]
-    assert points(out)["c"] == [[20, 130]]
-    made = load_image(out / "val/c.jpg").astype(int)
-    assert np.abs(made - upright).mean() < 20 < np.abs(made - upright[::-1, ::-1]).mean()
-
-
-def test_boxes_of_make_sense(tmp_path):
+def test_what_columns_mean_is_printed_once(tmp_path):
     """make-sense#253, VoTT#244: x, y is the upper left corner."""
     folder = photos(tmp_path / "in")
-    rows = [f"head,{x},{y},20,30,{name}.jpg,200,150\n" for name in "abc" for x, y in ((10, 20), (20, 25), (40, 35))]
-    header = "label_name,x,y,width,height,image,image_width,image_height\n"
-    table = write(tmp_path / "labels.csv", header + "".join(rows))
-    out, said, _ = prepare(folder, "csv", "--annotations", table)
-    assert points(out)["c"] == [[20, 35], [30, 40], [50, 50]]
-    assert said.startswith(
-        f"{table}: x, y is the upper left corner of a box, width, height its width and height; its centre is counted; "
-        "label_name is the label; image_width, image_height is the image's size\n"
-    )
+    for stem in STEMS:
+        write(folder / f"{stem}.csv", "label_name,x,y,width,height\nhead,10,20,20,30\ncar,50,60,20,45\n")
+    out, printed, _ = prepare(folder, "csv")
+    assert points(out)["a"] == [[20, 35], [60, 82.5]] and sizes(out, "a") == pytest.approx([600**0.5, 30])
+    line = "columns: x, y, width, height: a box by its upper left corner, width and height; label_name: the label\n"
+    assert printed.count(line) == 1
 
 
-def test_labels_of_via_and_csv(tmp_path):
+def test_labels_are_printed_and_chosen(tmp_path):
     """Mask_RCNN#372 #818 #1337, make-sense#253."""
     folder, entries = photos(tmp_path / "in"), {}
     for name in "abc":
@@ -119,31 +74,50 @@ def test_labels_of_via_and_csv(tmp_path):
         entries[name] = {"filename": f"{name}.jpg", "size": 1, "regions": regions}
     via = write(tmp_path / "via.json", entries)
     rows = "".join(f"{name}.jpg,{x},40,{label}\n" for name in "abc" for x, label in ((30, "head"), (60, "car")))
-    table = write(tmp_path / "labels.csv", f"image,x,y,label\n{rows}")
-    for form, path in (("via", via), ("csv", table)):
-        out, said, _ = prepare(folder, form, "--annotations", path)
-        assert "labels found: 'head' 3, 'car' 3; all are counted, --category chooses" in said
+    for form, path in (("via", via), ("csv", write(tmp_path / "labels.csv", f"image,x,y,label\n{rows}"))):
+        out, printed, _ = prepare(folder, form, "--annotations", path)
+        assert "labels found: 'head' 3, 'car' 3; all are counted, --category chooses" in printed
         assert points(out)["a"] == [[30, 40], [60, 40]]
-        out, said, _ = prepare(folder, form, "--annotations", path, "--category", "head")
-        assert "counted: 'head'" in said and points(out)["a"] == [[30, 40]]
-        assert "labels found: 'head' 3" in prepare(folder, form, "--annotations", path, "--category", "head", "car")[1]
-    for name, other in (("head", "type"), ("car", "kind")):
-        options = ("--annotations", via, "--category", name, "--label-attribute", other)
-        code = 0 if other == "type" else 1
-        assert (
-            "--label-attribute kind: is not there; found: type" in prepare(folder, "via", *options, code=code)[2]
-        ) == code
+        out, printed, _ = prepare(folder, form, "--annotations", path, "--category", "head")
+        assert "counted: 'head'" in printed and points(out)["a"] == [[30, 40]]
+        err = prepare(folder, form, "--annotations", path, "--category", "bus", code=1)[2]
+        assert "--category bus: no object has this label; found: 'head' 3, 'car' 3" in err
+    err = prepare(folder, "via", "--annotations", via, "--label-attribute", "kind", code=1)[2]
+    assert "--label-attribute kind: is not there; found: type" in err
     err = prepare(folder, "coco", "--annotations", via, "--label-attribute", "x", code=1)[2]
-    assert "--label-attribute x: format coco has its labels in one place; drop this option" in err
-
-
-def test_categories_without_any_labels(tmp_path):
-    folder = photos(tmp_path / "in")
+    assert "--label-attribute x: format coco has its labels in one place; drop it" in err
     table = write(tmp_path / "labels.csv", "image,x,y\na.jpg,1,2\nb.jpg,1,2\nc.jpg,1,2\n")
-    assert prepare(folder, "csv", "--annotations", table, "--category", "head", code=1)[2] == (
-        "error: --category head: these annotations give no labels; drop this option, or name with --label-attribute the column "
-        "(csv) or attribute (via) that holds them\n"
+    err = prepare(folder, "csv", "--annotations", table, "--category", "head", code=1)[2]
+    assert (
+        "--category head: these annotations give no labels; drop it, or name with --label-attribute the column" in err
     )
+
+
+@pytest.mark.parametrize(
+    "far, code, line",
+    [
+        (
+            [(10, 390), (20, 300), (30, 200)],
+            1,
+            "9 of 12 points lie outside their image; with x and y exchanged 0 would: write",
+        ),
+        (
+            [(10, 390), (20, 30), (30, 20)],
+            0,
+            "3 of 12 points lie outside their image; with x and y exchanged 0 would: write x",
+        ),
+        (
+            [(1000, 390), (2000, 30), (30, 20)],
+            0,
+            "6 of 12 points lie outside their image; were the images scaled or cut",
+        ),
+    ],
+)
+def test_points_outside_their_images(tmp_path, far, code, line):
+    folder = photos(tmp_path / "in", size=(400, 100))
+    for stem in STEMS:
+        write(folder / f"{stem}.csv", "x,y\n" + "".join(f"{x},{y}\n" for x, y in [*far, (40, 50)]))
+    assert f"{'error' if code else 'warning'}: {folder}: {line}" in prepare(folder, "csv", code=code)[2]
 
 
 def test_folders_of_phone_photographs_to_count(tmp_path):
@@ -154,25 +128,6 @@ def test_folders_of_phone_photographs_to_count(tmp_path):
         f"{tmp_path / 'in'}: skipped 3 of 4 files, neither pictures nor videos; 2 images are of a kind that is not read: "
         ".heic: convert them to JPEG"
     ]
-
-
-def test_the_formats_that_people_have_can_be_named(tmp_path):
-    out, _ = call("preprocess_dataset_points.py", "--help")
-    assert "--format {csv,json,coco,yolo,labelme,via,cvat,labelstudio,xy,pnt,mat,auto}" in out
-    for name in ("cvat", "labelstudio", "xy", "pnt", "mat", "auto"):
-        assert f"\n    {name} " in preprocess_dataset_points.__doc__
-
-
-def test_labelme_shapes_of_other_labels(tmp_path):
-    """labelme#1213 #243, X-AnyLabeling#202."""
-    folder = photos(tmp_path / "in")
-    head = {"label": "head", "points": [[10, 20]], "shape_type": "point"}
-    road = {"label": "road", "points": [[1, 2], [30, 40], [60, 20]], "shape_type": "linestrip"}
-    for stem, shapes in (("train/a", [head, road]), ("train/b", [head]), ("val/c", [head])):
-        write(folder / f"{stem}.json", {"shapes": shapes, "imageHeight": 150, "imageWidth": 200})
-    out, _, err = prepare(folder, "labelme", "--category", "head")
-    assert points(out) == {name: [[10, 20]] for name in "abc"} and not errors(err)
-    assert "a.json: shape 2: is a 'linestrip'" in errors(prepare(folder, "labelme", code=1)[2])[0]
 
 
 def test_labelme_files_named_otherwise_than_their_image(tmp_path):
@@ -253,32 +208,6 @@ def test_images_deeper_than_8_bits_are_never_nearly_black(tmp_path, channels, su
         load_image(path)
 
 
-def test_coordinates_in_parts_of_the_image(tmp_path):
-    folder = photos(tmp_path / "in")
-    for stem in ("train/a", "train/b", "val/c"):
-        write(folder / f"{stem}.csv", "x,y\n0.1,0.2\n0.5,0.9\n")
-    assert prepare(folder, "csv", code=1)[2] == (
-        f"error: {folder}: all 6 points lie within 0..1, on each other; they are parts of the image, it seems: multiply x by "
-        "its width and y by its height\n"
-    )
-
-
-def test_x_and_y_exchanged(tmp_path):
-    folder = photos(tmp_path / "in", size=(400, 100))
-    for stem in ("train/a", "train/b", "val/c"):
-        write(folder / f"{stem}.csv", "x,y\n10,390\n20,300\n30,200\n40,50\n")
-    assert prepare(folder, "csv", code=1)[2] == (
-        f"error: {folder}: 9 of 12 points lie outside their image; with x and y exchanged 0 would: write x, the column, first\n"
-    )
-    for stem in ("train/a", "train/b", "val/c"):  # fewer than half: only said
-        write(folder / f"{stem}.csv", "x,y\n10,390\n20,30\n30,20\n40,50\n")
-    out, _, err = prepare(folder, "csv")
-    assert f"warning: {folder}: 3 of 12 points lie outside their image; with x and y exchanged 0 would: write x" in err
-    for stem in ("train/a", "train/b", "val/c"):
-        write(folder / f"{stem}.csv", "x,y\n1000,390\n2000,30\n30,20\n40,50\n")
-    assert "6 of 12 points lie outside their image; were the images scaled or cut" in prepare(folder, "csv")[2]
-
-
 def test_lists_that_windows_wrote(tmp_path):
     folder = photos(tmp_path / "in", "a.jpg", "b.jpg", "c.jpg")
     for stem in "abc":
@@ -294,7 +223,7 @@ def test_lists_that_windows_wrote(tmp_path):
 
 def test_nothing_done_is_not_called_up_to_date(tmp_path):
     folder = photos(tmp_path / "in")
-    for stem in ("train/a", "train/b", "val/c"):
+    for stem in STEMS:
         write(folder / f"{stem}.csv", "1,2,3,4\n")
     _, said, err = prepare(folder, "csv", code=1)
     assert "up to date" not in said and "no image was prepared: none of 3 has an annotation that can be read" in said
@@ -362,8 +291,3 @@ def test_what_is_no_container_says_nothing_of_its_length(tmp_path):
     ):
         path = write(tmp_path / "clip.mp4", content)
         assert not is_cut_off(path)
-
-
-def test_photo_helper_writes_what_it_says(tmp_path):
-    with Image.open(photo(tmp_path / "a.jpg", 6)) as image:
-        assert image.getexif()[0x0112] == 6 and image.size == (200, 150)

@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import pytest
 from commands import ROOT, call
-from own_folders import of_image, photos, points, prepare, read, write
+from own_folders import of_image, photos, points, prepare, write
 
 from datasets.raw.annotations import read_ucf
 from datasets.raw.point_folders import find_images, read_annotations
@@ -19,6 +19,7 @@ TRUTH = {
     "b": [(30, 100), (90, 50), (170, 40)],
     "c": [(60, 60), (100, 120), (150, 70)],
 }
+ROWS = {name: [[*point] for point in found] for name, found in TRUTH.items()}
 ALL = [point for found in TRUTH.values() for point in found]
 NAMES = ("a.jpg", "b.jpg", "c.jpg")
 
@@ -70,9 +71,7 @@ POLYGONS = {
 }
 
 
-@pytest.mark.parametrize(
-    "row", [*POSES.values(), *POLYGONS.values()], ids=[*POSES, *(f"{n}, closed" for n in POLYGONS)]
-)
+@pytest.mark.parametrize("row", [*POSES.values(), *POLYGONS.values()], ids=[*POSES, *POLYGONS])
 def test_poses_and_polygons_without_a_yaml_file(tmp_path, row):
     for name, truth in TRUTH.items():
         write(tmp_path / f"{name}.txt", "\n".join(row(x, y) for x, y in truth))
@@ -80,23 +79,16 @@ def test_poses_and_polygons_without_a_yaml_file(tmp_path, row):
         close(of_image("yolo", tmp_path / f"{name}.txt"), truth)
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [pose(40, 30, 4), outline(160, 110, 6)],
-        [pose(40, 30, 4), pose(120, 80, 4, (2, 1))],
-        [pose(40, 30, 3), pose(120, 80, 5)],
-        [outline(40, 30, 5) + " 0.9", outline(120, 80, 5) + " 0.8"],
-        ["0 0.2 0.2 0.08 0.1 0.9 0.9 0.3 0.1", "0 0.6 0.5 0.08 0.1 0.1 0.1 0.9 0.2"],
-    ],
-    ids=[
-        "pose and polygon",
-        "with and without visibility",
-        "3 and 5 keypoints",
-        "polygons predicted",
-        "keypoints outside",
-    ],
-)
+UNCLEAR = {
+    "pose and polygon": [pose(40, 30, 4), outline(160, 110, 6)],
+    "with and without visibility": [pose(40, 30, 4), pose(120, 80, 4, (2, 1))],
+    "3 and 5 keypoints": [pose(40, 30, 3), pose(120, 80, 5)],
+    "polygons predicted": [outline(40, 30, 5) + " 0.9", outline(120, 80, 5) + " 0.8"],
+    "keypoints outside": ["0 0.2 0.2 0.08 0.1 0.9 0.9 0.3 0.1", "0 0.6 0.5 0.08 0.1 0.1 0.1 0.9 0.2"],
+}
+
+
+@pytest.mark.parametrize("rows", UNCLEAR.values(), ids=UNCLEAR)
 def test_rows_that_are_not_clear_are_refused(tmp_path, rows):
     path = write(tmp_path / "a.txt", "\n".join(rows))
     with pytest.raises(ValueError, match=r"a.txt: line \d: \d+ values, which may be .* kpt_shape"):
@@ -104,31 +96,17 @@ def test_rows_that_are_not_clear_are_refused(tmp_path, rows):
 
 
 # Columns of ImageJ and others for an object at x, y with a box of 20 x 12 around it; the size is that of the box, if there is one.
-CELLS = {"X": 0, "Y": 1, "XM": 0.04, "YM": 1, "BX": -10, "BY": -6, "Width": 20, "Height": 12, "Area": 190, "%Area": 100}
-CELLS |= {
-    "Slice": 1,
-    "Counter": 0,
-    "Label": "a.png",
-    "x_min": -10,
-    "y_min": -6,
-    "x_max": 10,
-    "y_max": 6,
-    "w": 20,
-    "h": 12,
+CELLS = {
+    **dict.fromkeys(("X", "Centroid X px", "Location_Center_X", "cx"), lambda x, y: x),
+    **dict.fromkeys(("Y", "YM", "Centroid Y px", "Location_Center_Y", "cy"), lambda x, y: y),
+    **dict.fromkeys(("BX", "x_min", "bbox_x", "left"), lambda x, y: x - 10),
+    **dict.fromkeys(("BY", "y_min", "bbox_y", "top"), lambda x, y: y - 6),
+    **dict.fromkeys(("Width", "w", "bbox_w"), lambda x, y: 20),
+    **dict.fromkeys(("Height", "h", "bbox_h"), lambda x, y: 12),
+    **{"x_max": lambda x, y: x + 10, "y_max": lambda x, y: y + 6, "XM": lambda x, y: x + 0.04},
+    **dict.fromkeys(("Area", "%Area", "Slice", "Counter"), lambda x, y: 1),
+    "Label": lambda x, y: "a.png",
 }
-CELLS |= {"Centroid X px": 0, "Centroid Y px": 1, "Location_Center_X": 0, "Location_Center_Y": 1}
-CELLS |= {"bbox_x": -10, "bbox_y": -6, "bbox_w": 20, "bbox_h": 12, "cx": 0, "cy": 1, "left": -10, "top": -6}
-ACROSS = {"X", "XM", "BX", "x_min", "x_max", "Centroid X px", "Location_Center_X", "bbox_x", "cx", "left"}
-DOWN = {"Y", "YM", "BY", "y_min", "y_max", "Centroid Y px", "Location_Center_Y", "bbox_y", "cy", "top"}
-
-
-def cell(name, x, y):
-    value = CELLS[name]
-    return (
-        value
-        if isinstance(value, str)
-        else value - (name in DOWN and value == 1) + x * (name in ACROSS) + y * (name in DOWN)
-    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +132,7 @@ def cell(name, x, y):
 def test_columns_that_belong_together(tmp_path, columns, boxed):
     names = columns.split(",")
     for separator, suffix in ((",", "csv"), ("\t", "tsv")):
-        lines = [[" ", *names], *([i, *(cell(name, x, y) for name in names)] for i, (x, y) in enumerate(ALL, 1))]
+        lines = [[" ", *names], *([i, *(CELLS[name](x, y) for name in names)] for i, (x, y) in enumerate(ALL, 1))]
         path = write(tmp_path / f"a.{suffix}", "\n".join(separator.join(map(str, line)) for line in lines))
         marks = of_image("csv", path)
         close(marks, ALL)
@@ -167,13 +145,6 @@ def test_a_place_that_is_the_corner_of_its_box_and_one_outside(tmp_path):
     write(path, "X,Y,BX,BY,Width,Height\n40,30,30,24,20,12\n120,70,110,74,20,12\n")
     with pytest.raises(ValueError, match=r"line 3: the point \(120, 70\) lies outside of its box; remove the columns"):
         of_image("csv", path)
-
-
-def test_the_size_of_the_image_beside_a_box(tmp_path):
-    path = write(
-        tmp_path / "a.csv", "image,width,height,bbox_x,bbox_y,bbox_width,bbox_height\na.jpg,200,150,30,24,20,12\n"
-    )
-    close(read("csv", path, sizes=lambda name: ((200, 150),) * 2)["a.jpg"].marks, [(40, 30)])
 
 
 @pytest.mark.parametrize(
@@ -205,7 +176,7 @@ def pictures(tmp_path_factory):
     def read(path, form, **options):
         found, problems = read_annotations(form, folder, images, path, **options)
         assert not problems
-        return {image.stem: rows[:, :2] for image, rows in found.items()}
+        return {image.stem: rows[:, :2].tolist() for image, rows in found.items()}
 
     return read
 
@@ -222,23 +193,6 @@ def coco(boxes, name="{}.jpg", label="head"):
     return {"images": images, "annotations": entries, "categories": [{"id": 1, "name": label}]}
 
 
-def via(shape):
-    entries = {
-        name: [{"shape_attributes": shape(x, y), "region_attributes": {}} for x, y in found]
-        for name, found in TRUTH.items()
-    }
-    return {name: {"filename": f"{name}.jpg", "regions": regions} for name, regions in entries.items()}
-
-
-def labelstudio(value):
-    def task(name):
-        size = {"original_width": 200, "original_height": 150, "type": "rectangle"}
-        results = [{**size, "id": f"{x}", "value": value(x, y)} for x, y in TRUTH[name]]
-        return {"data": {"image": f"{name}.jpg"}, "annotations": [{"result": results}]}
-
-    return [task(name) for name in TRUTH]
-
-
 def rows_for_all(line, header):
     return header + "".join(f"{name}.jpg,{line(x, y)}\n" for name, found in TRUTH.items() for x, y in found)
 
@@ -253,25 +207,8 @@ def in_parts(x, y, scale=1.0):
 
 CORNERS = {
     "COCO": ("coco", "a.json", coco(four)),
-    "COCO in halves": ("coco", "a.json", coco(lambda x, y: [value + 0.5 for value in four(x, y)])),
     "csv": ("csv", "a.csv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "image,x,y,width,height\n")),
-    "left": ("csv", "a.csv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "image,left,top,width,height\n")),
-    "bbox": (
-        "csv",
-        "a.tsv",
-        rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "image,bbox_x,bbox_y,bbox_w,bbox_h\n"),
-    ),
-    "BX": ("csv", "a.csv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "Label,BX,BY,Width,Height\n")),
-    "VIA": (
-        "via",
-        "a.json",
-        via(lambda x, y: {"name": "rect", **dict(zip(("x", "y", "width", "height"), four(x, y)))}),
-    ),
-    "Label Studio": (
-        "labelstudio",
-        "a.json",
-        labelstudio(lambda x, y: dict(zip(("x", "y", "width", "height"), in_parts(x, y, 100), strict=True))),
-    ),
+    "ImageJ": ("csv", "a.csv", rows_for_all(lambda x, y: "%d,%d,%d,%d" % four(x, y), "Label,BX,BY,Width,Height\n")),
     "YOLO": ("yolo", ".txt", lambda x, y: "0 %f %f %f %f" % in_parts(x, y)),
     "csv of one image": ("csv", ".csv", lambda x, y: "%d,%d,%d,%d" % four(x, y)),
 }
@@ -282,7 +219,7 @@ def test_corners_in_place_of_sizes(tmp_path, pictures, form, name, contents):
     if callable(contents):
         path = per_image(tmp_path, name, contents, "x,y,w,h\n" if form == "csv" else "")
     else:
-        path = write(tmp_path / name, contents.replace(",", "\t") if name.endswith("tsv") else contents)
+        path = write(tmp_path / name, contents)
     with pytest.raises(ValueError, match=r"of 9 boxes leave their image, .* but the right and bottom corner; write"):
         pictures(path, form)
 
@@ -290,27 +227,14 @@ def test_corners_in_place_of_sizes(tmp_path, pictures, form, name, contents):
 @pytest.mark.parametrize("side", [1, 12, 60, 160])
 def test_sizes_are_no_corners(tmp_path, pictures, side):
     """Also boxes that leave their image, as tools write those of people at its border."""
-    found = pictures(write(tmp_path / "a.json", coco(lambda x, y: [x - side / 2, y - side / 2, side, side])), "coco")
-    assert {name: rows.tolist() for name, rows in found.items()} == {
-        n: [[*p] for p in found] for n, found in TRUTH.items()
-    }
+    path = write(tmp_path / "a.json", coco(lambda x, y: [x - side / 2, y - side / 2, side, side]))
+    assert pictures(path, "coco") == ROWS
 
 
-UNITS = {
-    "0.325 microns": (0.325, 0.325),
-    "0.5 microns": (0.5, 0.5),
-    "percent": (0.5, 100 / 150),
-    "enlarged to twice": (0.5, 0.5),
-    "enlarged to three times": (1 / 3, 1 / 3),
-    "enlarged by a half": (1 / 1.5, 1 / 1.5),
-    "millimetres": (0.1, 0.1),
-    "inches": (1 / 72, 1 / 72),
-    "two units": (0.2, 0.5),
-    "across alone": (0.1, 1),
-}
-
-
-@pytest.mark.parametrize("across, down", UNITS.values(), ids=UNITS)
+@pytest.mark.parametrize(
+    "across, down",
+    [(0.325, 0.325), (0.5, 100 / 150), (1 / 3, 1 / 3), (1 / 1.5, 1 / 1.5), (1 / 72, 1 / 72), (0.2, 0.5), (0.1, 1)],
+)
 def test_points_in_another_unit(tmp_path, pictures, capsys, across, down):
     path = write(tmp_path / "a.csv", rows_for_all(lambda x, y: f"{x * across},{y * down}", "image,x,y\n"))
     pictures(path, "csv")
@@ -318,7 +242,7 @@ def test_points_in_another_unit(tmp_path, pictures, capsys, across, down):
     assert "warning: " in line and "no point lies beyond" in line and "enlarged?" in line
 
 
-@pytest.mark.parametrize("across, down", [(2, 2), (3, 3), (1, 3), (4, 1), (10, 10), (96 / 25.4, 96 / 25.4)])
+@pytest.mark.parametrize("across, down", [(2, 2), (1, 3), (4, 1), (96 / 25.4, 96 / 25.4)])
 def test_most_points_outside_of_their_images(tmp_path, pictures, across, down):
     path = write(tmp_path / "a.csv", rows_for_all(lambda x, y: f"{x * across},{y * down}", "image,x,y\n"))
     with pytest.raises(ValueError, match="of 9 points lie outside their image; were the images scaled or cut"):
@@ -340,22 +264,18 @@ def test_real_points_are_in_no_one_part(capsys):
     assert capsys.readouterr().err == ""
 
 
-LETTERS = ["tête", "Kőszeg", "naïve Å", "Đàn bò", "ガ", "한국"]
-
-
-@pytest.mark.parametrize("written, given", itertools.permutations(["NFC", "NFD"], 2))
-@pytest.mark.parametrize("label", LETTERS)
+@pytest.mark.parametrize("written, given", [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("label", ["tête", "Đàn bò", "ガ"])
 def test_labels_of_two_unicode_forms(tmp_path, pictures, label, written, given):
     category = (unicodedata.normalize(given, label),)
     label = unicodedata.normalize(written, label)
     head = write(tmp_path / "a.json", coco(lambda x, y: [x - 6, y - 6, 12, 12], label=label))
     table = write(tmp_path / "a.csv", rows_for_all(lambda x, y: f"{label},{x},{y}", f"image,{label},x,y\n"))
     for path, form, attribute in ((head, "coco", None), (table, "csv", category[0])):
-        found = pictures(path, form, categories=category, attribute=attribute)
-        assert {name: rows.tolist() for name, rows in found.items()} == {n: [[*p] for p in f] for n, f in TRUTH.items()}
+        assert pictures(path, form, categories=category, attribute=attribute) == ROWS
 
 
-@pytest.mark.parametrize("written, given", itertools.permutations(["NFC", "NFD"], 2))
+@pytest.mark.parametrize("written, given", [("NFC", "NFD"), ("NFD", "NFC")])
 def test_names_of_two_unicode_forms(tmp_path, written, given):
     """In tables, in the name of a file beside the image, in folders and in lists."""
     names = {name: unicodedata.normalize(written, f"été/{name}é.jpg") for name in TRUTH}
@@ -371,7 +291,7 @@ def test_names_of_two_unicode_forms(tmp_path, written, given):
         for form in ("csv", "auto"):
             options = ("--annotations", path, "--train-list", lists[0], "--val-list", lists[1])
             out, *_ = prepare(folder, form, *options)
-            assert [rows for rows in points(out).values()] == [[[*p] for p in TRUTH[name]] for name in "ab"]
+            assert list(points(out).values()) == [ROWS[name] for name in "ab"]
 
 
 def test_long_names_can_be_fitted_or_are_refused(tmp_path):
@@ -392,42 +312,26 @@ def triangle(x, y, side=14):
     return f"0 {x / 200} {y / 150} {(x + side) / 200} {(y - side) / 150} {(x - side) / 200} {(y + side) / 150}"
 
 
-@pytest.mark.parametrize(
-    "row, many",
-    [
-        (triangle, True),
-        (lambda x, y: pose(x, y, 1), True),
-        (lambda x, y: pose(x, y, 0, more=[0.83]), False),
-        (lambda x, y: pose(x, y, 0, more=[x]), False),
-        (lambda x, y: pose(x, y, 0, more=[0.83, 1]), False),
-        (lambda x, y: pose(x, y, 4, (0.9, 0.4), [0.83, x]), False),
-    ],
-    ids=[
-        "triangles in the middle",
-        "one keypoint each in the middle",
-        "confidence",
-        "track",
-        "confidence and track",
-        "pose, confidences, track",
-    ],
-)
+MIDDLE = {
+    "triangles": (triangle, True),
+    "one keypoint each": (lambda x, y: pose(x, y, 1), True),
+    "confidence": (lambda x, y: pose(x, y, 0, more=[0.83]), False),
+    "track": (lambda x, y: pose(x, y, 0, more=[x]), False),
+    "confidence and track": (lambda x, y: pose(x, y, 0, more=[0.83, 1]), False),
+    "pose, confidences, track": (lambda x, y: pose(x, y, 4, (0.9, 0.4), [0.83, x]), False),
+}
+
+
+@pytest.mark.parametrize("row, many", MIDDLE.values(), ids=MIDDLE)
 def test_rows_of_yolo_in_the_middle_and_with_what_a_prediction_adds(tmp_path, row, many):
     spots = [(x, y) for x in range(70, 131, 12) for y in range(55, 96, 13)] if many else ALL
-    path = write(tmp_path / "a.txt", "\n".join(row(x, y) for x, y in spots))
-    close(of_image("yolo", path), spots)
+    close(of_image("yolo", write(tmp_path / "a.txt", "\n".join(row(x, y) for x, y in spots))), spots)
 
 
 def coco_of(images, boxes):
     """COCO of {name: [(x, y), ...]} with what ``boxes`` makes of name, x, y."""
     entries = [{"image_id": name, "bbox": boxes(name, *point)} for name, found in images.items() for point in found]
     return {"images": [{"id": name, "file_name": f"{name}.jpg"} for name in images], "annotations": entries}
-
-
-@pytest.mark.parametrize("some", ["a", "ab", "c"])
-def test_corners_in_some_of_the_images(tmp_path, pictures, some):
-    boxes = coco_of(TRUTH, lambda name, x, y: four(x, y) if name in some else (x - 10, y - 6, 20, 12))
-    with pytest.raises(ValueError, match="but the right and bottom corner; write"):
-        pictures(write(tmp_path / "a.json", boxes), "coco")
 
 
 def test_corners_that_would_fit_as_sizes(tmp_path, pictures, capsys):

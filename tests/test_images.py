@@ -1,32 +1,20 @@
-"""Reading image files of all kinds, and of none."""
+"""Reading image files of all kinds, and of none; parts of JPEGs are the pixels of the whole image, whatever is asked for."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
-from utils.images import MAX_PIXELS, load_image, save_jpeg
+from utils.images import MAX_PIXELS, PiecewiseImage, load_image, open_image, save_jpeg
+from utils.jpeg import Pieces, restart_interval
 
 TREES = Path(__file__).resolve().parents[1] / "examples" / "trees"
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
-def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
-    path = tmp_path / ("a.jpg" if mode in ("L", "CMYK") else "a.png")
-    Image.fromarray(np.full((20, 30, 3), 255, np.uint8)).convert(mode).save(path)
-    image = load_image(path)
-    assert image.shape == (20, 30, 3) and image.dtype == np.uint8 and image.min() >= 254
-
-
-def test_the_orientation_of_the_camera_is_not_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees for display
-    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
-    assert Image.open(tmp_path / "a.jpg").getexif()[0x0112] == 6
-    assert load_image(tmp_path / "a.jpg").shape == (20, 30, 3)
+assert_same = np.testing.assert_array_equal
 
 
 def png_header(width, height):
@@ -35,37 +23,42 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
+def written(image, form="JPEG", **options):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, form, **options)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
-    "name, cause", [("empty", ""), ("cut", "truncated"), ("text", ""), ("bomb", "30000 x 30000"), ("deep", "8 bits")]
+    "content, cause",
+    [
+        (b"", ""),
+        ((TREES / "Test" / "img_0051.jpg").read_bytes()[:60_000], "truncated"),
+        (b"<html>404</html>", ""),
+        (png_header(30_000, 30_000), "30000 x 30000"),
+        (png_header(14_000, 13_000), "cut off"),  # Pillow alone refuses more than 179 megapixels
+        (written(np.full((20, 30), 40_000, np.uint16), "PNG"), "8 bits"),
+    ],
+    ids=["empty", "cut", "text", "bomb", "large photograph", "deep"],
 )
-def test_unreadable_images_are_one_line(tmp_path, name, cause):
-    path = tmp_path / f"{name}.png"
-    if name == "cut":
-        path.write_bytes((TREES / "Test" / "img_0051.jpg").read_bytes()[:60_000])
-    elif name == "deep":
-        Image.fromarray(np.full((20, 30), 40_000, np.uint16)).save(path)
-    else:
-        path.write_bytes({"empty": b"", "text": b"<html>404</html>", "bomb": png_header(30_000, 30_000)}[name])
-    with pytest.raises(ValueError) as caught:
-        load_image(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ") and "\n" not in message and ";" in message
-    assert cause in message
-
-
-def test_large_photographs_are_not_taken_for_an_attack(tmp_path):
-    """Pillow alone refuses more than 179 megapixels; here the missing data are what is wrong."""
+def test_unreadable_images_are_one_line(tmp_path, content, cause):
     assert 14_000 * 13_000 < MAX_PIXELS
-    (tmp_path / "a.png").write_bytes(png_header(14_000, 13_000))
-    with pytest.raises(ValueError, match="cut off"):
-        load_image(tmp_path / "a.png")
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    for read in (load_image, open_image):
+        with pytest.raises(ValueError) as caught:
+            read(path)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: cannot read this image") and "\n" not in message and ";" in message
+        assert cause in message
 
 
 def test_missing_file_and_folder(tmp_path):
     for path in (tmp_path / "none.jpg", tmp_path):
-        with pytest.raises(OSError) as caught:
-            load_image(path)
-        assert caught.value.filename == str(path)
+        for read in (load_image, open_image):
+            with pytest.raises(OSError) as caught:
+                read(path)
+            assert caught.value.filename == str(path)
 
 
 def test_a_jpeg_appears_whole_or_not_at_all(tmp_path):
@@ -74,3 +67,127 @@ def test_a_jpeg_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match=r"a.jpg: cannot write"):
         save_jpeg(np.zeros((70_000, 8, 3), np.uint8), tmp_path / "a.jpg", 75)
     assert (tmp_path / "a.jpg").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def noise(height, width, seed=0):
+    """Noise in blocks of 5 pixels, so that color changes everywhere and does so smoothly."""
+    small = np.random.default_rng(seed).integers(0, 256, (height // 5 + 1, width // 5 + 1, 3), np.uint8)
+    return np.array(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture
+def jpeg(tmp_path):
+    save_jpeg(noise(150, 400), tmp_path / "a.jpg", 90)
+    return tmp_path / "a.jpg"
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (16, 16), (17, 129), (130, 61 * 16 + 3), (97, 15 * 16)])
+@pytest.mark.parametrize("quality", [75, 95])
+def test_every_part_equals_that_of_the_whole_image(tmp_path, height, width, quality):
+    path, random = tmp_path / "a.jpg", np.random.default_rng(height)
+    save_jpeg(noise(height, width), path, quality)
+    whole, pieces = load_image(path), open_image(path)
+    assert isinstance(pieces, PiecewiseImage) and pieces.shape == whole.shape
+    assert_same(pieces[:, :], whole)
+    for _ in range(60):
+        top, left = random.integers(0, (height, width))
+        bottom, right = random.integers((top, left), (height, width)) + 1
+        assert_same(pieces[top:bottom, left:right], whole[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_however_coarse_the_color_is(subsampling):
+    data = written(noise(60, 400), subsampling=subsampling, restart_marker_blocks=5, quality=90)
+    whole, pieces = np.array(Image.open(io.BytesIO(data))), Pieces(data)
+    for left in range(0, 390):  # also the pixels on either side of each border
+        assert_same(pieces[20:41, left : left + 9], whole[20:41, left : left + 9])
+
+
+def test_only_what_is_asked_for_is_decoded(tmp_path, monkeypatch):
+    save_jpeg(noise(640, 1024), tmp_path / "a.jpg", 90)
+    given, decode = [], simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda data, *a, **k: given.append(data) or decode(data, *a, **k))
+    assert open_image(tmp_path / "a.jpg")[320:352, 512:640].shape == (32, 128, 3)
+    assert Image.open(io.BytesIO(given[0])).size == (3 * 128, 4 * 16)  # pixels next to it: color crosses borders
+    assert len(given[0]) < (tmp_path / "a.jpg").stat().st_size / 15
+
+
+def test_a_piece_that_cannot_be_decoded_is_left_to_who_decodes_it_all(jpeg):
+    data = bytearray(jpeg.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 60] = bytes(60)
+    jpeg.write_bytes(data)
+    assert isinstance(open_image(jpeg), PiecewiseImage)
+    assert_same(open_image(jpeg)[:, :], load_image(jpeg))
+
+
+@pytest.mark.parametrize("width", [*range(1, 700, 13), 1024, 2048, 61 * 16])
+def test_markers_divide_a_row_of_blocks(width):
+    columns, interval = -(-width // 16), restart_interval(width)
+    assert columns % interval == 0 and interval >= min(8, columns)
+    assert not any(columns % fewer == 0 for fewer in range(8, interval))
+
+
+def test_pixels_are_those_without_markers(jpeg):
+    plain = written(noise(150, 400), quality=90)
+    assert_same(load_image(jpeg), np.array(Image.open(io.BytesIO(plain))))
+    assert jpeg.stat().st_size < 1.02 * len(plain)
+
+
+@pytest.mark.parametrize(
+    "mode, form, options",
+    [
+        ("RGB", "JPEG", {}),
+        ("RGB", "JPEG", {"progressive": True, "restart_marker_blocks": 8}),
+        ("RGB", "JPEG", {"restart_marker_blocks": 3}),  # which does not divide the 16 blocks of a row
+        ("RGB", "JPEG", {"restart_marker_rows": 2}),
+        ("L", "JPEG", {"restart_marker_blocks": 8}),
+        ("CMYK", "JPEG", {"restart_marker_blocks": 8}),
+        ("RGB", "PNG", {}),
+    ],
+    ids=str,
+)
+def test_other_images_are_read_whole(tmp_path, mode, form, options):
+    Image.fromarray(noise(100, 256)).convert(mode).save(tmp_path / "a.jpg", form, **options)
+    image = open_image(tmp_path / "a.jpg")
+    assert isinstance(image, np.ndarray)
+    assert_same(image, load_image(tmp_path / "a.jpg"))
+
+
+def test_damaged_files_are_refused_in_the_words_of_whole_ones(jpeg):
+    data, raised, random = jpeg.read_bytes(), 0, np.random.default_rng(5)
+    for _ in range(300):
+        damaged = bytearray(data)
+        for at in random.integers(0, len(data), random.integers(1, 4)):
+            damaged[at] = random.integers(0, 256)
+        jpeg.write_bytes(damaged[: random.integers(1, len(data))] if random.random() < 0.3 else damaged)
+        try:
+            assert open_image(jpeg)[20:90, 100:350].shape[2] == 3
+        except (ValueError, OSError) as error:
+            raised += 1
+            assert str(error).startswith(f"{jpeg}: cannot read this image") and "\n" not in str(error)
+    assert raised > 50
+
+
+def test_what_is_no_rectangle_is_what_numpy_makes_of_it(jpeg):
+    image, whole = open_image(str(jpeg)), load_image(jpeg)
+    for part in (np.s_[200:50, 0:10], np.s_[0:20:2, 3:90], np.s_[::-1, :], np.s_[-30:, -50:-10], np.s_[:1000, 390:500]):
+        assert_same(image[part], whole[part])
+
+
+def test_a_header_that_others_skip_is_not_believed():
+    data, hidden = (written(noise(*size), restart_marker_blocks=8) for size in ((64, 128), (32, 256)))
+    frame = hidden[hidden.index(b"\xff\xc0") :][:19]
+    filled = data[:2] + b"\xff\xff\xe1" + (len(frame) + 2).to_bytes(2, "big") + frame + data[2:]
+    assert np.array(Image.open(io.BytesIO(filled))).shape == (64, 128, 3)
+    with pytest.raises(ValueError, match="no sequential"):
+        Pieces(filled)
+
+
+def test_no_memory_for_pieces_is_said_as_of_whole_images(jpeg, monkeypatch):
+    def none_left(*_, **__):
+        raise MemoryError
+
+    image = open_image(jpeg)
+    monkeypatch.setattr("simplejpeg.decode_jpeg", none_left)
+    with pytest.raises(ValueError, match=r"a\.jpg: cannot read this image \(not enough memory"):
+        image[0:20, 0:20]

@@ -13,6 +13,7 @@ from losses import KERNELS, LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
 from losses.bayesian import posterior
 from losses.transport import TransportedMassLoss
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 VARIANTS = [
     ("gst", {}),
     ("bl", {}),
@@ -28,7 +29,7 @@ VARIANTS = [
 every_loss = pytest.mark.parametrize(
     "name, options", VARIANTS, ids=["-".join([name, *map(str, options.values())]) for name, options in VARIANTS]
 )
-BAD = pytest.mark.parametrize("count", [0, 1, 5, 60])
+with_and_without_points = pytest.mark.parametrize("count", [0, 5])
 
 
 def annotations(count, size=128, seed=0, low=-0.1, high=1.1):
@@ -47,12 +48,14 @@ def random_density(*shape, seed=0, total=None, dtype=torch.float32):
 
 
 @every_loss
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 60, 3000])
+@pytest.mark.parametrize("count", [0, 1, 3, 60, 3000])
 def test_scalar_and_gradient_are_finite(name, options, count):
     density = random_density(1, 1, 8, 10, total=50)
     value, gradient = loss_and_gradient(loss_on_crops(name, **options), density, [annotations(count, 80)])
     assert value.shape == () and value.dtype == torch.float32 and value.isfinite()
     assert gradient.shape == (1, 1, 8, 10) and gradient.isfinite().all() and gradient.any()
+    one_cell = loss_and_gradient(loss_on_crops(name, **options), torch.full((1, 1, 1, 1), 2.0), [annotations(count, 8)])
+    assert all(part.isfinite().all() for part in one_cell)
 
 
 @every_loss
@@ -69,27 +72,22 @@ def test_same_bits_twice_and_inputs_unchanged(name, options):
 
 
 @every_loss
-def test_order_of_the_points_does_not_matter(name, options):
-    crop, density = annotations(40), random_density(1, 1, 16, 16, total=30)
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    expected = loss_and_gradient(loss_on_crops(name, **options), density, [crop])
-    shuffled = Crop(*(column[order] for column in crop))
-    value, gradient = loss_and_gradient(loss_on_crops(name, **options), density, [shuffled])
-    torch.testing.assert_close(value, expected[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(gradient, expected[1], rtol=1e-3, atol=1e-4)
-
-
-@every_loss
-def test_flipped_left_to_right(name, options):
-    if options.get("offset"):
+@pytest.mark.parametrize("change", ["order", "flip"])
+def test_neither_the_order_of_the_points_nor_left_and_right_matter(name, options, change):
+    if options.get("offset") and change == "flip":
         pytest.skip("the released grid is no mirror image of itself")
     crop, density = annotations(40), random_density(1, 1, 16, 16, total=30)
-    points = crop.points * torch.tensor([-1.0, 1]) + torch.tensor([128.0, 0])
-    mirrored = crop._replace(points=points, rotations=-crop.rotations)
-    expected = loss_and_gradient(loss_on_crops(name, **options), density, [crop])
-    value, gradient = loss_and_gradient(loss_on_crops(name, **options), density.flip(3), [mirrored])
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    mirrored = crop.points * torch.tensor([-1.0, 1]) + torch.tensor([128.0, 0])
+    if change == "order":
+        other, turn = Crop(*(column[order] for column in crop)), torch.clone
+    else:
+        other, turn = crop._replace(points=mirrored, rotations=-crop.rotations), lambda cells: cells.flip(3)
+    loss = loss_on_crops(name, **options)
+    expected = loss_and_gradient(loss, density, [crop])
+    value, gradient = loss_and_gradient(loss, turn(density), [other])
     torch.testing.assert_close(value, expected[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(gradient.flip(3), expected[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(turn(gradient), expected[1], rtol=1e-3, atol=1e-4)
 
 
 @every_loss
@@ -107,13 +105,15 @@ def test_moved_by_whole_cells(name, options):
 
 
 @every_loss
-@pytest.mark.parametrize("parts", [(1, 1, 1, 1), (2, 2), (3, 1), (1, 3)], ids=str)
+@pytest.mark.parametrize("parts", [(1, 1, 1, 1), (3, 1)], ids=str)
 def test_a_step_does_not_depend_on_how_its_crops_are_divided(name, options, parts):
     """Among accumulated batches or processes: the mean of the parts, weighed by their sizes, is the whole."""
     crops = [annotations(count, 96, seed) for seed, count in enumerate([30, 0, 1, 12])]
     density = random_density(4, 1, 12, 12, total=60)
     loss = loss_on_crops(name, **options)
     value, gradient = loss_and_gradient(loss, density, crops)
+    _, weighed = loss_and_gradient(lambda *given: loss(*given) * 0.25, density, crops)  # as float16's scale does
+    torch.testing.assert_close(weighed, gradient / 4, rtol=1e-6, atol=0)
     values, gradients, first = [], [], 0
     for size in parts:
         part = slice(first, first := first + size)
@@ -124,16 +124,6 @@ def test_a_step_does_not_depend_on_how_its_crops_are_divided(name, options, part
     assert all(slope.abs().max() > 1e-3 * largest for slope in gradients)
     torch.testing.assert_close(torch.cat(gradients), gradient, rtol=0, atol=1e-5 * largest)
     torch.testing.assert_close(sum(values), value, rtol=1e-5, atol=1e-5)
-
-
-@every_loss
-def test_a_weight_on_the_loss_is_one_on_its_gradient(name, options):
-    """As the parts of a step, and float16's scale, are weighed."""
-    crops, density = [annotations(count, 96, seed) for seed, count in enumerate([30, 12])], random_density(2, 1, 12, 12)
-    loss = loss_on_crops(name, **options)
-    _, gradient = loss_and_gradient(loss, density, crops)
-    _, weighed = loss_and_gradient(lambda *given: loss(*given) * 0.25, density, crops)
-    torch.testing.assert_close(weighed, gradient / 4, rtol=1e-6, atol=0)
 
 
 @every_loss
@@ -176,7 +166,7 @@ def test_half_precision_is_computed_in_float32(name, options):
 
 
 @every_loss
-@BAD
+@with_and_without_points
 def test_zero_density(name, options, count):
     crops = [annotations(count, low=0.1, high=0.9)]
     value, gradient = loss_and_gradient(loss_on_crops(name, **options), torch.zeros(1, 1, 16, 16), crops)
@@ -185,7 +175,7 @@ def test_zero_density(name, options, count):
 
 
 @every_loss
-@BAD
+@with_and_without_points
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_a_density_that_is_not_finite_makes_the_loss_not_finite(name, options, count, bad, everywhere):
@@ -200,14 +190,14 @@ def test_sizes_that_do_not_fit(name, options):
     loss, density = build_loss(name, **({} if name in KERNELS else options)), random_density(1, 1, 16, 16)
     batch = batch_of([annotations(5)], (128, 128), build_kernel(name, **options))
     cases = [
-        (density[0], "density: "),
-        (density[0, 0, 0], "density: "),
-        (density.expand(1, 3, 16, 16), "density: "),
-        (density[:, :, :0], "density: "),
-        (density.expand(2, 1, 16, 16), "density.*2.* 1 samples|density.* 512 cells.* 256 columns"),
+        density[0],
+        density[0, 0, 0],
+        density.expand(1, 3, 16, 16),
+        density[:, :, :0],
+        density.expand(2, 1, 16, 16),
     ]
-    for given, message in cases:
-        with pytest.raises(ValueError, match=message) as caught:
+    for given in cases:
+        with pytest.raises(ValueError, match="^density") as caught:
             loss(given, batch)
         assert "\n" not in str(caught.value)
 
@@ -229,20 +219,6 @@ def test_kernels_that_do_not_fit(name):
     for points, message in ((torch.zeros(5, 3), "shape"), (torch.full((5, 2), math.inf), "inf in row 0")):
         with pytest.raises(ValueError, match=f"^(points|means): {message}"):
             batch_of([crop._replace(points=points)], (128, 128), make)
-
-
-@every_loss
-def test_gradients_stay_switched_off(name, options):
-    with torch.no_grad():
-        value = loss_on_crops(name, **options)(random_density(1, 1, 8, 8), [annotations(5, 64)])
-        assert not torch.is_grad_enabled() and not value.requires_grad
-
-
-@every_loss
-def test_one_cell(name, options):
-    crops = [crop_at([[4.0, 4.0]])]
-    value, gradient = loss_and_gradient(loss_on_crops(name, **options), torch.full((1, 1, 1, 1), 2.0), crops)
-    assert value.isfinite() and gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - NEEDS_GAUSSIANS))
@@ -280,25 +256,36 @@ def test_gradient_is_that_of_the_dense_kernel_in_float64(name, count):
 def test_the_product_does_not_depend_on_the_library(monkeypatch):
     """MKL's and the one of other machines and GPUs, which add in another order."""
     crops, density = [annotations(40), annotations(0), annotations(7, seed=1)], random_density(3, 1, 16, 16, total=60)
-    loss, found = loss_on_crops("gst"), []
-    monkeypatch.setattr(torch, "mv", lambda *given, original=torch.mv: found.append(given) or original(*given))
-    expected = loss_and_gradient(loss, density, crops)
-    assert len(found) == (2 if torch.backends.mkl.is_available() else 0)
+    expected = loss_and_gradient(loss_on_crops("gst"), density, crops)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    value, gradient = loss_and_gradient(loss, density, crops)
-    assert len(found) <= 2
+    value, gradient = loss_and_gradient(loss_on_crops("gst"), density, crops)
     torch.testing.assert_close(value, expected[0], rtol=1e-5, atol=0)
     torch.testing.assert_close(gradient, expected[1], rtol=0, atol=1e-5 * float(expected[1].abs().max()))
 
 
-def test_unknown_name():
-    with pytest.raises(ValueError, match="loss: 'l1', must be one of gst, bl, bl\\+, dm-count, gloss, mse"):
-        build_loss("l1")
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_count_term_in_closed_form(name):
+    crops = [annotations(5), annotations(0), annotations(9, seed=1)]
+    density = random_density(3, 1, 16, 16, total=20)
+    batch = batch_of(crops, (128, 128), build_kernel(name))
+    (plain, gradient), (value, both) = (
+        loss_and_gradient(build_loss(name, count_weight=weight), density, batch) for weight in (0.0, 0.5)
+    )
+    excess = density.sum(dim=(1, 2, 3)) - batch.targets.sum(dim=1)
+    assert float(value - plain) == pytest.approx(0.5 * float(excess.abs().mean()), rel=1e-4)
+    assert torch.allclose(both - gradient, (0.5 * excess.sign() / 3)[:, None, None, None].expand_as(both), atol=1e-5)
 
 
-@pytest.mark.parametrize("name, option", [("bl", {"background": "x"}), ("gloss", {"cost": "x"})])
-def test_unknown_choice(name, option):
-    with pytest.raises(ValueError, match="'x', must be"):
+@pytest.mark.parametrize(
+    "name, option, message",
+    [
+        ("l1", {}, "loss: 'l1', must be one of gst, bl, bl\\+, dm-count, gloss, mse"),
+        ("bl", {"background": "x"}, "'x', must be"),
+        ("gloss", {"cost": "x"}, "'x', must be"),
+    ],
+)
+def test_what_there_is_not(name, option, message):
+    with pytest.raises(ValueError, match=message):
         loss_on_crops(name, **option)(random_density(1, 1, 8, 8), [annotations(3)])
 
 
@@ -310,15 +297,7 @@ def test_gst_is_the_loss_of_its_kernels():
     assert (loss_on_crops("gst")(density, [crop]) - expected).abs() > 1e-3
 
 
-def test_only_losses_that_transport_have_kernels():
-    assert [name for name in LOSSES if build_kernel(name)] == ["gst", "bl", "bl+"]
-
-
-RECIPES = [
-    path
-    for path in sorted((Path(__file__).parents[1] / "configs").glob("*_*.yml"))
-    if path.stem.split("_")[0] in LOSSES
-]
+RECIPES = [path for path in sorted(CONFIGS.glob("*_*.yml")) if path.stem.split("_")[0] in LOSSES]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -9,7 +9,6 @@ from loss_batches import crop_at, loss_and_gradient, loss_on_crops
 
 from GS2D import native
 from GS2D.kernel import compress
-from losses import bayesian
 from losses.bayesian import bayesian_kernel, posterior
 from losses.regression import clipped_neighbour_distance, target_density
 
@@ -53,7 +52,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("count", [1, 2, 30])
+@pytest.mark.parametrize("count", [1, 30])
 def test_bayesian_loss_against_its_closed_form(form, count, backend):
     options, squared_background = FORMS[form]
     points, targets, density = random_case(count, seed=count)
@@ -73,7 +72,7 @@ def test_sigma_and_short_side_of_the_image(backend):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("count", [1, 2, 30, 300])
+@pytest.mark.parametrize("count", [0, 2, 300])
 def test_bayesian_kernel_is_the_posterior_made_sparse(form, count, backend):
     """Of points that occur twice too, and of one far away."""
     options, _ = FORMS[form]
@@ -90,23 +89,6 @@ def test_bayesian_kernel_is_the_posterior_made_sparse(form, count, backend):
     expected = posterior(points.double(), GRID, 8, 8.0, options["background"], reach)
     assert found.shape == expected.shape and found.layout == torch.sparse_csr and found.dtype == torch.float32
     torch.testing.assert_close(found.to_dense(), compress(expected).to_dense(), rtol=0, atol=1e-5)
-
-
-def test_the_backend_asked_for_makes_the_bayesian_kernel(monkeypatch):
-    called = []
-    monkeypatch.setattr(native, "works", lambda: True)
-    monkeypatch.setattr(bayesian, "softmax_rows", lambda *_: called.append("native"))
-    monkeypatch.setattr(bayesian, "posterior", lambda *_: called.append("reference") or torch.ones(1, 4))
-    for backend in ("native", "reference", "auto"):
-        bayesian_kernel(torch.ones(3, 2), None, None, 16, 16.0, backend=backend)
-    assert called == ["native", "reference", "native"]
-
-
-def test_bayesian_kernel_without_points(backend):
-    nothing = torch.empty(0, 2)
-    for background in (None, "paper", "code"):
-        kernel = bayesian_kernel(nothing, nothing, nothing, 64, 64.0, background=background, backend=backend)
-        assert torch.equal(kernel.to_dense(), torch.ones(1, 64))
 
 
 def test_posterior_columns_sum_to_one_far_from_every_point_too():
@@ -134,27 +116,18 @@ def quadrature(x, y, sigma, i, j, count=400):
 
 def test_density_map_is_the_integral_over_each_cell():
     points, widths = torch.tensor([[30.0, 50.0], [77.3, 2.1]]).double(), torch.tensor([15.0, 4.0]).double()
-    cells = [
-        [quadrature(*point, width, i, j) for i, j in np.ndindex(GRID)]
-        for point, width in zip(points.tolist(), widths.tolist())
-    ]
-    shares = np.array(cells).sum(axis=1)
+    cells = np.array(
+        [
+            [quadrature(*point, width, *cell) for cell in np.ndindex(GRID)]
+            for point, width in zip(points.tolist(), widths.tolist())
+        ]
+    )
+    shares = cells.sum(axis=1)
     assert shares[1] < 0.8 < shares[0] < 1  # the second Gaussian reaches beyond the crop
     found = target_density(points, widths, torch.as_tensor(shares), GRID, 8)
-    np.testing.assert_allclose(found.flatten(), np.array(cells).sum(axis=0), rtol=1e-4, atol=1e-12)
-
-
-def test_density_map_has_the_masses_asked_for():
-    points, targets, _ = random_case(30)
-    found = target_density(torch.as_tensor(points), torch.full((30,), 15.0).double(), torch.as_tensor(targets), GRID, 8)
-    np.testing.assert_allclose(found.sum(), targets.sum(), rtol=1e-10)
-    assert (found >= 0).all()
-
-
-def test_gaussians_far_outside_leave_no_trace():
-    points = torch.tensor([[-5000.0, 40.0]])
-    found = target_density(points, torch.tensor([15.0]), torch.ones(1), GRID, 8)
-    assert torch.equal(found, torch.zeros(GRID))
+    np.testing.assert_allclose(found.flatten(), cells.sum(axis=0), rtol=1e-4, atol=1e-12)
+    outside = target_density(torch.tensor([[-5000.0, 40.0]]), torch.tensor([15.0]), torch.ones(1), GRID, 8)
+    assert torch.equal(outside, torch.zeros(GRID))
 
 
 def test_neighbour_distance():
@@ -184,10 +157,3 @@ def test_regression_loss(adaptive):
     np.testing.assert_allclose(value.item(), ((density - truth.numpy()) ** 2).sum() / 2, rtol=1e-10)
     np.testing.assert_allclose(gradient[0, 0], density - truth.numpy(), rtol=1e-10)
     assert loss(truth[None, None], crops) == 0
-
-
-def test_regression_loss_is_by_default_that_of_its_signature():
-    points, targets, density = random_case(10)
-    crops, density = [crop_at(points, targets)], torch.as_tensor(density)[None, None]
-    explicit = loss_on_crops("mse", stride=8, sigma=15.0, adaptive=False)
-    assert torch.equal(loss_on_crops("mse")(density, crops), explicit(density, crops))

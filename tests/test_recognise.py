@@ -1,15 +1,12 @@
 """Which format a folder holds, and what is said of one that is not read."""
 
-import json
-import zipfile
-
 import numpy as np
 import pytest
 import scipy.io
 from commands import ROOT
-from own_folders import photos, points, prepare, write
-from test_field_columns import NAMES, TRUTH
-from test_point_formats import result, task
+from own_folders import SIDES, photos, points, prepare, write
+from test_field_columns import NAMES, ROWS, TRUTH
+from test_orientation import WRITERS
 
 from datasets.raw.formats import FORMATS
 
@@ -19,48 +16,34 @@ def test_the_documentation_has_every_format():
     assert all(f"| `{name}` |" in text for name in FORMATS)
 
 
-def test_every_format_is_recognised(tmp_path):
-    one = {"shapes": [{"label": "p", "shape_type": "point", "points": [[1, 2]]}]}
-    three = {f"{name}.jpg": [[1, 2], [30, 40]] for name in "abc"}
-    coco = {
-        "images": [{"id": i, "file_name": f"{name}.jpg"} for i, name in enumerate("abc")],
-        "annotations": [{"image_id": i, "bbox": [1, 2, 3, 4]} for i in range(3)],
-    }
-    project = [task(result("keypointlabels", x=1, y=2), name=f"{name}.jpg") for name in "abc"]
-    via = {"_via_img_metadata": {n: {"filename": n, "regions": []} for n in ("b.jpg", "c.jpg")}}
-    via["_via_img_metadata"]["a.jpg"] = {
-        "filename": "a.jpg",
-        "regions": [{"shape_attributes": {"name": "point", "cx": 1, "cy": 2}}],
-    }
-    xml = "".join(f"<image name='{name}.jpg'><points points='1,2'/></image>" for name in "abc")
-    pnt = {"points": {f"{name}.jpg": {"head": [{"x": 1, "y": 2}]} for name in "abc"}}
-    shared = {
-        "csv": ("all.csv", "image,x,y\na.jpg,1,2\nb.jpg,3,4\nc.jpg,5,6\n"),
-        "json": ("all.json", three),
-        "coco": ("instances.json", coco),
-        "via": ("via.json", via),
-        "cvat": ("annotations.xml", f"<annotations>{xml}</annotations>"),
-        "labelstudio": ("project.json", project),
-        "pnt": ("count.pnt", pnt),
-    }
-    single = {"csv": (".csv", "1,2\n"), "json": (".json", [[1, 2]]), "yolo": (".txt", "0 0.5 0.5 0.1 0.1\n")}
-    single |= {"labelme": (".json", one), "xy": (".txt", "10 20\n")}
-    tried = set()
-    for kind, table_of in (("shared", shared), ("single", single)):
-        for form, (name, contents) in table_of.items():
-            folder = photos(tmp_path / f"{kind}_{form}")
-            write(folder / "classes.txt", "head\n")
-            for stem in ("train/a", "train/b", "val/c") if kind == "single" else ("",):
-                write(folder / f"{stem}{name}", contents)
-            out, said, _ = prepare(folder, "auto")
-            assert f"format: {form} (as {folder}" in said and len(points(out)) == 3
-            tried.add(form)
-    scipy.io.savemat(
-        photos(tmp_path / "mat", "train/a.jpg", "val/c.jpg") / "train/GT_a.mat", {"points": np.ones((1, 2))}
-    )
-    scipy.io.savemat(tmp_path / "mat/val/c_ann.mat", {"annPoints": np.ones((1, 2))})
-    assert "format: mat" in prepare(tmp_path / "mat", "auto")[1]
-    assert tried | {"mat"} == set(FORMATS)
+ONE = [(10, 20), (30, 45)]
+FOR_ALL = {
+    "csv": ("all.csv", "image,x,y\n" + "".join(f"{name},{x},{y}\n" for name in NAMES for x, y in ONE)),
+    "json": ("all.json", dict.fromkeys(NAMES, ONE)),
+    "pnt": ("count.pnt", {"points": {name: {"head": [{"x": x, "y": y} for x, y in ONE]} for name in NAMES}}),
+}
+
+
+def by_xy(image, at, size, folder):
+    write(image.with_suffix(".txt"), "".join(f"{x} {y}\n" for x, y in at))
+
+
+def by_mat(image, at, size, folder):
+    scipy.io.savemat(image.with_name(f"{image.stem}_ann.mat"), {"annPoints": np.array(at, float)})
+
+
+@pytest.mark.parametrize("form", [*WRITERS, "xy", "mat", "csv for all", "json for all", "pnt for all"])
+def test_every_format_is_recognised(tmp_path, form):
+    folder, for_all, form = photos(tmp_path / "in"), form.endswith(" for all"), form.removesuffix(" for all")
+    write(folder / "classes.txt", "head\n")
+    if for_all:
+        write(folder / FOR_ALL[form][0], FOR_ALL[form][1])
+    else:
+        for image in sorted(folder.glob("*/*.jpg")):
+            (WRITERS | {"xy": by_xy, "mat": by_mat})[form](image, ONE, SIDES, folder)
+    out, printed, _ = prepare(folder, "auto")
+    assert f"format: {form} (as {folder}" in printed
+    assert all(np.allclose(found, ONE) for found in points(out).values()) and len(points(out)) == 3
 
 
 def test_several_formats_ask_for_one(tmp_path):
@@ -79,18 +62,7 @@ def test_several_formats_ask_for_one(tmp_path):
     )
 
 
-def archive(path):
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("0001-0002.roi", b"Iout")
-    return path.read_bytes()
-
-
-SUPERVISELY = {
-    "description": "",
-    "tags": [],
-    "size": {"height": 150, "width": 200},
-    "objects": [{"classTitle": "head"}],
-}
+SUPERVISELY = {"description": "", "tags": [], "size": {"height": 150, "width": 200}, "objects": []}
 DARWIN = {"version": "2.0", "item": {"name": "a.jpg"}, "annotations": [{"name": "head", "bounding_box": {"x": 1}}]}
 QUPATH = [{"type": "Feature", "geometry": {"type": "Point", "coordinates": [40, 30]}, "properties": {}}]
 UNREAD = {
@@ -103,7 +75,7 @@ UNREAD = {
     "cells.json": (QUPATH, "as QuPath writes it, which is not read: measure"),
     "a.jpg.json": (SUPERVISELY, "is of Supervisely, which is not read: export COCO"),
     "a.json": (DARWIN, "is Darwin's, of V7, which is not read: export COCO"),
-    "RoiSet.zip": (b"", "such as ImageJ's RoiSet.zip, which is not read: "),
+    "RoiSet.zip": (b"PK", "such as ImageJ's RoiSet.zip, which is not read: "),
     "0001.roi": (b"Iout", "is a ROI of ImageJ, which is not read: measure the ROIs"),
     "CellCounter_a.xml": (
         '<?xml version="1.0"?>\n<CellCounter_Marker_File><Marker_Data/></CellCounter_Marker_File>',
@@ -126,31 +98,16 @@ def test_what_is_not_recognised_is_named_with_the_reason(tmp_path, name):
     folder = photos(tmp_path / "in", *NAMES)
     contents, reason = UNREAD[name]
     write(folder / name, contents)
-    if name.endswith(".zip"):
-        archive(folder / name)
     err = prepare(folder, "auto", code=1)[2]
     assert err.count("\n") == 1 and f"{folder / name}: " in err and reason in err and "choose with --format" in err
 
 
-TAKEN = {
-    "csv beside": ("{}.csv", "x,y\n{}", "csv"),
-    "named with the image's ending": ("{}.jpg.csv", "x,y\n{}", "csv"),
-    "tab separated": ("{}.tsv", "x\ty\n{}", "csv"),
-    "json with the image's ending": ("{}.jpg.json", None, "json"),
-    "text with the image's ending": ("{}.jpg.txt", "{}", "xy"),
-}
-
-
-@pytest.mark.parametrize("name, text, form", TAKEN.values(), ids=TAKEN)
-def test_files_beside_their_image_are_taken(tmp_path, name, text, form):
+@pytest.mark.parametrize("name, separator", [("{}.jpg.csv", ","), ("{}.tsv", "\t"), ("{}.jpg.txt", " ")])
+def test_files_beside_their_image_are_taken(tmp_path, name, separator):
     folder = photos(tmp_path / "in", *NAMES)
     for stem, found in TRUTH.items():
-        separator = "\t" if name.endswith(("tsv", "txt")) else ","
-        lines = "\n".join(separator.join(map(str, point)) for point in found)
-        write(folder / name.format(stem), json.dumps(found) if text is None else text.format(lines))
-    out, said, _ = prepare(folder, "auto")
-    assert f"format: {form} (as " in said
-    assert points(out) == {stem: [[*point] for point in found] for stem, found in TRUTH.items()}
+        write(folder / name.format(stem), "".join(f"{x}{separator}{y}\n" for x, y in found))
+    assert points(prepare(folder, "auto")[0]) == ROWS
 
 
 def test_a_table_of_cellprofiler(tmp_path):
@@ -158,4 +115,4 @@ def test_a_table_of_cellprofiler(tmp_path):
     rows = [f"{i},{name}.jpg,{x},{y}" for name, found in TRUTH.items() for i, (x, y) in enumerate(found)]
     header = "ObjectNumber,FileName_DNA,Location_Center_X,Location_Center_Y"
     write(folder / "Nuclei.csv", "\n".join([header, *rows]))
-    assert points(prepare(folder, "auto")[0]) == {stem: [[*point] for point in found] for stem, found in TRUTH.items()}
+    assert points(prepare(folder, "auto")[0]) == ROWS

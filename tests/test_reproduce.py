@@ -209,7 +209,7 @@ def test_losses_on_shanghaitech_stand_beside_their_published_numbers(raw, tmp_pa
 
 
 def test_a_stage_that_fails_ends_the_script():
-    with pytest.raises(ValueError, match="preprocess_dataset_ucf.py ended with exit code 2; .* finished work is kept"):
+    with pytest.raises(ValueError, match="preprocess_dataset_ucf.py ended with exit code 2 .* finished work is kept"):
         Children().run([str(ROOT / "preprocess_dataset_ucf.py"), "--nonsense"])
 
 
@@ -219,3 +219,9 @@ def test_the_shell_scripts_name_existing_files(name):
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     for found in re.findall(r"scripts/(\w+\.py)|experiments\.sh\" (\w+)", script.read_text()):
         assert (ROOT / "scripts" / (found[0] or f"{found[1]}.py")).exists()
+
+
+def test_another_experiment_is_wrong_usage():
+    command = ["bash", str(ROOT / "scripts" / "experiments.sh"), "tables"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: 'tables' is no experiment; name compare_losses, ")

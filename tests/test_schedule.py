@@ -1,20 +1,22 @@
 """How many epochs fit into a given time."""
 
-import time
-
 import pytest
 from commands import errors
-from training_runs import Tiny, make_data, metrics, train
+from training_runs import train
 
-import train_gs
 from GS2D.options import KERNEL_OPTIONS
-from utils.training import schedule, steps, train_options
+from utils.training import schedule, train_options
 from utils.training.schedule import TimeBudget, epochs_to_begin_with
-from utils.training.train_options import default_loaders
+
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
-def test_epochs_follow_the_pace():
+def test_epochs_follow_the_pace(monkeypatch):
+    now = [5.0]
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])
     budget = TimeBudget(10, 3)  # goes on with epoch 3
+    now[0] = 7.5
+    assert budget.elapsed() == 2.5
     # 20 s, of which most is starting up: at this pace 15 epochs
     assert budget.epochs(3.5, 20) == 3 + int(0.5 + 0.97 * 580 / 40)
     # half an epoch in ten seconds from then on
@@ -23,30 +25,6 @@ def test_epochs_follow_the_pace():
     assert budget.epochs(21.0, 700) == 21
     with pytest.raises(ValueError, match="--minutes 1: an epoch takes about 13.3 minutes; give more, or --epochs"):
         TimeBudget(1, 0).epochs(0.1, 80)
-
-
-def test_time_passes(monkeypatch):
-    now = [5.0]
-    monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])
-    budget = TimeBudget(10, 0)
-    now[0] = 7.5
-    assert budget.elapsed() == 2.5
-
-
-def test_a_run_ends_in_time_with_a_finished_schedule_and_is_then_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_gs, "build_model", Tiny)
-    data = make_data(tmp_path / "data")
-    options = ["--minutes", 0.05, "--lr", 1e-3, "--lr-schedule", "cosine"]
-    begin = time.monotonic()
-    train(data, tmp_path / "run", *options)
-    assert time.monotonic() - begin < 3 + 3  # set-up, the last validation
-    lines = metrics(tmp_path / "run")
-    assert len(lines) > 3 and "val_mae" in lines[-1] and lines[-1]["val_seconds"] > 0
-    assert lines[0]["lr"] > 0.5e-3 and lines[-1]["lr"] < 0.2e-3
-    out, _ = train(data, tmp_path / "run", *options)
-    assert "nothing to do" in out and len(metrics(tmp_path / "run")) == len(lines)
-    train(data, tmp_path / "run", *options, "--minutes", 0.02)  # other minutes: more of them
-    assert len(metrics(tmp_path / "run")) > len(lines)
 
 
 def test_minutes_count_whatever_epochs_were_asked_for():
@@ -58,22 +36,15 @@ def test_minutes_count_whatever_epochs_were_asked_for():
     assert epochs_to_begin_with(5, 1200, 2, {"epochs": 2, "config": {"minutes": None}}) == 1200
 
 
-def test_minutes_of_ages_are_refused(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        train_options.parse_train_options(("vgg",), ("gst",), KERNEL_OPTIONS, ["--data-dir", "d", "--minutes", "inf"])
-    assert "--minutes: inf is impossible: it must be above 0 and at most 1e+06" in capsys.readouterr().err
-
-
-def test_less_than_an_epoch(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_gs, "build_model", Tiny)
-    monkeypatch.setattr(steps, "CHECK_EVERY", 2)
-    _, err = train(make_data(tmp_path / "data"), tmp_path / "run", "--minutes", 1e-5, code=1)
+def test_less_than_an_epoch(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.training.steps.CHECK_EVERY", 2)
+    _, err = train(data, tmp_path, "--minutes", 1e-5, code=1)
     assert len(errors(err)) == 1 and "--minutes 1e-05: an epoch takes about" in err
 
 
-@pytest.mark.parametrize(("processors", "loaders"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3), (9, 8), (64, 8)])
+@pytest.mark.parametrize(("processors", "loaders"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3), (64, 8)])
 def test_loading_processes_leave_one_processor_to_the_training(processors, loaders, monkeypatch):
-    assert default_loaders(processors) == loaders
+    """For each of two GPUs."""
     monkeypatch.setattr(train_options, "default_workers", lambda: processors * 2)
     options = ["--data-dir", "d", "--device", "0,1"]
     assert train_options.parse_train_options(("vgg",), ("gst",), KERNEL_OPTIONS, options).num_workers == loaders

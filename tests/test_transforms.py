@@ -1,12 +1,13 @@
-"""Image, points and Gaussians must move together."""
+"""Image, points and Gaussians move together; a rectangle of a rescaled image is that of the whole one, rescaled by OpenCV."""
 
+import cv2
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from datasets import transforms
 from datasets.transforms import (
     Augmentation,
     Sample,
@@ -18,8 +19,10 @@ from datasets.transforms import (
     grey,
     hflip,
     rescale,
+    rescaled_rectangle,
+    taps,
 )
-from utils.pixels import normalise, to_planes
+from GS2D import native
 
 
 def make_sample(height=90, width=120, count=25, seed=0):
@@ -38,20 +41,21 @@ def assert_same(one, other):
         np.testing.assert_array_equal(a, b, err_msg=name)
 
 
+def draw(generator, height, width, size, count=1):
+    return [draw_augmentation(generator, height, width, size, "a") for _ in range(count)]
+
+
 def test_drawing_follows_the_documented_order():
     for seed in range(50):
         u = np.random.default_rng(seed).random(5)
-        drawn = draw_augmentation(np.random.default_rng(seed), 300, 400, 200, "a")
         factor = 0.75 + 0.5 * u[1]
-        height, width = round(300 * factor), round(400 * factor)
-        assert drawn == Augmentation(
-            u[0] < 0.12, factor, int(u[2] * (height - 199)), int(u[3] * (width - 199)), u[4] < 0.5
-        )
+        top, left = int(u[2] * (round(300 * factor) - 199)), int(u[3] * (round(400 * factor) - 199))
+        (drawn,) = draw(np.random.default_rng(seed), 300, 400, 200)
+        assert drawn == Augmentation(u[0] < 0.12, factor, top, left, u[4] < 0.5)
 
 
 def test_frequencies_and_ranges():
-    generator = np.random.default_rng(3)
-    drawn = [draw_augmentation(generator, 700, 900, 512, "a") for _ in range(20_000)]
+    drawn = draw(np.random.default_rng(3), 700, 900, 512, 20_000)
     factors = np.array([d.scale for d in drawn])
     assert abs(np.mean([d.grey for d in drawn]) - 0.12) < 0.01
     assert abs(np.mean([d.flip for d in drawn]) - 0.5) < 0.015
@@ -62,8 +66,7 @@ def test_frequencies_and_ranges():
 
 
 def test_a_factor_that_makes_the_image_too_small_is_not_used():
-    generator = np.random.default_rng(4)
-    drawn = [draw_augmentation(generator, 512, 640, 512, "a") for _ in range(500)]
+    drawn = draw(np.random.default_rng(4), 512, 640, 512, 500)
     factors = [d.scale for d in drawn]
     assert min(factors) == 1 and 0.4 < np.mean([f == 1 for f in factors]) < 0.6
     assert all(d.top == 0 for d in drawn if d.scale == 1)
@@ -72,7 +75,7 @@ def test_a_factor_that_makes_the_image_too_small_is_not_used():
 @given(st.integers(0, 10**9), st.integers(40, 120), st.integers(40, 120), st.integers(8, 40))
 @settings(deadline=None, max_examples=50)
 def test_the_crop_always_lies_in_the_image(seed, height, width, size):
-    drawn = draw_augmentation(np.random.default_rng(seed), height, width, size, "a")
+    (drawn,) = draw(np.random.default_rng(seed), height, width, size)
     sample, targets, _ = augment(make_sample(height, width, seed=1), drawn, size)
     assert sample.image.shape == (size, size, 3) and sample.image.dtype == np.uint8
     assert len(targets) == len(sample.points) == len(sample.distance) == len(sample.scales) == len(sample.rotations)
@@ -81,20 +84,9 @@ def test_the_crop_always_lies_in_the_image(seed, height, width, size):
 
 
 def test_an_image_smaller_than_the_crop_is_named():
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="data/IMG_0007.jpg: 900 x 400.*--crop-size to 400.*--min-size 512"):
         draw_augmentation(np.random.default_rng(0), 400, 900, 512, "data/IMG_0007.jpg")
-    message = str(caught.value)
-    assert "data/IMG_0007.jpg: 900 x 400" in message and "--crop-size to 400" in message and "--min-size 512" in message
     assert draw_augmentation(np.random.default_rng(0), 512, 512, 512, "a").top == 0
-
-
-def test_the_same_generator_gives_the_same_sample():
-    sample = make_sample()
-    made = [
-        augment(sample, draw_augmentation(np.random.default_rng([7, 1, 2]), 90, 120, 48, "a"), 48) for _ in range(2)
-    ]
-    assert_same(made[0][0], made[1][0])
-    np.testing.assert_array_equal(made[0][1], made[1][1])
 
 
 def test_nothing_is_changed_in_place():
@@ -171,31 +163,25 @@ def test_crop_keeps_points_with_enough_of_their_box_inside():
     left, top, size = 30, 50, 100
     out, targets, _ = crop(sample, left, top, size)
     fraction = box_fraction(sample.points, sample.distance, left, top, size)
-    kept = fraction >= 0.3
-    assert 0 < kept.sum() < 300
-    np.testing.assert_array_equal(targets, fraction[kept])
-    np.testing.assert_array_equal(out.points, sample.points[kept] - (30, 50))
-    for name in ("distance", "scales", "rotations"):
-        np.testing.assert_array_equal(getattr(out, name), getattr(sample, name)[kept])
+    stay = fraction >= 0.3
+    assert 0 < stay.sum() < 300
+    np.testing.assert_array_equal(targets, fraction[stay])
+    expected = sample._replace(image=sample.image[50:150, 30:130], points=sample.points - np.float32([30, 50]))
+    assert_same(out._replace(image=0), Sample(0, *(array[stay] for array in expected[1:])))
     drawn = Augmentation(False, 1.0, top, left, False)
-    np.testing.assert_array_equal(augment(sample, drawn, size)[0].image, sample.image[50:150, 30:130])
+    np.testing.assert_array_equal(augment(sample, drawn, size)[0].image, expected.image)
     assert ((out.points < 0) | (out.points > size)).any(), "points just outside belong to the crop as well"
-
-
-def test_thirty_percent_is_enough():
-    points = np.array([[-4.0, 50], [-4.25, 50]], np.float32)
+    points = np.array([[-4.0, 50], [-4.25, 50]], np.float32)  # thirty percent is enough
     sample = make_sample(count=2)._replace(points=points, distance=np.full(2, 20, np.float32))
     assert crop(sample, 0, 0, 80)[1] == pytest.approx([0.3])
 
 
 def test_flip_mirrors_image_points_and_angles():
     sample = make_sample()
-    flipped = hflip(sample)
-    np.testing.assert_array_equal(flipped.image, sample.image[:, ::-1])
-    np.testing.assert_array_equal(flipped.points[:, 0], 120 - sample.points[:, 0])
-    np.testing.assert_array_equal(flipped.points[:, 1], sample.points[:, 1])
-    np.testing.assert_array_equal(flipped.rotations, -sample.rotations)
-    np.testing.assert_allclose(hflip(flipped).points, sample.points, atol=1e-5)
+    points = sample.points * np.float32([-1, 1]) + np.float32([120, 0])
+    mirrored = sample._replace(image=sample.image[:, ::-1], points=points, rotations=-sample.rotations)
+    assert_same(hflip(sample), mirrored)
+    np.testing.assert_allclose(hflip(mirrored).points, sample.points, atol=1e-5)
 
 
 def test_a_flipped_covariance_is_the_mirrored_one():
@@ -217,6 +203,15 @@ def test_grey_has_the_luma_in_every_channel():
     np.testing.assert_allclose(luma, image @ [0.299, 0.587, 0.114], atol=0.51)
     out, *_ = augment(make_sample(), Augmentation(True, 1.0, 2, 3, True), 64)
     np.testing.assert_array_equal(out.image[..., 0], luma[2:66, 3:67][:, ::-1])
+
+
+@pytest.mark.parametrize("whole", [0.05, 0.3, 0.9, 1.0])
+def test_whole_targets_in_closed_form(whole):
+    """The target of a point is 1 where its box lies inside by that share, and else it is not of the crop."""
+    sample = make_sample(count=400)
+    share = box_fraction(sample.points, sample.distance, 30, 20, 48)
+    inside, targets, stays = crop(sample, 30, 20, 48, whole)
+    assert (stays == (share >= whole)).all() and (targets == 1).all() and 0 < len(targets) == len(inside.points) < 400
 
 
 def test_jitter_leaves_the_other_draws_as_they_are():
@@ -245,9 +240,48 @@ def test_no_points():
     assert sample.scales.shape == (0, 2) and sample.rotations.shape == (0, 1)
 
 
-def test_normalise():
-    image = make_sample().image
-    tensor = normalise(to_planes(image[:, ::-1]))
-    assert tensor.shape == (3, 90, 120) and tensor.dtype == torch.float32 and tensor.is_contiguous()
-    expected = (image[:, ::-1] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(tensor.permute(1, 2, 0).numpy(), expected, atol=1e-5)
+def random_case(seed):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (*rng.integers(60, 260, 2), 3), dtype=np.uint8)
+    size = tuple(int(round(side * rng.uniform(0.6, 1.6))) for side in image.shape[:2])
+    height, width = (int(rng.integers(1, side + 1)) for side in size)
+    place = [int(rng.integers(0, room + 1)) for room in (size[0] - height, size[1] - width)]
+    return image, size, *place, height, width
+
+
+@pytest.mark.parametrize("engine", ["native", "OpenCV"])
+def test_every_pixel_is_that_of_the_whole_image_rescaled(engine, monkeypatch):
+    if engine == "native" and not native.works():
+        pytest.skip("no compiler")
+    monkeypatch.setattr(transforms.native, "works", lambda: engine == "native")
+    for seed in range(60):
+        image, size, top, left, height, width = random_case(seed)
+        if seed % 3 == 0:
+            top = left = 0  # the borders, where one pixel stands for two
+        elif seed % 3 == 1:
+            top, left = size[0] - height, size[1] - width
+        whole = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+        image = np.pad(image, ((0, 0), (2, 5), (0, 0)))[:, 2:-5]  # whose rows lie apart
+        found = rescaled_rectangle(image, size, top, left, height, width)
+        np.testing.assert_array_equal(found, whole[top : top + height, left : left + width], err_msg=str(seed))
+
+
+def test_nothing_but_what_lies_under_the_rectangle_is_read():
+    image, size, (top, left, height, width) = np.zeros((100, 120, 3), np.uint8), (140, 150), (40, 60, 20, 30)
+    rows, columns = taps(100, 140, top, height), taps(120, 150, left, width)
+    image[rows[:, :2].min() : rows[:, :2].max() + 1, columns[:, :2].min() : columns[:, :2].max() + 1] = 200
+    assert (rescaled_rectangle(image, size, top, left, height, width) == 200).all()
+    assert rows[:, :2].max() - rows[:, :2].min() < 18 and columns[:, :2].max() - columns[:, :2].min() < 26
+    assert (rows[:, 2] + rows[:, 3] == 2048).all()
+
+
+@pytest.mark.skipif(not native.works(), reason="no compiler")
+def test_what_the_engine_refuses():
+    image, rows, columns = np.zeros((20, 30, 3), np.uint8), taps(20, 10, 0, 10), taps(30, 40, 0, 40)
+    assert native.resize(image, rows, columns).shape == (10, 40, 3)
+    with pytest.raises(ValueError, match="columns: of 29 pixels, expected .* from 0 to 28"):
+        native.resize(image[:, 1:], rows, columns)
+    with pytest.raises(ValueError, match="image: float64"):
+        native.resize(image / 2, rows, columns)
+    with pytest.raises(ValueError, match="contiguous rows"):
+        native.resize(image[:, ::-1], rows, columns)

@@ -5,32 +5,16 @@ Every tool shows a photograph turned by its EXIF orientation. Its file may store
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from datasets.raw.marks import Annotated
 from utils.cli import warn
-from utils.images import Shape, turn_points
+from utils.images import Shape
 
 UPRIGHT, STORED = "upright", "stored"
-
-
-def stated_grid(value: Annotated, shape: Shape, source: Path, image: Path) -> str | None:
-    """The grid that the size in the file ``source`` tells, None where it tells none or both.
-
-    Raises ``ValueError`` where it is neither of ``image``: then it was scaled, or belongs to another.
-    """
-    if value.image_size is None:
-        return None
-    stored, upright = (value.image_size == grid_size(shape, grid) for grid in (STORED, UPRIGHT))
-    if not stored and not upright:
-        width, height = value.image_size
-        reason = f"made for an image of {width:g} x {height:g} pixels, but {image} is stored as"
-        remedy = "annotate the image as it is, without scaling or cutting it"
-        raise ValueError(f"{source}: {reason} {shape.width} x {shape.height}; {remedy}")
-    return None if stored and upright else UPRIGHT if upright else STORED
 
 
 def grid_size(shape: Shape, grid: str) -> tuple[int, int]:
@@ -44,35 +28,37 @@ def outside(points: np.ndarray, width: int, height: int) -> int:
     return int(((points < 0) | (points > (width, height))).any(axis=1).sum())
 
 
-def choose_grids(
-    annotated: Mapping[Path, Annotated], shapes: Mapping[Path, Shape], stated: Mapping[Path, str | None], usual: str
-) -> dict[Path, str]:
-    """The grid of each image; a warning says which images are not stored upright, and how theirs was found.
+def fitting_grid(value: Annotated, shape: Shape, source: Path, image: Path) -> str | None:
+    """The grid that the size in the file ``source`` tells, else the one in which more of the points lie; None for both.
 
-    What the files state decides, then where the points lie: in the grid in which more of them are inside. Where neither
-    tells it is the grid that all others of the same files have, or the ``usual`` one.
+    Raises ``ValueError`` where that size is neither of ``image``: then it was scaled, or belongs to another.
     """
-    turned = [image for image in annotated if shapes[image].orientation != 1]
-    known = {}
-    for image in turned:
-        points = np.array([mark[:2] for mark in annotated[image].marks]).reshape(-1, 2)
-        upright, stored = (outside(points, *grid_size(shapes[image], grid)) for grid in (UPRIGHT, STORED))
-        known[image] = stated[image] or (None if upright == stored else UPRIGHT if upright < stored else STORED)
-    common = {grid for grid in known.values() if grid is not None}
+    grids = [grid for grid in (UPRIGHT, STORED) if value.image_size in (None, grid_size(shape, grid))]
+    if not grids:
+        made_for, stored = (f"{width:g} x {height:g}" for width, height in (value.image_size, grid_size(shape, STORED)))
+        what = f"made for an image of {made_for} pixels, but {image} is stored as {stored}"
+        raise ValueError(f"{source}: {what}; annotate the image as it is, without scaling or cutting it")
+    points = np.array([mark[:2] for mark in value.marks]).reshape(-1, 2)
+    lost = {grid: outside(points, *grid_size(shape, grid)) for grid in grids}
+    best = [grid for grid in grids if lost[grid] == min(lost.values())]
+    return best[0] if len(best) == 1 else None
+
+
+def choose_grids(fitting: Mapping[Path, str | None], turned: Collection[Path], usual: str) -> dict[Path, str]:
+    """The grid of each image, where ``fitting_grid`` leaves it open the one that all others have, or the ``usual`` one.
+
+    A warning says which images were ``turned`` by their EXIF orientation, and how their grid was found.
+    """
+    common = {fitting[image] for image in turned} - {None}
     usual = common.pop() if len(common) == 1 else usual
-    grids = dict.fromkeys(annotated, UPRIGHT) | {image: grid or usual for image, grid in known.items()}
+    grids = {image: (grid or usual) if image in turned else UPRIGHT for image, grid in fitting.items()}
     if turned:
-        names = ", ".join(image.name for image in turned[:10]) + (", ..." if len(turned) > 10 else "")
-        lying = [image.name for image in turned if grids[image] == STORED]
-        first = ", ".join(lying[:3]) + (", ..." if len(lying) > 3 else "")
-        how = f"those of {len(lying)} ({first}) fit the stored grid and are turned with them"
+        lying = [image for image in turned if grids[image] == STORED]
+        how = f"those of {len(lying)} ({_names(lying, 3)}) fit the stored grid and are turned with them"
         how = how if lying else "their annotations are taken as made upright"
-        warn(f"{len(turned)} images have an EXIF orientation and are turned upright: {names}; {how}")
+        warn(f"{len(turned)} images have an EXIF orientation and are turned upright: {_names(turned, 10)}; {how}")
     return grids
 
 
-def to_upright(points: np.ndarray, shape: Shape, grid: str) -> np.ndarray:
-    """Points [N, 3] = x, y, size of that grid in the upright one."""
-    if grid == UPRIGHT:
-        return points
-    return np.column_stack([turn_points(points[:, :2], shape), points[:, 2]])
+def _names(images: Collection[Path], most: int) -> str:
+    return ", ".join([image.name for image in images][:most] + ["..."] * (len(images) > most))

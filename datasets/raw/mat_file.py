@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,103 +94,90 @@ def read_mat(path: Path, names: Collection[str] | None = None) -> dict[str, Any]
     try:
         if not order:
             raise ValueError("it does not begin like a MATLAB 5 file")
-        for matrix in _variables(data, order):
-            name, flags, dimensions, rest = _matrix_head(matrix, order)
+        elements = _Elements(data, order, _HEADER)
+        while elements.position < len(data):
+            name, value = elements.array(names)
             if name in variables:
                 raise ValueError(f"the variable {name} is there twice")
-            variables[name] = _value(flags, dimensions, rest, order, 0) if names is None or name in names else None
+            variables[name] = value
     except (ValueError, struct.error, zlib.error) as error:
         raise ValueError(f"{path}: not a readable .mat file ({error}); get it again, or save it with -v7") from None
     return variables
 
 
-def _variables(data: bytes, order: str) -> Iterator[bytes]:
-    """The matrix element of each variable, without its tag."""
-    position = _HEADER
-    while position < len(data):
-        kind, content, position = _element(data, position, order)
-        if kind == _COMPRESSED:
+class _Elements:
+    """The elements in some bytes of a MATLAB 5 file, one behind the other, in the file's byte order."""
+
+    def __init__(self, data: bytes, order: str, position: int = 0) -> None:
+        self.data, self.order, self.position = data, order, position
+
+    def element(self) -> tuple[int, bytes]:
+        """Type and content of the next one."""
+        kind, size = struct.unpack_from(f"{self.order}II", self.data, self.position)
+        if kind >> 16:  # a small element: its length shares the word of the type, up to 4 bytes of content follow
+            start, size, kind = self.position + 4, kind >> 16, kind & 0xFFFF
+            if size > 4:
+                raise ValueError(f"a small element of {size} bytes")
+            following = self.position + 8
+        else:
+            start = self.position + 8
+            # Compressed elements are not padded, all others to 8 bytes.
+            following = start + (size if kind == _COMPRESSED else -(-size // 8) * 8)
+        if start + size > len(self.data):
+            raise ValueError("it is cut off")
+        self.position = following
+        return kind, self.data[start : start + size]
+
+    def numbers(self) -> np.ndarray:
+        """The next one, which must be numbers."""
+        kind, content = self.element()
+        if kind not in _NUMBERS:
+            raise ValueError(f"an element of type {kind} where numbers should be")
+        return np.frombuffer(content, f"{self.order}{_NUMBERS[kind]}")
+
+    def array(self, names: Collection[str] | None = None, depth: int = 0) -> tuple[str, Any]:
+        """Name and value of the next one, which must be an array; no value where the name is not among the ``names``."""
+        kind, content = self.element()
+        if kind == _COMPRESSED and not depth:
             stream = zlib.decompressobj()
             content = stream.decompress(content, _MAX_BYTES)
             if not stream.eof:
                 raise ValueError("a compressed variable is cut off or too large")
-            kind, content, _ = _element(content, 0, order)
-        if kind != _MATRIX:
-            raise ValueError(f"an element of type {kind} where a variable should be")
-        yield content
-
-
-def _element(data: bytes, position: int, order: str) -> tuple[int, bytes, int]:
-    """The element at ``position`` -> (type, content, position of the next)."""
-    kind, size = struct.unpack_from(f"{order}II", data, position)
-    if kind >> 16:  # a small element: its length shares the word of the type, up to 4 bytes of content follow
-        start, size, kind = position + 4, kind >> 16, kind & 0xFFFF
-        if size > 4:
-            raise ValueError(f"a small element of {size} bytes")
-        following = position + 8
-    else:
-        start = position + 8
-        # Compressed elements are not padded, all others to 8 bytes.
-        following = start + (size if kind == _COMPRESSED else -(-size // 8) * 8)
-    if start + size > len(data):
-        raise ValueError("it is cut off")
-    return kind, data[start : start + size], following
-
-
-def _numbers(data: bytes, position: int, order: str) -> tuple[np.ndarray, int]:
-    kind, content, position = _element(data, position, order)
-    if kind not in _NUMBERS:
-        raise ValueError(f"an element of type {kind} where numbers should be")
-    return np.frombuffer(content, f"{order}{_NUMBERS[kind]}"), position
-
-
-def _matrix_head(data: bytes, order: str) -> tuple[str, int, list[int], bytes]:
-    """Name, array flags, dimensions and what follows them."""
-    flags, position = _numbers(data, 0, order)
-    dimensions, position = _numbers(data, position, order)
-    _, name, position = _element(data, position, order)
-    if len(flags) != 2 or len(dimensions) < 2 or flags.dtype.kind != "u" or dimensions.dtype.kind != "i":
-        raise ValueError("an array without its flags or dimensions")
-    if (dimensions < 0).any():
-        raise ValueError(f"an array with dimensions {dimensions.tolist()}")
-    text = name.decode("utf-8", "replace")
-    if not text.isprintable():
-        raise ValueError(f"an array called {text!r}")
-    return text, int(flags[0]), dimensions.tolist(), data[position:]
-
-
-def _value(flags: int, dimensions: list[int], data: bytes, order: str, depth: int) -> Any:
-    kind, size = flags & 0xFF, math.prod(dimensions)
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"arrays nested more than {_MAX_DEPTH} deep")
-    if kind in _NUMERIC and not flags & _COMPLEX_FLAG:
-        # MATLAB stores whole numbers in the smallest type that holds them, whatever the array's class.
-        numbers, _ = _numbers(data, 0, order)
-        if numbers.size != size:
-            raise ValueError(f"{numbers.size} numbers in an array with dimensions {dimensions}")
-        return numbers.reshape(dimensions, order="F").astype(np.float64)
-    if kind == _CELL:
-        return _nested(data, 0, size, order, depth)
-    if kind == _STRUCT:
-        length, position = _numbers(data, 0, order)
-        _, names, position = _element(data, position, order)
-        if length.size != 1 or not 0 < length[0] <= 64:
-            raise ValueError("a struct without the length of its field names")
-        step = int(length[0])
-        fields = [names[i : i + step].split(b"\0")[0].decode("utf-8", "replace") for i in range(0, len(names), step)]
-        values = _nested(data, position, size * len(fields), order, depth)
-        rows = range(0, len(values), len(fields) or 1)
-        return [dict(zip(fields, values[i : i + len(fields)], strict=True)) for i in rows]
-    return MatObject("complex numbers" if kind in _NUMERIC else _OTHER.get(kind, f"a value of class {kind}"))
-
-
-def _nested(data: bytes, position: int, count: int, order: str, depth: int) -> list[Any]:
-    values = []
-    for _ in range(count):
-        kind, content, position = _element(data, position, order)
+            kind, content = _Elements(content, self.order).element()
         if kind != _MATRIX:
             raise ValueError(f"an element of type {kind} where an array should be")
-        # An element without bytes is an empty array.
-        head = _matrix_head(content, order)[1:] if content else None
-        values.append(_value(*head, order, depth + 1) if head else np.zeros((0, 0)))
-    return values
+        if not content and depth:
+            return "", np.zeros((0, 0))
+        inner = _Elements(content, self.order)
+        flags, dimensions = inner.numbers(), inner.numbers()
+        name = inner.element()[1].decode("utf-8", "replace")
+        if len(flags) != 2 or len(dimensions) < 2 or flags.dtype.kind != "u" or dimensions.dtype.kind != "i":
+            raise ValueError("an array without its flags or dimensions")
+        if (dimensions < 0).any() or not name.isprintable():
+            raise ValueError(f"an array called {name!r} with dimensions {dimensions.tolist()}")
+        wanted = names is None or name in names
+        return name, inner.value(int(flags[0]), dimensions.tolist(), depth) if wanted else None
+
+    def value(self, flags: int, dimensions: list[int], depth: int) -> Any:
+        """What the rest holds, as an array with these flags and dimensions."""
+        kind, size = flags & 0xFF, math.prod(dimensions)
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"arrays nested more than {_MAX_DEPTH} deep")
+        if kind in _NUMERIC and not flags & _COMPLEX_FLAG:
+            # MATLAB stores whole numbers in the smallest type that holds them, whatever the array's class.
+            numbers = self.numbers()
+            if numbers.size != size:
+                raise ValueError(f"{numbers.size} numbers in an array with dimensions {dimensions}")
+            return numbers.reshape(dimensions, order="F").astype(np.float64)
+        if kind == _CELL:
+            return [self.array(depth=depth + 1)[1] for _ in range(size)]
+        if kind == _STRUCT:
+            length, names = self.numbers(), self.element()[1]
+            if length.size != 1 or not 0 < length[0] <= 64:
+                raise ValueError("a struct without the length of its field names")
+            step = int(length[0])
+            fields = [
+                names[i : i + step].split(b"\0")[0].decode("utf-8", "replace") for i in range(0, len(names), step)
+            ]
+            return [{field: self.array(depth=depth + 1)[1] for field in fields} for _ in range(size if fields else 0)]
+        return MatObject("complex numbers" if kind in _NUMERIC else _OTHER.get(kind, f"a value of class {kind}"))

@@ -12,13 +12,13 @@ import numpy as np
 
 from datasets.raw.exports import without_upload_prefix
 from datasets.raw.formats import FORMATS, recognise, why_other
-from datasets.raw.grids import STORED, UPRIGHT, choose_grids, grid_size, stated_grid, to_upright
+from datasets.raw.grids import STORED, UPRIGHT, choose_grids, fitting_grid, grid_size
 from datasets.raw.marks import Annotated, Request, Sizes, counted
 from datasets.raw.raw_text import one_form
 from datasets.raw.suspicion import refuse_corners, refuse_empty, suspect
 from utils.cli import one_line, warn
 from utils.files import PICTURES, UNREAD, find_files, unread_kinds
-from utils.images import image_shape
+from utils.images import image_shape, turn_points
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -93,7 +93,9 @@ def read_annotations(
         if image in annotated:
             marks = [mark for mark in annotated[image].marks if not categories or mark.label in categories]
             own = np.array([mark[:3] for mark in marks], np.float64).reshape(-1, 3)
-            points[image] = to_upright(own, reading.shape(image), grids[image])
+            points[image] = own
+            if grids[image] == STORED:
+                own[:, :2] = turn_points(own[:, :2], reading.shape(image))
         elif image in reading.annotated:
             points[image] = None
         elif unannotated == "empty":
@@ -205,16 +207,15 @@ class _Reading:
 
     def choose_grids(self) -> dict[Path, str]:
         """The grid that each image's annotations were made in; one that was made for another size is a problem."""
-        stated: dict[Path, str | None] = {}
+        fitting: dict[Path, str | None] = {}
         for image, value in self.annotated.items():
             try:
                 if value is not None:
-                    stated[image] = stated_grid(value, self.shape(image), self.sources[image], image)
+                    fitting[image] = fitting_grid(value, self.shape(image), self.sources[image], image)
             except (OSError, ValueError) as error:
                 self._fail(image, error)
-        annotated = {image: value for image, value in self.annotated.items() if value is not None}
-        shapes = {image: self.shape(image) for image in annotated}
-        return choose_grids(annotated, shapes, stated, STORED if self.form.stored else UPRIGHT)
+        turned = dict.fromkeys(image for image in fitting if self.shape(image).orientation != 1)
+        return choose_grids(fitting, turned, STORED if self.form.stored else UPRIGHT)
 
     def _fail(self, image: Path, error: Exception) -> None:
         self.annotated[image] = None

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -67,97 +68,71 @@ def split_train_val(images: Sequence[Path], arguments: argparse.Namespace) -> di
     cannot be read or do not fit, and ``ValueError`` for images of one name.
     """
     by_stem = unique_stems(images)
-    path = make_folder(arguments.output_dataset_path) / "split.json"
+    path = arguments.output_dataset_path / "split.json"
     lists = {name: given for name in SPLITS if (given := getattr(arguments, f"{name}_list", None))}
     drawn = lists.keys() <= {"test"}
-    fractions = {"val": arguments.val_fraction, "test": 0.0 if lists else getattr(arguments, "test_fraction", 0.0)}
-    splits = SPLITS if "test" in lists or fractions["test"] else SPLITS[:2]
-    origin: dict[str, object] = {f"{name}_list": str(lists[name]) if name in lists else None for name in SPLITS[:2]}
-    origin |= {"val_fraction": fractions["val"] if drawn else None, "seed": arguments.seed if drawn else None}
+    fractions = {"val": arguments.val_fraction} if drawn else {}
+    if test_fraction := 0.0 if lists else getattr(arguments, "test_fraction", 0.0):
+        fractions["test"] = test_fraction
+    splits = SPLITS if "test" in (*lists, *fractions) else SPLITS[:2]
+    given = {name: str(lists[name]) if name in lists else None for name in SPLITS}
+    origin: dict[str, object] = {"train_list": given["train"], "val_list": given["val"]}
+    origin |= {"val_fraction": fractions.get("val"), "seed": arguments.seed if drawn else None}
     if len(splits) == 3:
-        test_list = str(lists["test"]) if "test" in lists else None
-        origin |= {"test_list": test_list, "test_fraction": fractions["test"] or None}
+        origin |= {"test_list": given["test"], "test_fraction": fractions.get("test")}
     stems, rest = _read_lists(lists, by_stem)
+    make_folder(path.parent)
     stored = None if lists else _stored_split(path, origin, by_stem, splits)
     if drawn:
         stems = stored or stems | _seeded_split(sorted(rest), fractions, arguments.seed)
-    elif {"train", "val"} <= lists.keys():
-        _warn_of_rest(rest, by_stem)
-    else:
-        stems |= {"val" if "train" in lists else "train": rest}
+    elif others := {"train", "val"} - lists.keys():
+        stems |= {others.pop(): rest}
+    elif rest:
+        warn(f"{len(rest)} images are in none of the lists and are left out (first {by_stem[min(rest)]})")
     split = {name: [by_stem[stem] for stem in sorted(stems[name])] for name in splits}
     for name in splits:
         if not split[name]:
-            given = lists.get("train", lists.get("val", path))
-            raise ValueError(f"{given}: leaves no image for {name}; correct the lists")
+            by = lists.get("train", lists.get("val", path))
+            raise ValueError(f"{by}: leaves no image for {name}; correct the lists")
     write_json(path, origin | {name: [image.name for image in split[name]] for name in splits})
     how = "by the lists given"
     if drawn:
         how = f"{'test by the list' if lists else 'no lists'} given, seed {arguments.seed}"
-        how += "".join(f", {name} fraction {fraction:g}" for name, fraction in fractions.items() if fraction)
+        how += "".join(f", {name} fraction {fraction:g}" for name, fraction in fractions.items())
     counts = [f"{len(split[name])} {name}" for name in splits]
     written = "kept from" if stored else "written to"
     print(f"split: {', '.join(counts[:-1])} and {counts[-1]} images ({how}), {written} {path}")
     return split
 
 
-def split_nwpu(images: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
-    """The splits of NWPU-Crowd by its ``train.txt``, ``val.txt`` and ``test.txt``.
-
-    A line is an image's number, alone or with the two further columns ``luminance level``. Raises like
-    ``split_train_val``.
-    """
-    by_stem = unique_stems(images)
-    stems, rest = _read_lists({name: folder / f"{name}.txt" for name in SPLITS}, by_stem, columns=(1, 3))
-    _warn_of_rest(rest, by_stem)
-    return {name: [by_stem[stem] for stem in sorted(stems[name])] for name in SPLITS}
-
-
-def _read_lists(
-    lists: Mapping[str, Path], by_stem: Mapping[str, Path], columns: Sequence[int] = ()
-) -> tuple[dict[str, set[str]], set[str]]:
+def _read_lists(lists: Mapping[str, Path], by_stem: Mapping[str, Path]) -> tuple[dict[str, set[str]], set[str]]:
     """The stems of each list, and those of none."""
-    stems = {name: _read_list(path, by_stem, columns) for name, path in lists.items()}
+    stems = {name: _read_list(path, by_stem) for name, path in lists.items()}
     for one, other in itertools.combinations(stems, 2):
-        both = sorted(stems[one] & stems[other])
-        if both:
-            reason = f"{_some(both)} also in {lists[one]}; an image belongs to one list only"
+        if both := sorted(stems[one] & stems[other]):
+            reason = f"{both[0]} also in {lists[one]}; an image belongs to one list only"
             raise ValueError(f"{lists[other]}: {reason}")
     return stems, set(by_stem).difference(*stems.values())
 
 
-def _read_list(path: Path, by_stem: Mapping[str, Path], columns: Sequence[int] = ()) -> set[str]:
-    """The stems that a list names, one a line, with or without the image's suffix.
-
-    With ``columns``, a line has one of these numbers of columns, and the first names the image.
-    """
+def _read_list(path: Path, by_stem: Mapping[str, Path]) -> set[str]:
+    """The stems that a list names, one a line, with or without the image's suffix; NWPU-Crowd has luminance and level behind it."""
     stems, known = set(), {one_form(stem): stem for stem in by_stem}
-    for name, where in read_lines(path):
-        if columns:
-            name, *others = name.split()
-            if len(others) + 1 not in columns:
-                allowed = " or ".join(map(str, columns))
-                raise ValueError(f"{where}: {len(others) + 1} columns; write {allowed}, image first")
-        stem = Path(name).stem if name.lower().endswith(PICTURES) else name
-        if "\\" in stem and one_form(prepared_stem(stem)) not in known:  # a path as Windows writes it
-            stem = stem.rpartition("\\")[2]
-        key = one_form(prepared_stem(stem))
-        if key not in known:
-            raise ValueError(f"{where}: the input has no image {name}; correct the list")
+    for line, where in read_lines(path):
+        names = [line, line.rpartition("\\")[2]]  # a path as Windows writes it
+        names += [line.split()[0]] if re.fullmatch(r"\S+\s+\d+\s+\d+", line) else []
+        names = [Path(name).stem if name.lower().endswith(PICTURES) else name for name in names]
+        key = next((key for name in names if (key := one_form(prepared_stem(name))) in known), None)
+        if key is None:
+            raise ValueError(f"{where}: the input has no image {line}; correct the list")
         stems.add(known[key])
     if not stems:
         raise ValueError(f"{path}: names no image; give a list of image names, one a line")
     return stems
 
 
-def _warn_of_rest(rest: set[str], by_stem: Mapping[str, Path]) -> None:
-    if rest:
-        names = _some(sorted(by_stem[stem].name for stem in rest))
-        warn(f"{len(rest)} images are in none of the lists and are left out: {names}")
-
-
 def _seeded_split(stems: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, set[str]]:
-    others = [name for name, fraction in fractions.items() if fraction]
+    others = list(fractions)
     if len(stems) <= len(others):
         raise ValueError(f"{len(stems)} image(s) cannot be divided into train, {' and '.join(others)}; add images")
     # Ranked by a hash of the name, an image stays where it is when others are added or removed.
@@ -187,7 +162,3 @@ def _stored_split(
     if sorted(stem for stems in names.values() for stem in stems) != sorted(by_stem):
         return None
     return {name: set(stems) for name, stems in names.items()}
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

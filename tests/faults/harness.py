@@ -42,17 +42,6 @@ class Stage(NamedTuple):
     arguments: Callable[[Path], list[str]]
 
 
-class Row(NamedTuple):
-    """What became of the kills of one stage."""
-
-    stage: str
-    seconds: float  # an uninterrupted run takes
-    kills: int
-    survived: int  # nothing broken after the kill; the same command then ended well and left no temporary file
-    equal: int  # of those, with the files of the uninterrupted run
-    problems: tuple[str, ...]
-
-
 class Server:
     """The process of ``server.py``."""
 
@@ -179,8 +168,12 @@ def make_stages(server: Server, root: Path, images: int = 6, epochs: int = 4) ->
     return stages
 
 
-def kill_stage(server: Server, stage: Stage, folder: Path, kills: int, seed: int) -> Row:
-    """Kill a stage ``kills`` times, the moments spread evenly over the time that it was seen to take."""
+def kill_stage(server: Server, stage: Stage, folder: Path, kills: int, seed: int) -> list[str]:
+    """Kill a stage ``kills`` times, the moments spread evenly over the time that it was seen to take -> what went wrong.
+
+    Nothing may be broken after a kill; the same command then ends well, leaves no temporary file, and has written what an
+    uninterrupted run writes.
+    """
     work, log = folder / "work", folder / "log"
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -195,22 +188,20 @@ def kill_stage(server: Server, stage: Stage, folder: Path, kills: int, seed: int
     seconds = time.perf_counter() - before
     assert code == 0, output
     expected = contents(work)
-    random, problems, survived, equal = np.random.default_rng(seed), [], 0, 0
+    random, problems = np.random.default_rng(seed), []
     for k in range(kills):
         part, running = (k + random.random()) / kills, False
         while not running:
             arguments = begin()
             running = server.kill(stage.script, arguments, log, part * seconds)
             part *= 0.9  # it had ended before: this time it was faster
-        wrong = broken(work)
+        found = broken(work)
         code, output = server.run(stage.script, arguments, log)
         if code:
-            wrong.append(f"exit code {code}: {output[-500:]}")
-        wrong += broken(work) + [f"{path} is left" for path in temporary(work)]
-        different = differences(expected, contents(work))
-        survived, equal = survived + (not wrong), equal + (not wrong and not different)
-        problems += [f"{stage.name}, kill {k}: {problem}" for problem in (*wrong, *different)]
-    return Row(stage.name, seconds, kills, survived, equal, tuple(problems))
+            found.append(f"exit code {code}: {output[-500:]}")
+        found += broken(work) + [f"{path} is left" for path in temporary(work)]
+        problems += [f"kill {k}: {problem}" for problem in (*found, *differences(expected, contents(work)))]
+    return problems
 
 
 def contents(folder: Path) -> dict[str, Any]:

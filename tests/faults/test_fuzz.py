@@ -1,14 +1,17 @@
-"""A few damaged files for every reader; the long form is ``bash scripts/faults.sh --fuzz``."""
+"""Damaged files for every reader, few of them; the long form is ``bash scripts/faults.sh --fuzz``."""
+
+import os
 
 import fuzz
 import numpy as np
 import pytest
 
+CASES = int(os.environ.get("GST_CASES", 25))
+
 
 @pytest.mark.parametrize("reader", fuzz.READERS, ids=lambda reader: reader.name)
 def test_damaged_files_are_read_or_refused(reader, tmp_path):
-    count = fuzz.fuzz_reader(reader, tmp_path / "fuzz", 25, seed=1)
-    assert not count.problems and count.read + count.refused == 25
+    assert set(fuzz.fuzz_reader(reader, tmp_path / "fuzz", CASES, seed=1)) <= {"read", "refused"}
 
 
 def test_crashes_and_other_errors_are_noticed(tmp_path):
@@ -21,10 +24,9 @@ def test_crashes_and_other_errors_are_noticed(tmp_path):
         fuzz.os._exit(9)
 
     reader = fuzz.Reader("broken", "a.txt", lambda path: path.write_bytes(b"whole"), read)
-    count = fuzz.fuzz_reader(reader, tmp_path / "fuzz", 20, seed=0)
-    assert len(count.problems) + count.read == 20 and count.refused == 0
-    assert any("KeyError" in problem for problem in count.problems)
-    assert any("the process ended with 9" in problem for problem in count.problems)
+    lines = fuzz.fuzz_reader(reader, tmp_path / "fuzz", 20, seed=0)
+    assert len(lines) == 20 and "refused" not in lines
+    assert any("KeyError" in line for line in lines) and any("the process ended with 9" in line for line in lines)
 
 
 def test_damage_differs_from_case_to_case():
