@@ -37,7 +37,7 @@ from utils.evaluation.video import VideoCounts
 from utils.evaluation.windows import images_together, predict_together
 from utils.files import file_hash, make_folder, points_path, read_points, write_json
 from utils.images import load_image
-from utils.lock import hold
+from utils.lock import lock_folder
 from utils.pixels import to_planes
 from utils.training.run_folder import CARD
 
@@ -234,7 +234,7 @@ def count_and_report(arguments: argparse.Namespace) -> int:
 def main() -> int:
     """Evaluate as the command line says."""
     arguments = parse()
-    lock = hold(make_folder(arguments.out)) if arguments.out else contextlib.nullcontext()
+    lock = lock_folder(make_folder(arguments.out)) if arguments.out else contextlib.nullcontext()
     with lock, network_errors(f"lower --window {arguments.window}, or take --precision bf16-mixed"):
         return count_and_report(arguments)
 
