@@ -27,7 +27,7 @@ from models import MODELS, load_model, weights_file
 from utils.cli import EXIT_FAILED, ProgressBar, default_workers, one_line, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
 from utils.device import environment, fabric_devices, network_errors
-from utils.evaluation import Result, Window, in_threads
+from utils.evaluation import Result, Window, in_threads, total
 from utils.evaluation.model_card import note_evaluation
 from utils.evaluation.report import write_report
 from utils.evaluation.results import ResultsFolder, localisation, read_ahead, save_submission
@@ -151,13 +151,13 @@ def count_and_report(arguments: argparse.Namespace) -> int:
         sources, notes = find_sources(arguments.images)
         for line in notes:
             print(line, file=sys.stderr)
-        total = None if any(source.is_video for source in sources) else len(sources)
+        expected = None if any(source.is_video for source in sources) else len(sources)
         images = own_images(
             sources, arguments.every, threads, say=lambda text: progress.set_postfix_str(text, refresh=False)
         )
     else:
         data = Crowd(arguments.data_dir, None, arguments.split, training=False)
-        total, images = len(data), split_images(data, threads)
+        expected, images = len(data), split_images(data, threads)
 
     devices["devices"] = 1 if devices["accelerator"] == "cpu" else devices["devices"][:1]
     fabric = Fabric(**devices, precision=arguments.precision)
@@ -174,13 +174,13 @@ def count_and_report(arguments: argparse.Namespace) -> int:
         keep = bool(arguments.save_density or arguments.figures)
         own = {source.name: source.path for source in sources if source.is_video and not source.reason}
         videos = VideoCounts(own, arguments.every, stack, arguments.out, arguments.video_out, show_all=keep)
-        progress = stack.enter_context(ProgressBar(total=total, desc="count", unit="img"))
+        progress = stack.enter_context(ProgressBar(total=expected, desc="count", unit="img"))
         for (name, image, points), parts, seconds in count_images(fabric, model, images, windows):
             progress.update()
             if isinstance(parts, str):
                 failed.append((name, parts))
                 continue
-            predicted = sum(float(part.density.sum(dtype=torch.float64)) for part in parts)
+            predicted = float(total(parts))
             if videos.add(name, image, parts, predicted):
                 continue
             results.append(Result(name, math.nan if points is None else float(len(points)), predicted))

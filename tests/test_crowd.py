@@ -87,7 +87,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(root):
 
 
 def test_whole_targets_and_jitter_change_nothing_else(root):
-    plain, whole = Crowd(root, CROP, "train")[3], Crowd(root, CROP, "train", whole_targets=True)[3]
+    plain, whole = Crowd(root, CROP, "train")[3], Crowd(root, CROP, "train", whole_targets=0.3)[3]
     assert plain.targets.min() < 1 and (whole.targets == 1).all()
     assert_equal(whole._replace(targets=plain.targets), plain)
     jittered = Crowd(root, CROP, "train", jitter=0.5)[3]

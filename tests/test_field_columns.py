@@ -19,6 +19,7 @@ TRUTH = {
     "b": [(30, 100), (90, 50), (170, 40)],
     "c": [(60, 60), (100, 120), (150, 70)],
 }
+ROWS = {name: [[*point] for point in found] for name, found in TRUTH.items()}
 ALL = [point for found in TRUTH.values() for point in found]
 NAMES = ("a.jpg", "b.jpg", "c.jpg")
 
@@ -175,7 +176,7 @@ def pictures(tmp_path_factory):
     def read(path, form, **options):
         found, problems = read_annotations(form, folder, images, path, **options)
         assert not problems
-        return {image.stem: rows[:, :2] for image, rows in found.items()}
+        return {image.stem: rows[:, :2].tolist() for image, rows in found.items()}
 
     return read
 
@@ -226,10 +227,8 @@ def test_corners_in_place_of_sizes(tmp_path, pictures, form, name, contents):
 @pytest.mark.parametrize("side", [1, 12, 60, 160])
 def test_sizes_are_no_corners(tmp_path, pictures, side):
     """Also boxes that leave their image, as tools write those of people at its border."""
-    found = pictures(write(tmp_path / "a.json", coco(lambda x, y: [x - side / 2, y - side / 2, side, side])), "coco")
-    assert {name: rows.tolist() for name, rows in found.items()} == {
-        n: [[*p] for p in found] for n, found in TRUTH.items()
-    }
+    path = write(tmp_path / "a.json", coco(lambda x, y: [x - side / 2, y - side / 2, side, side]))
+    assert pictures(path, "coco") == ROWS
 
 
 @pytest.mark.parametrize(
@@ -273,8 +272,7 @@ def test_labels_of_two_unicode_forms(tmp_path, pictures, label, written, given):
     head = write(tmp_path / "a.json", coco(lambda x, y: [x - 6, y - 6, 12, 12], label=label))
     table = write(tmp_path / "a.csv", rows_for_all(lambda x, y: f"{label},{x},{y}", f"image,{label},x,y\n"))
     for path, form, attribute in ((head, "coco", None), (table, "csv", category[0])):
-        found = pictures(path, form, categories=category, attribute=attribute)
-        assert {name: rows.tolist() for name, rows in found.items()} == {n: [[*p] for p in f] for n, f in TRUTH.items()}
+        assert pictures(path, form, categories=category, attribute=attribute) == ROWS
 
 
 @pytest.mark.parametrize("written, given", [("NFC", "NFD"), ("NFD", "NFC")])
@@ -293,7 +291,7 @@ def test_names_of_two_unicode_forms(tmp_path, written, given):
         for form in ("csv", "auto"):
             options = ("--annotations", path, "--train-list", lists[0], "--val-list", lists[1])
             out, *_ = prepare(folder, form, *options)
-            assert [rows for rows in points(out).values()] == [[[*p] for p in TRUTH[name]] for name in "ab"]
+            assert list(points(out).values()) == [ROWS[name] for name in "ab"]
 
 
 def test_long_names_can_be_fitted_or_are_refused(tmp_path):

@@ -95,64 +95,12 @@ def test_tables_by_their_header(tmp_path, text, mark):
     assert marks(read("csv", write(tmp_path / "t.csv", text), **SIZES)) == {"a.jpg": [mark]}
 
 
-CSV_OF_ONE = [
-    ("1,2\n1,5,3\n", "line 2: 3 columns instead of 2"),  # 1,5 in place of 1.5
-    ("1,5,3\n", "line 1: 3 columns and no header"),
-    ("x,y\n1,5,3,2\n", "line 2: 4 columns"),
-    ("x;y\n1,5,0;3\n", "line 2: '1,5,0' is no finite number"),
-    ("1,5;3,2\n", "line 1: '1,5' is no finite number"),
-    ("x,y\n1,\n", "line 2: ''"),
-    ("1,2\n3,1_0\n", "line 2: '1_0'"),
-    ("x,y\n1,2\nx,y\n", "line 3: 'x'"),
-    ("x,y,x\n1,2,3\n", "line 1: the header"),
-    ("col,row\n1,2\n", "line 1: the header 'col, row' lacks x and y"),
-    ('x,y\n"1,2\n3,4\n', "not valid CSV"),
-    ("x,y\n1,\0\n", "line 2"),
-    ("x,y\n1,2\n".encode("utf-16"), "not a UTF-8"),
-    (b"x,y\n1,2\n\xff", "byte 9"),
-    ("x,y\n" + "1" * 200_000 + ",1\n", "line 2"),
-]
-CSV_OF_ALL = [
-    ("x,y,label\n1,2,a\n", "the header 'x, y, label' lacks image;"),
-    ("image,x\n", "the header 'image, x' lacks y;"),
-    ("image,left,top\n", "lacks width and height (or right and bottom);"),
-    ("who,where\n", "lacks image and x and y;"),
-    ("image,xmin,ymin\n", "lacks x and y;"),
-    ("image,name,x,y\na,b,1,2\n", "must name each of image, x, y"),
-    ("image,x,y\n,1,2\n", "line 2: names no image"),
-    ("a.jpg,1,5,2\n", "line 1: 4 columns"),
-    ("a.jpg,1,2\nb.jpg,3\n", "line 2: 2 columns"),
-    ("a.jpg,1,\n", "line 1: ''"),
-]
-
-
-@pytest.mark.parametrize(
-    "named, text, cause", [(False, *case) for case in CSV_OF_ONE] + [(True, *c) for c in CSV_OF_ALL]
-)
-def test_csv_that_is_wrong(tmp_path, named, text, cause):
-    assert cause in refused("csv", write(tmp_path / "a.csv", text), named=named)
-
-
 def test_json_points(tmp_path):
     for contents in ([[1.5, 2], [3, 4]], {"points": [[1.5, 2], [3, 4]], "by": "me"}):
         assert marks(read("json", write(tmp_path / "a.json", contents), named=False)) == {"": TWO}
     assert of_image("json", write(tmp_path / "a.json", BOM + b"[]\r\n")) == []
     found = read("json", write(tmp_path / "all.json", {"a.jpg": [[1.5, 2], [3, 4]], "зал.jpg": {"points": []}}))
     assert marks(found) == {"a.jpg": TWO, "зал.jpg": []}
-
-
-@pytest.mark.parametrize(
-    "named, contents, cause",
-    [
-        (False, {"shapes": []}, "no list 'points'"),
-        (True, [[1, 2], [3]], "no object"),
-        (True, {"a.jpg": {"x": 1}}, "'a.jpg': no list 'points'"),
-        (True, '{"a.jpg": [[1, 2]], "a.jpg": []}', "'a.jpg' is there twice"),
-        (True, '{"a.jpg": [[1, 2]],\n\n', "line 3"),
-    ],
-)
-def test_json_that_is_wrong(tmp_path, named, contents, cause):
-    assert cause in refused("json", write(tmp_path / "a.json", contents), named=named)
 
 
 def coco(annotations, images=({"id": 1, "file_name": "a.jpg"}, {"id": "b", "file_name": "d/b.jpg"}), **more):
@@ -450,6 +398,42 @@ def images_of(*shapes):
 
 VIA_HEADER = "filename,region_shape_attributes\n"
 WRONG = {
+    "csv of one image": [
+        ("1,2\n1,5,3\n", "line 2: 3 columns instead of 2"),  # 1,5 in place of 1.5
+        ("1,5,3\n", "line 1: 3 columns and no header"),
+        ("x,y\n1,5,3,2\n", "line 2: 4 columns"),
+        ("x;y\n1,5,0;3\n", "line 2: '1,5,0' is no finite number"),
+        ("1,5;3,2\n", "line 1: '1,5' is no finite number"),
+        ("x,y\n1,\n", "line 2: ''"),
+        ("1,2\n3,1_0\n", "line 2: '1_0'"),
+        ("x,y\n1,2\nx,y\n", "line 3: 'x'"),
+        ("x,y,x\n1,2,3\n", "line 1: the header"),
+        ("col,row\n1,2\n", "line 1: the header 'col, row' lacks x and y"),
+        ('x,y\n"1,2\n3,4\n', "not valid CSV"),
+        ("x,y\n1,\0\n", "line 2"),
+        ("x,y\n1,2\n".encode("utf-16"), "not a UTF-8"),
+        (b"x,y\n1,2\n\xff", "byte 9"),
+        ("x,y\n" + "1" * 200_000 + ",1\n", "line 2"),
+    ],
+    "csv": [
+        ("x,y,label\n1,2,a\n", "the header 'x, y, label' lacks image;"),
+        ("image,x\n", "the header 'image, x' lacks y;"),
+        ("image,left,top\n", "lacks width and height (or right and bottom);"),
+        ("who,where\n", "lacks image and x and y;"),
+        ("image,xmin,ymin\n", "lacks x and y;"),
+        ("image,name,x,y\na,b,1,2\n", "must name each of image, x, y"),
+        ("image,x,y\n,1,2\n", "line 2: names no image"),
+        ("a.jpg,1,5,2\n", "line 1: 4 columns"),
+        ("a.jpg,1,2\nb.jpg,3\n", "line 2: 2 columns"),
+        ("a.jpg,1,\n", "line 1: ''"),
+    ],
+    "json of one image": [({"shapes": []}, "no list 'points'")],
+    "json": [
+        ([[1, 2], [3]], "no object"),
+        ({"a.jpg": {"x": 1}}, "'a.jpg': no list 'points'"),
+        ('{"a.jpg": [[1, 2]], "a.jpg": []}', "'a.jpg' is there twice"),
+        ('{"a.jpg": [[1, 2]],\n\n', "line 3"),
+    ],
     "coco": [
         ([], "no list 'images'"),
         ({"images": []}, "no list 'annotations'"),
@@ -540,11 +524,10 @@ WRONG = {
 
 @pytest.mark.parametrize("form, contents, cause", [(form, *case) for form, cases in WRONG.items() for case in cases])
 def test_what_is_wrong_is_named(tmp_path, form, contents, cause):
-    form, _, suffix = form.partition(" ")
-    suffix = suffix or {"cvat": "xml", "pnt": "pnt", "xy": "txt", "yolo": "txt"}.get(form, "json")
-    assert cause in refused(
-        form, write(tmp_path / f"a.{suffix}", contents), named=form not in ("labelme", "xy", "yolo")
-    )
+    named = form not in ("labelme", "xy", "yolo") and not form.endswith(" of one image")
+    suffixes = {"via csv": "csv", "cvat": "xml", "pnt": "pnt", "xy": "txt", "yolo": "txt", "csv": "csv"}
+    suffix = suffixes.get(form, "csv" if form.startswith("csv") else "json")
+    assert cause in refused(form.split()[0], write(tmp_path / f"a.{suffix}", contents), named=named)
 
 
 @pytest.mark.parametrize(

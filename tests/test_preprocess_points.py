@@ -58,9 +58,8 @@ def check_split(out, size=None):
         np.testing.assert_allclose(stored[:, :2], truth, rtol=1e-5)
         assert stored.shape == (i, 3 if name.startswith("train") else 2)
         if stored.shape[1] == 3:
-            np.testing.assert_allclose(
-                stored[:, 2], mean_neighbour_distance(truth) if size is None else size, rtol=1e-4
-            )
+            expected = mean_neighbour_distance(truth) if size is None else size
+            np.testing.assert_allclose(stored[:, 2], expected, rtol=1e-4)
     return len(record(out))
 
 
@@ -125,10 +124,8 @@ def test_yolo(tmp_path, place):
 
     def annotate(image, points):
         lines = "".join(f"0 {x / 64} {y / 48} {6 / 64} {6 / 48}\n" for x, y in points)
-        write(
-            tmp_path / "in" / str(image.relative_to(tmp_path / "in").with_suffix(".txt")).replace("images", "labels"),
-            lines,
-        )
+        label = str(image.relative_to(tmp_path / "in").with_suffix(".txt")).replace("images", "labels")
+        write(tmp_path / "in" / label, lines)
 
     make_split(tmp_path / "in", annotate, names)
     write(tmp_path / "in" / "classes.txt", "head\n")

@@ -5,7 +5,7 @@ import pytest
 import scipy.io
 from commands import ROOT
 from own_folders import SIDES, photos, points, prepare, write
-from test_field_columns import NAMES, TRUTH
+from test_field_columns import NAMES, ROWS, TRUTH
 from test_orientation import WRITERS
 
 from datasets.raw.formats import FORMATS
@@ -107,7 +107,7 @@ def test_files_beside_their_image_are_taken(tmp_path, name, separator):
     folder = photos(tmp_path / "in", *NAMES)
     for stem, found in TRUTH.items():
         write(folder / name.format(stem), "".join(f"{x}{separator}{y}\n" for x, y in found))
-    assert points(prepare(folder, "auto")[0]) == {stem: [[*point] for point in found] for stem, found in TRUTH.items()}
+    assert points(prepare(folder, "auto")[0]) == ROWS
 
 
 def test_a_table_of_cellprofiler(tmp_path):
@@ -115,4 +115,4 @@ def test_a_table_of_cellprofiler(tmp_path):
     rows = [f"{i},{name}.jpg,{x},{y}" for name, found in TRUTH.items() for i, (x, y) in enumerate(found)]
     header = "ObjectNumber,FileName_DNA,Location_Center_X,Location_Center_Y"
     write(folder / "Nuclei.csv", "\n".join([header, *rows]))
-    assert points(prepare(folder, "auto")[0]) == {stem: [[*point] for point in found] for stem, found in TRUTH.items()}
+    assert points(prepare(folder, "auto")[0]) == ROWS

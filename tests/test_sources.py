@@ -8,7 +8,6 @@ import pytest
 
 from test import own_images
 from utils.evaluation.sources import find_sources
-from utils.images import load_image
 
 
 def picture(path, value=0, size=(20, 30)):
@@ -77,18 +76,6 @@ def test_what_cannot_be_opened_is_named_and_the_rest_goes_on(tmp_path):
     assert "cut off or no image" in found[4][1] and found[5][1].shape == (20, 30, 3) and not notes
 
 
-def test_lack_of_memory_concerns_one_picture(tmp_path, monkeypatch):
-    def load(path, upright):
-        if path.name == "a.png":
-            raise MemoryError
-        return load_image(path, upright=upright)
-
-    monkeypatch.setattr("test.load_image", load)
-    picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
-    ((_, reason), (_, image)), _ = opened(tmp_path)
-    assert reason == "MemoryError" and image.shape == (20, 30, 3)
-
-
 def test_links_to_folders_are_followed_once(tmp_path):
     picture(tmp_path / "in" / "a.png"), picture(tmp_path / "other" / "b.png")
     (tmp_path / "in" / "link").symlink_to(tmp_path / "other")
@@ -107,20 +94,6 @@ def test_frames_of_a_video(tmp_path):
     assert [name[-6:] for name, _ in opened(path, every=4)[0]] == ["000000", "000004", "000008"]
 
 
-def test_a_video_that_ends_early_is_reported_after_its_frames(tmp_path):
-    path = video(tmp_path / "clip.avi", 20)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
-    picture(tmp_path / "z.png")
-    found, _ = opened(tmp_path)
-    *frames, (name, reason), (last, image) = found
-    assert 0 < len(frames) < 20 and all(name.startswith("clip.avi frame 0000") for name, _ in frames)
-    assert (name, reason) == (
-        "clip.avi",
-        f"{path}: ends after {len(frames)} frames, before its container says; it is cut off, get it again",
-    )
-    assert last == "z.png" and image.shape == (20, 30, 3)
-
-
 @pytest.mark.parametrize("content", [b"", b"no video at all"])
 def test_a_video_that_cannot_be_decoded_is_reported(tmp_path, content):
     (tmp_path / "clip.mp4").write_bytes(content)
@@ -129,7 +102,3 @@ def test_a_video_that_cannot_be_decoded_is_reported(tmp_path, content):
         "clip.mp4",
         f"{tmp_path / 'clip.mp4'}: cannot decode this video; it is cut off or of a kind that OpenCV does not know",
     )
-
-
-def test_a_video_is_told_by_its_suffix_in_any_case(tmp_path):
-    assert find_sources([tmp_path / "a.MOV"])[0][0].is_video

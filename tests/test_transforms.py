@@ -195,6 +195,15 @@ def test_grey_has_the_luma_in_every_channel():
     np.testing.assert_array_equal(out.image[..., 0], luma[2:66, 3:67][:, ::-1])
 
 
+@pytest.mark.parametrize("whole", [0.05, 0.3, 0.9, 1.0])
+def test_whole_targets_in_closed_form(whole):
+    """The target of a point is 1 where its box lies inside by that share, and else it is not of the crop."""
+    sample = make_sample(count=400)
+    share = box_fraction(sample.points, sample.distance, 30, 20, 48)
+    inside, targets, stays = crop(sample, 30, 20, 48, whole)
+    assert (stays == (share >= whole)).all() and (targets == 1).all() and 0 < len(targets) == len(inside.points) < 400
+
+
 def test_jitter_leaves_the_other_draws_as_they_are():
     for seed in range(50):
         plain = draw_augmentation(np.random.default_rng(seed), 300, 400, 200, "a")

@@ -16,6 +16,7 @@ from defusedxml.ElementTree import fromstring
 
 from datasets.raw.marks import Annotated, Mark, Request, add_image, no_object, shape, stated_size
 from datasets.raw.raw_text import entries, json_number, json_numbers, json_points, member, parse_number, read_json
+from utils.cli import warn
 from utils.files import PICTURES
 
 _LABELME = {"point": [1], "rectangle": [2, 4], "circle": [2], "polygon": range(1, sys.maxsize)}  # points of each shape
@@ -103,8 +104,7 @@ def read_coco(path: Path, request: Request = Request()) -> dict[str, Annotated]:
             mark = shape("polygon", visible, label, where)
         by_id[same[0]].append(mark or no_object("region without bbox", ("bbox", "visible keypoints"), label, where))
     if crowds:
-        what = f"{crowds} regions marked iscrowd or ignore are not counted; their images miss objects"
-        print(f"warning: {path}: {what}", file=sys.stderr)
+        warn(f"{path}: {crowds} regions marked iscrowd or ignore are not counted; their images miss objects")
     if several:
         print(f"{path}: {several} annotations have several visible keypoints; each counts as one object")
     return images

@@ -33,27 +33,18 @@ class Request(NamedTuple):
     notice: Callable[[str], object] = print  # what the user is told, once where it is the same of many files
 
 
-class Box(NamedTuple):
-    """A box as its file says it, in pixels, by ``kind``.
-
-    "corner": left, top, width, height; "centre": x, y, width, height; "corners": left, top, right, bottom.
-    """
-
-    kind: str
-    numbers: tuple[float, ...]
-
-
 class Mark(NamedTuple):
     """One counted object, in pixels; the size is NaN where the format gives none.
 
-    Or, with an ``error``, something that is refused if its label is counted.
+    ``box`` holds the four numbers of a box that its file gives with width and height. With an ``error`` it is something
+    that is refused if its label is counted.
     """
 
     x: float
     y: float
     size: float = math.nan
     label: str = ""
-    box: Box | None = None
+    box: tuple[float, ...] = ()
     error: str | None = None
 
 
@@ -79,7 +70,8 @@ def add_image(
 def shape(kind: str, numbers: Sequence[float], label: str, where: str) -> Mark:
     """The mark of a shape of these numbers; ``ValueError`` for another number of them, and a negative or infinite shape.
 
-    ``kind`` is "point" (x, y), "ellipse" (x, y, and the two radii), "polygon" (x, y of each corner) or that of a ``Box``.
+    ``kind`` is "point" (x, y), "ellipse" (x, y, and the two radii), "polygon" (x, y of each corner), or, of a box, "corner"
+    (left, top, width, height), "centre" (x, y, width, height) or "corners" (left, top, right, bottom).
     """
     expected = {"point": 2, "polygon": max(2, len(numbers) // 2 * 2)}.get(kind, 4)
     if len(numbers) != expected:
@@ -98,7 +90,8 @@ def shape(kind: str, numbers: Sequence[float], label: str, where: str) -> Mark:
     if width < 0 or height < 0:
         raise ValueError(f"{where}: a shape of {width:g} x {height:g}; correct its width and height")
     centre = (x, y) if kind == "centre" else (x + width / 2, y + height / 2)
-    mark = Mark(*centre, math.sqrt(width * height) or math.nan, label, Box(kind, tuple(numbers)))
+    box = () if kind == "corners" else tuple(numbers)
+    mark = Mark(*centre, math.sqrt(width * height) or math.nan, label, box)
     if not math.isfinite(mark.x + mark.y) or math.isinf(mark.size):
         raise ValueError(f"{where}: a shape of {width:g} x {height:g} at ({x:g}, {y:g}); correct these numbers")
     return mark

@@ -81,6 +81,7 @@ def split_train_val(images: Sequence[Path], arguments: argparse.Namespace) -> di
     if len(splits) == 3:
         origin |= {"test_list": given["test"], "test_fraction": fractions.get("test")}
     stems, rest = _read_lists(lists, by_stem)
+    make_folder(path.parent)
     stored = None if lists else _stored_split(path, origin, by_stem, splits)
     if drawn:
         stems = stored or stems | _seeded_split(sorted(rest), fractions, arguments.seed)
@@ -93,7 +94,6 @@ def split_train_val(images: Sequence[Path], arguments: argparse.Namespace) -> di
         if not split[name]:
             by = lists.get("train", lists.get("val", path))
             raise ValueError(f"{by}: leaves no image for {name}; correct the lists")
-    make_folder(path.parent)
     write_json(path, origin | {name: [image.name for image in split[name]] for name in splits})
     how = "by the lists given"
     if drawn:

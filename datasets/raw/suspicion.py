@@ -41,10 +41,10 @@ def refuse_corners(annotated: Mapping[Path, Annotated], sizes: Mapping[Path, tup
 
     wrong, corners = 0, []
     for image, value in annotated.items():
-        marks = [m for m in value.marks if m.box and m.box.kind != "corners"]
-        ways = [[*zip(m[:2], m.box.numbers[:2], m.box.numbers[2:], sizes[image], strict=True)] for m in marks]
+        marks = [mark for mark in value.marks if mark.box]
+        ways = [[*zip(m[:2], m.box[:2], m.box[2:], sizes[image], strict=True)] for m in marks]
         if all(inside(first, last, side) for way in ways for _, first, last, side in way):
-            corners += [m.box.numbers for m in marks]
+            corners += [mark.box for mark in marks]
             wrong += sum(not all(inside(x - last / 2, x + last / 2, side) for x, _, last, side in way) for way in ways)
     if wrong >= max(2, 0.1 * len(corners)) or (len(corners) >= MANY and near_own(corners).all()):
         what = "by where they lie the last two numbers of all are no width and height but the right and bottom corner"

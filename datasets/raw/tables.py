@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets.raw.marks import LABEL_NAMES, Annotated, Mark, Request, label_name, shape
 from datasets.raw.raw_text import DamagedError, one_form, parse_number, read_rows, read_text
+from utils.cli import warn
 from utils.files import PICTURES
 
 
@@ -43,7 +43,7 @@ Row = tuple[list[str], str]  # the fields, and where they stand
 
 
 class Columns(NamedTuple):
-    """Where in a row the values are: of an object's ``place``, of its ``box`` of that ``kind`` (see ``Box``), or of both."""
+    """Where in a row the values are: of an object's ``place``, of its ``box`` of that ``kind`` (see ``shape``), or of both."""
 
     place: Sequence[int] = ()
     box: Sequence[int] = ()
@@ -82,7 +82,7 @@ def read_csv(path: Path, request: Request = Request()) -> dict[str, Annotated]:
         request.notice(_meaning(columns, header[0]))
     pages = {(columns.image_name(fields), *(fields[i] for i in columns.slices)) for fields, _ in rows}
     if len(pages) > len({name for name, *_ in pages}):
-        print(f"warning: {path}: points of several slices or frames are put into one image", file=sys.stderr)
+        warn(f"{path}: points of several slices or frames are put into one image")
     for fields, where in rows:
         name = columns.image_name(fields)
         if request.named and not name:
