@@ -8,11 +8,11 @@ import shutil
 import signal
 
 import h5py
-import lightning_fabric
 import numpy as np
 import pytest
 import torch
 from commands import errors, kill_group
+from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from training_runs import Tiny, checkpoint, largest_difference, metrics, start, train, wait_until, weights
 
@@ -91,16 +91,22 @@ def test_what_is_not_finite_stops_the_run_with_the_state_before_it(
     assert [row["epoch"] for row in metrics(tmp_path / "again")] == list(range(epoch, 2))
 
 
+def test_all_crops_of_the_batch_are_named_and_set_aside(data, tmp_path, monkeypatch):
+    break_at(monkeypatch, [1], "loss")
+    _, err = train(data, tmp_path, "--epochs", 1, "--batch-size", 2, code=1)
+    names = [list_images(data / "train")[index].stem for index in list(EpochSampler(4, 4073))[2:]]
+    assert f"epoch 0, batch 1: the loss of {', '.join(names)} is not finite" in err
+    assert torch.load(tmp_path / "trouble" / "epoch0_step1_batch.pt", weights_only=True)["names"] == names
+
+
 @pytest.fixture
 def float16(monkeypatch):
     """Precision with a scaler, as a GPU has it -> a function that sets the scale it begins with."""
 
     def begin_with(scale):
-        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
-        fabric = lightning_fabric.Fabric
-        monkeypatch.setattr(
-            lightning_fabric, "Fabric", lambda precision, **options: fabric(**options, plugins=[plugin])
-        )
+        plugin, fabric = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale)), Fabric
+        start = lambda precision, **options: fabric(**options, plugins=[plugin])  # noqa: E731
+        monkeypatch.setattr("lightning_fabric.Fabric", start)
         return plugin.scaler
 
     return begin_with
