@@ -34,7 +34,7 @@ from PIL import Image
 
 from models import load_model
 from utils.device import fabric_devices
-from utils.evaluation import WINDOW, Window, density_map, predict
+from utils.evaluation import WINDOW, Window, density_map, predict, total
 from utils.evaluation.localisation import locate_windows
 from utils.evaluation.windows import WINDOWS_AT_ONCE
 from utils.images import load_image
@@ -93,7 +93,7 @@ class Counter:
         """
         if isinstance(image, (list, tuple)):
             return [self.count(one) for one in image]
-        return sum(float(part.density.sum(dtype=torch.float64)) for part in self._windows(image))
+        return float(total(self._windows(image)))
 
     def density(self, image) -> np.ndarray:
         """Where the people are: float32 [H, W], people per pixel."""

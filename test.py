@@ -27,7 +27,7 @@ from models import MODELS, load_model, weights_file
 from utils.cli import EXIT_FAILED, ProgressBar, default_workers, one_line, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
 from utils.device import environment, fabric_devices, network_errors
-from utils.evaluation import Result, Window, in_threads
+from utils.evaluation import Result, Window, in_threads, total
 from utils.evaluation.model_card import note_evaluation
 from utils.evaluation.report import write_report
 from utils.evaluation.results import ResultsFolder, localisation, read_ahead, save_submission
@@ -37,7 +37,7 @@ from utils.evaluation.video import VideoCounts
 from utils.evaluation.windows import images_together, predict_together
 from utils.files import file_hash, make_folder, points_path, read_points, write_json
 from utils.images import load_image
-from utils.lock import hold
+from utils.lock import lock_folder
 from utils.pixels import to_planes
 from utils.training.run_folder import CARD
 
@@ -151,13 +151,13 @@ def count_and_report(arguments: argparse.Namespace) -> int:
         sources, notes = find_sources(arguments.images)
         for line in notes:
             print(line, file=sys.stderr)
-        total = None if any(source.is_video for source in sources) else len(sources)
+        expected = None if any(source.is_video for source in sources) else len(sources)
         images = own_images(
             sources, arguments.every, threads, say=lambda text: progress.set_postfix_str(text, refresh=False)
         )
     else:
         data = Crowd(arguments.data_dir, None, arguments.split, training=False)
-        total, images = len(data), split_images(data, threads)
+        expected, images = len(data), split_images(data, threads)
 
     devices["devices"] = 1 if devices["accelerator"] == "cpu" else devices["devices"][:1]
     fabric = Fabric(**devices, precision=arguments.precision)
@@ -174,24 +174,24 @@ def count_and_report(arguments: argparse.Namespace) -> int:
         keep = bool(arguments.save_density or arguments.figures)
         own = {source.name: source.path for source in sources if source.is_video and not source.reason}
         videos = VideoCounts(own, arguments.every, stack, arguments.out, arguments.video_out, show_all=keep)
-        progress = stack.enter_context(ProgressBar(total=total, desc="count", unit="img"))
+        progress = stack.enter_context(ProgressBar(total=expected, desc="count", unit="img"))
         for (name, image, points), parts, seconds in count_images(fabric, model, images, windows):
             progress.update()
             if isinstance(parts, str):
                 failed.append((name, parts))
                 continue
-            predicted = sum(float(part.density.sum(dtype=torch.float64)) for part in parts)
+            predicted = float(total(parts))
             if videos.add(name, image, parts, predicted):
                 continue
             results.append(Result(name, math.nan if points is None else float(len(points)), predicted))
             if folder:
                 folder.add(name, image, points, parts, predicted, seconds)
-        said = videos.save()
+        lines = videos.save()
 
     for result in results:
         truth = "" if result.truth != result.truth else f"truth {result.truth:g}, "
         print(f"{result.name}: {truth}predicted {result.predicted:.2f}")
-    for line in said:
+    for line in lines:
         print(line)
     for name, reason in failed:
         print(f"error: {name}: {reason}" if name not in reason else f"error: {reason}", file=sys.stderr)
@@ -234,7 +234,7 @@ def count_and_report(arguments: argparse.Namespace) -> int:
 def main() -> int:
     """Evaluate as the command line says."""
     arguments = parse()
-    lock = hold(make_folder(arguments.out)) if arguments.out else contextlib.nullcontext()
+    lock = lock_folder(make_folder(arguments.out)) if arguments.out else contextlib.nullcontext()
     with lock, network_errors(f"lower --window {arguments.window}, or take --precision bf16-mixed"):
         return count_and_report(arguments)
 

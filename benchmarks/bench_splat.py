@@ -94,12 +94,7 @@ def main() -> None:
     add = parser.add_argument
     add("--gaussians", type=common.COUNT, nargs="*", default=[50, 800, 5000, 20000], help="numbers of Gaussians")
     add("--atlas", type=common.COUNT, nargs="*", default=[1, 4, 16, 32, 64], help="images side by side; none: no atlas")
-    add(
-        "--repeats",
-        type=common.COUNT,
-        default=5,
-        help="fits of the native engine of which the median counts (default: 5)",
-    )
+    add("--repeats", type=common.COUNT, default=5, help="native fits of which the median counts (default: 5)")
     arguments = common.parse_benchmark(parser)
     torch.set_num_threads(1)
     print("| Gaussians | backend | ms an iteration | ns a pair |\n|---:|---|---:|---:|")

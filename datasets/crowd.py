@@ -101,7 +101,7 @@ class Crowd(Dataset):
     A training sample is a function of (seed, epoch, index); call ``set_epoch`` before each epoch. Without ``use_gaussians``
     no fitted Gaussians are read: scales are then a sixth of the neighbour distance, which also replaces fitted scales that
     are NaN, and rotations are 0. With ``skip_bad`` the next image takes the place of a training image that cannot be read,
-    and the sample says why. With ``whole_targets`` the target of each point of a crop is 1; ``jitter``: see
+    and the sample says why. ``whole_targets``: see ``crop``, ``jitter``: see
     ``draw_augmentation``. A test split without any annotation file is one whose annotations are kept secret
     (NWPU-Crowd): its counts are NaN.
 
@@ -120,7 +120,7 @@ class Crowd(Dataset):
         training: bool | None = None,
         kernel: Callable[..., Tensor] | None = gst_kernel,
         kernel_parameters: Mapping[str, float] | None = None,
-        whole_targets: bool = False,
+        whole_targets: float = 0.0,
         jitter: float = 0.0,
         skip_bad: bool = False,
     ) -> None:
@@ -192,8 +192,7 @@ class Crowd(Dataset):
         generator = np.random.default_rng([self.seed, int(self._epoch), index])
         options = {"stride": self._stride, "jitter": self.jitter}
         drawn = draw_augmentation(generator, *whole.image.shape[:2], self.crop_size, str(path), **options)
-        crop, targets, stays = augment(whole, drawn, self.crop_size)
-        targets = np.ones_like(targets) if self.whole_targets else targets
+        crop, targets, stays = augment(whole, drawn, self.crop_size, self.whole_targets)
         short_side = min(whole.image.shape[:2]) * drawn.scale
         kernel = None
         if parameters:

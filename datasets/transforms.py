@@ -87,13 +87,17 @@ def too_small(name: str, height: int, width: int, crop_size: int) -> str:
     return f"{name}: {width} x {height} pixels, smaller than the crop of {crop_size}; {lower}preprocess with --min-size {crop_size}"
 
 
-def augment(sample: Sample, augmentation: Augmentation, crop_size: int) -> tuple[Sample, np.ndarray, np.ndarray]:
+def augment(
+    sample: Sample, augmentation: Augmentation, crop_size: int, whole: float = 0.0
+) -> tuple[Sample, np.ndarray, np.ndarray]:
     """Rescale, crop, make grey, expose, flip -> (crop with the n points that stay, their targets float32 [n], which stay: bool [N]).
 
     Of the image only the pixels under the crop are read.
     """
     image = cut_out(sample.image, augmentation, crop_size)
-    sample, targets, stays = crop(rescale(sample, augmentation.scale), augmentation.left, augmentation.top, crop_size)
+    sample, targets, stays = crop(
+        rescale(sample, augmentation.scale), augmentation.left, augmentation.top, crop_size, whole
+    )
     sample = sample._replace(image=image)
     if augmentation.grey:
         sample = sample._replace(image=grey(sample.image))
@@ -166,22 +170,23 @@ def box_fraction(points: np.ndarray, distance: np.ndarray, left: float, top: flo
     return np.clip(np.maximum(high - low, 0).prod(axis=1) / side[:, 0] ** 2, 0, 1)
 
 
-def crop(sample: Sample, left: int, top: int, size: int) -> tuple[Sample, np.ndarray, np.ndarray]:
+def crop(sample: Sample, left: int, top: int, size: int, whole: float = 0.0) -> tuple[Sample, np.ndarray, np.ndarray]:
     """Keep the annotations of a square and move the origin to its corner; the image is left as it is.
 
     -> (sample of n points, their targets [n], which points of the sample before they are: bool [N])
 
-    Points stay whose box lies at least 30 % inside, also some just outside the square; that fraction is their target.
+    Points stay whose box lies at least 30 % inside, also some just outside the square; that fraction is their target. With
+    ``whole`` those stay of which this share lies inside, and their target is 1.
     """
     fraction = box_fraction(sample.points, sample.distance, left, top, size)
-    stays = fraction >= MIN_BOX_FRACTION
+    stays = fraction >= (whole or MIN_BOX_FRACTION)
     inside = sample._replace(
         points=sample.points[stays] - np.array([left, top], sample.points.dtype),
         distance=sample.distance[stays],
         scales=sample.scales[stays],
         rotations=sample.rotations[stays],
     )
-    return inside, fraction[stays], stays
+    return inside, np.ones_like(fraction[stays]) if whole else fraction[stays], stays
 
 
 def hflip(sample: Sample) -> Sample:

@@ -9,7 +9,7 @@ count. Before a file appears it is run beside PyTorch on three sizes. examples/o
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import time
 import warnings
@@ -83,12 +83,12 @@ def save_onnx(network: nn.Module, path: Path, description: dict[str, Any]) -> No
     onnx.save(content, path)
 
 
-def save_safetensors(network: nn.Module, path: Path, description: dict[str, Any]) -> None:
-    """Write the weights alone, under the names of a checkpoint; ``description`` as JSON in the metadata, under ``gst``."""
+def to_safetensors(network: nn.Module, description: dict[str, Any]) -> bytes:
+    """The weights alone, under the names of a checkpoint; ``description`` as JSON in the metadata, under ``gst``."""
     from safetensors.torch import save
 
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    path.write_bytes(save(state, metadata={DESCRIPTION: json.dumps(description)}))
+    return save(state, metadata={DESCRIPTION: json.dumps(description)})
 
 
 def run_onnx(path: Path) -> Run:
@@ -145,19 +145,24 @@ def compare(network: nn.Module, exported: Run, sizes: Sequence[tuple[int, int]],
         image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
         (expected, ours), here = _timed(lambda: run_network(network, image))
         (found, theirs), there = _timed(lambda: exported(image))
-        difference = held = float((found - expected).abs().max() / expected.abs().max())
+        difference = held = _difference(found, expected)
         line = f"{height} x {width}: {there:.0f} ms, PyTorch {here:.0f} ms; "
         line += f"count {float(found.sum()):.3f}, PyTorch {float(expected.sum()):.3f}; "
         line += f"largest difference {difference:.1e} of the largest cell"
         if theirs and (other := sum(int((a != b).sum()) for a, b in zip(ours, theirs, strict=True))):
             same_graph, _ = run_network(network, image, theirs)
-            held = float((found - same_graph).abs().max() / same_graph.abs().max())
+            held = _difference(found, same_graph)
             total = sum(index.numel() for index in ours)
             line += f", {held:.1e} with the same graph ({other} of {total} in-degree indexes differ)"
         if not held <= tolerance:
             raise ValueError(f"{line}; more than {tolerance:g}: not written, report it with the model")
         lines.append(line)
     return lines
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest, as a share of the largest cell."""
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -169,12 +174,9 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 def require(form: str) -> None:
     """``ValueError`` where a package that a format needs is missing: none of them is in requirements.txt."""
-    for package in NEEDS[form]:
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            remedy = "pip install -r requirements-export.txt"
-            raise ValueError(f"format {form}: needs the package {package}: {remedy}") from None
+    if missing := [package for package in NEEDS[form] if not importlib.util.find_spec(package)]:
+        remedy = "pip install -r requirements-export.txt"
+        raise ValueError(f"format {form}: needs the package {', '.join(missing)}: {remedy}")
 
 
 def main() -> None:
@@ -197,7 +199,7 @@ def main() -> None:
     make_folder(out.parent)
     with atomic_write(out) as file:
         if form == "safetensors":
-            save_safetensors(network, file, description)
+            file.write_bytes(to_safetensors(network, description))
         else:
             save_onnx(network, file, description)
             print("\n".join(compare(load_model(weights, name)[0], run_onnx(file), CHECKED, TOLERANCE)))

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from losses import LOSSES
 from scripts import experiments
-from scripts.experiments import ROOT, Errors, Results, Run
+from scripts.experiments import ROOT, Results, Run
 from utils.cli import run_script
 from utils.files import list_images
 
@@ -62,7 +62,7 @@ def main() -> int:
     arguments, runs = parse()
     images = len(list_images(arguments.data / "train"))
 
-    def table(results: Results, guesses: Errors) -> str:
+    def table(results: Results, guesses: tuple[float, float]) -> str:
         times = ("training, s", "in the loss, s", "in the loss, ms a crop")
         rows: list[Sequence[object]] = [("loss", "seeds", "MAE", "MSE", "F1 at 8 px", *times)]
         for name, found in results.items():

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import experiments
 from scripts.compare_losses import PUBLISHED
-from scripts.experiments import ROOT, Errors, Results
+from scripts.experiments import ROOT, Results
 from utils.cli import run_script
 from utils.files import make_folder
 
@@ -80,7 +80,7 @@ def main() -> int:
     for name in chosen.keys() & FITS:
         refit(arguments.data, arguments.out / name, FITS[name])
 
-    def table(results: Results, guesses: Errors) -> str:
+    def table(results: Results, guesses: tuple[float, float]) -> str:
         rows = [("rung", "seeds", "epochs", "MAE", "MSE", "F1 at 4 px", "F1 at 8 px", "error, sparse", "error, dense")]
         for name, found in results.items():
             errors = [experiments.spread(found, key) for key in ("mae", "mse")]

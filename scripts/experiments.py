@@ -18,7 +18,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +44,6 @@ RADII = {"f1": "8", "f1_4px": "4"}  # key of a result -> radius in ``summary.jso
 OURS = ("--data-dir", "--root-path", "--loss", "--seed", "--save-dir", "--resume", "--overwrite")
 
 Results = Mapping[str, list[dict[str, Any]]]  # of the finished runs, by name
-Errors = tuple[float, float]  # MAE, MSE
 
 
 class Run(NamedTuple):
@@ -113,9 +111,7 @@ class Children:
         self.running: set[subprocess.Popen] = set()
         self.lock, self.stopped = threading.Lock(), False
 
-    def run(
-        self, command: Sequence[str], log: Path | None = None, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def run(self, command: Sequence[str], log: Path | None = None, env: Mapping[str, str] | None = None) -> None:
         """Run one of the project's scripts to its end, its output in ``log`` or, without one, where ours goes.
 
         ``ValueError`` where it fails, with its last error where that is in a log.
@@ -125,7 +121,7 @@ class Children:
                 if self.stopped:
                     raise ValueError("stopped")
                 into = {"stdout": output, "stderr": subprocess.STDOUT} if log else {}
-                child = subprocess.Popen([sys.executable, *command], env=environment, **into)
+                child = subprocess.Popen([sys.executable, *command], env=env, **into)
                 self.running.add(child)
             code = child.wait()
             with self.lock:
@@ -146,7 +142,7 @@ class Children:
             child.wait()
 
 
-@contextmanager
+@contextlib.contextmanager
 def ended_with_us() -> Iterator[Children]:
     """Children that a failure, Ctrl-C or a request to end this process takes along."""
     children = Children()
@@ -223,10 +219,10 @@ def remove_checkpoints(run: Run, keep_best: bool) -> None:
         path.unlink(missing_ok=True)
 
 
-def run_experiment(arguments: argparse.Namespace, runs: Sequence[Run], table: Callable[[Results, Errors], str]) -> int:
+def run_experiment(arguments: argparse.Namespace, runs: Sequence[Run], table: Callable[..., str]) -> int:
     """Do the runs that are missing, ``--jobs`` at a time; the tables are written anew whenever one ends -> the exit code.
 
-    ``table`` writes that of the experiment, from the results and the errors of the mean predictor -> its Markdown.
+    ``table`` writes that of the experiment: (``Results``, MAE and MSE of the mean predictor) -> its Markdown.
     """
     images = list_images(arguments.data / arguments.split)
     if not any(points_path(image).exists() for image in images):

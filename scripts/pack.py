@@ -7,7 +7,6 @@ It is unpacked again and loaded; with --data-dir its network counts the split of
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 import zipfile
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hubconf import Counter
 from models import load_model
-from models.export import require, save_safetensors
+from models.export import require, to_safetensors
 from utils.cli import run_script
 from utils.config import make_parser
 from utils.evaluation.model_card import write_card
@@ -31,29 +30,22 @@ from utils.training.run_folder import BEST, CARD, RunFolder, shareable
 
 RUN_FILES = (BEST, CARD, "metrics.jsonl", "environment.json")
 RESULT_FILES = ("results.csv", "summary.json", "report.html")
-DATE = (1980, 1, 1, 0, 0, 0)  # the first that the format knows: the same content gives the same bytes
 AGREEMENT = 1e-3  # of a count: another machine rounds otherwise
 
 
 def pack(run: Path, results: Path | None, archive: Path) -> list[str]:
     """Write the archive -> the names in it, below a folder called as the run."""
-    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(archive, "w") as file:
-        weights, config = Path(scratch, "model.safetensors"), Path(scratch, "config.yml")
-        network, metadata = load_model(run)
-        save_safetensors(network, weights, metadata)
-        options = shareable(RunFolder(run).options())
-        config.write_text(yaml.safe_dump(options, allow_unicode=True), encoding="utf-8")
-        paths = {name: run / name for name in RUN_FILES}
-        paths |= {f"results/{name}": results / name for name in RESULT_FILES} if results else {}
-        paths |= {path.name: path for path in (weights, config)}
-        for name, path in paths.items():
-            if path.is_file():
-                entry = zipfile.ZipInfo.from_file(path, f"{run.name}/{name}")
-                entry.date_time, entry.external_attr = DATE, 0o644 << 16
-                if path.suffix not in (".pth", ".safetensors"):  # weights do not shrink
-                    entry.compress_type = zipfile.ZIP_DEFLATED
-                with path.open("rb") as source, file.open(entry, "w") as target:
-                    shutil.copyfileobj(source, target)
+    options = yaml.safe_dump(shareable(RunFolder(run).options()), allow_unicode=True)
+    paths = {name: run / name for name in RUN_FILES}
+    paths |= {f"results/{name}": results / name for name in RESULT_FILES} if results else {}
+    contents = {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
+    contents |= {"config.yml": options.encode(), "model.safetensors": to_safetensors(*load_model(run))}
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, content in contents.items():
+            entry = zipfile.ZipInfo(f"{run.name}/{name}")  # of one date for all: the same content gives the same bytes
+            entry.external_attr = 0o644 << 16
+            is_weights = name.endswith((".pth", ".safetensors"))  # which do not shrink
+            file.writestr(entry, content, zipfile.ZIP_STORED if is_weights else zipfile.ZIP_DEFLATED)
         return file.namelist()
 
 
@@ -91,13 +83,7 @@ def main() -> None:
     add("run", type=Path, metavar="RUN", help="folder of a training run")
     add("--results", type=Path, metavar="DIR", help="folder that test.py --out wrote, to be packed too")
     add("--out", type=Path, metavar="FILE", help="the archive (default: RUN.zip)")
-    add(
-        "--data-dir",
-        "--root-path",
-        type=Path,
-        metavar="P",
-        help="prepared data set, to count its results again with what was unpacked",
-    )
+    add("--data-dir", "--root-path", type=Path, metavar="P", help="prepared data set, to count its results again")
     add("--device", default="auto", metavar="D", help="GPU id or cpu; auto: the first GPU if any")
     arguments = parser.parse_args()
     run, results, data_dir = arguments.run.resolve(), arguments.results, arguments.data_dir

@@ -28,6 +28,7 @@ from utils.evaluation import mae_mse
 from utils.evaluation.results import read_counts
 from utils.files import make_folder
 
+SERVER = "https://www.crowdbenchmark.com"  # of NWPU-Crowd
 REMARKS = (
     "UCF_CC_50: the mean of the MAE and of the MSE of its five folds; GST published none.",
     "Published: GST's row of a later paper's comparison table, which does not name the backbone; both networks stand beside it.",
@@ -35,7 +36,7 @@ REMARKS = (
     "on VGG19, as their papers say; GST's has no published number.",
     "MSE: root of the mean squared error. Difference: measured minus published; below zero is better than published.",
     "NWPU-Crowd's test annotations are not public: measured is val, the published number is test's, and the two are not compared. "
-    "The submission file that was written gets its test score at https://www.crowdbenchmark.com.",
+    f"The submission file that was written gets its test score at {SERVER}.",
 )
 
 
@@ -65,14 +66,7 @@ CRCV = "https://www.crcv.ucf.edu/data"
 SOURCES = {
     "qnrf": Source("UCF-QNRF", f"{CRCV}/ucf-qnrf/", "UCF-QNRF_ECCV18", ["Train", "Test"], "ucf"),
     "jhu": Source("JHU-Crowd++", "http://www.crowd-counting.com", "jhu_crowd_v2.0", JHU_PARTS, "jhu"),
-    "nwpu": Source(
-        "NWPU-Crowd",
-        "https://www.crowdbenchmark.com/nwpucrowd.html",
-        "NWPU-Crowd",
-        NWPU_PARTS,
-        "nwpu",
-        measured="val",
-    ),
+    "nwpu": Source("NWPU-Crowd", f"{SERVER}/nwpucrowd.html", "NWPU-Crowd", NWPU_PARTS, "nwpu", measured="val"),
     "ucf50": Source("UCF_CC_50", f"{CRCV}/ucf-cc-50/", "UCF_CC_50", ["1.jpg|UCF_CC_50"], "ucf50", folds=FOLDS),
     "sha": shanghaitech("A"),
     "shb": shanghaitech("B"),
@@ -104,10 +98,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options; wrong ones end the script."""
     parser = make_parser("Reproduce the rows of GST's published table that can be produced here.")
     add = parser.add_argument
-    names = (
-        f"rows: of {', '.join(SOURCES)}, of {', '.join(MODELS)} and of {', '.join(RECIPES)}; none of a kind: all of it"
-    )
-    add("names", nargs="*", metavar="NAME", help=names)
+    names = f"of {', '.join(SOURCES)}, of {', '.join(MODELS)} and of {', '.join(RECIPES)}; none of a kind: all of it"
+    add("names", nargs="*", metavar="NAME", help=f"rows: {names}")
     add("--data", type=Path, default=Path("data"), metavar="P", help="folder of the raw and prepared data sets")
     add("--runs", type=Path, default=Path("runs"), metavar="P", help="folder of training runs and of the table")
     add("--checkpoint", type=Path, metavar="FILE", help="evaluate this .pth or .tar file instead of training")

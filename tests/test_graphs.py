@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from commands import errors
 from training_runs import Tiny, largest_difference, metrics, train, weights
 
 from models import Prediction
@@ -80,19 +79,6 @@ def test_a_replayed_run_learns_the_same_bits(data, tmp_path, graphs, monkeypatch
     train(data, tmp_path / "launched", *fixed, 3)
     assert largest_difference(weights(tmp_path / "replayed"), weights(tmp_path / "launched")) == 0
     assert metrics(tmp_path / "replayed")[-1]["val_mae"] == metrics(tmp_path / "launched")[-1]["val_mae"]
-
-
-def test_what_is_not_finite_is_kept_away_as_without(data, tmp_path, graphs, monkeypatch):
-    class Broken(Tiny):
-        def forward(self, images):
-            density, attention = super().forward(images)
-            return Prediction(density * float("nan") if len(graphs) == 2 else density, attention)
-
-    monkeypatch.setattr("train_gs.build_model", Broken)
-    _, err = train(data, tmp_path, "--epochs", 1, code=1)
-    assert len(errors(err)) == 1 and "epoch 0, batch 2: the loss of" in err
-    state = torch.load(tmp_path / "trouble" / "last_good_ckpt.tar", weights_only=True)
-    assert all(value.isfinite().all() for value in state["model_state_dict"].values())
 
 
 def test_other_shapes_and_evaluation_go_through_the_network(replays):

@@ -29,7 +29,6 @@ VARIANTS = [
 every_loss = pytest.mark.parametrize(
     "name, options", VARIANTS, ids=["-".join([name, *map(str, options.values())]) for name, options in VARIANTS]
 )
-with_and_without_points = pytest.mark.parametrize("count", [0, 5])
 
 
 def annotations(count, size=128, seed=0, low=-0.1, high=1.1):
@@ -54,6 +53,10 @@ def test_scalar_and_gradient_are_finite(name, options, count):
     value, gradient = loss_and_gradient(loss_on_crops(name, **options), density, [annotations(count, 80)])
     assert value.shape == () and value.dtype == torch.float32 and value.isfinite()
     assert gradient.shape == (1, 1, 8, 10) and gradient.isfinite().all() and gradient.any()
+    nothing, slope = loss_and_gradient(
+        loss_on_crops(name, **options), torch.zeros(1, 1, 8, 10), [annotations(count, 80)]
+    )
+    assert (nothing > 0 if count else nothing == 0) and nothing.isfinite() and slope.isfinite().all()
     one_cell = loss_and_gradient(loss_on_crops(name, **options), torch.full((1, 1, 1, 1), 2.0), [annotations(count, 8)])
     assert all(part.isfinite().all() for part in one_cell)
 
@@ -166,16 +169,7 @@ def test_half_precision_is_computed_in_float32(name, options):
 
 
 @every_loss
-@with_and_without_points
-def test_zero_density(name, options, count):
-    crops = [annotations(count, low=0.1, high=0.9)]
-    value, gradient = loss_and_gradient(loss_on_crops(name, **options), torch.zeros(1, 1, 16, 16), crops)
-    assert value.isfinite() and gradient.isfinite().all()
-    assert value > 0 if count else value == 0
-
-
-@every_loss
-@with_and_without_points
+@pytest.mark.parametrize("count", [0, 5])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_a_density_that_is_not_finite_makes_the_loss_not_finite(name, options, count, bad, everywhere):
@@ -227,13 +221,6 @@ def test_reads_no_gaussians(name):
     bare = crop._replace(scales=torch.full((5, 2), math.nan), rotations=torch.full((5, 1), math.nan))
     density = random_density(1, 1, 16, 16)
     assert torch.equal(loss_on_crops(name)(density, [bare]), loss_on_crops(name)(density, [crop]))
-
-
-@pytest.mark.parametrize("count", [1, 25])
-def test_gradient_is_that_of_the_value(count):
-    crop = annotations(count, 64)
-    density = random_density(1, 1, 8, 8, total=count / 2, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda given: loss_on_crops("mse")(given, [crop]), density)
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -142,6 +142,7 @@ def test_a_picture_is_read_as_it_is_shown(files):
     for path, expected in files[0].items():
         loaded = Image.open(path)
         loaded.load()
+        assert load_image(path).shape == PIXELS.shape  # as it is stored, which the published annotations refer to
         for source in (path, str(path), Image.open(path), loaded, loaded.copy()):
             found = load_image(source, upright=True)
             assert found.shape == expected.shape and np.abs(found - expected.astype(float)).max() <= 1, path

@@ -212,11 +212,6 @@ def test_one_bad_image_does_not_stop_the_others(copy):
     assert not list(copy.rglob("*.partial*"))
 
 
-def test_a_crop_larger_than_an_image_is_named(small, tmp_path):
-    _, err = call("train_gs.py", "--data-dir", small, "--save-dir", tmp_path, *SMALL, "--crop-size", 1024, code=1)
-    assert len(errors(err)) == 1 and "smaller than the crop of 1024; lower --crop-size to" in err and len(err) < 400
-
-
 def test_an_output_folder_that_cannot_be_written_is_named(copy):
     shutil.rmtree(copy / "train" / "gs_params")
     (copy / "train" / "gs_params").write_text("a file where the folder should be")

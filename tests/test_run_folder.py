@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -327,16 +328,22 @@ def test_a_run_that_goes_on_writes_the_bytes_of_one_that_was_not_interrupted(dat
         assert [path.read_bytes() for path in files] == whole
 
 
-def test_a_run_of_minutes_says_when_it_is_done(data, tmp_path):
-    folder = tmp_path / "runs" / "one"
-    train(data, folder, "--minutes", 0.02, "--lr", 1e-3)
-    status = stages(data, tmp_path / "runs")
+def test_a_run_of_minutes_ends_in_time_with_a_finished_schedule_and_is_then_done(data, tmp_path):
+    folder, options = tmp_path / "runs" / "one", ("--lr", 1e-3, "--lr-schedule", "cosine", "--minutes")
+    begin = time.monotonic()
+    train(data, folder, *options, 0.04)
+    assert time.monotonic() - begin < 2.4 + 3  # set-up, the last validation
+    lines, status = metrics(folder), stages(data, tmp_path / "runs")
+    assert len(lines) > 3 and "val_mae" in lines[-1] and lines[-1]["val_seconds"] > 0
+    assert lines[0]["lr"] > 0.5e-3 and lines[-1]["lr"] < 0.2e-3
     (run,) = status["runs"]
-    assert run["state"] == "done" and run["epochs_done"] == run["epochs"] == len(metrics(folder)) < 1200
+    assert run["state"] == "done" and run["epochs_done"] == run["epochs"] == len(lines) < 1200
     assert "train_gs.py" not in status["next"]
     assert f"for {run['epochs']} of {run['epochs']} epochs" in (folder / "model_card.md").read_text()
     out, _ = paste(f"python train_gs.py --config {folder / 'config.yml'}")
     assert "nothing to do" in out and stages(data, tmp_path / "runs") == status
+    train(data, folder, *options, 0.02)  # other minutes: more of them
+    assert len(metrics(folder)) > len(lines)
 
 
 def test_an_interrupted_run_of_minutes_has_the_minutes_that_are_left(data, tmp_path):

@@ -1,10 +1,8 @@
 """How many epochs fit into a given time."""
 
-import time
-
 import pytest
 from commands import errors
-from training_runs import metrics, train
+from training_runs import train
 
 from GS2D.options import KERNEL_OPTIONS
 from utils.training import schedule, train_options
@@ -27,20 +25,6 @@ def test_epochs_follow_the_pace(monkeypatch):
     assert budget.epochs(21.0, 700) == 21
     with pytest.raises(ValueError, match="--minutes 1: an epoch takes about 13.3 minutes; give more, or --epochs"):
         TimeBudget(1, 0).epochs(0.1, 80)
-
-
-def test_a_run_ends_in_time_with_a_finished_schedule_and_is_then_done(data, tmp_path):
-    options = ["--minutes", 0.05, "--lr", 1e-3, "--lr-schedule", "cosine"]
-    begin = time.monotonic()
-    train(data, tmp_path, *options)
-    assert time.monotonic() - begin < 3 + 3  # set-up, the last validation
-    lines = metrics(tmp_path)
-    assert len(lines) > 3 and "val_mae" in lines[-1] and lines[-1]["val_seconds"] > 0
-    assert lines[0]["lr"] > 0.5e-3 and lines[-1]["lr"] < 0.2e-3
-    out, _ = train(data, tmp_path, *options)
-    assert "nothing to do" in out and len(metrics(tmp_path)) == len(lines)
-    train(data, tmp_path, *options, "--minutes", 0.02)  # other minutes: more of them
-    assert len(metrics(tmp_path)) > len(lines)
 
 
 def test_minutes_count_whatever_epochs_were_asked_for():

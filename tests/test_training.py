@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 from collections import Counter
 
 import pytest
@@ -110,6 +111,9 @@ def test_averaged_weights_are_exponential_chosen_and_resumed(data, tmp_path, ste
 
 def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, no_dropout):
     """Six steps that move a weight by up to 6e-3; --num-nodes, with both machines played by this one."""
+    data = shutil.copytree(data, tmp_path / "data")
+    for path in (data / "train").glob("IMG_0001.*"):  # two images to validate on, one for each process
+        shutil.copy(path, data / "val")
     options = "--epochs", 3, "--lr", 1e-3, "--loss", "dm-count", "--batch-size"
     train(data, tmp_path / "one", *options, 2)
     train(data, tmp_path / "other", *options, 1)
@@ -123,8 +127,10 @@ def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, no_dropout):
     one, two, other = (weights(tmp_path / name) for name in ("one", "two", "other"))
     assert largest_difference(one, two) <= 1e-5 < 1e-3 < largest_difference(one, other)
     for here, there in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
-        for key in {"loss", "mae", "mse", "gradient_norm", "val_mae"} & here.keys():
+        for key in {"loss", "mae", "mse", "gradient_norm", "val_mae", "val_mse"} & here.keys():
             assert here[key] == pytest.approx(there[key], rel=1e-5), key
+        assert here["mae"] <= here["mse"] < 2 * here["mae"]
+    assert here["val_mae"] < here["val_mse"] < 2 * here["val_mae"]
 
 
 def test_the_variance_of_attention_is_a_tenth_of_its_sum_in_the_loss(data, tmp_path, monkeypatch, no_dropout):

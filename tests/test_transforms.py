@@ -148,16 +148,6 @@ def test_box_fraction(point, distance, expected):
         np.testing.assert_allclose(found, [expected], rtol=1e-6)
 
 
-def test_box_fraction_counts_pixels():
-    """With even sides and whole points a box is a set of pixels, which can be counted."""
-    rng = np.random.default_rng(6)
-    points, sides = rng.integers(-20, 120, (100, 2)), 2 * rng.integers(2, 30, 100)
-    found = box_fraction(points.astype(np.float32), sides.astype(np.float32), 0, 0, 100)
-    for (x, y), side, fraction in zip(points, sides, found, strict=True):
-        box = [(i, j) for i in range(y - side // 2, y + side // 2) for j in range(x - side // 2, x + side // 2)]
-        assert fraction == pytest.approx(sum(0 <= i < 100 and 0 <= j < 100 for i, j in box) / side**2, abs=1e-6)
-
-
 def test_crop_keeps_points_with_enough_of_their_box_inside():
     sample = make_sample(200, 200, 300, seed=2)
     left, top, size = 30, 50, 100
@@ -203,6 +193,15 @@ def test_grey_has_the_luma_in_every_channel():
     np.testing.assert_allclose(luma, image @ [0.299, 0.587, 0.114], atol=0.51)
     out, *_ = augment(make_sample(), Augmentation(True, 1.0, 2, 3, True), 64)
     np.testing.assert_array_equal(out.image[..., 0], luma[2:66, 3:67][:, ::-1])
+
+
+@pytest.mark.parametrize("whole", [0.05, 0.3, 0.9, 1.0])
+def test_whole_targets_in_closed_form(whole):
+    """The target of a point is 1 where its box lies inside by that share, and else it is not of the crop."""
+    sample = make_sample(count=400)
+    share = box_fraction(sample.points, sample.distance, 30, 20, 48)
+    inside, targets, stays = crop(sample, 30, 20, 48, whole)
+    assert (stays == (share >= whole)).all() and (targets == 1).all() and 0 < len(targets) == len(inside.points) < 400
 
 
 def test_jitter_leaves_the_other_draws_as_they_are():

@@ -123,13 +123,6 @@ def test_no_more_windows_at_once_than_allowed(overlap):
 
 
 @pytest.mark.parametrize("overlap", [0, 16])
-def test_windows_of_several_images_share_batches(overlap):
-    model, images = Local(), [random_image(*size) for size in ((64, 96), (32, 48), (64, 96), (48, 64))]
-    predict_together(model, images, 64, overlap)
-    assert model.batches == [4, 1, 1]  # two windows of each of the images of 64 x 96
-
-
-@pytest.mark.parametrize("overlap", [0, 16])
 @pytest.mark.parametrize("flip", [False, True])
 def test_images_together_are_predicted_as_each_alone(vgg, overlap, flip):
     sizes = (64, 96), (12, 40), (32, 50), (64, 96), (12, 40), (49, 64)
@@ -142,15 +135,6 @@ def test_images_together_are_predicted_as_each_alone(vgg, overlap, flip):
         for part, alone in zip(found[index], predict(vgg, normalise(image), 48, overlap, flip), strict=True):
             assert part[:4] == alone[:4]
             torch.testing.assert_close(part.density, alone.density, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("overlap", [0, 16])
-@pytest.mark.parametrize("flip", [False, True])
-def test_batched_counts_are_those_of_single_windows(vgg, monkeypatch, overlap, flip):
-    image = random_image(70, 150) - 0.5
-    batched = count(vgg, image, 48, overlap, flip)
-    monkeypatch.setattr(evaluation, "WINDOWS_AT_ONCE", 1)
-    assert batched > 0 and count(vgg, image, 48, overlap, flip) == pytest.approx(batched, rel=1e-4)
 
 
 def test_a_window_as_large_as_the_image_blends_nothing(vgg):

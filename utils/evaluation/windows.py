@@ -214,7 +214,12 @@ def _ramps(length: int, window: int, overlap: int) -> tuple[list[int], Tensor]:
 
 def count(model: Callable, image: Tensor, window: int = WINDOW, overlap: int = 0, flip: bool = False) -> float:
     """The predicted count of an image [3, H, W]: the sum of the densities of its windows (see ``predict``)."""
-    return sum(float(part.density.sum(dtype=torch.float64)) for part in predict(model, image, window, overlap, flip))
+    return float(total(predict(model, image, window, overlap, flip)))
+
+
+def total(parts: Sequence[Window]) -> Tensor:
+    """The count in the windows of one image, float64 on their device."""
+    return sum(part.density.sum(dtype=torch.float64) for part in parts)
 
 
 def density_map(parts: list[Window]) -> Tensor:
@@ -281,13 +286,8 @@ def evaluate(
             for error in found:
                 if isinstance(error, ValueError):
                     raise error
-            counts = torch.stack([_total(parts) for parts in found]).tolist()  # the device is waited for once
+            counts = torch.stack([total(parts) for parts in found]).tolist()  # the device is waited for once
             results += [Result(s.name, float(s.count), predicted) for s, predicted in zip(some, counts)]
         return results
     finally:
         model.train(training)
-
-
-def _total(parts: Sequence[Window]) -> Tensor:
-    """The count in the windows of one image, float64 on their device."""
-    return sum(part.density.sum(dtype=torch.float64) for part in parts)

@@ -56,8 +56,8 @@ def parse_train_options(
     add("--num-workers", type=number(int, 0, 4096), metavar="N", help=workers)
     add("--prefetch", type=number(int, 1, 10**6), default=2, metavar="N", help="batches that each of them makes ahead")
     add("--data-licence", metavar="TEXT", help="of the data, as it is to stand in model_card.md")
-    whole = "a point that a crop keeps counts 1 there, whatever part of its box lies inside"
-    add("--whole-targets", action=switch, default=False, help=whole)
+    whole = "points of whose box a crop holds this share count 1 there (0: they count the share, from 0.3 on)"
+    add("--whole-targets", type=number(float, 0, 1), default=0.0, metavar="X", help=whole)
     jitter = "change each crop's brightness and contrast by up to this share (0: as they are)"
     add("--jitter", type=number(float, 0, 1), default=0.0, metavar="X", help=jitter)
     add("--skip-bad-samples", action=switch, default=False, help="take the next image for one that cannot be read")
