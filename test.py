@@ -37,7 +37,7 @@ from utils.evaluation.video import VideoCounts
 from utils.evaluation.windows import images_together, predict_together
 from utils.files import file_hash, make_folder, points_path, read_points, write_json
 from utils.images import load_image
-from utils.lock import hold
+from utils.lock import lock_folder
 from utils.pixels import to_planes
 from utils.training.run_folder import CARD
 
@@ -186,12 +186,12 @@ def count_and_report(arguments: argparse.Namespace) -> int:
             results.append(Result(name, math.nan if points is None else float(len(points)), predicted))
             if folder:
                 folder.add(name, image, points, parts, predicted, seconds)
-        said = videos.save()
+        lines = videos.save()
 
     for result in results:
         truth = "" if result.truth != result.truth else f"truth {result.truth:g}, "
         print(f"{result.name}: {truth}predicted {result.predicted:.2f}")
-    for line in said:
+    for line in lines:
         print(line)
     for name, reason in failed:
         print(f"error: {name}: {reason}" if name not in reason else f"error: {reason}", file=sys.stderr)
@@ -234,7 +234,7 @@ def count_and_report(arguments: argparse.Namespace) -> int:
 def main() -> int:
     """Evaluate as the command line says."""
     arguments = parse()
-    lock = hold(make_folder(arguments.out)) if arguments.out else contextlib.nullcontext()
+    lock = lock_folder(make_folder(arguments.out)) if arguments.out else contextlib.nullcontext()
     with lock, network_errors(f"lower --window {arguments.window}, or take --precision bf16-mixed"):
         return count_and_report(arguments)
 

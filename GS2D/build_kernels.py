@@ -24,7 +24,7 @@ from utils.cli import default_workers, for_each, report_failures, run_script
 from utils.config import make_parser, number
 from utils.files import gaussians_path, kernel_path, list_images, make_folder
 from utils.images import image_size
-from utils.lock import hold
+from utils.lock import lock_folder
 
 
 class KernelJob(NamedTuple):
@@ -60,7 +60,7 @@ def main() -> int:
     with contextlib.ExitStack() as locks:
         for folder in folders:
             images = [image for image in list_images(folder.parent) if gaussians_path(image).exists()]
-            locks.enter_context(hold(make_folder(kernel_path(folder.parent / "any").parent)))
+            locks.enter_context(lock_folder(make_folder(kernel_path(folder.parent / "any").parent)))
             jobs += [KernelJob(image, kernel_options(arguments)) for image in images]
         outcomes = list(for_each(build_kernel, jobs, arguments.workers, "kernels", threads=True))
     built = [outcome.result for outcome in outcomes if outcome.result is not None]

@@ -24,7 +24,7 @@ from GS2D.fit_dataset import parse_folder_options
 from GS2D.gaussians import Gaussians2D, read_file
 from utils.cli import for_each, report_failures, run_script
 from utils.config import make_parser, number
-from utils.lock import hold
+from utils.lock import lock_folder
 
 
 def clean(params: np.ndarray | Tensor, max_ratio: float = 1.5) -> tuple[np.ndarray | Tensor, int]:
@@ -76,7 +76,7 @@ def main() -> int:
     files = [path for folder in folders for path in sorted(folder.glob("[!.]*_gs_params.h5"))]
     with contextlib.ExitStack() as locks:
         for folder in folders:
-            locks.enter_context(hold(folder))
+            locks.enter_context(lock_folder(folder))
         outcomes = list(for_each(lambda path: clean_file(path, arguments.max_ratio), files, 1, "clean"))
     results = [outcome.result for outcome in outcomes if outcome.result]
     for path, result, _ in outcomes:

@@ -43,7 +43,7 @@ from utils.config import make_parser, number, parse_arguments
 from utils.dataset_report import DATASETS, REPORT, read_report
 from utils.files import file_hash, gaussians_path, kernel_path, points_path, read_json, write_json
 from utils.images import load_image
-from utils.lock import holder
+from utils.lock import lock_holder
 from utils.training.run_folder import RunFolder
 
 STATES = ("done", "missing", "stale", "failed")
@@ -198,7 +198,7 @@ def _run(path: Path) -> dict[str, Any] | None:
         epochs, data = progress["epochs"] or int(options["epochs"]), os.fspath(options["data_dir"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
-    done, who, best = progress["done"] or 0, holder(path), folder.best()
+    done, who, best = progress["done"] or 0, lock_holder(path), folder.best()
     if who:
         state = f"running ({who})"
     elif done >= epochs:

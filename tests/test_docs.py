@@ -36,7 +36,7 @@ NOT_RUN = {
     r"bash scripts/faults\.sh": "an hour of kills and restarts; its short form is in tests/faults",
     r"bash scripts/(compare_losses|experiments)\.sh": "trains for hours; tests/test_compare.py runs what it starts",
     r"bash scripts/reproduce_tables\.sh": "needs the original data sets and days on a GPU",
-    r"bash scripts/pack\.sh": "installs; tests/test_pack.py runs what it starts",
+    r"bash scripts/pack\.sh": "installs; tests/test_model_card.py runs what it starts",
     r"python examples/onnx_count\.py": "a program of its own; tests/test_export.py runs it",
     r"mv downloads/": "files of the authors, which nobody has here",
     r"python benchmarks/": "a measurement, minutes long",

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from GS2D import native
+from GS2D.fitting import has_stalled
 from GS2D.native import build
 from GS2D.rasterize import conics, rasterize_reference
 
@@ -237,6 +238,16 @@ def test_released_fit(case):
     assert (np.abs(found - expected).max(axis=(1, 2)) <= 0.02 * np.abs(expected).max(axis=(1, 2))).all()
     np.testing.assert_allclose(params[:, 5:], golden["params"][:, 5:], atol=0.02)
     assert (params[:, :2] == points).all()
+
+
+def test_a_tolerance_ends_the_fit_where_the_rule_says():
+    image, foreground, *start = make_fit(1, 40, 90, 70)
+    early = native.fit(image, foreground, *start, iterations=1000, tolerance=0.05)
+    fits = [native.fit(image, foreground, *start, iterations=n) for n in range(50, early[6] + 1, 50)]
+    losses = [result[4:6] for result in fits]
+    stalled = [has_stalled(losses[: i + 1], 0.05) for i in range(len(losses))]
+    assert len(losses) > 1 and stalled == [False] * (len(losses) - 1) + [True]
+    assert early[4:] == fits[-1][4:] and all((a == b).all() for a, b in zip(early[:4], fits[-1]))
 
 
 def test_order_of_drawing_is_that_of_the_index():

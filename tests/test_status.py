@@ -13,7 +13,7 @@ from training_runs import Tiny, make_data, train
 import train_gs
 from GS2D.gaussians import Gaussians2D
 from utils.files import file_hash, gaussians_path, kernel_path, list_images, points_path
-from utils.lock import hold
+from utils.lock import lock_folder
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_the_way_of_a_data_set(data, monkeypatch):
     status, _, _ = look(data)
     assert status["next"] == f"python train_gs.py --config {folder}/config.yml"
     assert [(one["state"], one["epochs_done"], one["epochs"]) for one in status["runs"]] == [("interrupted", 1, 2)]
-    with hold(folder):
+    with lock_folder(folder):
         status, _, _ = look(data)
         assert status["runs"][0]["state"].startswith(f"running (process {os.getpid()} on ")
         assert status["next"] == "wait for the run that is under way"

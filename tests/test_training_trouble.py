@@ -28,7 +28,7 @@ from training_runs import (
 
 from datasets.sampler import EpochSampler
 from utils.files import gaussians_path, list_images, make_folder, points_path
-from utils.lock import hold
+from utils.lock import lock_folder
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -330,7 +330,7 @@ def test_points_and_gaussians_that_do_not_fit_stop_the_run_before_its_first_epoc
 
 
 def test_a_second_run_in_the_folder_is_told_who_is_there(data, tmp_path):
-    with hold(make_folder(tmp_path / "run")):
+    with lock_folder(make_folder(tmp_path / "run")):
         _, err = train(data, tmp_path / "run", "--epochs", 1, code=1)
     assert len(errors(err)) == 1 and f"{tmp_path / 'run'}: in use by process {os.getpid()}" in err
     train(data, tmp_path / "run", "--epochs", 1)

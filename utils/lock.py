@@ -21,12 +21,12 @@ from filelock import FileLock, Timeout
 from utils.files import remove_stale_partials
 
 LOCK = ".run.lock"
-_PATIENCE = 1.0  # seconds; ``holder`` takes the lock for a moment, and so does a run that is just ending
+_PATIENCE = 1.0  # seconds; ``lock_holder`` takes the lock for a moment, and so does a run that is just ending
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def hold(folder: Path | str) -> Iterator[None]:
+def lock_folder(folder: Path | str) -> Iterator[None]:
     """Keep other runs out of ``folder``, which must exist, while the block runs; remove what killed ones left there.
 
     Raises ``OSError`` with one line that says who holds it. Where the file system knows no locks this warns and goes on; where
@@ -57,7 +57,7 @@ def hold(folder: Path | str) -> Iterator[None]:
             lock.release()
 
 
-def holder(folder: Path | str) -> str | None:
+def lock_holder(folder: Path | str) -> str | None:
     """Who works in ``folder`` at this moment, in words, or None."""
     path = Path(folder) / LOCK
     if path.exists():

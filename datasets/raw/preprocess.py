@@ -22,7 +22,7 @@ from utils.config import make_parser, number, parse_arguments
 from utils.dataset_report import OWN
 from utils.files import IMAGE_SUFFIXES, atomic_write, gaussians_path, make_folder, points_path, remove_stale_partials
 from utils.images import image_shape, load_image, save_jpeg
-from utils.lock import hold
+from utils.lock import lock_folder
 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _JPEG_MAX_SIDE = 65500
@@ -155,7 +155,7 @@ def parse_preprocess_arguments(parser: argparse.ArgumentParser) -> argparse.Name
     if root.is_relative_to(source):
         raise ValueError(f"{root}: lies in the input folder {source}; choose an output path outside of it")
     if root.is_dir():
-        with hold(root):  # a second run must not get as far as another split.json; ``prepare`` holds it for good
+        with lock_folder(root):  # a second run must not get as far as another split.json; ``prepare`` holds it for good
             pass
     return arguments
 
@@ -189,7 +189,7 @@ def prepare(
                 output = root / name / f"{prepared_stem(image.stem)}.jpg"
                 job = Job(image, annotation, read, output, name == "train", settings, upright=dataset == OWN)
                 jobs[str(output.relative_to(root))] = job
-    with hold(root):
+    with lock_folder(root):
         return _prepare(
             root, jobs, problems, arguments.workers, dataset, CROP_SIZES.get(dataset) or arguments.crop_size
         )

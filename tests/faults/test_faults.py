@@ -22,7 +22,7 @@ import models
 import train_gs
 import utils.cli
 from utils.files import list_images, points_path
-from utils.lock import hold
+from utils.lock import lock_folder
 
 STAGES = ("preprocess", "splat", "clean", "kernels", "train", "test")
 
@@ -161,7 +161,7 @@ def test_a_second_run_on_the_same_folder_says_who_is_there(name, held, work, mon
     folder, script, arguments = work(name)
     (folder / held).mkdir(parents=True, exist_ok=True)
     before = harness.contents(folder)
-    with hold(folder / held):
+    with lock_folder(folder / held):
         _, err = call(script, *arguments, code=1)
     (line,) = errors(err)
     assert line.startswith(f"error: {folder / held}: in use by process {os.getpid()} on ")

@@ -12,7 +12,7 @@ import torch
 
 from utils.cli import interrupted_by_sigterm, one_line
 from utils.device import network_errors
-from utils.lock import hold
+from utils.lock import lock_folder
 from utils.training.run_folder import RunFolder
 from utils.training.shared_memory import shared_memory_errors
 
@@ -45,7 +45,7 @@ def training_process(fabric: Fabric, folder: RunFolder, arguments: argparse.Name
     remedy = f"lower one of {size} (--accumulate makes up for it), --num-workers, or take --precision bf16-mixed"
     remedy += ", or --no-graphs" if fabric.device.type == "cuda" and arguments.graphs is not False else ""
     loading = shared_memory_errors(arguments.num_workers, arguments.batch_size, arguments.loading_timeout)
-    alone = hold(folder.path) if fabric.is_global_zero else contextlib.nullcontext()
+    alone = lock_folder(folder.path) if fabric.is_global_zero else contextlib.nullcontext()
     with network_errors(remedy), loading, alone, interrupted_by_sigterm():
         try:
             yield
