@@ -32,7 +32,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Contents of a checkpoint (.tar), or of a bare state_dict (.pth) as {"model_state_dict": ...}, on the CPU.
 
     So are those of a .safetensors file of `models.export`, with the description that it carries as "arguments". The
-    prefixes that wrappers put before every name are taken off (``strip_prefixes``), which is said. A dict of tensors as ``state_dict`` or ``model`` stands for ``model_state_dict``. Of a run with averaged
+    prefixes that wrappers put before every name are taken off (``strip_prefixes``), with a line on stderr. A dict of tensors
+    as ``state_dict`` or ``model`` stands for ``model_state_dict``. Of a run with averaged
     weights these are what was validated and what the checkpoint means: they are its ``model_state_dict``, and those that
     training goes on with its ``trained_state_dict``. Only tensors and plain containers are unpickled. Raises OSError (missing
     or unreadable file) or ValueError (damaged, refused or not a state_dict).

@@ -36,14 +36,15 @@ NOT_RUN = {
     r"bash scripts/faults\.sh": "an hour of kills and restarts; its short form is in tests/faults",
     r"bash scripts/(compare_losses|experiments)\.sh": "trains for hours; tests/test_compare.py runs what it starts",
     r"bash scripts/reproduce_tables\.sh": "needs the original data sets and days on a GPU",
-    r"bash scripts/pack\.sh": "installs; tests/test_pack.py runs what it starts",
+    r"bash scripts/pack\.sh": "installs; tests/test_model_card.py runs what it starts",
     r"python examples/onnx_count\.py": "a program of its own; tests/test_export.py runs it",
     r"mv downloads/": "files of the authors, which nobody has here",
     r"python benchmarks/": "a measurement, minutes long",
     r"python scripts/(compare_losses|crowds|reproduce_tables)\.py": "trains for hours",
     r"(torchrun|srun|python) .*train_gs\.py.* --(device \d+,\d|num-nodes|compile)": "several GPUs, or minutes of compilation",
     r"python 2dgs_counting_1gs_gsplat\.py --device \d+,\d": "several GPUs; tests/test_fit_gpu_script.py starts as if",
-    r"(torchrun|srun) .*train_gs\.py": "several processes; tests/test_training_options.py trains with two",
+    r"(torchrun|srun) .*train_gs\.py": "several processes; tests/test_training.py trains with two",
+    r"(torchrun|srun) .*2dgs": "several processes; tests/test_fit_dataset.py divides images as they would",
     r"(sbatch|squeue|scancel|ssh|rsync) ": "needs a cluster",
     r"tensorboard ": "a server, which does not end",
     r"python -m utils\.evaluation\.report results/": "compares what two evaluations left; tests/test_report_page.py compares two",
@@ -148,39 +149,13 @@ def make_points(root):
     write(root / "annotations.json", {"images": images, "annotations": boxes})
 
 
-def processes(command):
-    """The environments of the processes that a launcher or a SLURM array would start."""
-
-    def option(name, value=r"(\d+)"):
-        return re.search(rf"^#SBATCH.* --{name}={value}", command.block.text, re.M)
-
-    if array := option("array", r"(\d+)-(\d+)"):
-        first, last = map(int, array.groups())
-        fixed = {"SLURM_ARRAY_TASK_MIN": first, "SLURM_ARRAY_TASK_COUNT": last - first + 1, "SLURM_ARRAY_TASK_STEP": 1}
-        return [{**fixed, "SLURM_ARRAY_TASK_ID": task} for task in range(first, last + 1)]
-    if command.words[0] == "torchrun":
-        from torch.distributed.run import get_args_parser
-
-        given = get_args_parser().parse_args(command.words[1:])
-        size = int(given.nproc_per_node) * int(given.nnodes.split(":")[-1])
-        fixed = {"TORCHELASTIC_RUN_ID": "docs", "WORLD_SIZE": size, "LOCAL_RANK": 0}
-        return [{**fixed, "RANK": rank} for rank in range(size)]
-    if command.words[0] == "srun":
-        asked = {name: int(found[1]) for name in ("nodes", "ntasks-per-node") if (found := option(name))}
-        size = asked.get("nodes", 1) * asked.get("ntasks-per-node", 1)
-        fixed = {"SLURM_NTASKS": size, "SLURM_LOCALID": 0, "SLURM_JOB_NAME": "docs"}
-        fixed |= {"SLURM_NTASKS_PER_NODE": asked["ntasks-per-node"]} if "ntasks-per-node" in asked else {}
-        return [{**fixed, "SLURM_PROCID": rank} for rank in range(size)]
-    return [{}]
-
-
 OWN_DATA = [c for c in COMMANDS if c.block.doc.name == "own-data.md" and not reason_not_to_run(c)]
 
 
 @pytest.mark.parametrize(
     "command", [c for c in COMMANDS if not reason_not_to_run(c) and c not in OWN_DATA], ids=name_of
 )
-def test_command(command, workspace, monkeypatch):
+def test_command(command, workspace):
     assert command.script, f"{command.block.place}: {command.text!r} is neither run nor in NOT_RUN"
     script, arguments = command.script
     if script == "train_gs.py" and "--resume" not in arguments:
@@ -195,10 +170,7 @@ def test_command(command, workspace, monkeypatch):
     if script.startswith("2dgs"):
         for path in workspace.rglob("gs_params/*.h5"):
             path.unlink()
-    for number, environment in enumerate(processes(command)):
-        for name, value in environment.items():
-            monkeypatch.setenv(name, str(value))
-        out, _ = run(script, *arguments, *(["--overwrite"] if script == "train_gs.py" and number else []))
+    out, _ = run(script, *arguments)
     written = {"preprocess": "data/*/train/*.npy", "train_gs": "runs/**/best_model.pth"}
     assert out and all(list(Path().glob(path)) for name, path in written.items() if script.startswith(name))
     assert "MAE" in out or script != "test.py" or "--images" in arguments
@@ -339,7 +311,7 @@ def test_python_snippets(doc, workspace, monkeypatch):
             assert block.output is None or out.getvalue() == block.output, block.place
 
 
-@pytest.mark.parametrize("diff", blocks("diff"), ids=lambda block: block.place)
+@pytest.mark.parametrize("diff", list(blocks("diff")), ids=lambda block: block.place)
 def test_a_diff_applies(diff):
     if not shutil.which("git"):
         pytest.skip("git is not installed")

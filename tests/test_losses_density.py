@@ -91,21 +91,6 @@ def test_bayesian_kernel_is_the_posterior_made_sparse(form, count, backend):
     torch.testing.assert_close(found.to_dense(), compress(expected).to_dense(), rtol=0, atol=1e-5)
 
 
-def test_posterior_columns_sum_to_one_far_from_every_point_too():
-    points = torch.tensor([[4.0, 4.0], [-4000, 20]])
-    for background in (None, "paper", "code"):
-        kernel = posterior(points, (64, 64), 8, 8.0, background, 76.8)
-        assert kernel.shape == (2 + bool(background), 4096)
-        torch.testing.assert_close(kernel.sum(0), torch.ones(4096))
-
-
-def test_background_of_the_paper_begins_where_the_nearest_point_is_as_far():
-    """(reach - d)^2 = d^2 at d = reach / 2: there the point and the background have equal shares."""
-    kernel = posterior(torch.tensor([[4.0, 4.0]]), (1, 9), 8, 8.0, "paper", 64.0)
-    torch.testing.assert_close(kernel[:, 4], torch.tensor([0.5, 0.5]))
-    assert kernel[0, 0] > 0.99 and kernel[1, 8] > 0.99
-
-
 def quadrature(x, y, sigma, i, j, count=400):
     """Integral of a Gaussian over cell (j, i), by the midpoint rule."""
     steps = (np.arange(count) + 0.5) * 8 / count

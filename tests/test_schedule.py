@@ -16,7 +16,7 @@ def test_epochs_follow_the_pace(monkeypatch):
     monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])
     budget = TimeBudget(10, 3)  # goes on with epoch 3
     now[0] = 7.5
-    assert budget.elapsed() == 2.5
+    assert budget.elapsed() == 2.5 and TimeBudget(10, 3, spent=60).elapsed() == 60
     # 20 s, of which most is starting up: at this pace 15 epochs
     assert budget.epochs(3.5, 20) == 3 + int(0.5 + 0.97 * 580 / 40)
     # half an epoch in ten seconds from then on

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 from collections import Counter
 
 import pytest
 import torch
-from commands import errors, free_port
-from training_runs import Tiny, checkpoint, largest_difference, metrics, options_of, start, train, weights
+from commands import errors
+from training_runs import Tiny, checkpoint, largest_difference, metrics, options_of, train, two_processes, weights
 
 import train_gs
 from datasets.sampler import EpochSampler
@@ -110,21 +111,22 @@ def test_averaged_weights_are_exponential_chosen_and_resumed(data, tmp_path, ste
 
 def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, no_dropout):
     """Six steps that move a weight by up to 6e-3; --num-nodes, with both machines played by this one."""
+    data = shutil.copytree(data, tmp_path / "data")
+    for path in (data / "train").glob("IMG_0001.*"):  # two images to validate on, one for each process
+        shutil.copy(path, data / "val")
     options = "--epochs", 3, "--lr", 1e-3, "--loss", "dm-count", "--batch-size"
     train(data, tmp_path / "one", *options, 2)
     train(data, tmp_path / "other", *options, 1)
-    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    world |= {"LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"}
-    ranks = [dict.fromkeys(("RANK", "NODE_RANK", "GROUP_RANK"), rank) for rank in "01"]
-    runs = [start(data, tmp_path / "two", *options, 1, "--num-nodes", 2, **world, **rank) for rank in ranks]
-    (first, _), (second, _) = outputs = [run.communicate(timeout=300) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
+    (code, first, err), (other_code, second, _) = two_processes(data, tmp_path / "two", *options, 1, machines=2)
+    assert code == other_code == 0, err
     assert "2 x cpu" in first and "2 x cpu" not in second
     one, two, other = (weights(tmp_path / name) for name in ("one", "two", "other"))
     assert largest_difference(one, two) <= 1e-5 < 1e-3 < largest_difference(one, other)
     for here, there in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
-        for key in {"loss", "mae", "mse", "gradient_norm", "val_mae"} & here.keys():
+        for key in {"loss", "mae", "mse", "gradient_norm", "val_mae", "val_mse"} & here.keys():
             assert here[key] == pytest.approx(there[key], rel=1e-5), key
+        assert here["mae"] <= here["mse"] < 2 * here["mae"]
+    assert here["val_mae"] < here["val_mse"] < 2 * here["val_mae"]
 
 
 def test_the_variance_of_attention_is_a_tenth_of_its_sum_in_the_loss(data, tmp_path, monkeypatch, no_dropout):

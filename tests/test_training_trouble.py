@@ -8,13 +8,23 @@ import shutil
 import signal
 
 import h5py
-import lightning_fabric
 import numpy as np
 import pytest
 import torch
 from commands import errors, kill_group
+from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
-from training_runs import Tiny, checkpoint, largest_difference, metrics, start, train, wait_until, weights
+from training_runs import (
+    Tiny,
+    checkpoint,
+    largest_difference,
+    metrics,
+    start,
+    train,
+    two_processes,
+    wait_until,
+    weights,
+)
 
 from datasets.sampler import EpochSampler
 from utils.files import gaussians_path, list_images, make_folder, points_path
@@ -91,16 +101,22 @@ def test_what_is_not_finite_stops_the_run_with_the_state_before_it(
     assert [row["epoch"] for row in metrics(tmp_path / "again")] == list(range(epoch, 2))
 
 
+def test_all_crops_of_the_batch_are_named_and_set_aside(data, tmp_path, monkeypatch):
+    break_at(monkeypatch, [1], "loss")
+    _, err = train(data, tmp_path, "--epochs", 1, "--batch-size", 2, code=1)
+    names = [list_images(data / "train")[index].stem for index in list(EpochSampler(4, 4073))[2:]]
+    assert f"epoch 0, batch 1: the loss of {', '.join(names)} is not finite" in err
+    assert torch.load(tmp_path / "trouble" / "epoch0_step1_batch.pt", weights_only=True)["names"] == names
+
+
 @pytest.fixture
 def float16(monkeypatch):
     """Precision with a scaler, as a GPU has it -> a function that sets the scale it begins with."""
 
     def begin_with(scale):
-        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
-        fabric = lightning_fabric.Fabric
-        monkeypatch.setattr(
-            lightning_fabric, "Fabric", lambda precision, **options: fabric(**options, plugins=[plugin])
-        )
+        plugin, fabric = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale)), Fabric
+        start = lambda precision, **options: fabric(**options, plugins=[plugin])  # noqa: E731
+        monkeypatch.setattr("lightning_fabric.Fabric", start)
         return plugin.scaler
 
     return begin_with
@@ -130,17 +146,16 @@ def test_float16_that_no_scale_helps_stops_the_run(data, tmp_path, monkeypatch, 
         assert line.startswith("error: epoch 0, batch 3: the gradient of") and "is not finite; lower --lr" in line
 
 
-def two_processes(data, folder, *options, **environment):
-    """A training of two processes, of which one meets something -> the line with which both end."""
-    run = start(data, folder, *options, "--epochs", 3, "--lr", 1e-3, processes=2, **environment)
-    _, err = run.communicate(timeout=60)  # without waiting for a broken connection
-    lines = {line for line in err.splitlines() if line.startswith("error:")}
-    assert run.returncode != 0 and len(lines) == 1, err
-    return lines.pop()
+def line_of_both(*arguments, **environment):
+    """The line with which both processes end, without waiting for a broken connection, where one of them meets something."""
+    (code, _, err), (other_code, _, other_err) = two_processes(*arguments, "--epochs", 3, "--lr", 1e-3, **environment)
+    assert code == other_code == 1 and errors(err) == errors(other_err) and "Traceback" not in err + other_err, err
+    (line,) = errors(err)
+    return line
 
 
 def test_two_processes_stop_together(data, tmp_path):
-    line = two_processes(data, tmp_path, BROKEN_RANK="1")
+    line = line_of_both(data, tmp_path, BROKEN_RANK="1")
     assert "epoch 1, batch 0: the loss of" in line and "is not finite" in line
     state = torch.load(tmp_path / "trouble" / "last_good_ckpt.tar", weights_only=True)
     assert state["epoch"] == 0 and all(value.isfinite().all() for value in state["model_state_dict"].values())
@@ -153,7 +168,7 @@ def test_a_file_that_one_process_cannot_read_stops_both_with_its_line(data, tmp_
     for path in (copy / "val").glob("*.*"):  # two images, one for each process
         shutil.copy(path, path.with_name("COPY" + path.suffix))
     options = "--val-start", 0, "--val-every", 1
-    line = two_processes(copy, tmp_path / "run", *options, UNREADABLE_RANK="1", UNREADABLE_SPLIT=split)
+    line = line_of_both(copy, tmp_path / "run", *options, UNREADABLE_RANK="1", UNREADABLE_SPLIT=split)
     assert str(copy / split) in line and "cannot be read" in line
     assert [path.name for path in (tmp_path / "run").glob("*.tar")] == [f"{done}_ckpt.tar"]
     assert not (tmp_path / "run" / "trouble").exists()

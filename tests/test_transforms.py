@@ -148,16 +148,6 @@ def test_box_fraction(point, distance, expected):
         np.testing.assert_allclose(found, [expected], rtol=1e-6)
 
 
-def test_box_fraction_counts_pixels():
-    """With even sides and whole points a box is a set of pixels, which can be counted."""
-    rng = np.random.default_rng(6)
-    points, sides = rng.integers(-20, 120, (100, 2)), 2 * rng.integers(2, 30, 100)
-    found = box_fraction(points.astype(np.float32), sides.astype(np.float32), 0, 0, 100)
-    for (x, y), side, fraction in zip(points, sides, found, strict=True):
-        box = [(i, j) for i in range(y - side // 2, y + side // 2) for j in range(x - side // 2, x + side // 2)]
-        assert fraction == pytest.approx(sum(0 <= i < 100 and 0 <= j < 100 for i, j in box) / side**2, abs=1e-6)
-
-
 def test_crop_keeps_points_with_enough_of_their_box_inside():
     sample = make_sample(200, 200, 300, seed=2)
     left, top, size = 30, 50, 100

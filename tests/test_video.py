@@ -1,4 +1,4 @@
-"""Counts over time of videos, and the video that shows them."""
+"""Pictures and frames of files, folders and videos; counts over time, and the video that shows them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from commands import call, errors
 from training_runs import Tiny
 
 import models
+from test import own_images
 from utils.evaluation import Window
+from utils.evaluation.sources import find_sources
 from utils.evaluation.video import SHOWN, VideoCounts, draw_density
 from utils.training.run_folder import save_weights
 
 
 def write_video(path, frames, rate=5, size=(96, 64), code="MJPG"):
+    """Frames ever brighter, without red."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), rate, size)
     for i in range(frames):
-        writer.write(np.full((size[1], size[0], 3), 255 * i // max(frames - 1, 1), np.uint8))
+        value = 255 * i // max(frames - 1, 1)
+        writer.write(np.full((*size[::-1], 3), (value, value, 0), np.uint8))
     writer.release()
     return path
 
@@ -43,6 +47,87 @@ def evaluate(weights, *options, code=0):
 def rows(path):
     with path.open() as file:
         return list(csv.DictReader(file))
+
+
+def picture(path, value=0, size=(20, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.full((*size, 3), value, np.uint8))
+    return path
+
+
+def opened(*paths, every=1):
+    """What ``test.py`` gets: (name, image or one-line reason) of each, and the notes."""
+    sources, notes = find_sources(paths)
+    return [picture[:2] for picture in own_images(sources, every, 1, lambda text: None)], notes
+
+
+def test_mixed_folders_are_read_with_their_subfolders(tmp_path):
+    for name in ("b.png", "a.jpg", "sub/c.BMP", "sub/a.jpg", ".hidden.png", ".cache/d.png"):
+        picture(tmp_path / "in" / name, 7)
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    (tmp_path / "in" / "sub" / "truth.npy").touch()
+    found, notes = opened(tmp_path / "in")
+    assert [name for name, _ in found] == ["a.jpg", "b.png", "sub/a.jpg", "sub/c.BMP"]
+    for _, image in found:
+        assert image.shape == (20, 30, 3) and image.dtype == np.uint8 and abs(int(image[0, 0, 0]) - 7) <= 1
+    assert notes == [f"{tmp_path / 'in'}: skipped 2 of 6 files, neither pictures nor videos"]
+
+
+def test_names_are_unique_and_files_taken_once(tmp_path):
+    first, second = picture(tmp_path / "x" / "a.png"), picture(tmp_path / "y" / "a.png", 200)
+    (tmp_path / "link.png").symlink_to(first)
+    names = [name for name, _ in opened(first, tmp_path / "y", first, tmp_path / "link.png")[0]]
+    assert names == [str(first), str(second)]
+    assert [name for name, _ in opened(tmp_path / "x", str(first))[0]] == ["a.png"]
+
+
+def test_what_cannot_be_opened_is_named_and_the_rest_goes_on(tmp_path):
+    good, cut = picture(tmp_path / "good.png", 9), picture(tmp_path / "cut.png", 9, (200, 300))
+    cut.write_bytes(cut.read_bytes()[:60])
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("named itself, so it counts")
+    paths = [tmp_path / name for name in ("no.png", "cut.png", "empty.jpg", "empty", "notes.txt")]
+    found, notes = opened(*paths, good)
+    assert [name for name, _ in found] == [
+        "no.png",
+        "cut.png",
+        "empty.jpg",
+        str(tmp_path / "empty"),
+        "notes.txt",
+        "good.png",
+    ]
+    for (_, reason), path in zip(found, paths):
+        assert str(path) in reason and "\n" not in reason
+    assert "no such file or folder" in found[0][1] and "holds no picture or video" in found[3][1]
+    assert "cut off or no image" in found[4][1] and found[5][1].shape == (20, 30, 3) and not notes
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    picture(tmp_path / "in" / "a.png"), picture(tmp_path / "other" / "b.png")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "back").symlink_to(tmp_path / "in")
+    assert [name for name, _ in opened(tmp_path / "in")[0]] == ["a.png", "link/b.png"]
+
+
+def test_frames_of_a_video(tmp_path):
+    path = write_video(tmp_path / "clip.avi", 10)
+    found, _ = opened(path)
+    assert [name for name, _ in found] == [f"clip.avi frame {i:06d}" for i in range(10)]
+    for i, (_, image) in enumerate(found):
+        assert image.shape == (64, 96, 3) and image.dtype == np.uint8
+        assert np.abs(image.astype(int) - (0, 255 * i // 9, 255 * i // 9)).max() < 12
+    assert [name[-6:] for name, _ in opened(path, every=4)[0]] == ["000000", "000004", "000008"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all"])
+def test_a_video_that_cannot_be_decoded_is_reported(tmp_path, content):
+    (tmp_path / "clip.mp4").write_bytes(content)
+    (found,), _ = opened(tmp_path)
+    assert found == (
+        "clip.mp4",
+        f"{tmp_path / 'clip.mp4'}: cannot decode this video; it is cut off or of a kind that OpenCV does not know",
+    )
 
 
 def test_counts_over_time_and_the_annotated_video(weights, tmp_path):

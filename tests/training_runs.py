@@ -71,12 +71,10 @@ def train(data, folder, *options, code=0):
     return call("train_gs.py", *options_of(data, folder, *options), code=code)
 
 
-def start(data, folder, *options, processes=1, **environment):
-    """The same in processes of their own, which form a group; an interrupt reaches them, as it does not a background job."""
-    launcher = f"-m torch.distributed.run --nproc-per-node {processes} --master-port {free_port()}".split()
-    command = [sys.executable, *launcher * (processes > 1), "tests/train_tiny.py", *options_of(data, folder, *options)]
+def start(data, folder, *options, **environment):
+    """The same in a process of its own, the first of a group; an interrupt reaches it, as it does not a background job."""
     return subprocess.Popen(
-        list(map(str, command)),
+        list(map(str, [sys.executable, "tests/train_tiny.py", *options_of(data, folder, *options)])),
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
@@ -85,6 +83,22 @@ def start(data, folder, *options, processes=1, **environment):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
+
+def two_processes(data, folder, *options, machines=1, **environment):
+    """A training of two processes as ``torchrun`` starts them, on one machine or two -> exit code, stdout, stderr of each."""
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+    world["LOCAL_WORLD_SIZE"] = str(2 // machines)
+    runs = []
+    for rank in "01":
+        place = {
+            "RANK": rank,
+            "LOCAL_RANK": rank if machines == 1 else "0",
+            "GROUP_RANK": "0" if machines == 1 else rank,
+        }
+        runs.append(start(data, folder, *options, "--num-nodes", machines, **world, **place, **environment))
+    outputs = [run.communicate(timeout=120) for run in runs]
+    return [(run.returncode, *output) for run, output in zip(runs, outputs)]
 
 
 def wait_until(condition, run):

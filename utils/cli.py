@@ -5,16 +5,19 @@ from __future__ import annotations
 import concurrent.futures
 import concurrent.futures.process
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+LOG_SECONDS = 60.0  # from one line of a progress bar in a log file to the next
 
 
 class Outcome(NamedTuple):
@@ -94,24 +97,27 @@ def default_workers() -> int:
 
 
 class ProgressBar(tqdm):
-    """A bar that is drawn all the time on a terminal; in a log file a line a minute, none for what is short.
-
-    tqdm draws a bar anew behind each line of ``tqdm.write``, also one that is not due yet, and then never ends its line.
-    """
+    """A bar that is drawn all the time on a terminal; in a log file a whole line a minute, none for what is short."""
 
     def __init__(self, **options: Any) -> None:
-        how = {"dynamic_ncols": True} if sys.stderr.isatty() else {"mininterval": 60, "delay": 60}
-        super().__init__(**how | options)
+        self._is_terminal, self._next_line = sys.stderr.isatty(), time.monotonic() + LOG_SECONDS
+        super().__init__(**({"dynamic_ncols": True} if self._is_terminal else {"mininterval": LOG_SECONDS}) | options)
 
     def display(self, *arguments: Any, **options: Any) -> bool | None:
-        if self.delay and self._time() < self.start_t + self.delay:
-            return False
-        self.delay = 0  # it is drawn, so ``close`` ends its line
-        return super().display(*arguments, **options)
+        if self._is_terminal:
+            return super().display(*arguments, **options)
+        if time.monotonic() >= self._next_line:  # tqdm also asks for it behind each line of ``tqdm.write``
+            self._next_line = time.monotonic() + LOG_SECONDS
+            self.fp.write(f"{self}\n")
+        return False
 
     def clear(self, *arguments: Any, **options: Any) -> None:
-        if not self.disable and not self.delay:
+        if self._is_terminal:
             super().clear(*arguments, **options)
+
+    def close(self) -> None:
+        self.delay = self.delay if self._is_terminal else math.inf  # there is no line to end
+        super().close()
 
 
 def for_each(

@@ -160,8 +160,8 @@ def _locate(density: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nd
     i, j = _plateau_cells((density == highest) & (density > 0))
     cells = sliding_window_view(np.pad(density, 1), (3, 3))[i, j]  # [M, 3, 3]
     mass = cells.sum(axis=(1, 2))
-    kept = mass >= MASS_THRESHOLD
-    i, j, cells, mass = i[kept], j[kept], cells[kept], mass[kept]
+    heavy = mass >= MASS_THRESHOLD
+    i, j, cells, mass = i[heavy], j[heavy], cells[heavy], mass[heavy]
     inside = sliding_window_view(np.pad(np.ones(density.shape, bool), 1), (3, 3))[i, j]
     floor = np.where(inside, cells, np.inf).min(axis=(1, 2), keepdims=True)
     excess = np.where(inside, cells - floor, 0)

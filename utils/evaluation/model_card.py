@@ -64,7 +64,7 @@ def note_evaluation(weights: Path, data_dir: Path, facts: dict[str, Any]) -> Non
 
 def _card(folder: RunFolder, options: dict[str, Any], best: dict[str, Any], sha256: str, scores: list[tuple]) -> str:
     name, loss, epochs = options["model_name"], options["loss"], folder.metrics()
-    whose = _cell(data_name(options["dataset"], options["data_dir"]))
+    dataset = _cell(data_name(options["dataset"], options["data_dir"]))
     planned, environment = folder.progress()["epochs"], read_json(folder.path / "environment.json") or {}
     data = split_hashes(str(options["data_dir"]))
     hours = sum(epoch.get("seconds", 0) for epoch in epochs) / 3600
@@ -76,7 +76,7 @@ def _card(folder: RunFolder, options: dict[str, Any], best: dict[str, Any], sha2
     facts = {
         "network": f"`{name}`, topk {options['topk']}, usenum {options['usenum']}",
         "weights": f"`best_model.pth`, SHA-256 `{sha256}`, of epoch {best.get('epoch', 'unknown')}",
-        "data": ", ".join([whose, *(f"{data[split][0]} {split}" for split in data)]) + " images",
+        "data": ", ".join([dataset, *(f"{data[split][0]} {split}" for split in data)]) + " images",
         "licence of the data": _cell(options.get("data_licence") or "not stated (`train_gs.py --data-licence`)"),
         "loss": f"`{loss}`",
         "recipe": f"Adam, learning rate {options['lr']:g} ({options['lr_schedule']}), weight decay {decay:g}, "
@@ -85,7 +85,7 @@ def _card(folder: RunFolder, options: dict[str, Any], best: dict[str, Any], sha2
         "hardware": f"{hardware}; {environment.get('platform', 'unknown')}",
         "versions": ", ".join([f"Python {environment.get('python', 'unknown')}", *versions]),
     }
-    lines = [f"# {name}, trained on {whose} with {loss}", "", "| | |", "|---|---|"]
+    lines = [f"# {name}, trained on {dataset} with {loss}", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in facts.items()]
     lines += ["", "## Errors", "", "| split | images | MAE | RMSE | how | split hash |", "|---|---|---|---|---|---|"]
     for split, mae, mse, (images, split_hash), how in scores:

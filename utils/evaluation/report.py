@@ -165,21 +165,21 @@ def _read_results(folder: Path) -> Results:
     return Results(folder, summary, lines)
 
 
-def _summary(said: dict[str, Any]) -> dict[str, Any]:
+def _summary(summary: dict[str, Any]) -> dict[str, Any]:
     """What the page shows of a ``summary.json`` beside the counts' errors, which it computes itself."""
-    model, weights, card = said["model"] or {}, said["weights_sha256"], said.get("model_card")
-    details = {"Model": {**model, "weights_sha256": weights}, "Configuration": said["configuration"]}
+    model, weights, card = summary["model"] or {}, summary["weights_sha256"], summary.get("model_card")
+    details = {"Model": {**model, "weights_sha256": weights}, "Configuration": summary["configuration"]}
     return {
-        "failed": [(str(name), str(reason)) for name, reason in said["failed"]],
+        "failed": [(str(name), str(reason)) for name, reason in summary["failed"]],
         "places": {
             "mean, 1 to 100 px" if key == "qnrf" else f"within {key} px": {**shares}
-            for key, shares in (said.get("localisation") or {}).items()
+            for key, shares in (summary.get("localisation") or {}).items()
         },
         "model": f"{model.get('name') or model.get('model_name')}, weights {weights[:8]}",
         # A path beside the page, and no address of a script: what a summary says is not to be trusted.
         "card": card if isinstance(card, str) and re.fullmatch(r"[^:]+\.md", card) else None,
-        "speed": float(said.get("images_per_second") or 0),
-        "details": {title: _leaves(part) for title, part in {**details, "Versions": said["versions"]}.items()},
+        "speed": float(summary.get("images_per_second") or 0),
+        "details": {title: _leaves(part) for title, part in {**details, "Versions": summary["versions"]}.items()},
     }
 
 

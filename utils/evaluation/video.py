@@ -78,11 +78,9 @@ def is_cut_off(path: Path) -> bool:
     """
     length, position = path.stat().st_size, 0
     with path.open("rb") as file:
-        while position + 8 <= length:
-            file.seek(position)
-            if not (size := _element_length(file.read(16))):
-                break
+        while position + 8 <= length and (size := _element_length(file.read(16))):
             position += size
+            file.seek(position)
     return position > length
 
 
@@ -188,17 +186,17 @@ class VideoCounts:
 
     def save(self) -> list[str]:
         """Write tables and plots, and end the video -> what is said of each."""
-        said = []
+        lines = []
         for name, series in self.series.items():
             facts = self.facts[name] = series.save(name, self.out)
             where = f"peak {facts['peak']:.2f} at {_clock(facts['peak_time'])}"
-            said.append(f"{name}: {facts['frames']} frames counted, mean {facts['mean']:.2f}, {where}")
+            lines.append(f"{name}: {facts['frames']} frames counted, mean {facts['mean']:.2f}, {where}")
         if self.writer:
             self.writer.release()
             if not self.partial.exists() or not self.partial.stat().st_size:
                 raise OSError("the encoder wrote nothing")
-            said.append(f"{self.video_out}: the video with its density, {self.codec}")
-        return said
+            lines.append(f"{self.video_out}: the video with its density, {self.codec}")
+        return lines
 
     def _open(self, image: np.ndarray, rate: float) -> cv2.VideoWriter:
         """The writer of the annotated video."""
