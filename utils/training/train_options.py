@@ -96,6 +96,8 @@ def parse_train_options(
     add = parser.add_argument_group("loss").add_argument
     add("--loss", choices=tuple(losses), default="gst", help="gst, or one that it is compared with")
     add("--sigma", type=_sigma, default=15.0, metavar="X", help="mse: width of its Gaussians, pixels, or adaptive")
+    background = "gst, bl+: of the mass on the background in the loss"
+    add("--background-weight", type=number(float, 0, 1e9), default=1.0, metavar="X", help=background)
     add("--kernels", choices=("online", "h5"), default="online", help="from the augmented Gaussians, or stored ones")
     kernel_options[0](add)
 
@@ -120,7 +122,7 @@ def parse_train_options(
     add("--tf32", action=switch, default=True, help="float32 products on GPUs with 10 bits of mantissa")
     add("--channels-last", action=switch, default=False, help="memory layout of images and weights")
     add("--compile", action=switch, default=False, help="compile the network with torch.compile")
-    graphs = "replay the network's training passes as CUDA graphs (default: on a GPU, without --compile)"
+    graphs = "replay training passes as CUDA graphs (default: on GPUs, uncompiled)"
     add("--graphs", action=switch, help=graphs)
     add("--deterministic", action=switch, default=False, help="only deterministic algorithms, on GPUs too")
 
