@@ -34,9 +34,9 @@ from PIL import Image
 
 from models import load_model
 from utils.device import fabric_devices
-from utils.evaluation import WINDOW, Window, density_map, predict, total
+from utils.evaluation import WINDOW, Window, density_map, predict
 from utils.evaluation.localisation import locate_windows
-from utils.evaluation.windows import WINDOWS_AT_ONCE
+from utils.evaluation.windows import WINDOWS_AT_ONCE, total
 from utils.images import load_image
 from utils.pixels import normalise, to_planes
 

@@ -27,14 +27,14 @@ from models import MODELS, load_model, weights_file
 from utils.cli import EXIT_FAILED, ProgressBar, default_workers, one_line, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
 from utils.device import environment, fabric_devices, network_errors
-from utils.evaluation import Result, Window, in_threads, total
+from utils.evaluation import Result, Window, in_threads
 from utils.evaluation.model_card import note_evaluation
 from utils.evaluation.report import write_report
 from utils.evaluation.results import ResultsFolder, localisation, read_ahead, save_submission
 from utils.evaluation.scores import count_scores
 from utils.evaluation.sources import Source, find_sources, open_images
 from utils.evaluation.video import VideoCounts
-from utils.evaluation.windows import images_together, predict_together
+from utils.evaluation.windows import images_together, predict_together, total
 from utils.files import file_hash, make_folder, points_path, read_points, write_json
 from utils.images import load_image
 from utils.lock import lock_folder

@@ -58,10 +58,6 @@ class Gaussians2D:
             raise ValueError(f"params: shape {list(params.shape)}, expected [N, {COLUMNS}]")
         return cls(params[:, :2], params[:, 2:4], params[:, 4:5], params[:, 5:])
 
-    def to(self, device: torch.device | str) -> Gaussians2D:
-        """The same Gaussians on another device."""
-        return Gaussians2D(*(t.to(device) for t in (self.means, self.scales, self.rotations, self.colors)))
-
     def save(self, path: Path | str, *, fitted: Gaussians2D | None = None, attributes: Mapping | None = None) -> None:
         """Write dataset ``params`` (float32 [N, 8], gzip); ``path`` appears only once whole.
 

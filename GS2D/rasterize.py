@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from GS2D import native
-from GS2D.backends import BACKENDS, resolve_backend
+from GS2D.backends import resolve_backend
 from GS2D.gaussians import Gaussians2D
 
 ALPHA_MAX = 0.999  # gsplat 1.5.3 (later versions: 0.99); keeps 1 - alpha invertible in the backward pass
 ALPHA_MIN = 1 / 255  # below one step of an 8-bit image a contribution is skipped
 TRANSMITTANCE_MIN = 1e-4  # a pixel is opaque from here on
 TILE = 16  # pixels; gsplat's tile size
-__all__ = ["BACKENDS", "conics", "draw", "draw_pages", "radii", "rasterize", "rasterize_reference", "resolve_backend"]
 
 
 def rasterize(gaussians: Gaussians2D, width: int, height: int, backend: str = "auto") -> Tensor:
@@ -32,16 +31,8 @@ def rasterize(gaussians: Gaussians2D, width: int, height: int, backend: str = "a
 
     ``auto`` takes gsplat for tensors on CUDA and the native engine, if it can be built, for tensors on the CPU.
     """
-    opacities = torch.ones(len(gaussians), dtype=torch.float32, device=gaussians.means.device)
-    return draw(
-        gaussians.means,
-        conics(gaussians.scales, gaussians.rotations),
-        gaussians.colors,
-        opacities,
-        width,
-        height,
-        backend,
-    )
+    shape, opacities = conics(gaussians.scales, gaussians.rotations), torch.ones_like(gaussians.means[:, 0])
+    return draw(gaussians.means, shape, gaussians.colors, opacities, width, height, backend)
 
 
 def draw(
@@ -74,7 +65,7 @@ def draw_pages(
     """
     if backend == "gsplat":
         return rasterize_gsplat(means, conics, colors, opacities, width, height, page, pages, extent)
-    return _reference_pages(means, conics, colors, opacities, width, height, page, pages)
+    return rasterize_reference(means, conics, colors, opacities, width, height, page, pages)
 
 
 def conics(scales: Tensor, rotations: Tensor) -> Tensor:
@@ -100,16 +91,19 @@ def radii(conics: Tensor, opacities: Tensor) -> Tensor:
 
 
 def rasterize_reference(
-    means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int
+    means: Tensor,
+    conics: Tensor,
+    colors: Tensor,
+    opacities: Tensor,
+    width: int,
+    height: int,
+    page: Tensor | None = None,
+    pages: int = 1,
 ) -> Tensor:
-    """The readable twin: any device, any float type, gradients by autograd. See ``draw``."""
-    page = torch.zeros(len(means), dtype=torch.int64, device=means.device)
-    return _reference_pages(means, conics, colors, opacities, width, height, page, 1)[0]
-
-
-def _reference_pages(
-    means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int, page: Tensor, pages: int
-) -> Tensor:
+    """The readable twin: any device, any float type, gradients by autograd. See ``draw``; with ``page`` see ``draw_pages``."""
+    if page is None:
+        page = torch.zeros(len(means), dtype=torch.int64, device=means.device)
+        return rasterize_reference(means, conics, colors, opacities, width, height, page)[0]
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
     background = (colors.sum() + means.sum() + conics.sum()) * 0  # keeps the graph where nothing is drawn
     canvas = torch.zeros(pages * tiles_y * tiles_x, TILE * TILE, 3, dtype=means.dtype, device=means.device) + background

@@ -53,7 +53,6 @@ def summarise_kernel(kernel: Tensor, grid: tuple[int, int]) -> KernelSummary:
 
 def main() -> None:
     """Draw the panels of one image into one PNG."""
-
     parser = make_parser("Draw an image's annotations, fitted Gaussians, their rendering and the transport kernel.")
     parser.add_argument("image", type=Path, help="image of a prepared data set, with its npy and gs_params")
     parser.add_argument("--out", type=Path, help="PNG to write (default: <image>_gst.png beside its Gaussians)")

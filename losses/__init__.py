@@ -36,24 +36,19 @@ NEEDS_GAUSSIANS = frozenset({"gst"})  # the others read no scales and rotations
 SUMMED = frozenset({"dm-count"})  # the others have no term that the step's crops do not average
 
 
-def build_loss(name: str, *, count_weight: float = 0.0, **options: Any) -> Callable[..., Tensor]:
+def build_loss(name: str, **options: Any) -> Callable[..., Tensor]:
     """The loss of that name: (density [B, 1, h, w], batch, crops=None) -> scalar.
 
     It is the mean over the batch of a loss of each crop, which depends on that crop and on ``crops`` alone: how many crops
     an optimizer's step averages over, in all its batches on all processes (default: those of this batch). The mean of its
-    values for the parts of a batch, weighed by their sizes, is its value for the batch, however that is divided.
-    ``count_weight`` adds so much of the mean of |sum D - sum of the targets|. Options: the keyword arguments of its function.
-    ValueError for another name.
+    values for the parts of a batch, weighed by their sizes, is its value for the batch, however that is divided. Options:
+    the keyword arguments of its function. ValueError for another name.
     """
     if name not in LOSSES:
         raise ValueError(f"loss: {name!r}, must be one of {', '.join(LOSSES)}")
 
     def loss(density: Tensor, batch: Annotations, crops: int | None = None) -> Tensor:
-        value = LOSSES[name](density, batch, **options, **({"crops": crops} if name in SUMMED else {}))
-        if not count_weight:
-            return value
-        excess = density.float().sum(dim=(1, 2, 3)) - batch.targets.sum(dim=1).to(density.device)
-        return value + count_weight * excess.abs().mean()
+        return LOSSES[name](density, batch, **options, **({"crops": crops} if name in SUMMED else {}))
 
     return loss
 

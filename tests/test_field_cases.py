@@ -59,8 +59,8 @@ def test_what_columns_mean_is_printed_once(tmp_path):
         write(folder / f"{stem}.csv", "label_name,x,y,width,height\nhead,10,20,20,30\ncar,50,60,20,45\n")
     out, printed, _ = prepare(folder, "csv")
     assert points(out)["a"] == [[20, 35], [60, 82.5]] and sizes(out, "a") == pytest.approx([600**0.5, 30])
-    line = "columns: x, y, width, height: a box by its upper left corner, width and height; label_name: the label\n"
-    assert printed.count(line) == 1
+    box = "x, y, width, height: a box by its upper left corner, width and height, counted at its centre"
+    assert printed.count(f"columns: {box}; label_name: the label\n") == 1
 
 
 def test_labels_are_printed_and_chosen(tmp_path):

@@ -27,22 +27,7 @@ import numpy as np
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # of prepared and published data sets
 PICTURES = (*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")  # of people's own photographs
 # Photographs and pictures that people have and that are not read.
-UNREAD = (
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jxl",
-    ".jp2",
-    ".dng",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-    ".raf",
-    ".orf",
-    ".psd",
-    ".gif",
-)
+UNREAD = tuple(".heic .heif .avif .jxl .jp2 .dng .cr2 .cr3 .nef .arw .raf .orf .psd .gif".split())
 LONGEST_NAME = 255  # bytes that file systems take for the name of a file
 _STALE_AFTER_SECONDS = 24 * 3600
 

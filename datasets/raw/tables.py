@@ -237,16 +237,9 @@ def _values(fields: Sequence[str], columns: Sequence[int]) -> list[float | str]:
 
 
 def _meaning(columns: Columns, header: Sequence[str]) -> str:
-    box = {
-        "centre": "a box by its centre, width and height",
-        "corner": "a box by its upper left corner, width and height",
-        "corners": "a box by its corners",
-    }
-    parts = [
-        (columns.place, "an object's place"),
-        (columns.box, box.get(columns.kind)),
-        (columns.image_size, "the image's size"),
-    ]
+    ways = {"centre": "centre, width and height", "corner": "upper left corner, width and height", "corners": "corners"}
+    box = f"a box by its {ways.get(columns.kind)}" + ("" if columns.place else ", counted at its centre")
+    parts = [(columns.place, "the place that is counted"), (columns.box, box), (columns.image_size, "the image's size")]
     parts += [] if columns.label is None else [((columns.label,), "the label")]
     return "columns: " + "; ".join(f"{', '.join(header[i] for i in part)}: {what}" for part, what in parts if part)
 

@@ -11,19 +11,6 @@ from utils.evaluation.windows import (
     in_threads,
     predict,
     tile,
-    total,
 )
 
-__all__ = [
-    "WINDOW",
-    "Result",
-    "Window",
-    "count",
-    "density_map",
-    "evaluate",
-    "in_threads",
-    "mae_mse",
-    "predict",
-    "tile",
-    "total",
-]
+__all__ = ["WINDOW", "Result", "Window", "count", "density_map", "evaluate", "in_threads", "mae_mse", "predict", "tile"]

@@ -45,32 +45,15 @@ FORMER_OPTIONS = ("pixels", "pixels_dir")
 # Options that change no result: where a run lies on its machine and how it works there.
 MACHINE_OPTIONS = (
     *FORMER_OPTIONS,
-    "checkpoint_minutes",
-    "data_dir",
-    "data_licence",
-    "device",
-    "graphs",
-    "loading_timeout",
-    "max_model_num",
-    "num_workers",
-    "prefetch",
-    "save_all",
-    "save_dir",
+    *("checkpoint_minutes", "data_dir", "data_licence", "device", "graphs", "loading_timeout", "max_model_num"),
+    *("num_workers", "prefetch", "save_all", "save_dir"),
 )
 # Options that do not change what a step computes: a run may go on with other values. How a step's crops are divided is not
 # compared either, but their number is.
 NEUTRAL_OPTIONS = (
     *MACHINE_OPTIONS,
-    "accumulate",
-    "backbone_weights",
-    "batch_size",
-    "epochs",
-    "minutes",
-    "num_nodes",
-    "skip_bad_samples",
-    "val_every",
-    "val_start",
-    "window",
+    *("accumulate", "backbone_weights", "batch_size", "epochs", "minutes", "num_nodes", "skip_bad_samples"),
+    *("val_every", "val_start", "window"),
 )
 # What a run, and test.py in its folder, may have left there.
 _OWN = (

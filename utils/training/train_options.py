@@ -96,8 +96,8 @@ def parse_train_options(
     add = parser.add_argument_group("loss").add_argument
     add("--loss", choices=tuple(losses), default="gst", help="gst, or one that it is compared with")
     add("--sigma", type=_sigma, default=15.0, metavar="X", help="mse: width of its Gaussians, pixels, or adaptive")
-    count = "weight of |sum of the density - sum of the targets| beside the loss"
-    add("--count-weight", type=number(float, 0), default=0.0, metavar="X", help=count)
+    background = "gst, bl+: weight of the mass on the background, beside 1 of each annotation"
+    add("--background-weight", type=number(float, 0, 1e9), default=1.0, metavar="X", help=background)
     add("--kernels", choices=("online", "h5"), default="online", help="from the augmented Gaussians, or stored ones")
     kernel_options[0](add)
 
