@@ -19,7 +19,7 @@ from datasets.crowd import Crowd
 from datasets.loading import CropLoader, crop_loader
 from datasets.sampler import EpochSampler
 from GS2D.options import KERNEL_OPTIONS, kernel_options
-from losses import KERNELS, LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
+from losses import LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
 from models import MODELS, attention_variance, build_model, load_backbone, load_state, rate_groups, read_checkpoint
 from utils.cli import run_script
 from utils.dataset_report import REPORT, data_name, read_report
@@ -140,8 +140,7 @@ def train_epoch(fabric: Fabric, run: Run, arguments: argparse.Namespace, epoch: 
     """
     steps, optimizer = run.steps, run.optimizer
     sigma = {"adaptive": True} if arguments.sigma == "adaptive" else {"sigma": arguments.sigma}
-    transported = {"background_weight": arguments.background_weight} if arguments.loss in KERNELS else {}
-    loss_of = build_loss(arguments.loss, **(sigma if arguments.loss == "mse" else transported))
+    loss_of = build_loss(arguments.loss, **(sigma if arguments.loss == "mse" else {}))
     for images, batch, crops, is_last in steps.batches(run.loader, epoch):
         with fabric.no_backward_sync(run.model, enabled=not is_last):
             density, attention = run.model(images)

@@ -14,14 +14,15 @@ from utils.pixels import STRIDE
 def add_kernel_options(add: Callable[..., Any]) -> None:
     """Add the parameters of ``GS2D.kernel.transport_kernel`` to a parser by its ``add_argument``."""
     for name, above, default, text in (
-        ("--cut-off", False, 3.0, "where the background takes over, standard deviations"),
+        ("--cut-off", False, 3.0, "where the background begins, standard deviations"),
         ("--background-ratio", False, 0.015, "weight of the background"),
         ("--scale-ratio", True, 1.0, "factor on the fitted scales"),
         ("--post-min", True, 1.0, "scales of at least 8 / this, pixels"),
         ("--post-max", True, 20.0, "scales of at most this, pixels"),
     ):
-        add(name, type=number(float, 0, LARGEST_PARAMETER, above=above), default=default, help=f"kernel: {text}")
-    shapes = "kernel: round Gaussians of the same area in place of the fitted shapes"
+        kind = number(float, 0, LARGEST_PARAMETER, above=above)
+        add(name, type=kind, default=default, metavar="X", help=f"kernel: {text}")
+    shapes = "kernel: round Gaussians of the same area"
     add("--round-shapes", action="store_true", help=shapes)
 
 

@@ -29,10 +29,10 @@ def gst_kernel(
     return transport_kernel(points, scales, rotations, crop_size, **parameters)
 
 
-def transported_mass_loss(density: Tensor, batch: Annotations, *, background_weight: float = 1.0) -> Tensor:
+def transported_mass_loss(density: Tensor, batch: Annotations) -> Tensor:
     """Eq. 6, mean over the batch of sum_n |target_n - (K D)_n|, the background's target being 0: [B, 1, h, w] -> scalar.
 
-    The background's term counts ``background_weight`` times. Float32 under any precision. A crop without annotations has one row, all background: |sum of D|. Raises ValueError for a
+    Float32 under any precision. A crop without annotations has one row, all background: |sum of D|. Raises ValueError for a
     batch without kernels and where shapes do not fit together.
     """
     check_density(density)
@@ -44,9 +44,7 @@ def transported_mass_loss(density: Tensor, batch: Annotations, *, background_wei
             f"density: {tuple(density.shape)}, {density.numel()} cells, and {len(batch.received)} targets, but the kernel of "
             f"the batch has {columns} columns and {rows} rows"
         )
-    received = batch.received.float()
-    weights = None if background_weight == 1 else torch.where(received > 0, 1.0, background_weight)
-    return _TransportedMass.apply(density.float().flatten(), received, weights, len(density), *batch.kernel)
+    return _TransportedMass.apply(density.float().flatten(), batch.received.float(), len(density), *batch.kernel)
 
 
 class TransportedMassLoss(nn.Module):
@@ -79,15 +77,12 @@ class _Kernels:
 
 
 class _TransportedMass(torch.autograd.Function):
-    """sum w |K D - target| / B and its gradient K^T (w sign(K D - target)) / B: a product each, no gradient for K."""
+    """sum |K D - target| / B and its gradient K^T sign(K D - target) / B: a product each, no gradient for K."""
 
     @staticmethod
-    def forward(ctx, cells: Tensor, target: Tensor, weights: Tensor | None, samples: int, *kernel: Tensor) -> Tensor:
+    def forward(ctx, cells: Tensor, target: Tensor, samples: int, *kernel: Tensor) -> Tensor:
         residual = _product(*kernel[:3], cells) - target
-        sign = residual.sign()
-        if weights is not None:
-            residual, sign = residual * weights, sign * weights
-        ctx.save_for_backward(sign, *kernel[3:])
+        ctx.save_for_backward(residual.sign(), *kernel[3:])
         ctx.samples, loss = samples, torch.linalg.vector_norm(residual, 1)
         return loss / samples if samples > 1 else loss
 
@@ -96,7 +91,7 @@ class _TransportedMass(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         sign, *transposed = ctx.saved_tensors
         cells = _product(*transposed, sign).mul_(gradient)
-        return cells.div_(ctx.samples) if ctx.samples > 1 else cells, *[None] * 9
+        return cells.div_(ctx.samples) if ctx.samples > 1 else cells, *[None] * 8
 
 
 def _product(indptr: Tensor, indices: Tensor, data: Tensor, vector: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ import pytest
 import torch
 import yaml
 from commands import ROOT, call
+from training_runs import Tiny
 
 from GS2D.gaussians import Gaussians2D
 from GS2D.options import KERNEL_OPTIONS
-from scripts import demo_report
+from scripts import demo_report, demo_time
 from utils.evaluation import Window
 from utils.evaluation.results import ResultsFolder
 from utils.files import gaussians_path, points_path
@@ -49,7 +50,8 @@ def finished(tmp_path):
     return tmp_path
 
 
-def test_the_demo_says_what_it_reached_and_shows_every_step(finished):
+def test_the_demo_says_what_it_reached_and_shows_every_step(finished, monkeypatch):
+    monkeypatch.setattr(demo_report, "F1", {8.0: 0.5, 12.0: 0.75})
     out, _ = call(
         "scripts/demo_report.py", "--data-dir", finished / "nuclei", "--run", finished / "run", "--out", finished
     )
@@ -83,3 +85,14 @@ def test_the_demos_recipe_is_one_of_training():
     arguments = parse_train_options(("vgg",), ("gst",), KERNEL_OPTIONS, ["--data-dir", "data", "--config", str(path)])
     for name, value in yaml.safe_load(path.read_text()).items():
         assert getattr(arguments, name) == value
+
+
+def test_the_demo_says_how_long_it_will_take(tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.demo_time.seconds_of_a_step", lambda crop_size: crop_size / 128)
+    (tmp_path / "recipe.yml").write_text("crop_size: 256\nepochs: 10\n")
+    out, _ = call("scripts/demo_time.py", "--config", tmp_path / "recipe.yml", "--images", 6)
+    assert re.fullmatch(r"about \d+ minutes on this machine: 60 steps of training take 2\.3 of them\n", out)
+    monkeypatch.undo()
+    monkeypatch.setattr("scripts.demo_time.build_model", Tiny)
+    monkeypatch.setattr("scripts.demo_time.MEASURED", 0.0)
+    assert 0 < demo_time.seconds_of_a_step(64) < 5

@@ -75,19 +75,6 @@ def test_a_data_set_goes_through_the_atlas(data, gpus):
     np.testing.assert_allclose(Gaussians2D.load(one).params, got.params, rtol=0, atol=1e-3)
 
 
-def test_each_file_appears_when_its_fit_ends(data, gpus, monkeypatch):
-    """With a tolerance images end at different times: what is done is on disk while the others go on."""
-    seen, written = [], fit_dataset.write_result
-
-    def write(job, result):
-        seen.append((result.iterations, len(list((data / "train" / "gs_params").glob("*.h5")))))
-        return written(job, result)
-
-    monkeypatch.setattr(fit_dataset, "write_result", write)
-    call(SCRIPT, "--root-path", data, "--num-epochs", 400, "--tolerance", 0.1)
-    assert [count for _, count in seen] == [0, 1, 2, 3, 4] and len({iterations for iterations, _ in seen}) >= 3
-
-
 def test_what_cannot_be_fitted_is_named_and_the_others_are(data, gpus, monkeypatch):
     folder = data / "train"
     whole = (folder / "0.png").read_bytes()

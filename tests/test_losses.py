@@ -250,25 +250,6 @@ def test_the_product_does_not_depend_on_the_library(monkeypatch):
     torch.testing.assert_close(gradient, expected[1], rtol=0, atol=1e-5 * float(expected[1].abs().max()))
 
 
-@pytest.mark.parametrize("name", ["gst", "bl+", "bl"])
-def test_the_weight_of_the_background_in_closed_form(name):
-    crops = [annotations(5), annotations(0), annotations(9, seed=1)]
-    density, kernel = random_density(3, 1, 16, 16, total=20), build_kernel(name)
-    batch = batch_of(crops, (128, 128), kernel, 128)
-    value, gradient = loss_and_gradient(build_loss(name, background_weight=0.4), density, batch)
-    expected = 0.0
-    for b, crop in enumerate(crops):
-        k = kernel(crop.points, crop.scales, crop.rotations, (128, 128), 128).to_dense()
-        rows = len(k) - len(crop.targets)  # of the background
-        residual = k @ density[b].flatten() - torch.nn.functional.pad(crop.targets, (0, rows)).float()
-        weights = torch.tensor([1.0] * len(crop.targets) + [0.4] * rows)
-        expected += float((weights * residual.abs()).sum()) / 3
-        slope = (weights * residual.sign()) @ k / 3
-        torch.testing.assert_close(gradient[b].flatten(), slope, rtol=1e-4, atol=1e-6)
-    assert float(value) == pytest.approx(expected, rel=1e-5)
-    assert torch.equal(*(build_loss(name, **o)(density, batch) for o in ({}, {"background_weight": 1.0})))
-
-
 @pytest.mark.parametrize(
     "name, option, message",
     [

@@ -129,8 +129,8 @@ def test_the_background_takes_over_where_it_is_told_to(data, tmp_path):
     assert none == nothing and len({round(value, 4) for value in (none, *losses)}) == 4
 
 
-def test_options_of_crop_kernel_and_count_change_the_loss(data, tmp_path):
-    options = [(), ("--whole-targets", 0.5), ("--jitter", 0.5), ("--count-weight", 1), ("--round-shapes",)]
+def test_options_of_crop_and_kernel_change_the_loss(data, tmp_path):
+    options = [(), ("--whole-targets", 0.5), ("--jitter", 0.5), ("--round-shapes",)]
     assert len({round(loss, 4) for loss in losses_of(data, tmp_path / "gst", options)}) == len(options)
     losses = losses_of(data, tmp_path, [("--sigma", sigma) for sigma in (15, 4, "adaptive")], "--loss", "mse")
     assert len({round(loss, 6) for loss in losses}) == 3

@@ -215,23 +215,6 @@ def test_points_outside_the_crop_count():
     assert torch.equal(far.to_dense(), torch.tensor([0.0, 1.0])[:, None].expand(2, 64))
 
 
-@pytest.mark.parametrize(
-    ("size", "stride", "grid"), [((96, 160), 8, (12, 20)), ((100, 51), 8, (12, 6)), (130, 16, (8, 8))]
-)
-def test_any_grid(size, stride, grid):
-    arguments = gaussians(20)
-    kernel = transport_kernel(*arguments, size, stride=stride)
-    assert kernel.shape == (21, grid[0] * grid[1])
-    twin = dense_transport_kernel(*arguments, size, stride=stride)
-    torch.testing.assert_close(kernel.to_dense(), twin, rtol=0, atol=1e-6)
-    density = random_density(*grid)
-    torch.testing.assert_close(kernel @ density.flatten(), twin @ density.flatten(), rtol=1e-5, atol=1e-5)
-    loss, gradient = loss_and_gradient(density[None, None], [kernel], [torch.ones(20)])
-    residual = twin @ density.flatten() - torch.tensor([1.0] * 20 + [0.0])
-    assert loss.item() == pytest.approx(residual.abs().sum().item(), rel=1e-5)
-    torch.testing.assert_close(gradient.flatten(), twin.T @ residual.sign(), rtol=0, atol=1e-5)
-
-
 def test_batch_is_the_mean_of_single_samples():
     samples = [gaussians(count, seed=count) for count in (0, 7, 0, 40)]
     kernels = [transport_kernel(*sample, 128) for sample in samples]

@@ -56,9 +56,9 @@ def parse_train_options(
     add("--num-workers", type=number(int, 0, 4096), metavar="N", help=workers)
     add("--prefetch", type=number(int, 1, 10**6), default=2, metavar="N", help="batches that each of them makes ahead")
     add("--data-licence", metavar="TEXT", help="of the data, as it is to stand in model_card.md")
-    whole = "points of whose box a crop holds this share count 1 there (0: they count the share, from 0.3 on)"
+    whole = "a crop's points count 1 from this share inside on (0: off)"
     add("--whole-targets", type=number(float, 0, 1), default=0.0, metavar="X", help=whole)
-    jitter = "change each crop's brightness and contrast by up to this share (0: as they are)"
+    jitter = "random change of brightness and contrast, up to this share"
     add("--jitter", type=number(float, 0, 1), default=0.0, metavar="X", help=jitter)
     add("--skip-bad-samples", action=switch, default=False, help="take the next image for one that cannot be read")
 
@@ -96,8 +96,6 @@ def parse_train_options(
     add = parser.add_argument_group("loss").add_argument
     add("--loss", choices=tuple(losses), default="gst", help="gst, or one that it is compared with")
     add("--sigma", type=_sigma, default=15.0, metavar="X", help="mse: width of its Gaussians, pixels, or adaptive")
-    background = "gst, bl+: weight of the mass on the background, beside 1 of each annotation"
-    add("--background-weight", type=number(float, 0, 1e9), default=1.0, metavar="X", help=background)
     add("--kernels", choices=("online", "h5"), default="online", help="from the augmented Gaussians, or stored ones")
     kernel_options[0](add)
 
@@ -107,9 +105,9 @@ def parse_train_options(
     add("--window", type=number(int, 16), default=512, metavar="N", help="side of evaluation windows, pixels")
     folder = "folder of the run (default: runs/<dataset>_<model-name>[_<loss>]; for own data, their folder's name)"
     add("--save-dir", type=Path, metavar="P", help=folder)
-    add("--resume", default="auto", metavar="R", help="newest checkpoint there (auto), a .tar or .pth file, or none")
+    add("--resume", default="auto", metavar="R", help="newest checkpoint (auto), a .tar or .pth file, or none")
     add("--overwrite", action="store_true", help="begin anew, and remove what a run before left in --save-dir")
-    often = "least time from one checkpoint to the next; the end, Ctrl-C and SIGTERM write one too"
+    often = "least time between checkpoints; the end and Ctrl-C write one too"
     add("--checkpoint-minutes", type=number(float, 0, 10**6), default=5.0, metavar="N", help=often)
     add("--max-model-num", type=number(int, 1), default=1, metavar="N", help="checkpoints to keep")
 
