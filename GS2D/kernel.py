@@ -89,6 +89,13 @@ def transport_kernel(
     return kernel.to(device)
 
 
+def gst_kernel(
+    points: Array, scales: Array, rotations: Array, crop_size: int, short_side: float, **parameters: float
+) -> Tensor:
+    """GST's K [N + 1, M] of one crop (Eqs. 5 and 7); ``parameters``: those of ``transport_kernel``."""
+    return transport_kernel(points, scales, rotations, crop_size, **parameters)
+
+
 def dense_transport_kernel(
     means: Array,
     scales: Array,

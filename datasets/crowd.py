@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.transforms import Sample, augment, draw_augmentation, too_small
-from GS2D.kernel import BlockKernel, block_diagonal, kernel_command, stored_kernel, transport_kernel
+from GS2D.kernel import BlockKernel, block_diagonal, gst_kernel, kernel_command, stored_kernel
 from GS2D.prepared import Annotations, fit_command, load_annotations
 from utils.files import SPLITS, gaussians_path, kernel_path, list_images, points_path, read_points
 from utils.images import image_size, load_image, open_image
@@ -83,13 +83,6 @@ def collate(samples: Sequence[TrainSample]) -> Batch:
         [sample.name for sample in samples],
         [reason for sample in samples for reason in sample.skipped],
     )
-
-
-def gst_kernel(
-    points: np.ndarray, scales: np.ndarray, rotations: np.ndarray, crop_size: int, short_side: float
-) -> Tensor:
-    """GST's K with its published parameters."""
-    return transport_kernel(points, scales, rotations, crop_size)
 
 
 class Crowd(Dataset):

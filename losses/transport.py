@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from GS2D.kernel import Array, BlockKernel, block_diagonal, dense_transport_kernel, transport_kernel
+from GS2D.kernel import Array, BlockKernel, block_diagonal, dense_transport_kernel, gst_kernel, transport_kernel
 from losses.inputs import Annotations, check_density
 
 __all__ = [
@@ -20,13 +20,6 @@ __all__ = [
     "transport_kernel",
     "transported_mass_loss",
 ]
-
-
-def gst_kernel(
-    points: Array, scales: Array, rotations: Array, crop_size: int, short_side: float, **parameters: float
-) -> Tensor:
-    """GST's K [N + 1, M] of one crop (Eqs. 5 and 7); ``parameters``: those of ``transport_kernel``."""
-    return transport_kernel(points, scales, rotations, crop_size, **parameters)
 
 
 def transported_mass_loss(density: Tensor, batch: Annotations, *, background_weight: float = 1.0) -> Tensor:

@@ -1,10 +1,13 @@
 """Train the same network with every loss, several seeds each, and compare accuracy and cost.
 
     python scripts/compare_losses.py DATA --epochs 100 --lr 1e-5 --crop-size 256 --jobs 2
+    python scripts/compare_losses.py --crowds DATA --jobs 4 --minutes 3 --batch-size 8 --precision bf16-mixed --device 0
 
 Options that are not listed by --help go to train_gs.py, the same for every run; only the loss and the seed differ. DATA is a
-prepared data set with fitted Gaussians. Every run has its folder in --out; a finished one is kept, an unfinished one goes on.
-table.md and table.csv (a row a loss) and runs.csv (a row a run) are written anew whenever a run ends.
+prepared data set with fitted Gaussians; where a loss wants others, its images are linked into --out and fitted there. Every run
+has its folder in --out; a finished one is kept, an unfinished one goes on. table.md and table.csv (a row a loss; crowds.md and
+crowds.csv with --crowds, which climbs from Bayesian loss to GST rung by rung) and runs.csv (a row a run) are written anew
+whenever a run ends.
 """
 
 from __future__ import annotations
@@ -19,64 +22,112 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from losses import LOSSES
 from scripts import experiments
-from scripts.experiments import ROOT, Results, Run
+from scripts.experiments import ROOT, Results
 from utils.cli import run_script
-from utils.files import list_images
+from utils.files import list_images, make_folder
 
-CHOICES = {name: ["--loss", name] for name in LOSSES} | {"mse-adaptive": ["--loss", "mse", "--sigma", "adaptive"]}
-# GST with its published kernel, whatever kernel the options give "gst"; only where --losses names it.
-PUBLISHED = "--scale-ratio 1 --post-min 1 --post-max 20 --cut-off 3 --background-ratio 0.015".split()
-ON_REQUEST = {"gst-published": ["--loss", "gst", *PUBLISHED]}
+# GST with its published kernel, whatever kernel the options give "gst".
+PUBLISHED = "--loss gst --scale-ratio 1 --post-min 1 --post-max 20 --cut-off 3 --background-ratio 0.015".split()
+EDGE = [*PUBLISHED, *"--post-min 4 --cut-off 1 --background-ratio 2".split()]
+CHOICES = {name: ["--loss", name] for name in LOSSES} | {
+    "mse-adaptive": ["--loss", "mse", "--sigma", "adaptive"],
+    "gst-round": [*PUBLISHED, "--post-max", "8"],  # every scale is 8 px, as in BL
+    "gst-round-area": [*PUBLISHED, "--round-shapes"],  # of each point's fitted area
+    "gst-published": PUBLISHED,
+    "gst-tolerance-0": PUBLISHED,
+    "gst-tolerance-1e-3": PUBLISHED,
+    "gst-2px": [*PUBLISHED, "--post-min", "4"],
+    "gst-edge": EDGE,
+    "mse-4": ["--loss", "mse", "--sigma", "4"],
+    "bl-trans": ["--loss", "bl", "--model-name", "vgg_trans"],
+    "gst-edge-trans": [*EDGE, "--model-name", "vgg_trans"],
+}
+FITS = {"gst-tolerance-0": ["--tolerance", "0"], "gst-tolerance-1e-3": ["--tolerance", "1e-3"]}
+GROUPS = {
+    "all": [*LOSSES, "mse-adaptive"],
+    "ladder": ["bl", "bl+", "gst-round", "gst-round-area", "gst-published", *FITS, "gst-2px", "gst-edge"],
+    "losses": ["gst-published", "gst-edge", "bl", "bl+", "dm-count", "mse-4", "bl-trans", "gst-edge-trans"],
+}
 RECIPES = {"bl": "bl", "bl+": "bl", "dm-count": "dm-count", "gloss": "gloss"}  # loss -> name of its recipe's files
 REMARK = (
-    "Mean ± standard deviation over the seeds. MSE: root of the mean squared error. Training: without validation and "
-    "checkpoints. In the loss: kernel or plan and value; its gradient is part of the backward pass."
+    "Mean ± standard deviation over the seeds. MSE: root of the mean squared error. Error: predicted minus true count, the mean "
+    "over the half of the pictures with fewer people and over that with more; below zero people are missed, above invented. "
+    "Training: without validation and checkpoints. In the loss: kernel or plan and value; its gradient is part of the backward "
+    "pass."
 )
+# Column -> key of a result, decimals, sign.
+COLUMNS = {
+    "MAE": ("mae", 1, ""),
+    "MSE": ("mse", 1, ""),
+    "F1 at 4 px": ("f1_4px", 2, ""),
+    "F1 at 8 px": ("f1", 2, ""),
+    "error, sparse": ("sparse_error", 1, "+"),
+    "error, dense": ("dense_error", 1, "+"),
+    "epochs": ("epochs", 0, ""),
+    "training, s": ("train_seconds", 1, ""),
+    "in the loss, s": ("loss_seconds", 1, ""),
+}
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[Run]]:
-    """The options, and the runs that they ask for; wrong ones end the script."""
+def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str], dict[str, list[str]]]:
+    """Our options, those that go on to ``train_gs.py``, and the losses that are asked for; wrong ones end the script."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    own = (None, "test", Path("runs/comparison"))
+    crowds = (Path("data/SHA-Train-Val-Test"), "val", Path("runs/crowds"))
     what = "Compare losses: the same network, options and seeds"
-    parser = experiments.experiment_parser(what, None, "test", Path("runs/comparison"))
-    shown = f"{', '.join(CHOICES)} (default: these), {', '.join(ON_REQUEST)}"
-    known = CHOICES | ON_REQUEST
-    parser.add_argument("--losses", nargs="+", choices=known, default=list(CHOICES), metavar="L", help=shown)
+    parser = experiments.experiment_parser(what, *(crowds if "--crowds" in argv else own))
+    parser.add_argument("--crowds", action="store_true", help="by default, from BL to GST on real crowds (ladder, val)")
+    default = "ladder" if "--crowds" in argv else "all"
+    shown = f"groups ({', '.join(GROUPS)}) or some of {', '.join(CHOICES)}"
+    options = {"nargs": "+", "choices": [*GROUPS, *CHOICES], "default": [default], "metavar": "L", "help": shown}
+    parser.add_argument("--losses", "--rungs", **options)
     recipes = "each loss with its own configs/<loss>_<dataset>.yml; mse with gst's"
     parser.add_argument("--recipes", action="store_true", help=recipes)
     arguments, passed = parser.parse_known_args(argv)
-    experiments.refuse(parser, passed)
-    chosen = {name: known[name] for name in arguments.losses}
+    experiments.refuse(parser, passed, [*experiments.OURS, *(["--config"] if arguments.recipes else [])])
+    common = experiments.train_options(["--data-dir", str(arguments.data), *passed])
+    names = [name for asked in arguments.losses for name in GROUPS.get(asked, [asked])]
+    chosen = {name: CHOICES[name] for name in names}
+    for name in chosen.keys() & FITS:
+        chosen[name] = [*chosen[name], "--data-dir", str(arguments.out / name)]
     if arguments.recipes:
-        experiments.refuse(parser, passed, ["--config"])
-        dataset = experiments.train_options(["--data-dir", str(arguments.data), *passed]).dataset
         for name in chosen.keys() & RECIPES:
-            recipe = ROOT / "configs" / f"{RECIPES[name]}_{dataset}.yml"
+            recipe = ROOT / "configs" / f"{RECIPES[name]}_{common.dataset}.yml"
             if not recipe.is_file():
                 raise ValueError(f"{recipe}: no such recipe; leave {name} out with --losses, or drop --recipes")
             chosen[name] = ["--config", str(recipe), *chosen[name]]
-    return arguments, experiments.plan(arguments, passed, chosen)
+    return arguments, passed, chosen
+
+
+def refit(data: Path, folder: Path, options: Sequence[str]) -> None:
+    """Fill ``folder`` with links to what ``data`` has prepared, and with Gaussians of its own; what is done is skipped."""
+    for path in (*data.glob("*.json"), *data.glob("train/*.*"), *data.glob("val/*.*")):
+        link = make_folder((folder / path.relative_to(data)).parent) / path.name
+        if not link.exists():
+            link.symlink_to(path.resolve())
+    with experiments.ended_with_us() as children:
+        for script in (["2dgs_counting_1gs_gsplat.py", *options], ["GS2D/process_gaussians.py"]):
+            children.run([str(ROOT / script[0]), *script[1:], "--root-path", str(folder)])
 
 
 def main() -> int:
-    """Do the runs that are missing, and report."""
-    arguments, runs = parse()
+    """Fit what a loss wants fitted, do the runs that are missing, and report."""
+    arguments, passed, chosen = parse()
+    for name in chosen.keys() & FITS:
+        refit(arguments.data, arguments.out / name, FITS[name])
+    runs = experiments.plan(arguments, passed, chosen)
     images = len(list_images(arguments.data / "train"))
+    first, table_name = ("rung", "crowds") if arguments.crowds else ("loss", "table")
 
     def table(results: Results, guesses: tuple[float, float]) -> str:
-        times = ("training, s", "in the loss, s", "in the loss, ms a crop")
-        rows: list[Sequence[object]] = [("loss", "seeds", "MAE", "MSE", "F1 at 8 px", *times)]
+        rows: list[Sequence[object]] = [(first, "seeds", *COLUMNS, "in the loss, ms a crop")]
         for name, found in results.items():
-            crops = images * found[0]["epochs"]
-            per_crop = statistics.mean(result["loss_seconds"] for result in found) / crops * 1000
-            mae, mse, training, loss = (
-                experiments.spread(found, key) for key in ("mae", "mse", "train_seconds", "loss_seconds")
-            )
-            rows.append(
-                (name, len(found), mae, mse, experiments.spread(found, "f1", 2), training, loss, f"{per_crop:.1f}")
-            )
+            per_crop = statistics.mean(result["loss_seconds"] / result["epochs"] for result in found) / images * 1000
+            figures = (experiments.spread(found, *column) for column in COLUMNS.values())
+            rows.append((name, len(found), *figures, f"{per_crop:.1f}"))
         errors = (f"{error:.1f}" for error in guesses)
-        rows.append(("mean density of the training images", "", *errors, "", "", "", ""))
-        return experiments.write_table(arguments.out, "table", rows, REMARK)
+        rows.append(("mean density of the training images", "", *errors, *[""] * (len(rows[0]) - 4)))
+        return experiments.write_table(arguments.out, table_name, rows, REMARK)
 
     return experiments.run_experiment(arguments, runs, table)
 

@@ -1,6 +1,6 @@
 """The runner of experiments: named trainings side by side, each evaluated and resumed where it stopped, and their tables.
 
-An experiment is a list of names with options of train_gs.py, and a table of what the runs found: see ``crowds.py``.
+An experiment is a list of names with options of train_gs.py, and a table of what the runs found: see ``compare_losses.py``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 # One of the experiments: bash scripts/experiments.sh compare_losses|reproduce_tables|crowds [its options; --help lists them]
 set -euo pipefail
 case ${1:-} in
-    compare_losses | reproduce_tables | crowds) ;;
+    compare_losses | reproduce_tables) ;;
+    crowds) set -- compare_losses --crowds "${@:2}" ;;
     *) echo "error: '${1:-}' is no experiment; name compare_losses, reproduce_tables or crowds" >&2; exit 2 ;;
 esac
 set -- requirements.txt "$@"

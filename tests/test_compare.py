@@ -22,7 +22,7 @@ from training_runs import Tiny, make_data
 
 import train_gs
 from GS2D.gaussians import Gaussians2D
-from scripts import compare_losses, crowds, experiments
+from scripts import compare_losses, experiments
 from scripts.experiments import Children, ended_with_us
 from utils.evaluation import mae_mse
 from utils.files import gaussians_path, list_images, points_path, read_points
@@ -101,7 +101,7 @@ def compare(data, out, *options, code=0):
 
 def planned(*options):
     """The runs of a comparison with these options."""
-    return compare_losses.parse([str(option) for option in options])[1]
+    return experiments.plan(*compare_losses.parse([str(option) for option in options]))
 
 
 def read(path):
@@ -112,7 +112,7 @@ def read(path):
 def test_runs_differ_in_the_loss_only(data, tmp_path, here):
     compare(data, tmp_path, "--seeds", 1, *FAST)
     runs, table = read(tmp_path / "runs.csv"), read(tmp_path / "table.csv")
-    assert [run["loss"] for run in runs] == [row["loss"] for row in table[:-1]] == list(compare_losses.CHOICES)
+    assert [run["loss"] for run in runs] == [row["loss"] for row in table[:-1]] == compare_losses.GROUPS["all"]
     options = [yaml.safe_load((tmp_path / f"{run['loss']}_seed4073" / "config.yml").read_text()) for run in runs]
     common = [{k: v for k, v in o.items() if k not in ("loss", "sigma", "save_dir")} for o in options]
     assert all(one == common[0] for one in common) and common[0]["seed"] == 4073
@@ -282,10 +282,10 @@ def test_a_killed_comparison_takes_its_children_along_and_goes_on(data, tmp_path
 
 
 def test_the_ladder_climbs_from_bl_to_gst(data, tmp_path, here, monkeypatch):
-    monkeypatch.setitem(crowds.FITS, "gst-tolerance-0", ["--num-epochs", "5", "--workers", "1"])
+    monkeypatch.setitem(compare_losses.FITS, "gst-tolerance-0", ["--num-epochs", "5", "--workers", "1"])
     ladder = ["bl", "gst-tolerance-0", "gst-edge"]
     options = (data, "--out", tmp_path / "out", "--seeds", 2, *FAST, "--rungs")
-    call("scripts/crowds.py", *options, *ladder)
+    call("scripts/compare_losses.py", "--crowds", *options, *ladder)
     rows = read(tmp_path / "out" / "crowds.csv")
     assert [row["rung"] for row in rows[:-1]] == ladder and all("±" in row["MAE"] for row in rows[:-1])
     assert all(row["error, dense"][0] in "+-" for row in rows[:-1])
@@ -295,14 +295,16 @@ def test_the_ladder_climbs_from_bl_to_gst(data, tmp_path, here, monkeypatch):
         assert link.resolve() == image.resolve()
         assert (Gaussians2D.load(gaussians_path(link)).scales != Gaussians2D.load(gaussians_path(image)).scales).any()
     done = len(here)
-    call("scripts/crowds.py", *options, *ladder)
+    call("scripts/compare_losses.py", "--crowds", *options, *ladder)
     assert len(here) == done + 2  # the fit and the cleaning, which find all done
 
 
 def test_every_rung_of_the_ladder_is_a_run_that_can_be_started(data, tmp_path):
-    asked = crowds.parse([str(data), "--out", str(tmp_path), "--seeds", "1", "--rungs", "ladder", "losses"])
-    rungs = {run.name: run.effective for run in experiments.plan(*asked)}
-    assert list(rungs) == list(dict.fromkeys([*crowds.LADDER, *crowds.LOSSES]))
+    options = ("--crowds", data, "--out", tmp_path, "--seeds", 1)
+    rungs = {run.name: run.effective for run in planned(*options, "--rungs", "ladder", "losses")}
+    ladder, losses = compare_losses.GROUPS["ladder"], compare_losses.GROUPS["losses"]
+    assert list(rungs) == list(dict.fromkeys([*ladder, *losses]))
+    assert [run.name for run in planned(*options)] == ladder
     kernels = {
         name: [o[key] for key in ("post_min", "post_max", "cut_off", "background_ratio")] for name, o in rungs.items()
     }

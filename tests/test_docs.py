@@ -40,7 +40,7 @@ NOT_RUN = {
     r"python examples/onnx_count\.py": "a program of its own; tests/test_export.py runs it",
     r"mv downloads/": "files of the authors, which nobody has here",
     r"python benchmarks/": "a measurement, minutes long",
-    r"python scripts/(compare_losses|crowds|reproduce_tables)\.py": "trains for hours",
+    r"python scripts/(compare_losses|reproduce_tables)\.py": "trains for hours",
     r"(torchrun|srun|python) .*train_gs\.py.* --(device \d+,\d|num-nodes|compile)": "several GPUs, or minutes of compilation",
     r"python 2dgs_counting_1gs_gsplat\.py --device \d+,\d": "several GPUs; tests/test_fit_gpu_script.py starts as if",
     r"(torchrun|srun) .*train_gs\.py": "several processes; tests/test_training.py trains with two",

@@ -172,8 +172,8 @@ FIT, BUILD = "2dgs_counting_1gs_gsplat.py", "GS2D/build_kernels.py --root-path"
         (f"{FIT} --root-path /no/such", 1, ["/no/such/train: no such folder"]),
         (f"{FIT} --config no.yml", 2, ["no.yml: No such file"]),
         (f"{FIT} --root-path x --num-epochs 0", 2, ["--num-epochs: 0 is impossible"]),
-        ("GS2D/process_gaussians.py --gs-dir /no/such", 1, ["/no/such: no gs_params folder"]),
-        (f"{BUILD} /no/such", 1, ["/no/such: no gs_params folder", "2dgs_counting"]),
+        ("GS2D/process_gaussians.py --gs-dir /no/such", 1, ["/no/such: no *_gs_params.h5 there"]),
+        (f"{BUILD} /no/such", 1, ["/no/such: no *_gs_params.h5 there", "2dgs_counting"]),
         (f"{BUILD} x --post-max 5", 2, ["--post-max 5: below the smallest scale, 8"]),
         ("train_gs.py --data-dir /no/such --device cpu", 1, ["/no/such/train: no such folder"]),
         ("train_gs.py --data-dir x --device 99", 1, ["--device 99: this machine has", "--device cpu"]),
@@ -185,6 +185,8 @@ FIT, BUILD = "2dgs_counting_1gs_gsplat.py", "GS2D/build_kernels.py --root-path"
 )
 def test_wrong_usage_is_one_line(tmp_path, monkeypatch, command, code, parts):
     monkeypatch.chdir(tmp_path)
+    gaussians_path(Path("x/train/a.jpg")).parent.mkdir(parents=True)
+    gaussians_path(Path("x/train/a.jpg")).touch()
     _, err = call(*command.split(), code=code)
     assert len(errors(err)) == 1 and all(part in err for part in parts), err
 

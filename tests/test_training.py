@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 import torch
-from commands import errors
+from commands import ROOT, errors, free_port
 from training_runs import Tiny, checkpoint, largest_difference, metrics, options_of, train, two_processes, weights
 
 import train_gs
@@ -127,6 +130,15 @@ def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, no_dropout):
             assert here[key] == pytest.approx(there[key], rel=1e-5), key
         assert here["mae"] <= here["mse"] < 2 * here["mae"]
     assert here["val_mae"] < here["val_mse"] < 2 * here["val_mae"]
+
+
+def test_torchrun_starts_both(data, tmp_path):
+    launch = f"-m torch.distributed.run --nproc-per-node 2 --master-port {free_port()} tests/train_tiny.py"
+    command = [sys.executable, *launch.split(), *map(str, options_of(data, tmp_path, "--epochs", 1))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 x cpu") == 1 and len(metrics(tmp_path)) == 1 and (tmp_path / "best_model.pth").exists()
 
 
 def test_the_variance_of_attention_is_a_tenth_of_its_sum_in_the_loss(data, tmp_path, monkeypatch, no_dropout):

@@ -14,7 +14,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
 import os
 import socket
 import time
@@ -155,7 +154,6 @@ def read_points(path: Path) -> np.ndarray:
     ``ValueError``, naming the file, for one that is missing, unreadable, of another shape or not finite.
     """
     try:
-        _check_npy_size(path)
         points = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such annotation file; run preprocess_dataset_*.py again") from None
@@ -175,17 +173,6 @@ def read_points(path: Path) -> np.ndarray:
     if bad.size:
         raise ValueError(f"{path}: row {bad[0]} is {points[bad[0]].tolist()}; points must be finite numbers")
     return points
-
-
-def _check_npy_size(path: Path) -> None:
-    """``ValueError`` where the header of an npy file claims more than the file holds; NumPy allocates what it claims."""
-    with path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        claimed, held = math.prod(shape) * dtype.itemsize, path.stat().st_size - file.tell()
-    if claimed > held and not dtype.hasobject:
-        raise ValueError(f"it claims {claimed:,} bytes and holds {held:,}")
 
 
 @contextlib.contextmanager

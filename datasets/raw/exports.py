@@ -72,23 +72,18 @@ def read_coco(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     categories = entries(contents, "categories", f"{path}") if "categories" in contents else []
     labels = {str(_whole(entry.get("id"))): str(entry.get("name")) for entry in categories}
     images: dict[str, Annotated] = {}
-    by_id: dict[int | str, list[Mark]] = {}
+    by_id: dict[str, list[Mark]] = {}
     for i, image in enumerate(listed, start=1):
         where, key = f"{path}: images: entry {i}", _whole(image.get("id"))
-        if not isinstance(key, (int, str)) or key in by_id:
+        if not isinstance(key, (int, str)) or str(key) in by_id:
             raise ValueError(f"{where}: its id {key!r:.40} is none, or there twice; give each image its own")
         size = stated_size(image, "width", "height", where)
-        by_id[key] = add_image(images, image.get("file_name"), where, size)
-    by_text: dict[str, list[int | str]] = {}
-    for key in by_id:
-        by_text.setdefault(str(key), []).append(key)
+        by_id[str(key)] = add_image(images, image.get("file_name"), where, size)
     crowds = several = 0
     for i, annotation in enumerate(entries(contents, "annotations", f"{path}"), start=1):
         where = f"{path}: annotations: entry {i}"
         key = _whole(annotation.get("image_id"))
-        known = isinstance(key, (int, str))
-        same = [key] if known and key in by_id else by_text.get(str(key), []) if known else []
-        if len(same) != 1:
+        if not isinstance(key, (int, str)) or str(key) not in by_id:
             raise ValueError(f"{where}: image_id {key!r:.40} is not among the images; add it or remove the entry")
         if any(annotation.get(key) not in (None, "", 0, "0") for key in ("iscrowd", "ignore")):
             crowds += 1
@@ -102,7 +97,7 @@ def read_coco(path: Path, request: Request = Request()) -> dict[str, Annotated]:
             mark = shape("corner", [json_number(value, f"{where}: bbox") for value in numbers], label, where)
         if visible and (mark is None or math.isnan(mark.size)):
             mark = shape("polygon", visible, label, where)
-        by_id[same[0]].append(mark or no_object("region without bbox", ("bbox", "visible keypoints"), label, where))
+        by_id[str(key)].append(mark or no_object("region without bbox", ("bbox", "visible keypoints"), label, where))
     if crowds:
         warn(f"{path}: {crowds} regions marked iscrowd or ignore are not counted; their images miss objects")
     if several:

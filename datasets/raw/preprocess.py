@@ -267,9 +267,8 @@ def _made_from(job: Job) -> dict[str, Any]:
 def _read_record(root: Path) -> dict[str, dict[str, Any]]:
     """The entries of the record by image; a line that a kill cut off, or of an older form, counts as not written."""
     keys = {"image", "source", "made_from", *Prepared._fields}
-    read = read_record(root).items()
-    entries = {name: {**entry, "orientation": entry.get("orientation", 1)} for name, entry in read}
-    return {name: entry for name, entry in entries.items() if entry.keys() >= keys and isinstance(entry["source"], str)}
+    entries = read_record(root).items()
+    return {name: entry for name, entry in entries if entry.keys() >= keys and isinstance(entry["source"], str)}
 
 
 def _append_record(root: Path, entry: Mapping[str, Any]) -> None:
