@@ -109,7 +109,7 @@ def main() -> None:
     fits = fit, fit_image(nuclei, of_nuclei, config, seed=0)
     trees_cleaned, nuclei_cleaned = (Gaussians2D.from_params(clean(fit.gaussians.params)[0]) for fit in fits)
     save(folder / "kernel.png", draw_kernel, 3, (12.5, 3.4), trees_cleaned, trees.shape[:2])
-    recipe = yaml.safe_load((ROOT / "configs" / "demo.yml").read_text(encoding="utf-8"))
+    recipe = yaml.safe_load((ROOT / "configs" / "own.yml").read_text(encoding="utf-8"))
     kernels = {"published": PUBLISHED, "demo": {name: recipe.get(name, value) for name, value in PUBLISHED.items()}}
     save(folder / "border.png", draw_border, 2, (8.5, 3.4), nuclei, nuclei_cleaned, kernels)
 
