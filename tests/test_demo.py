@@ -80,8 +80,9 @@ def test_each_pixel_has_its_owners_color_and_the_background_is_black(tmp_path):
     assert colors[12, 32].max() < 5 and (colors[8:16, 8:16] == colors[12, 12]).all()
 
 
-def test_the_demos_recipe_is_one_of_training():
-    path = ROOT / "configs" / "demo.yml"
+@pytest.mark.parametrize("name", ["demo", "own"])
+def test_the_recipe_is_one_of_training(name):
+    path = ROOT / "configs" / f"{name}.yml"
     arguments = parse_train_options(("vgg",), ("gst",), KERNEL_OPTIONS, ["--data-dir", "data", "--config", str(path)])
     for name, value in yaml.safe_load(path.read_text()).items():
         assert getattr(arguments, name) == value
