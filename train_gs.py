@@ -28,7 +28,7 @@ from utils.evaluation import evaluate, in_threads
 from utils.evaluation.model_card import write_card
 from utils.files import make_folder, remove_stale_partials
 from utils.training.graphs import set_up_graphs
-from utils.training.processes import NonFinite, Stopped, agreed, print_once, training_process
+from utils.training.processes import NonFinite, Stopped, agreed, crops_of_a_step, print_once, training_process
 from utils.training.record import Record
 from utils.training.run_folder import RunFolder, description, restore_training, run_options
 from utils.training.schedule import TimeBudget, epochs_to_begin_with, set_rates
@@ -76,8 +76,7 @@ class Run(NamedTuple):
 
 def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace) -> Run:
     """Data, network, optimizer and, where the folder holds a checkpoint, the state to go on from."""
-    crops = fabric.world_size * arguments.batch_size * arguments.accumulate
-    where = arguments.resume, arguments.overwrite, run_options(arguments), crops
+    where = arguments.resume, arguments.overwrite, run_options(arguments), crops_of_a_step(fabric, arguments)
     with agreed(fabric):
         start = folder.find_start(*where) if fabric.is_global_zero else None
     start = fabric.broadcast(start)
@@ -181,8 +180,7 @@ def train(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace) -> N
     is_done, record = run.first_epoch >= arguments.epochs, None
     with agreed(fabric):
         if fabric.is_global_zero and (not is_done or run.start in folder.checkpoints()):
-            crops = fabric.world_size * arguments.batch_size * arguments.accumulate
-            folder.begin(options, run.start, arguments.epochs, crops)
+            folder.begin(options, run.start, arguments.epochs, crops_of_a_step(fabric, arguments))
         folder.is_begun = True
         if is_done and fabric.is_global_zero:
             folder.prune(arguments.max_model_num)  # one too many where a kill came between two files

@@ -25,16 +25,7 @@ from typing import Any
 import numpy as np
 
 from datasets.raw.preprocess import is_grey
-from datasets.report import (
-    CROP_SIZES,
-    SPLITS,
-    ImageFacts,
-    find_images,
-    look_at,
-    lost_images,
-    print_report,
-    summarise,
-)
+from datasets.report import CROP_SIZES, SPLITS, ImageFacts, find_images, look_at, lost_images, print_report, summarise
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import kernel_command, load_kernel, params_hash, read_attributes
 from GS2D.prepared import OtherPointsError, fit_command, load_annotations

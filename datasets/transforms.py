@@ -193,9 +193,7 @@ def hflip(sample: Sample) -> Sample:
     """Mirror left and right: x becomes width - x, an angle its negative."""
     x, y = sample.points[:, :1], sample.points[:, 1:]
     return sample._replace(
-        image=sample.image[:, ::-1],
-        points=np.hstack([sample.image.shape[1] - x, y]),
-        rotations=-sample.rotations,
+        image=sample.image[:, ::-1], points=np.hstack([sample.image.shape[1] - x, y]), rotations=-sample.rotations
     )
 
 

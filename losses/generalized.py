@@ -29,12 +29,7 @@ def generalized_loss(density: Tensor, batch: Annotations, **options) -> Tensor:
 
 
 def generalized_terms(
-    density: Tensor,
-    batch: Annotations,
-    *,
-    stride: int = 8,
-    offset: float | None = None,
-    cost: str = "exp",
+    density: Tensor, batch: Annotations, *, stride: int = 8, offset: float | None = None, cost: str = "exp"
 ) -> Tensor:
     """OT value, pixel term, point term and entropy of each crop, [B, 4].
 

@@ -13,13 +13,7 @@ from torch import Tensor, nn
 from GS2D.kernel import Array, BlockKernel, block_diagonal, dense_transport_kernel, gst_kernel, transport_kernel
 from losses.inputs import Annotations, check_density
 
-__all__ = [
-    "TransportedMassLoss",
-    "dense_transport_kernel",
-    "gst_kernel",
-    "transport_kernel",
-    "transported_mass_loss",
-]
+__all__ = ["TransportedMassLoss", "dense_transport_kernel", "gst_kernel", "transport_kernel", "transported_mass_loss"]
 
 
 def transported_mass_loss(density: Tensor, batch: Annotations, *, background_weight: float = 1.0) -> Tensor:

@@ -97,10 +97,7 @@ def test_a_run_learns_the_same_with_graphs_and_without(device, options, data, tm
 
 @pytest.mark.parametrize(
     ("device", "precision"),
-    [
-        *(pytest.param("cuda", precision, marks=CUDA.marks) for precision in ("32", "16-mixed")),
-        ("cpu", "32"),
-    ],
+    [*(pytest.param("cuda", precision, marks=CUDA.marks) for precision in ("32", "16-mixed")), ("cpu", "32")],
 )
 def test_a_resumed_run_ends_with_the_same_bits(device, precision, data, tmp_path):
     options = "--deterministic", "--precision", precision, "--lr", 1e-4, "--epochs"

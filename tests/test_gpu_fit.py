@@ -73,11 +73,7 @@ def test_values_and_gradients_are_those_of_the_reference(backend, device, single
 
 
 @pytest.mark.parametrize(
-    ("backend", "count", "iterations"),
-    [
-        pytest.param("gsplat", 8, 200, marks=GPU),
-        ("reference", 3, 5),
-    ],
+    ("backend", "count", "iterations"), [pytest.param("gsplat", 8, 200, marks=GPU), ("reference", 3, 5)]
 )
 def test_images_side_by_side_are_fitted_as_alone(backend, count, iterations):
     images, points = photographs(count)

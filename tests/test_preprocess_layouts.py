@@ -7,18 +7,7 @@ import numpy as np
 import pytest
 from commands import call
 from PIL import Image
-from raw_data import (
-    contents,
-    draw_points,
-    errors,
-    make_jhu,
-    make_nwpu,
-    make_sh,
-    partials,
-    record,
-    times,
-    write,
-)
+from raw_data import contents, draw_points, errors, make_jhu, make_nwpu, make_sh, partials, record, times, write
 
 from GS2D.points import FARTHEST, mean_neighbour_distance
 from utils.files import list_images, points_path, read_points

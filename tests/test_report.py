@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.report import (
-    PUBLISHED,
-    RECORD,
-    crowding,
-    find_images,
-    look_at,
-    read_record,
-    write_report,
-)
+from datasets.report import PUBLISHED, RECORD, crowding, find_images, look_at, read_record, write_report
 
 
 def add(root, name, points=((5, 5), (20, 20)), size=(64, 48), seed=None, mode="RGB", **entry):

@@ -38,6 +38,11 @@ def print_once(fabric: Fabric, text: str) -> None:
         print(text)
 
 
+def crops_of_a_step(fabric: Fabric, arguments: argparse.Namespace) -> int:
+    """How many crops an optimizer's step averages over, on all processes together."""
+    return fabric.world_size * arguments.batch_size * arguments.accumulate
+
+
 @contextlib.contextmanager
 def training_process(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace) -> Iterator[None]:
     """The block trains in ``folder``, alone there; running out of memory, Ctrl-C and SIGTERM end it with a remedy."""
