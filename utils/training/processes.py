@@ -52,15 +52,19 @@ def training_process(fabric: Fabric, folder: RunFolder, arguments: argparse.Name
     loading = shared_memory_errors(arguments.num_workers, arguments.batch_size, arguments.loading_timeout)
     alone = lock_folder(folder.path) if fabric.is_global_zero else contextlib.nullcontext()
     with network_errors(remedy), loading, alone, interrupted_by_sigterm():
+        done = False
         try:
             yield
+            fabric.barrier()  # nobody leaves while others still need it
+            done = True
         except KeyboardInterrupt:
             command = f"python train_gs.py --config {shlex.quote(str(folder.path / 'config.yml'))}"
             anew = folder.is_begun and (arguments.resume == "none" or arguments.overwrite)
             raise KeyboardInterrupt(f"{command} goes on where this one stopped" if anew else "") from None
-        fabric.barrier()  # nobody leaves while others still need it
-        if torch.distributed.is_initialized():  # a connection that ends with the interpreter may abort it
-            torch.distributed.destroy_process_group()
+        finally:
+            # Threads of gloo that end with the interpreter abort it; NCCL may wait here for a process that has failed.
+            if torch.distributed.is_initialized() and (done or torch.distributed.get_backend() == "gloo"):
+                torch.distributed.destroy_process_group()
 
 
 class Stopped(Exception):
