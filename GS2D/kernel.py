@@ -34,6 +34,7 @@ _REMEDY = "run python GS2D/build_kernels.py"
 
 # Said once in every process by the first such tensor; what is used here, the product with a vector, works.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")  # by PyTorch 2.11
 
 
 def transport_kernel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -121,7 +122,11 @@ def crop_loader(
 
 
 def _start_loading(_: int) -> None:
-    """Ctrl-C reaches the whole process group; the training answers it, and its loading processes end without a traceback."""
+    """Ctrl-C reaches the whole process group; the training answers it, and its loading processes end without a traceback.
+
+    What the training holds or has dropped, CUDA graphs for one, is not theirs to free: they have no GPU.
+    """
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # The thread that hands out shared memory reports here that the training has gone in the middle of it.

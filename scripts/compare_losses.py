@@ -28,7 +28,10 @@ from utils.files import list_images, make_folder
 
 # GST with its published kernel, whatever kernel the options give "gst".
 PUBLISHED = "--loss gst --scale-ratio 1 --post-min 1 --post-max 20 --cut-off 3 --background-ratio 0.015".split()
+PUBLISHED += ["--background-weight", "1"]
 EDGE = [*PUBLISHED, *"--post-min 4 --cut-off 1 --background-ratio 2".split()]
+# Small scales and a large cut-off: the border lies 8 px or more from a head, and a cell belongs wholly to one side of it.
+SHARP = [*PUBLISHED, *"--scale-ratio 0.5 --post-min 4 --cut-off 5 --background-ratio 0.1".split()]
 CHOICES = {name: ["--loss", name] for name in LOSSES} | {
     "mse-adaptive": ["--loss", "mse", "--sigma", "adaptive"],
     "gst-round": [*PUBLISHED, "--post-max", "8"],  # every scale is 8 px, as in BL
@@ -38,9 +41,14 @@ CHOICES = {name: ["--loss", name] for name in LOSSES} | {
     "gst-tolerance-1e-3": PUBLISHED,
     "gst-2px": [*PUBLISHED, "--post-min", "4"],
     "gst-edge": EDGE,
+    "gst-sharp": SHARP,
+    "gst-sharp-10": [*SHARP, "--cut-off", "6.4"],
+    "gst-sharp-12": [*SHARP, "--cut-off", "8"],
+    "gst-sharp-w": [*SHARP, "--background-weight", "0.5"],
     "mse-4": ["--loss", "mse", "--sigma", "4"],
     "bl-trans": ["--loss", "bl", "--model-name", "vgg_trans"],
     "gst-edge-trans": [*EDGE, "--model-name", "vgg_trans"],
+    "gst-sharp-trans": [*SHARP, "--model-name", "vgg_trans"],
 }
 FITS = {"gst-tolerance-0": ["--tolerance", "0"], "gst-tolerance-1e-3": ["--tolerance", "1e-3"]}
 GROUPS = {

@@ -1,5 +1,7 @@
 """The loading processes of a training: the same samples however many there are, and what is said of what stops them."""
 
+import gc
+import os
 from collections import namedtuple
 
 import numpy as np
@@ -36,6 +38,36 @@ def test_samples_are_the_same_whoever_reads_them_and_annotations_are_read_once(r
     for epoch, batch in batches:
         plain.set_epoch(epoch)
         assert_equal(batch, collate([plain[index] for index in batch.indices]))
+
+
+class Garbage:
+    """What only the garbage collector frees, and only one process may."""
+
+    def __init__(self, log):
+        self.itself, self.log, self.owner = self, log, os.getpid()
+
+    def __del__(self):
+        if os.getpid() != self.owner:
+            self.log.write_text("freed by another process")
+
+
+def test_loading_processes_do_not_free_what_the_training_has_dropped(root, tmp_path, monkeypatch):
+    """A CUDA graph of a run before, freed in a process without a GPU, ends that process."""
+    read, training = Crowd.__getitem__, os.getpid()
+
+    def collecting(crowd, index):
+        if os.getpid() != training:
+            gc.collect()
+        return read(crowd, index)
+
+    monkeypatch.setattr(Crowd, "__getitem__", collecting)
+    gc.disable()
+    try:
+        Garbage(tmp_path / "log")
+        assert len(list(crop_loader(Crowd(root, CROP, "train"), EpochSampler(4, 1), 2, 1, 2, torch.device("cpu")))) == 2
+    finally:
+        gc.enable()
+    assert not (tmp_path / "log").exists()
 
 
 def test_the_crop_that_works_for_the_smallest_image_is_named(root):

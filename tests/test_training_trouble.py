@@ -149,7 +149,9 @@ def test_float16_that_no_scale_helps_stops_the_run(data, tmp_path, monkeypatch, 
 def line_of_both(*arguments, **environment):
     """The line with which both processes end, without waiting for a broken connection, where one of them meets something."""
     (code, _, err), (other_code, _, other_err) = two_processes(*arguments, "--epochs", 3, "--lr", 1e-3, **environment)
-    assert code == other_code == 1 and errors(err) == errors(other_err) and "Traceback" not in err + other_err, other_err
+    assert code == other_code == 1 and errors(err) == errors(other_err) and "Traceback" not in err + other_err, (
+        other_err
+    )
     (line,) = errors(err)
     return line
 
