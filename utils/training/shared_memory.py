@@ -59,10 +59,9 @@ def check_shared_memory(batch: int, num_workers: int, prefetch: int, batch_size:
     except OSError:  # not Linux
         return
     free = found.f_bavail * found.f_frsize
-    if num_workers and needed > free:
-        raise ValueError(
-            _message(num_workers, batch_size, f", {needed / 1e6:.1f} MB of which {free / 1e6:.1f} MB are free")
-        )
+    if needed > free:
+        how_much = f", {needed / 1e6:.1f} MB of which {free / 1e6:.1f} MB are free"
+        raise ValueError(_message(num_workers, batch_size, how_much))
 
 
 @contextlib.contextmanager
@@ -70,23 +69,18 @@ def shared_memory_errors(num_workers: int, batch_size: int, timeout: int) -> Ite
     """Turn what a lack of shared memory looks like into that one line, and a loader that gives nothing into another."""
     try:
         yield
-    except (EOFError, ConnectionError) as error:
-        if not num_workers:
-            raise
-        # A process that was killed while it handed a batch over, before the loader has noticed.
-        raise RuntimeError("DataLoader worker exited unexpectedly") from error
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, EOFError) as error:
         text = str(error)
+        if num_workers and isinstance(error, (EOFError, ConnectionError)):
+            # A process that was killed while it handed a batch over, before the loader has noticed.
+            raise RuntimeError("DataLoader worker exited unexpectedly") from error
         if "DataLoader timed out" in text:
             raise ValueError(
                 f"no batch came for --loading-timeout {timeout} seconds: the disk of --data-dir does not answer, or {FOLDER} is "
                 "full (docker run --shm-size); --num-workers 0 shows which"
             ) from None
-        if (
-            "shared memory" in text
-            or "Bus error" in text
-            or (num_workers and text == "[Errno 28] No space left on device")
-        ):
+        is_full = num_workers and text == "[Errno 28] No space left on device"
+        if is_full or "shared memory" in text or "Bus error" in text:
             raise ValueError(_message(num_workers, batch_size)) from None
         raise
 
