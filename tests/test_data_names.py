@@ -39,20 +39,15 @@ def more(script, folder):
     return *SCRIPTS[script], *saves.get(script, ())
 
 
-@pytest.mark.parametrize("name", ["--data-dir", "--root-path"])
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_takes_both_names(work, script, name):
-    call(script, name, work, *more(script, work.parent))
-
-
-@pytest.mark.parametrize("key", ["data_dir", "root_path", "data-dir", "root-path"])
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_configuration_file_takes_both_names(work, script, key):
-    config = work.parent / "own.yml"
-    config.write_text(f"{key}: {work}\n")
-    call(script, "--config", config, *more(script, work.parent))
-    config.write_text(f"{key}: {work / 'none'}\n")  # the command line wins over the file, whatever the names
-    call(script, "--config", config, "--root-path", work, *more(script, work.parent))
+def test_every_script_and_its_configuration_file_take_both_names(work, script):
+    """The command line wins over the file, whatever the names."""
+    config, options = work.parent / "own.yml", more(script, work.parent)
+    config.write_text(f"data_dir: {work}\n")
+    call(script, "--config", config, *options)
+    config.write_text(f"root-path: {work / 'none'}\n")
+    call(script, "--config", config, "--data-dir", work, *options)
+    call(script, "--config", config, "--root-path", work, *options)
 
 
 def test_preprocessing_and_comparing(work, tmp_path):
