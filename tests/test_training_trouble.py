@@ -170,16 +170,7 @@ def test_a_corrupt_sample_stops_the_run_or_is_skipped(data, tmp_path):
     assert "none of 4 images can be used" in errors(err)[-1]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
-        None,
-    ],
-    ids=["python", "cuda", "worker", "torch"],
-)
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"), None], ids=repr)
 def test_every_lack_of_memory_says_what_to_lower(data, tmp_path, monkeypatch, error):
     def forward(network, images):
         if error:

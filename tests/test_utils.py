@@ -32,7 +32,7 @@ def parser():
     p.add_argument("--steps", type=number(int, 1), default=3)
     p.add_argument("--mask", action=argparse.BooleanOptionalAction, default=True)
     p.add_argument("--mode", choices=("a", "b"), default="a")
-    p.add_argument("--data-dir", type=Path, required=True)
+    p.add_argument("--data-dir", "--root-path", type=Path, required=True)
     p.add_argument("--splits", nargs="+", default=["train"])
     return p
 
@@ -45,12 +45,14 @@ def parse(tmp_path, text, *argv, **kwargs):
 def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path):
     a = parse(tmp_path, "lr: 5e-6\nsteps: 7\nmask: false\ndata-dir: x\nsplits: [val, test]\n", "--steps", "9")
     assert (a.lr, a.steps, a.mask, a.mode, a.data_dir, a.splits) == (5e-6, 9, False, "a", Path("x"), ["val", "test"])
-    assert parse(tmp_path, "data_dir: x\nmask: false", "--mask").mask is True
+    a = parse(tmp_path, "root-path: x\nmask: false", "--mask", "--data-dir", "y")  # whatever the names
+    assert a.mask is True and a.data_dir == Path("y")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("no_mask: true", "unknown key 'no_mask'"),
         ("steps: 2.5", "steps: '2.5' is no whole number"),
         ("steps: 0", "steps: 0 is impossible: it must be at least 1"),
         ("lr: 0", "lr: 0 is impossible: it must be above 0"),
