@@ -110,10 +110,7 @@ def test_the_same_fit_at_any_number_of_workers(copy, prepared):
 
 def test_train_then_test(small, tmp_path):
     """With the larger network, on stored kernels."""
-    save, options = (
-        tmp_path / "run",
-        ["--model-name", "vgg_trans", "--kernels", "h5", *SMALL, "--epochs", 1],
-    )
+    save, options = (tmp_path / "run", ["--model-name", "vgg_trans", "--kernels", "h5", *SMALL, "--epochs", 1])
     out, _ = run("train_gs.py", "--dataset", "qnrf", "--data-dir", small, "--save-dir", save, *options)
     assert "4 training and 1 validation images" in out
     files = "0_ckpt.tar best_model.pth config.yml environment.json metrics.jsonl model_card.md run.json tensorboard"

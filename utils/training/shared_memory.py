@@ -7,7 +7,6 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,17 +37,6 @@ def unpack(packed: Tensor, layout: Layout) -> list[Tensor]:
 def _starts(sizes: Sequence[int]) -> list[int]:
     """Where tensors of so many bytes begin, and the bytes of all."""
     return [0, *itertools.accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]
-
-
-def tensor_bytes(content: Any) -> int:
-    """What the tensors in nested tuples and lists take."""
-    if isinstance(content, (tuple, list)):
-        return sum(map(tensor_bytes, content))
-    if not isinstance(content, Tensor):
-        return 0
-    if content.layout == torch.sparse_csr:
-        return tensor_bytes([content.crow_indices(), content.col_indices(), content.values()])
-    return content.untyped_storage().nbytes()
 
 
 def check_shared_memory(batch: int, num_workers: int, prefetch: int, batch_size: int, processes: int = 1) -> None:
