@@ -151,27 +151,10 @@ def test_what_is_no_single_picture_of_8_bits_is_refused(files):
     """Also when it was opened by Pillow; a page of several that was copied is a picture."""
     for path, reason in files[1].items():
         for source in (path, Image.open(path)):
-            is_several = "pages" in reason and source is not path
-            remedy = (
-                "give one of them, image.copy()" if is_several else ("save each" if "pages" in reason else "save it")
-            )
-            with pytest.raises(
-                ValueError, match=rf"^{re.escape(f'{path}: cannot read this image ({reason}')}.*; {remedy}"
-            ):
+            with pytest.raises(ValueError, match=re.escape(f"{path}: cannot read this image ({reason}")) as caught:
                 load_image(source)
+            assert "pages" not in reason or ("image.copy()" in str(caught.value)) == (source is not path)
         assert "pages" not in reason or load_image(Image.open(path).copy()).shape[2] == 3
-
-
-@pytest.mark.parametrize("mode", ["F", "I", "I;16", "I;16B"])
-def test_deep_images_of_pillow_are_refused(mode):
-    kind = {"F": np.float32, "I": np.int32, "I;16": np.uint16}.get(mode)
-    image = (
-        Image.fromarray(VALUES.astype(kind))
-        if kind
-        else Image.frombytes(mode, (80, 48), VALUES.astype(">u2").tobytes())
-    )
-    with pytest.raises(ValueError, match=r"^image: cannot read this image \(" + TOO_DEEP):
-        load_image(image)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"])
@@ -197,10 +180,6 @@ def test_the_counter_takes_paths_and_images(counter, files):
             assert counter.count(image) == pytest.approx(expected, rel=1e-3)
             assert counter.density(image).shape == files[0][path].shape[:2]
             np.testing.assert_allclose(counter.locate(image), heads, rtol=1e-3, atol=1e-2)
-    for path, reason in files[1].items():
-        for way in (counter.count, counter.density, counter.locate):
-            with pytest.raises(ValueError, match=re.escape(reason)):
-                way(path)
 
 
 @pytest.mark.parametrize("way", ["script", "example"])

@@ -14,11 +14,10 @@ import pytest
 import torch
 import yaml
 from commands import call, errors
-from training_runs import Tiny, checkpoint, largest_difference, metrics, train, weights
+from training_runs import Tiny, checkpoint, clean, largest_difference, metrics, train, weights
 
 import train_gs
-from GS2D.gaussians import Gaussians2D
-from utils.files import gaussians_path, list_images, points_path, split_hashes
+from utils.files import list_images, points_path, split_hashes
 from utils.training import run_folder
 from utils.training.run_folder import RunFolder, shareable
 
@@ -28,13 +27,7 @@ pytestmark = pytest.mark.usefixtures("tiny")
 @pytest.fixture(scope="module")
 def data(data, tmp_path_factory):
     """With round Gaussians, so that training comes next."""
-    root = shutil.copytree(data, tmp_path_factory.mktemp("folder") / "data")
-    shutil.rmtree(root / "val" / "gs_params")
-    for image in list_images(root / "train"):
-        gaussians = Gaussians2D.load(gaussians_path(image))
-        gaussians.scales[:, 1] = gaussians.scales[:, 0]
-        gaussians.save(gaussians_path(image))
-    return root
+    return clean(shutil.copytree(data, tmp_path_factory.mktemp("folder") / "data"))
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,12 @@
 
 import json
 import os
-import shutil
 
 import h5py
 import numpy as np
 import pytest
 from commands import call
-from training_runs import Tiny, make_data, train
+from training_runs import Tiny, clean, make_data, train
 
 import train_gs
 from GS2D.gaussians import Gaussians2D
@@ -19,13 +18,7 @@ from utils.lock import lock_folder
 @pytest.fixture
 def data(tmp_path):
     """Four fitted training images with round Gaussians, one of validation without any."""
-    root = make_data(tmp_path / "data")
-    shutil.rmtree(root / "val" / "gs_params")
-    for image in list_images(root / "train"):
-        gaussians = Gaussians2D.load(gaussians_path(image))
-        gaussians.scales[:, 1] = gaussians.scales[:, 0]
-        gaussians.save(gaussians_path(image))
-    return root
+    return clean(make_data(tmp_path / "data"))
 
 
 def look(data, *options):
