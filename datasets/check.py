@@ -237,11 +237,8 @@ def print_status(status: Mapping[str, Any]) -> None:
     for row in ({"split": "split", "stage": "stage", **{state: state for state in STATES}}, *status["stages"]):
         print(f"{row['split']:<7}{row['stage']:<12}" + "".join(f"{row[state]:>9}" for state in STATES))
     for run in status["runs"]:
-        best = (
-            "best MAE {mae:.3f}, MSE {mse:.3f} (epoch {epoch})".format(**run["best"])
-            if run["best"]
-            else "no best model"
-        )
+        best = "best MAE {mae:.3f}, MSE {mse:.3f} (epoch {epoch})" if run["best"] else "no best model"
+        best = best.format(**run["best"] or {})
         results = f"; results: {', '.join(run['results'])}" if run["results"] else ""
         print(f"run {run['folder']}: {run['state']}, {run['epochs_done']} of {run['epochs']} epochs, {best}{results}")
     if status["other_runs"]:

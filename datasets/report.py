@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from PIL import Image
 from scipy.spatial import cKDTree
 
 from utils.cli import one_line, warn
 from utils.dataset_report import DATASETS, OWN, REPORT
 from utils.files import SPLITS, file_hash, list_images, points_path, read_json_lines, read_points, write_json
+from utils.images import image_size
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CROP_SIZES = {  # of training, pixels
@@ -99,7 +99,7 @@ def find_images(root: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def look_at(root: Path, image: Path, entry: Mapping[str, Any], problem: str | None = None) -> ImageFacts:
-    """What the npy, the record's entry and, where that lacks something, the header of the image say.
+    """What the npy, the record's entry and, where that lacks the size, the header of the image say.
 
     ``problem`` is a line that says why the image cannot be decoded, from a caller who tried; its header is then not read.
     """
@@ -109,15 +109,10 @@ def look_at(root: Path, image: Path, entry: Mapping[str, Any], problem: str | No
     try:
         if problem is None:
             size = image.stat().st_size
-            if not size:
-                raise ValueError("the file is empty")
-            if None in (height, width, grey):
-                with Image.open(image) as header:
-                    width, height = header.size
-                    grey = True if header.mode == "L" else grey  # a grey picture may be stored in color
-    # Pillow answers damaged headers with OSError, ValueError, SyntaxError, struct.error and others.
-    except Exception as error:
-        size, problem = 0, f"{image}: no readable image ({one_line(error)}); {_AGAIN}"
+            if not size or None in (height, width):
+                height, width = image_size(image)
+    except (OSError, ValueError) as error:
+        size, problem = 0, one_line(error)
     points, duplicates, close, unreadable, errors = None, 0, 0, None, ()
     path = points_path(image)
     if path.exists():

@@ -98,14 +98,10 @@ class PiecewiseImage(Pieces):
 def image_shape(path: Path | str) -> Shape:
     """Size and orientation of an image that ``load_image`` reads, from its header; the same errors."""
     with _checked(path) as image:
-        orientation = _orientation(image)
-        height, width = image.height, image.width
-        # Pillow gives a TIFF's size as it is after turning.
-        return (
-            Shape(width, height, orientation)
-            if image.format == "TIFF" and orientation >= 5
-            else Shape(height, width, orientation)
-        )
+        orientation, (width, height) = _orientation(image), image.size
+        if image.format == "TIFF" and orientation >= 5:  # Pillow gives its size as it is after turning
+            height, width = width, height
+        return Shape(height, width, orientation)
 
 
 def _decode(image: Image.Image, given: bool) -> np.ndarray:

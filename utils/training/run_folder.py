@@ -42,30 +42,15 @@ START_OPTIONS = ("overwrite", "resume")
 # Options that training no longer has, in the files of runs of before.
 FORMER_OPTIONS = ("pixels", "pixels_dir")
 # Options that change no result: where a run lies on its machine and how it works there.
-MACHINE_OPTIONS = (
-    *FORMER_OPTIONS,
-    *("checkpoint_minutes", "data_dir", "data_licence", "device", "graphs", "loading_timeout", "max_model_num"),
-    *("num_workers", "prefetch", "save_all", "save_dir"),
-)
+MACHINE_OPTIONS = (*FORMER_OPTIONS, "checkpoint_minutes", "data_dir", "data_licence", "device", "graphs")
+MACHINE_OPTIONS += ("loading_timeout", "max_model_num", "num_workers", "prefetch", "save_all", "save_dir")
 # Options that do not change what a step computes: a run may go on with other values. How a step's crops are divided is not
 # compared either, but their number is.
-NEUTRAL_OPTIONS = (
-    *MACHINE_OPTIONS,
-    *("accumulate", "backbone_weights", "batch_size", "epochs", "minutes", "num_nodes", "skip_bad_samples"),
-    *("val_every", "val_start", "window"),
-)
+NEUTRAL_OPTIONS = (*MACHINE_OPTIONS, "accumulate", "backbone_weights", "batch_size", "epochs", "minutes", "num_nodes")
+NEUTRAL_OPTIONS += ("skip_bad_samples", "val_every", "val_start", "window")
 # What a run may have left in its folder; results of test.py say of which weights they are, and stay.
-_OWN = (
-    "*_ckpt.tar",
-    "best_model*.pth",
-    CARD,
-    EVALUATIONS,
-    "metrics.jsonl",
-    "environment.json",
-    "trouble",
-    "tensorboard",
-)
-_OWN += ("config.yml",)
+_OWN = ("*_ckpt.tar", "best_model*.pth", CARD, EVALUATIONS, "metrics.jsonl", "environment.json", "trouble")
+_OWN += ("tensorboard", "config.yml")
 
 
 def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
