@@ -16,10 +16,6 @@ def by_csv(image, at, size, folder):
     write(image.with_suffix(".csv"), "x,y\n" + "".join(f"{x},{y}\n" for x, y in at))
 
 
-def by_json(image, at, size, folder):
-    write(image.with_suffix(".json"), {"points": [list(spot) for spot in at]})
-
-
 def by_yolo(image, at, size, folder):
     lines = (f"0 {x / size[0]!r} {y / size[1]!r} 0.02 0.02\n" for x, y in at)
     write(image.with_suffix(".txt"), "".join(lines))
@@ -36,14 +32,6 @@ def by_coco(image, at, size, folder):
     key = len(found["images"])
     found["images"].append({"id": key, "file_name": image.name, "width": size[0], "height": size[1]})
     found["annotations"] += [{"image_id": key, "bbox": [x - 2, y - 2, 4, 4]} for x, y in at]
-    write(path, found)
-
-
-def by_via(image, at, size, folder):
-    path = folder / "all.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    regions = [{"shape_attributes": {"name": "point", "cx": x, "cy": y}, "region_attributes": {}} for x, y in at]
-    found[image.name] = {"filename": image.name, "regions": regions}
     write(path, found)
 
 
@@ -69,8 +57,8 @@ def by_labelstudio(image, at, size, folder):
     write(path, found)
 
 
-WRITERS = {"csv": by_csv, "json": by_json, "yolo": by_yolo, "labelme": by_labelme, "coco": by_coco, "via": by_via}
-WRITERS |= {"cvat": by_cvat, "labelstudio": by_labelstudio}
+WRITERS = {"csv": by_csv, "yolo": by_yolo, "labelme": by_labelme, "coco": by_coco, "cvat": by_cvat}
+WRITERS |= {"labelstudio": by_labelstudio}
 
 
 def spotted():
