@@ -145,7 +145,7 @@ def _set_defaults(
         try:
             action.default = _convert(parser, action, value)
         except argparse.ArgumentError as error:
-            parser.error(f"--config {config}: {key}: {error}")
+            parser.error(f"--config {config}: {key}: {error.message}")
         action.required = False
 
 
