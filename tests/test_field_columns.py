@@ -28,18 +28,12 @@ def close(marks, expected):
     np.testing.assert_allclose([mark[:2] for mark in marks], expected, atol=0.1)
 
 
-def keypoints(x, y, number, seed=0):
-    """That many keypoints in the box of 16 x 20 pixels around x, y."""
-    rng = np.random.default_rng([int(x), int(y), seed])
-    return (rng.uniform(-1, 1, (number, 2)) * (8, 10) + (x, y)) / (200, 150)
-
-
 def pose(x, y, number, tail=(), more=()):
-    """A row of YOLO; behind each keypoint stands ``tail``, which changes from one to the next, at its end ``more``."""
-    tails = itertools.cycle(tail) if tail else None
+    """A row of YOLO: a box of 16 x 20 pixels, keypoints in it, ``tail`` behind one after the other, ``more`` at its end."""
+    keypoints = np.random.default_rng([int(x), int(y)]).uniform(-1, 1, (number, 2)) * (8, 10) + (x, y)
     values = [x / 200, y / 150, 16 / 200, 20 / 150]
-    for i, (px, py) in enumerate(keypoints(x, y, number)):
-        last = [next(tails)] if tails else []
+    for i, (px, py) in enumerate(keypoints / (200, 150)):
+        last = [tail[i % len(tail)]] if tail else []
         values += [0, 0, 0] if last == [0] else [px, py, *last]
     return "0 " + " ".join(f"{value:.6g}" for value in [*values, *more])
 
@@ -51,40 +45,41 @@ def outline(x, y, corners, turned=0.3):
     return "0 " + " ".join(f"{value:.6f}" for value in (ring / (200, 150)).ravel())
 
 
-POSES = {
-    "one keypoint": lambda x, y: pose(x, y, 1),
-    "two keypoints": lambda x, y: pose(x, y, 2),
-    "17 keypoints": lambda x, y: pose(x, y, 17),
-    "visibility": lambda x, y: pose(x, y, 17, (2, 1, 0)),
-    "visibility, an even number of values": lambda x, y: pose(x, y, 4, (2, 1, 0)),
-    "confidence at the end": lambda x, y: pose(x, y, 5, more=[0.83]),
-    "confidence of keypoints": lambda x, y: pose(x, y, 4, (0.91, 0.4, 0.77)),
-    "confidences of both": lambda x, y: pose(x, y, 5, (0.91, 0.4), [0.83]),
-    "one keypoint with confidences": lambda x, y: pose(x, y, 1, (0.91,), [0.83]),
-    "boxes between": lambda x, y: pose(x, y, 6) if x != 90 else pose(x, y, 0),
-}
-POLYGONS = {
-    **{f"{n} corners": lambda x, y, n=n: outline(x, y, n) for n in (3, 4, 5, 6, 7, 12, 40)},
-    "upright boxes": lambda x, y: outline(x, y, 4, math.pi / 4),
+YOLO = {
     "different numbers of corners": lambda x, y: outline(x, y, 3 + x % 7),
-    "boxes between": lambda x, y: outline(x, y, 9) if x != 90 else pose(x, y, 0),
+    "turned boxes": lambda x, y: outline(x, y, 4),
+    "boxes between polygons": lambda x, y: outline(x, y, 3 + x % 7) if x != 90 else pose(x, y, 0),
+    "confidence": lambda x, y: pose(x, y, 0, more=[0.83]),
+    "track": lambda x, y: pose(x, y, 0, more=[x]),
+}
+POSES = {  # as kpt_shape of the YAML file has them
+    "two values a keypoint": ([4, 2], lambda x, y: pose(x, y, 4)),
+    "visibility": ([17, 3], lambda x, y: pose(x, y, 17, (2, 1, 0))),
+    "confidences and a track": ([4, 3], lambda x, y: pose(x, y, 4, (0.9, 0.4), [0.83, x])),
+    "boxes between": ([6, 2], lambda x, y: pose(x, y, 6 if x != 90 else 0)),
 }
 
 
-@pytest.mark.parametrize("row", [*POSES.values(), *POLYGONS.values()], ids=[*POSES, *POLYGONS])
-def test_poses_and_polygons_without_a_yaml_file(tmp_path, row):
+@pytest.mark.parametrize(
+    "kpt_shape, row", [*[(None, row) for row in YOLO.values()], *POSES.values()], ids=[*YOLO, *POSES]
+)
+def test_rows_of_yolo_and_poses_by_their_yaml_file(tmp_path, kpt_shape, row):
+    if kpt_shape:
+        write(tmp_path / "whole" / "data.yaml", f"kpt_shape: {kpt_shape}\nnames: [head]\n")
     for name, truth in TRUTH.items():
-        write(tmp_path / f"{name}.txt", "\n".join(row(x, y) for x, y in truth))
-    for name, truth in TRUTH.items():
-        close(of_image("yolo", tmp_path / f"{name}.txt"), truth)
+        rows = "\n".join(row(x, y) for x, y in truth)
+        close(of_image("yolo", write(tmp_path / "whole" / "labels" / "train" / f"{name}.txt", rows)), truth)
+        if kpt_shape:
+            with pytest.raises(ValueError, match=rf"{name}.txt: line \d: \d+ values, which may be .* kpt_shape"):
+                of_image("yolo", write(tmp_path / "alone" / f"{name}.txt", rows))
 
 
 UNCLEAR = {
     "pose and polygon": [pose(40, 30, 4), outline(160, 110, 6)],
-    "with and without visibility": [pose(40, 30, 4), pose(120, 80, 4, (2, 1))],
     "3 and 5 keypoints": [pose(40, 30, 3), pose(120, 80, 5)],
-    "polygons predicted": [outline(40, 30, 5) + " 0.9", outline(120, 80, 5) + " 0.8"],
-    "keypoints outside": ["0 0.2 0.2 0.08 0.1 0.9 0.9 0.3 0.1", "0 0.6 0.5 0.08 0.1 0.1 0.1 0.9 0.2"],
+    "one number of corners": [outline(40, 30, 5), outline(120, 80, 5)],
+    "polygons predicted": [outline(40, 30, 5) + " 0.9", outline(120, 80, 6) + " 0.8"],
+    "confidence and track": [pose(40, 30, 0, more=[0.83, 1]), pose(120, 80, 0, more=[0.83, 2])],
 }
 
 
@@ -305,27 +300,6 @@ def test_long_names_can_be_fitted_or_are_refused(tmp_path):
     (folder / f"train/{long}.jpg").rename(folder / f"train/{long}abc.jpg")
     err = prepare(folder, "csv", "--annotations", write(table, f"image,x,y\n{long}abc.jpg,1,2\nc.jpg,2,1\n"), code=1)[2]
     assert err.count("\n") == 1 and "its name is too long: " in err and "256 bytes" in err and "rename the image" in err
-
-
-def triangle(x, y, side=14):
-    """Its second corner is the farthest from the others, and the box that its numbers would be holds all three."""
-    return f"0 {x / 200} {y / 150} {(x + side) / 200} {(y - side) / 150} {(x - side) / 200} {(y + side) / 150}"
-
-
-MIDDLE = {
-    "triangles": (triangle, True),
-    "one keypoint each": (lambda x, y: pose(x, y, 1), True),
-    "confidence": (lambda x, y: pose(x, y, 0, more=[0.83]), False),
-    "track": (lambda x, y: pose(x, y, 0, more=[x]), False),
-    "confidence and track": (lambda x, y: pose(x, y, 0, more=[0.83, 1]), False),
-    "pose, confidences, track": (lambda x, y: pose(x, y, 4, (0.9, 0.4), [0.83, x]), False),
-}
-
-
-@pytest.mark.parametrize("row, many", MIDDLE.values(), ids=MIDDLE)
-def test_rows_of_yolo_in_the_middle_and_with_what_a_prediction_adds(tmp_path, row, many):
-    spots = [(x, y) for x in range(70, 131, 12) for y in range(55, 96, 13)] if many else ALL
-    close(of_image("yolo", write(tmp_path / "a.txt", "\n".join(row(x, y) for x, y in spots))), spots)
 
 
 def coco_of(images, boxes):

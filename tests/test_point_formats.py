@@ -334,32 +334,6 @@ def test_yolo(tmp_path):
     assert of_image("yolo", write(tmp_path / "a.txt", "")) == []
 
 
-POLYGON = "0 0.1 0.2 0.2 0.2 0.2 0.4 0.1 0.4\n0 0.5 0.5 0.6 0.5 0.55 0.7\n"
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        (POLYGON, [(30, 45), (110, 90)]),
-        ("0 0.1 0.2 0.05 0.05 0.1 0.2 2\n0 0.5 0.5 0.05 0.05 0 0 0\n", [(20, 30), (100, 75)]),
-        ("0 0.1 0.2 0.05 0.05 0.1 0.2 2 0.09 0.19 1\n", [(20, 30)]),  # two keypoints, or a polygon of five corners
-        ("0 0.1 0.2 0.05 0.05\n" + POLYGON, [(20, 30), (30, 45), (110, 90)]),
-    ],
-)
-def test_yolo_of_all_kinds(tmp_path, text, expected):
-    found = of_image("yolo", write(tmp_path / "a.txt", text))
-    np.testing.assert_allclose([mark[:2] for mark in found], expected)
-    np.testing.assert_allclose([mark.size for mark in found][-len(expected) :], [mark.size for mark in found])
-
-
-def test_yolo_poses_that_may_be_polygons_need_the_data_set_to_say_so(tmp_path):
-    path = write(tmp_path / "labels" / "a.txt", "0 0.3 0.3 0.25 0.2 0.2 0.25\n")
-    assert "line 1: 7 values, which may be a box with keypoints or" in refused("yolo", path)
-    path = write(tmp_path / "y" / "labels" / "a.txt", path.read_text())
-    write(tmp_path / "y" / "data.yaml", "kpt_shape: [1, 2]\nnames: [head]\n")
-    assert [mark[:2] for mark in of_image("yolo", path)] == [(60, 45)]
-
-
 @pytest.mark.parametrize(
     "contents",
     [
@@ -513,7 +487,6 @@ WRONG = {
         ("0 0.5 0.5 0.1", "4 values"),
         ("0 0.5 0.5 0.1 0.1 1.9", "6 values"),
         ("0 0.9 0.5 0.5 0.1 0.1", "6 values"),  # the confidence first: that box would leave the image
-        ("0 0.1 0.2 0.05 0.05 0.1 0.2 0.3 0.09 0.19 0.4", "11 values, which may be"),  # confidences, or five corners
         ("0,0.5,0.5,0.1,0.1", "1 values"),
         ("0 0,5 0.5 0.1 0.1", "'0,5'"),
         ("0 100 25 20 20", "not in parts of the image"),
