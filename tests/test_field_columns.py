@@ -302,21 +302,6 @@ def test_long_names_can_be_fitted_or_are_refused(tmp_path):
     assert err.count("\n") == 1 and "its name is too long: " in err and "256 bytes" in err and "rename the image" in err
 
 
-def coco_of(images, boxes):
-    """COCO of {name: [(x, y), ...]} with what ``boxes`` makes of name, x, y."""
-    entries = [{"image_id": name, "bbox": boxes(name, *point)} for name, found in images.items() for point in found]
-    return {"images": [{"id": name, "file_name": f"{name}.jpg"} for name in images], "annotations": entries}
-
-
-def test_corners_that_would_fit_as_sizes(tmp_path, pictures, capsys):
-    """In the upper left half no such box leaves its image; the same size everywhere is none."""
-    places = {name: [(8 + 14 * i, 6 + 11 * (i * k % 7)) for i in range(7)] for k, name in enumerate(TRUTH, 2)}
-    path = write(tmp_path / "a.json", coco_of(places, lambda name, x, y: (x - 4, y - 3, x + 4, y + 3)))
-    with pytest.raises(ValueError, match="0 of 21 boxes leave their image, .* but the right and bottom corner; write"):
-        pictures(path, "coco")
-    pictures(write(path, coco_of(places, lambda name, x, y: (1, 1, 190, 140))), "coco")
-
-
 @pytest.mark.parametrize(
     "change, reason",
     [
@@ -335,8 +320,6 @@ def test_one_image_in_another_unit(tmp_path, pictures, change, reason):
 MORE_TABLES = {
     "decimal commas": "image;x;y\n{0};{1},5;{2},25\n",
     "decimal commas, quoted": 'image,x,y\n{0},"{1},5","{2},25"\n',
-    "RetinaNet": "{0},{1},{2},{1}.99999,{2}.5,head\n",
-    "SKU-110K": "{0},{1},{2},{1}.99999,{2}.5,object,200,150\n",
     "units in brackets": "Image,X (px),Y [px]\n{0},{1}.5,{2}.25\n",
     "an empty column called name": "Image,Name,Centroid X px,Centroid Y px\n{0},,{1}.5,{2}.25\n",
 }
@@ -357,9 +340,3 @@ def test_tables_beside_which_others_lie(tmp_path, form):
         assert f"{folder / 'counts.csv'}: line 1: the header 'image, count' lacks x and y" in err
     write(folder / "counts.csv", "image,x,y\nc.jpg,3\n")  # of this kind, and damaged
     assert "line 2: 2 columns instead of 3" in prepare(folder, "auto", code=1)[2]
-
-
-def test_slices_of_a_stack_in_one_image(tmp_path, pictures, capsys):
-    rows = [f"{name}.jpg,{x},{y},{i}" for name, found in TRUTH.items() for i, (x, y) in enumerate(found)]
-    pictures(write(tmp_path / "a.csv", "\n".join(["Label,X,Y,Slice", *rows])), "csv")
-    assert "a.csv: points of several slices or frames are put into one image" in capsys.readouterr().err

@@ -84,8 +84,6 @@ def test_csv_of_all_images(tmp_path, text):
         ("image,left,top,width,height,label\na.jpg,8,15.5,4,9,head\n", (10, 20, 6, "head")),
         ("image,x,y,w,h,label\na.jpg,8,15.5,4,9,head\n", (10, 20, 6, "head")),
         ("label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name\nhead,8,15.5,4,9,a.jpg\n", (10, 20, 6, "head")),
-        ("head,8,15.5,4,9,a.jpg,200,150\n", (10, 20, 6, "head")),  # make-sense without its header, boxes and points
-        ("head,10,20,a.jpg,200,150\n", point(10, 20, "head")),
         ("label,x,y,image,width,height\nhead,10,20,a.jpg,200,150\n", point(10, 20, "head")),  # of the image
         ("label,x,y,image,width,height\nhead,8,15.5,a.jpg,4,9\n", (10, 20, 6, "head")),
         ("Image Name,X,Y,Label\na.jpg,10,20,head\n", point(10, 20, "head")),
@@ -148,8 +146,8 @@ def test_labelme(tmp_path):
     path = write(tmp_path / "a.json", {"shapes": shapes, "imageWidth": 64, "imageHeight": 48, "imageData": None})
     box, square = (12, 24.5, 6), (2, 2, 4, "p")
     expected = [point(3, 4, "p"), (*box, "q"), (*box, "p"), (*box, "p"), square, square, (10, 10, 10, "p")]
-    assert marks(read("labelme", path)) == {"": expected}
-    assert read("labelme", path)[""].image_size == (64, 48)
+    assert marks(read("labelme", path, named=False)) == {"": expected}
+    assert read("labelme", path, named=False)[""].image_size == (64, 48)
 
 
 VIA_SHAPES = [
@@ -293,19 +291,6 @@ def test_label_studio(tmp_path):
     ]
     assert marks(found) == {"/data/upload/1/0a1b2c3d-a.jpg": expected, "c.jpg": []}
     assert found["/data/upload/1/0a1b2c3d-a.jpg"].image_size == (200, 150)
-
-
-def test_label_studio_min(tmp_path):
-    value = {
-        "x": 12.5,
-        "y": 20,
-        "width": 0.4,
-        "keypointlabels": ["head"],
-        "original_width": 200,
-        "original_height": 150,
-    }
-    path = write(tmp_path / "p.json", [{"image": "/data/upload/1/a.jpg", "id": 1, "kp": [value]}])
-    assert marks(read("labelstudio", path)) == {"/data/upload/1/a.jpg": [point(25, 30, "head")]}
 
 
 def test_label_studio_names_of_images():
@@ -468,7 +453,7 @@ WRONG = {
     ],
     "labelstudio": [
         ({}, "no list of tasks"),
-        ([{"data": {"image": "a.jpg"}}], "no list 'completions'"),
+        ([{"data": {"image": "a.jpg"}}], "no list 'annotations'"),
         ([task(name="words") | {"data": {"text": "words"}}], "lacks the name of its image"),
         ([task(result("brushlabels", rle=[1, 2]))], "is a 'brush'; mark objects as keypoint"),
         ([task(result("keypointlabels", x=1, y=2) | {"image_rotation": 90})], "turned by 90 degrees"),
@@ -515,6 +500,6 @@ def test_what_is_wrong_is_named(tmp_path, form, contents, cause):
 )
 def test_shapes_that_are_no_objects_matter_only_if_their_label_is_counted(tmp_path, form, contents, image):
     path = write(tmp_path / "a.json", contents)
-    assert marks(read(form, path, ["head"]))[image] == []
+    assert marks(read(form, path, ["head"], named=form != "labelme"))[image] == []
     for categories in ((), ("" if form == "via" else "3",)):
         assert "mark objects as " in refused(form, path, categories, named=form != "labelme")

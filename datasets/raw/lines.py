@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from datasets.raw.marks import Annotated, Mark, Request, shape
-from datasets.raw.raw_text import parse_number, read_lines
+from datasets.raw.raw_text import OtherFormatError, parse_number, read_lines
 
 
 class _Row(NamedTuple):
@@ -29,7 +29,8 @@ def read_xy(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     for line, where in read_lines(path):
         fields = re.findall(r"[^\s,;]+", line)
         if len(fields) not in (0, 2):
-            raise ValueError(f"{where}: {len(fields)} values; write the two values x y, in pixels")
+            error = ValueError if marks else OtherFormatError
+            raise error(f"{where}: {len(fields)} values; write the two values x y, in pixels")
         marks += [Mark(*(parse_number(field, where) for field in fields))] if fields else []
     return {"": Annotated(marks)}
 
@@ -69,7 +70,8 @@ def _read_rows(path: Path) -> list[_Row]:
     for line, where in read_lines(path):
         label, *values = line.split()
         if len(values) < 4:
-            raise ValueError(f"{where}: {len(values) + 1} values; write the five values class x y width height")
+            error = ValueError if rows else OtherFormatError
+            raise error(f"{where}: {len(values) + 1} values; write the five values class x y width height")
         rows.append(_Row(label, [parse_number(value, where) for value in values], where))
     return rows
 

@@ -11,10 +11,10 @@ from pathlib import Path, PurePath, PureWindowsPath
 import numpy as np
 
 from datasets.raw.exports import without_upload_prefix
-from datasets.raw.formats import FORMATS, recognise, why_other
+from datasets.raw.formats import FORMATS, recognise
 from datasets.raw.grids import STORED, UPRIGHT, choose_grids, fitting_grid, grid_size
 from datasets.raw.marks import Annotated, Request, Sizes, counted
-from datasets.raw.raw_text import one_form
+from datasets.raw.raw_text import OtherFormatError, one_form
 from datasets.raw.suspicion import refuse_corners, refuse_empty, suspect
 from utils.cli import one_line, warn
 from utils.files import PICTURES, UNREAD, find_files, unread_kinds
@@ -130,11 +130,11 @@ class _Reading:
             raise ValueError(f"{annotations}: {self.format} has a file for each image; give --annotations their folder")
         if not for_all:
             self._read_each(annotations, request._replace(named=False))
-        if for_all or (self.form.files == "both" and not annotations and not self.annotated):
+        if for_all or (self.form.files == "both" and not self.annotated):
             self._read_shared(annotations, request)
 
     def _read_each(self, folder: Path | None, request: Request) -> None:
-        """Each image from a file of its own name, or from one that names it."""
+        """Each image from a file of its own name."""
         files: dict[tuple[str, str], Path] = {}
         for path in find_files(folder or self.root):
             if path.suffix.lower() in self.form.suffixes:
@@ -153,13 +153,6 @@ class _Reading:
                 raise ValueError(f"{path}: is for {owner[path]} and for {image}; use folders like those of the images")
             if path:
                 owner[path] = image
-        owned = set(owner.values())
-        for path in files.values():
-            name = self.form.image_named(path) if self.form.image_named and path not in owner else None
-            image = self._image_named(name, path, str(path)) if name else None
-            if image and image not in owned:
-                owner[path] = image
-                owned.add(image)
         lone = [path for path in files.values() if path not in owner]
         if lone and owner:
             warn(f"{len(lone)} files belong to no image and are not read (first {lone[0]})")
@@ -178,20 +171,20 @@ class _Reading:
             paths = [source]
         else:
             paths = [path for path in find_files(source or self.root) if path.suffix.lower() in self.form.suffixes]
-            others = {path: why for path in paths if len(paths) > 1 and (why := why_other(path, self.format))}
-            if len(others) < len(paths):
-                paths = [path for path in paths if path not in others]
-                for why in others.values():
-                    warn(f"not read, being no annotations of format {self.format}: {why}")
         named_by: dict[Path, str] = {}
         strangers: dict[str, str] = {}
+        others: list[OtherFormatError] = []
         for path in paths:
 
             def image_of(name: str, path: Path = path) -> Path | None:
                 return self._image_named(name, path, f"{path}: {name!r:.200}")
 
             request = request._replace(sizes=lambda name, of=image_of: self._sizes(of(name)))
-            images = counted(self.form.read(path, request), self.categories)
+            try:
+                images = counted(self.form.read(path, request), self.categories)
+            except OtherFormatError as error:
+                others.append(error)
+                continue
             for name, value in images.items():
                 entry, image = f"{path}: {name!r:.200}", image_of(name)
                 if image is None:
@@ -200,6 +193,10 @@ class _Reading:
                 if image in named_by:
                     raise ValueError(f"{entry}: means {image}, and so does {named_by[image]}; keep one of the two")
                 named_by[image], self.sources[image], self.annotated[image] = entry, path, value
+        if others and len(others) == len(paths):
+            raise others[0]
+        for error in others:
+            warn(f"not read, being no annotations of format {self.format}: {error}")
         if strangers:
             unread = unread_kinds(list(strangers.values()))
             line = f"{len(strangers)} annotated images are not in the input (first {next(iter(strangers))})"

@@ -276,8 +276,7 @@ def _append_record(root: Path, entry: Mapping[str, Any]) -> None:
         with (root / RECORD).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
     except OSError as error:
-        reason = f"cannot write this file ({error.strerror}); check its permissions and the space left"
-        raise OSError(f"{root / RECORD}: {reason}") from None
+        raise OSError(error.errno, error.strerror, str(root / RECORD)) from None
 
 
 def _remove_moved(root: Path, planned: Mapping[str, Job], record: dict[str, dict[str, Any]]) -> bool:
