@@ -13,7 +13,6 @@ from pathlib import Path
 import cv2
 import h5py
 import numpy as np
-import scipy.io
 import torch
 from commands import call
 from PIL import Image
@@ -72,10 +71,6 @@ def text(path: Path) -> None:
 
 def mine(name: str, contents) -> Callable[[Work], object]:
     return lambda work: write(work.mine / name, contents)
-
-
-def save_mat(**contents) -> Callable[[Work], object]:
-    return lambda work: scipy.io.savemat(work.mat, contents)
 
 
 def npy_header(shape: str) -> bytes:
@@ -148,15 +143,3 @@ class Foreign:
 def coco(annotations: list[dict]) -> dict:
     images = [{"id": i, "file_name": f"{name}.jpg"} for i, name in enumerate("abc")]
     return {"images": images, "annotations": annotations}
-
-
-def via3(shape: list) -> dict:
-    """A project of VIA's third version with one region."""
-    file = {"1": {"fname": "a.jpg", "type": 2}}
-    return {"file": file, "view": {"1": {"fid_list": ["1"]}}, "metadata": {"m": {"vid": "1", "xy": shape}}}
-
-
-def task(kind: str, annotations: int = 1) -> dict:
-    """A task of Label Studio, annotated that many times."""
-    result = [{"type": kind, "value": {}}]
-    return {"id": 4, "data": {"image": "a.jpg"}, "annotations": [{"result": result}] * annotations}
