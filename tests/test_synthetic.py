@@ -79,7 +79,7 @@ def test_too_many_people():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout(layout, tmp_path):
-    """What is written where; ``test_preprocess_synthetic`` reads it."""
+    """What is written where; ``test_preprocess_layouts`` reads it."""
     out, _ = write(layout, tmp_path)
     images = truth_of(tmp_path)
     assert len(images) == 6 and f"6 images with {sum(len(entry['points']) for entry in images):,} heads" in out
