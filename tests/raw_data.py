@@ -1,8 +1,6 @@
 """Small raw data sets in the layouts of the published ones, and the preprocessing scripts run as commands."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -101,15 +99,6 @@ def make_sh(part, folder="ground_truth", train=10, test=2):
             save_noise(part / split / "images" / f"IMG_{i}.jpg", seed=i)
             scipy.io.savemat(part / split / folder / f"GT_IMG_{i}.mat", {"image_info": image_info(draw_points(i))})
     return part
-
-
-def script(source, output, *options, name="ucf", **kwargs):
-    """Run preprocess_dataset_NAME.py as a user does -> (exit code, stdout, stderr)."""
-    paths = ["--input-dataset-path", str(source), "--output-dataset-path", str(output)]
-    command = [sys.executable, f"preprocess_dataset_{name}.py", *paths, *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **kwargs)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
 
 
 def record(root):
