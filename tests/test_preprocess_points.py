@@ -33,10 +33,6 @@ def counts(root):
     return {name: entry["points"] for name, entry in record(root).items()}
 
 
-def rows(points):
-    return "".join(f"{x},{y}\n" for x, y in points)
-
-
 def make_images(root, names):
     for i, name in enumerate(names):
         save_noise(root / name, seed=i)
@@ -64,54 +60,35 @@ def check_split(out, size=None):
 
 
 def test_trees_as_csv_are_the_bytes_of_the_mat_path(tmp_path):
-    raw, mine = tmp_path / "raw", tmp_path / "mine"
+    raw, mine, lines = tmp_path / "raw", tmp_path / "mine", ["image,x,y"]
     shutil.copytree(TREES, raw)
     for path in sorted(raw.glob("*/*.jpg")):
         (mine / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, mine / path.parent.name)
         points = read_ucf(path.with_name(f"{path.stem}_ann.mat")).tolist()
-        write(mine / path.parent.name / f"{path.stem}.csv", "x,y\n" + "".join(f"{x!r},{y!r}\n" for x, y in points))
-    table = [
-        f"{p.relative_to(mine)},{line}" for p in sorted(mine.glob("*/*.csv")) for line in p.read_text().split()[1:]
-    ]
-    table = "image,x,y\n" + "\n".join(line.replace(".csv,", ".jpg,") for line in table)
-    paths = ["--output-dataset-path", tmp_path / "one", "--input-dataset-path"]
-    call("preprocess_dataset_ucf.py", *paths, raw, "--workers", "1")
-    paths[1] = tmp_path / "two"
-    call("preprocess_dataset_points.py", "--format", "csv", *paths, mine, "--workers", "1")
-    for path in mine.glob("*/*.csv"):
-        path.unlink()
-    paths[1] = tmp_path / "three"
-    one_for_all = ["--annotations", write(tmp_path / "all.csv", table)]
-    call("preprocess_dataset_points.py", "--format", "csv", *paths, mine, "--workers", "1", *one_for_all)
-    expected = {name: data for name, data in prepared(tmp_path / "one").items() if not name.endswith("jsonl")}
-    assert len(expected) == 2 * 14 + 1 and "split.json" in expected
-    for folder in ("two", "three"):
-        assert {n: data for n, data in prepared(tmp_path / folder).items() if not n.endswith("jsonl")} == expected
+        lines += [f"{path.relative_to(raw)},{x!r},{y!r}" for x, y in points]
+    table = write(tmp_path / "all.csv", "\n".join(lines))
+    paths = ["--workers", 1, "--output-dataset-path", tmp_path / "one", "--input-dataset-path"]
+    call("preprocess_dataset_ucf.py", *paths, raw)
+    paths[3] = tmp_path / "two"
+    call("preprocess_dataset_points.py", "--format", "csv", *paths, mine, "--annotations", table)
+    one, two = ({n: data for n, data in prepared(tmp_path / f).items() if n[-5:] != "jsonl"} for f in ("one", "two"))
+    assert len(one) == 2 * 14 + 1 and "split.json" in one and one == two
 
 
-def test_csv_and_json_beside_each_image(tmp_path):
-    make_split(tmp_path / "csv", lambda image, points: write(image.with_suffix(".CSV"), rows(points)))
-    run("csv", tmp_path / "csv", tmp_path / "out")
-    assert check_split(tmp_path / "out") == 4
-    make_split(tmp_path / "json", lambda image, points: write(image.with_suffix(".json"), {"points": points.tolist()}))
-    before = contents(tmp_path / "json")
-    run("json", tmp_path / "json", tmp_path / "out2")
-    assert check_split(tmp_path / "out2") == 4
-    assert contents(tmp_path / "json") == before
-    assert json.loads((tmp_path / "out2" / "dataset_report.json").read_text())["dataset"] == "own"
-
-
-def test_annotations_in_a_folder_of_their_own(tmp_path):
+@pytest.mark.parametrize("place", ["beside", "folders", "flat"])
+def test_a_file_for_each_image(tmp_path, place):
     source, notes = tmp_path / "in", tmp_path / "notes"
-    make_split(source, lambda image, points: write(notes / image.relative_to(source).with_suffix(".csv"), rows(points)))
-    run("csv", source, tmp_path / "out", "--annotations", notes)
-    assert check_split(tmp_path / "out") == 4
-    flat = tmp_path / "flat"
-    for path in notes.glob("*/*.csv"):
-        write(flat / path.name, path.read_text())
-    run("csv", source, tmp_path / "out2", "--annotations", flat)
-    assert check_split(tmp_path / "out2") == 4
+
+    def annotate(image, points):
+        folder = {"beside": image.parent, "folders": notes / image.relative_to(source).parent, "flat": notes}[place]
+        write(folder / f"{image.stem}.CSV", "".join(f"{x},{y}\n" for x, y in points))
+
+    make_split(source, annotate)
+    before = contents(source)
+    run("csv", source, tmp_path / "out", *(() if place == "beside" else ("--annotations", notes)))
+    assert check_split(tmp_path / "out") == 4 and contents(source) == before
+    assert json.loads((tmp_path / "out" / "dataset_report.json").read_text())["dataset"] == "own"
 
 
 @pytest.mark.parametrize("place", ["beside", "labels", "labels in each split"])
@@ -194,7 +171,7 @@ def test_images_without_annotation(tmp_path):
 
 def test_no_annotation_at_all(tmp_path):
     make_images(tmp_path / "in", ["train/a.jpg"])
-    for form in ("csv", "json", "yolo", "labelme", "coco", "via"):
+    for form in ("csv", "yolo", "coco"):
         assert f"no annotation of format {form}" in fails(form, tmp_path / "in", tmp_path / "out")
     assert "check --annotations" in fails(
         "csv", tmp_path / "in", tmp_path / "out", "--annotations", tmp_path / "none.csv"
@@ -211,18 +188,6 @@ def test_wrong_files_are_named_and_the_rest_is_done(tmp_path):
     out, err = run("csv", tmp_path / "in", tmp_path / "out", code=1)
     assert [line for line in errors(err) if "a.csv: line 3: 3 columns" in line] and len(errors(err)) == 2
     assert counts(tmp_path / "out") == {"train/b.jpg": 1, "val/c.jpg": 1} and "c.jpg: 1 of 2 points lie outside" in out
-
-
-def test_annotations_of_an_image_of_another_size(tmp_path):
-    """Tools that turn a photograph upright, or show it smaller, measure in another grid."""
-    make_images(tmp_path / "in", ["train/a.jpg", "train/b.jpg", "val/c.jpg"])
-    for name in ("train/a", "train/b", "val/c"):
-        size = (48, 64) if name == "train/b" else (64, 48)
-        shape = {"label": "p", "shape_type": "point", "points": [[1, 2]]}
-        write(tmp_path / "in" / f"{name}.json", {"shapes": [shape], "imageWidth": size[0], "imageHeight": size[1]})
-    line = errors(run("labelme", tmp_path / "in", tmp_path / "out", code=1)[1])[0]
-    assert "b.json: made for an image of 48 x 64 pixels" in line and "stored as 64 x 48" in line
-    assert counts(tmp_path / "out") == {"train/a.jpg": 1, "val/c.jpg": 1}
 
 
 def test_names_that_could_mean_two_images(tmp_path):
@@ -272,20 +237,11 @@ def test_without_folders_the_images_are_drawn(tmp_path):
     names = [f"{i:02}.jpg" for i in range(20)]
     make_images(tmp_path / "in", [f"camera {i % 2}/{name}" for i, name in enumerate(names)])
     table = write(tmp_path / "all.csv", "".join(f"{name},1,2\n" for name in names))
-    options = ["--annotations", table]
-    out, _ = run("csv", tmp_path / "in", tmp_path / "a", *options)
-    assert (
-        "split: 16 train, 2 val and 2 test images (no lists given, seed 4073, val fraction 0.1, test fraction 0.1)"
-        in out
-    )
-    assert [len(list_images(tmp_path / "a" / split)) for split in ("train", "val", "test")] == [16, 2, 2]
-    assert "nothing to do" in run("csv", tmp_path / "in", tmp_path / "a", *options)[0]
-    out, _ = run("csv", tmp_path / "in", tmp_path / "b", *options, "--test-fraction", "0", "--val-fraction", "0.2")
-    assert "split: 16 train and 4 val" in out and not (tmp_path / "b" / "test").exists()
-    test_list = write(tmp_path / "test.txt", "00.jpg\n01\n")
-    out, _ = run("csv", tmp_path / "in", tmp_path / "c", *options, "--test-list", test_list)
-    assert "split: 16 train, 2 val and 2 test" in out
-    assert [path.stem for path in list_images(tmp_path / "c" / "test")] == ["00", "01"]
+    for options in ((), ("--test-list", write(tmp_path / "test.txt", "00.jpg\n01\n"))):
+        out, _ = run("csv", tmp_path / "in", tmp_path / "out", "--annotations", table, *options)
+        assert "split: 16 train, 2 val and 2 test images" in out
+        assert [len(list_images(tmp_path / "out" / split)) for split in ("train", "val", "test")] == [16, 2, 2]
+    assert [path.stem for path in list_images(tmp_path / "out" / "test")] == ["00", "01"]
 
 
 def test_folders_and_lists(tmp_path):
