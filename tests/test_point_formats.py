@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import scipy.io
-from own_folders import of_image, read
+from own_folders import read
 from raw_data import image_info, write
 
 from datasets.raw.exports import image_of_address, without_upload_prefix
@@ -36,69 +36,61 @@ def point(x, y, label=""):
 
 
 TWO = [point(1.5, 2), point(3, 4)]
+BOX, POINT = (10, 20, 6, "head"), point(10, 20, "head")
+SUFFIXES = {"csv": "csv", "via csv": "csv", "cvat": "xml", "pnt": "pnt", "xy": "txt", "yolo": "txt"}
+READ = {
+    "csv": {
+        "1.5,2\n3,4e0\n": TWO,
+        "y,X\n2,1.5\n4,3\n": TWO,
+        "id;kind;x;y\n1;a;1.5;2\n2;b;3;4\n": TWO,
+        "x\ty\r\n1.5\t2\r\n\r\n3\t4\r\n": TWO,
+        BOM + b"x,y\r\n1.5,2\r\n3,4": TWO,
+        '"x","y"\n"1.5"," 2 "\n3,4\n': TWO,
+        "x,y\r1.5,2\r3,4\r": TWO,
+        **dict.fromkeys(("", "x,y\n", "\n\n", BOM), []),
+        **dict.fromkeys(
+            (
+                "a.jpg,1.5,2\nзал/b 1.JPG,3,4\na.jpg,3,4\nc.jpg,,\n",
+                "image,x,y\na.jpg,1.5,2\nзал/b 1.JPG,3,4\na.jpg,3,4\nc.jpg,,\n",
+                "y;filename;x;who\n2;a.jpg;1.5;p\n4;зал/b 1.JPG;3;\n4;a.jpg;3;q\n;c.jpg;;\n",
+            ),
+            {"a.jpg": TWO, "зал/b 1.JPG": TWO[1:], "c.jpg": []},
+        ),
+        "label,x,y,image\nhead,10,20,a.jpg\n": {"a.jpg": [POINT]},
+        "image,x_center,y_center,width,height,label\na.jpg,10,20,4,9,head\n": {"a.jpg": [BOX]},
+        "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,200,150,head,8,15.5,12,24.5\n": {"a.jpg": [BOX]},
+        "image,x1,y1,x2,y2,label\na.jpg,8,15.5,12,24.5,head\n": {"a.jpg": [BOX]},
+        "image;left;top;right;bottom;category\na.jpg;8;15.5;12;24.5;head\n": {"a.jpg": [BOX]},
+        "image,x,y,w,h,label\na.jpg,8,15.5,4,9,head\n": {"a.jpg": [BOX]},
+        "label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name\nhead,8,15.5,4,9,a.jpg\n": {"a.jpg": [BOX]},
+        "label,x,y,image,width,height\nhead,10,20,a.jpg,200,150\n": {"a.jpg": [POINT]},  # of the image
+        "label,x,y,image,width,height\nhead,8,15.5,a.jpg,4,9\n": {"a.jpg": [BOX]},
+        "Image Name,X,Y,Label\na.jpg,10,20,head\n": {"a.jpg": [POINT]},
+    },
+    "json": {
+        "[[1.5, 2], [3, 4]]": TWO,
+        '{"points": [[1.5, 2], [3, 4]], "by": "me"}': TWO,
+        BOM + b"[]\r\n": [],
+        '{"a.jpg": [[1.5, 2], [3, 4]], "зал.jpg": {"points": []}}': {"a.jpg": TWO, "зал.jpg": []},
+    },
+    "xy": dict.fromkeys(("1.5 2\n3 4e0\n", "1.5,2\r\n3,4", "\ufeff1.5\t2\n\n 3  4 \n", "1.5, 2\n3; 4\n"), TWO),
+    "yolo": {BOM + b"0 0.5 0.2 0.1 0.3\r\n\r\n3 1.0 0 0 0\r\n": [(100, 30, 30, "0"), point(200, 0, "3")], "": []},
+    "pnt": {
+        '{"points": {"a.jpg": {"head": [{"x": 10, "y": 20}], "car": [{"x": 1, "y": 2}]}, "b.jpg": {}}, "classes": []}': {
+            "a.jpg": [POINT, point(1, 2, "car")],
+            "b.jpg": [],
+        }
+    },
+}
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "1.5,2\n3,4e0\n",
-        "y,X\n2,1.5\n4,3\n",
-        "id;kind;x;y\n1;a;1.5;2\n2;b;3;4\n",
-        "x\ty\r\n1.5\t2\r\n\r\n3\t4\r\n",
-        BOM + b"x,y\r\n1.5,2\r\n3,4",
-        '"x","y"\n"1.5"," 2 "\n3,4\n',
-        "x,y\r1.5,2\r3,4\r",
-    ],
+    "form, text, expected", [(form, *case) for form, cases in READ.items() for case in cases.items()]
 )
-def test_csv_of_one_image(tmp_path, text):
-    assert marks(read("csv", write(tmp_path / "a.csv", text), named=False)) == {"": TWO}
-
-
-@pytest.mark.parametrize("text", ["", "x,y\n", "\n\n", BOM])
-def test_csv_of_an_image_without_points(tmp_path, text):
-    assert of_image("csv", write(tmp_path / "a.csv", text)) == []
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a.jpg,1.5,2\nзал/b 1.JPG,3,4\na.jpg,3,4\nc.jpg,,\n",
-        "image,x,y\na.jpg,1.5,2\nзал/b 1.JPG,3,4\na.jpg,3,4\nc.jpg,,\n",
-        "y;filename;x;who\n2;a.jpg;1.5;p\n4;зал/b 1.JPG;3;\n4;a.jpg;3;q\n;c.jpg;;\n",
-    ],
-)
-def test_csv_of_all_images(tmp_path, text):
-    expected = {"a.jpg": TWO, "зал/b 1.JPG": TWO[1:], "c.jpg": []}
-    assert marks(read("csv", write(tmp_path / "all.csv", text))) == expected
-
-
-@pytest.mark.parametrize(
-    "text, mark",
-    [
-        ("label,x,y,image\nhead,10,20,a.jpg\n", point(10, 20, "head")),
-        ("image,cx,cy,w,h,class\na.jpg,10,20,4,9,head\n", (10, 20, 6, "head")),
-        ("image,x_center,y_center,width,height,label\na.jpg,10,20,4,9,head\n", (10, 20, 6, "head")),
-        ("filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,200,150,head,8,15.5,12,24.5\n", (10, 20, 6, "head")),
-        ("image,x1,y1,x2,y2,label\na.jpg,8,15.5,12,24.5,head\n", (10, 20, 6, "head")),
-        ("image;left;top;right;bottom;category\na.jpg;8;15.5;12;24.5;head\n", (10, 20, 6, "head")),
-        ("image,left,top,width,height,label\na.jpg,8,15.5,4,9,head\n", (10, 20, 6, "head")),
-        ("image,x,y,w,h,label\na.jpg,8,15.5,4,9,head\n", (10, 20, 6, "head")),
-        ("label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name\nhead,8,15.5,4,9,a.jpg\n", (10, 20, 6, "head")),
-        ("label,x,y,image,width,height\nhead,10,20,a.jpg,200,150\n", point(10, 20, "head")),  # of the image
-        ("label,x,y,image,width,height\nhead,8,15.5,a.jpg,4,9\n", (10, 20, 6, "head")),
-        ("Image Name,X,Y,Label\na.jpg,10,20,head\n", point(10, 20, "head")),
-    ],
-)
-def test_tables_by_their_header(tmp_path, text, mark):
-    assert marks(read("csv", write(tmp_path / "t.csv", text), **SIZES)) == {"a.jpg": [mark]}
-
-
-def test_json_points(tmp_path):
-    for contents in ([[1.5, 2], [3, 4]], {"points": [[1.5, 2], [3, 4]], "by": "me"}):
-        assert marks(read("json", write(tmp_path / "a.json", contents), named=False)) == {"": TWO}
-    assert of_image("json", write(tmp_path / "a.json", BOM + b"[]\r\n")) == []
-    found = read("json", write(tmp_path / "all.json", {"a.jpg": [[1.5, 2], [3, 4]], "зал.jpg": {"points": []}}))
-    assert marks(found) == {"a.jpg": TWO, "зал.jpg": []}
+def test_what_is_read(tmp_path, form, text, expected):
+    expected = expected if isinstance(expected, dict) else {"": expected}
+    path = write(tmp_path / f"a.{SUFFIXES.get(form, 'json')}", text)
+    assert marks(read(form, path, named="" not in expected, **SIZES)) == expected
 
 
 def coco(annotations, images=({"id": 1, "file_name": "a.jpg"}, {"id": "b", "file_name": "d/b.jpg"}), **more):
@@ -300,25 +292,6 @@ def test_label_studio_names_of_images():
     assert without_upload_prefix("x/0a1b2c3d-a-b.jpg") == "a-b.jpg" and without_upload_prefix("a-b.jpg") is None
 
 
-def test_dotdotgoose(tmp_path):
-    points = {"a.jpg": {"head": [{"x": 20.5, "y": 30}], "car": [{"x": 1, "y": 2}]}, "b.jpg": {}}
-    path = write(tmp_path / "a.pnt", {"classes": ["head", "car"], "points": points, "metadata": {"coordinates": {}}})
-    assert marks(read("pnt", path)) == {"a.jpg": [point(20.5, 30, "head"), point(1, 2, "car")], "b.jpg": []}
-
-
-@pytest.mark.parametrize("text", ["1.5 2\n3 4e0\n", "1.5,2\r\n3,4", "\ufeff1.5\t2\n\n 3  4 \n", "1.5, 2\n3; 4\n"])
-def test_xy(tmp_path, text):
-    assert marks(read("xy", write(tmp_path / "a.txt", text))) == {"": TWO}
-
-
-def test_yolo(tmp_path):
-    text = BOM + b"0 0.5 0.25 0.1 0.2\r\n\r\n3 1.0 0 0 0\r\n"
-    assert marks(read("yolo", write(tmp_path / "a.txt", text), sizes=lambda name: ((200, 100),) * 2)) == {
-        "": [(100, 25, 20, "0"), point(200, 0, "3")]
-    }
-    assert of_image("yolo", write(tmp_path / "a.txt", "")) == []
-
-
 @pytest.mark.parametrize(
     "contents",
     [
@@ -336,19 +309,9 @@ def test_mat(tmp_path, contents):
     assert marks(read("mat", tmp_path / "a.mat")) == {"": TWO}
 
 
-@pytest.mark.parametrize(
-    "contents, cause",
-    [
-        ({"a": np.zeros((2, 2)), "b": 3.0}, "no key annPoints (keys found: a, b)"),
-        ({"points": np.zeros((2, 3))}, "points has shape [2, 3]"),
-        ({"points": "words"}, "points holds text"),
-        ({"points": np.array([[1, np.nan]])}, "row 1 is [1.0, nan]"),
-        ({"points": {"other": 3.0}}, "a struct without location (fields: other)"),
-    ],
-)
-def test_mat_that_is_wrong(tmp_path, contents, cause):
-    scipy.io.savemat(tmp_path / "a.mat", contents)
-    assert cause in refused("mat", tmp_path / "a.mat")
+def test_mat_of_several_variables(tmp_path):
+    scipy.io.savemat(tmp_path / "a.mat", {"a": np.zeros((2, 2)), "b": 3.0})
+    assert "no key annPoints (keys found: a, b)" in refused("mat", tmp_path / "a.mat")
 
 
 def images_of(*shapes):
@@ -483,8 +446,7 @@ WRONG = {
 @pytest.mark.parametrize("form, contents, cause", [(form, *case) for form, cases in WRONG.items() for case in cases])
 def test_what_is_wrong_is_named(tmp_path, form, contents, cause):
     named = form not in ("labelme", "xy", "yolo") and not form.endswith(" of one image")
-    suffixes = {"via csv": "csv", "cvat": "xml", "pnt": "pnt", "xy": "txt", "yolo": "txt", "csv": "csv"}
-    suffix = suffixes.get(form, "csv" if form.startswith("csv") else "json")
+    suffix = SUFFIXES.get(form, "csv" if form.startswith("csv") else "json")
     assert cause in refused(form.split()[0], write(tmp_path / f"a.{suffix}", contents), named=named)
 
 
