@@ -1,13 +1,10 @@
 """The published data sets: finding their annotations, and reading them."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import scipy.io
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from raw_data import TREES, draw_points, image_info, make_jhu, make_nwpu, make_sh, save_noise, write
 
 from datasets.raw.annotations import (
@@ -277,27 +274,3 @@ def test_the_part_of_sh(tmp_path):
     assert "holds no part_A" in refused(find_sh_part, tmp_path / "part_B" / "train_data", "A")
     (tmp_path / "part_A" / "train_data").mkdir(parents=True)
     assert "part_A_final and part_A" in refused(find_sh_part, tmp_path, "A")
-
-
-LINES = st.lists(st.one_of(st.just("10 20 6 8 1 0"), st.text(max_size=20), st.just("1e9 2 3 4 5 6")), max_size=6)
-VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.floats(), st.integers(), st.text(max_size=3)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["points", "x"]), inner)),
-    max_leaves=8,
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(LINES, st.sampled_from(["\n", "\r\n", "\r", ","]), VALUES, st.integers(0, 3))
-def test_fuzzed_files(tmp_path_factory, lines, end, value, cut):
-    text, points = end.join(lines).encode("utf-8", "surrogatepass"), json.dumps({"points": value})
-    heads = write(tmp_path_factory.getbasetemp() / "fuzz.txt", text)
-    contents = write(tmp_path_factory.getbasetemp() / "fuzz.json", points[: len(points) - cut])
-    for read, path in ((read_jhu, heads), (read_nwpu, contents)):
-        try:
-            found = read(path)
-        except ValueError as error:
-            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
-        else:
-            expected = [line for line in heads.read_text("utf-8").splitlines() if line.strip()]
-            assert len(found) == len(expected if read is read_jhu else value) and np.isfinite(found).all()

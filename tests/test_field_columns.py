@@ -6,12 +6,13 @@ import unicodedata
 
 import numpy as np
 import pytest
-from commands import ROOT, call
+from commands import ROOT
 from own_folders import of_image, photos, points, prepare, write
 
 from datasets.raw.annotations import read_ucf
 from datasets.raw.point_folders import find_images, read_annotations
 from datasets.raw.suspicion import suspect
+from utils.files import atomic_write, gaussians_path
 from utils.images import image_shape
 
 TRUTH = {
@@ -219,7 +220,7 @@ def test_corners_in_place_of_sizes(tmp_path, pictures, form, name, contents):
         pictures(path, form)
 
 
-@pytest.mark.parametrize("side", [1, 12, 60, 160])
+@pytest.mark.parametrize("side", [1, 60, 160])
 def test_sizes_are_no_corners(tmp_path, pictures, side):
     """Also boxes that leave their image, as tools write those of people at its border."""
     path = write(tmp_path / "a.json", coco(lambda x, y: [x - side / 2, y - side / 2, side, side]))
@@ -260,10 +261,9 @@ def test_real_points_are_in_no_one_part(capsys):
 
 
 @pytest.mark.parametrize("written, given", [("NFC", "NFD"), ("NFD", "NFC")])
-@pytest.mark.parametrize("label", ["tête", "Đàn bò", "ガ"])
-def test_labels_of_two_unicode_forms(tmp_path, pictures, label, written, given):
-    category = (unicodedata.normalize(given, label),)
-    label = unicodedata.normalize(written, label)
+def test_labels_of_two_unicode_forms(tmp_path, pictures, written, given):
+    category = (unicodedata.normalize(given, "Đàn bò"),)
+    label = unicodedata.normalize(written, "Đàn bò")
     head = write(tmp_path / "a.json", coco(lambda x, y: [x - 6, y - 6, 12, 12], label=label))
     table = write(tmp_path / "a.csv", rows_for_all(lambda x, y: f"{label},{x},{y}", f"image,{label},x,y\n"))
     for path, form, attribute in ((head, "coco", None), (table, "csv", category[0])):
@@ -289,14 +289,13 @@ def test_names_of_two_unicode_forms(tmp_path, written, given):
             assert list(points(out).values()) == [ROWS[name] for name in "ab"]
 
 
-def test_long_names_can_be_fitted_or_are_refused(tmp_path):
+def test_long_names_leave_room_for_what_follows_or_are_refused(tmp_path):
     long = "日" * 80  # 240 bytes
     folder = photos(tmp_path / "in", f"train/{long}.jpg", "val/c.jpg", size=(48, 32))
     table = write(tmp_path / "all.csv", f"image,x,y\n{long}.jpg,10,20\nc.jpg,20,10\n")
     out, *_ = prepare(folder, "csv", "--annotations", table)
-    options = ("--num-epochs", 2, "--workers", 1, "--device", "cpu", "--backend", "reference")
-    call("2dgs_counting_1gs_gsplat.py", "--root-path", out, *options)
-    assert (out / "train" / "gs_params" / f"{long}_gs_params.h5").exists()
+    with atomic_write(write(gaussians_path(out / "train" / f"{long}.jpg"), "")) as partial:
+        partial.write_bytes(b"")
     (folder / f"train/{long}.jpg").rename(folder / f"train/{long}abc.jpg")
     err = prepare(folder, "csv", "--annotations", write(table, f"image,x,y\n{long}abc.jpg,1,2\nc.jpg,2,1\n"), code=1)[2]
     assert err.count("\n") == 1 and "its name is too long: " in err and "256 bytes" in err and "rename the image" in err
@@ -321,6 +320,7 @@ MORE_TABLES = {
     "decimal commas": "image;x;y\n{0};{1},5;{2},25\n",
     "decimal commas, quoted": 'image,x,y\n{0},"{1},5","{2},25"\n',
     "units in brackets": "Image,X (px),Y [px]\n{0},{1}.5,{2}.25\n",
+    "CellProfiler": "ObjectNumber,FileName_DNA,Location_Center_X,Location_Center_Y\n1,{0},{1}.5,{2}.25\n",
     "an empty column called name": "Image,Name,Centroid X px,Centroid Y px\n{0},,{1}.5,{2}.25\n",
 }
 

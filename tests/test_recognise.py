@@ -99,11 +99,3 @@ def test_files_beside_their_image_are_taken(tmp_path, name, separator):
     for stem, found in TRUTH.items():
         write(folder / name.format(stem), "".join(f"{x}{separator}{y}\n" for x, y in found))
     assert points(prepare(folder, "auto")[0]) == ROWS
-
-
-def test_a_table_of_cellprofiler(tmp_path):
-    folder = photos(tmp_path / "in", *NAMES)
-    rows = [f"{i},{name}.jpg,{x},{y}" for name, found in TRUTH.items() for i, (x, y) in enumerate(found)]
-    header = "ObjectNumber,FileName_DNA,Location_Center_X,Location_Center_Y"
-    write(folder / "Nuclei.csv", "\n".join([header, *rows]))
-    assert points(prepare(folder, "auto")[0]) == ROWS
