@@ -116,11 +116,6 @@ def prepared(folder):
     return {name: data for name, data in contents(folder).items() if name != "dataset_report.json"}
 
 
-def errors(stderr):
-    """The lines of stderr that are no warnings."""
-    return [line for line in stderr.splitlines() if not line.startswith("warning: ")]
-
-
 def times(folder):
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
 

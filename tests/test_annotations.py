@@ -47,13 +47,6 @@ def test_no_points(tmp_path, shape):
     assert read_ucf(save(tmp_path / "a_ann.mat", annPoints=np.zeros(shape))).shape == (0, 2)
 
 
-def test_trees_have_the_counts_of_their_readme():
-    counts = {path.name[4:8]: len(read_ucf(path)) for path in sorted(TREES.glob("*/*_ann.mat"))}
-    assert counts["0001"] == 1 and counts["0003"] == 3
-    assert sum(counts[key] for key in counts if key < "0050") == 327
-    assert sum(counts[key] for key in counts if key > "0050") == 279
-
-
 NAN = np.ones((5, 2))
 NAN[3, 1] = np.nan
 
@@ -223,16 +216,12 @@ def test_nwpu_folders_that_cannot_be(tmp_path):
         ([[1, 2]], "no list 'points'"),
         ({"points": {"x": 1}}, "no list 'points'"),
         ({"points": [[1, 2], [3]]}, "point 2"),
-        ({"points": [[1, 2, 3]]}, "point 1"),
         ({"points": [[1, "2"]]}, "'2' is no finite number"),
         ({"points": [[1, True]]}, "True is no finite"),
-        ({"points": [[1, None]]}, "None is no finite"),
-        ('{"points": [[1, NaN]]}', "nan is no finite"),
         ('{"points": [[1, 1e999]]}', "inf is no finite"),
         ('{"points": [[1, 1' + "0" * 400 + "]]}", "is no finite"),
         ('{"points": [[1, 2]], "points": []}', "there twice"),
         ('{"a": 1,\n"points": [[1, 2], }', "line 2"),
-        ("", "line 1"),
         ("[" * 100_000, "nested too deeply"),
         (b"\xff\xfe", "UTF-8"),
     ],

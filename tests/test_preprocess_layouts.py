@@ -5,28 +5,16 @@ import shutil
 
 import numpy as np
 import pytest
-from commands import call
+from commands import call, errors
 from PIL import Image
-from raw_data import (
-    contents,
-    errors,
-    make_jhu,
-    make_nwpu,
-    make_sh,
-    make_ucf50,
-    partials,
-    record,
-    save_noise,
-    times,
-    write,
-)
+from raw_data import contents, make_jhu, make_nwpu, make_sh, make_ucf50, partials, record, save_noise, times, write
 
 from datasets.raw.annotations import find_ucf, prepared_stem, split_folds
 from datasets.raw.preprocess import resized_size
 from GS2D.points import FARTHEST, mean_neighbour_distance
 from utils.files import list_images, points_path, read_points
 
-SCRIPTS = {"qnrf": "ucf", "jhu": "jhu", "nwpu": "nwpu", "sha": "sh", "shb": "sh"}
+SCRIPTS = {"qnrf": "ucf", "jhu": "jhu", "nwpu": "nwpu", "sha": "sh", "shb": "sh", "ucf50": "ucf50"}
 CROPS = {"sha": 256, "nwpu": 384}
 
 
@@ -45,7 +33,7 @@ def test_every_layout_gives_the_truth(tmp_path, layout):
     options = ["--images", 10, "--height", 64, "--width", 80, "--min-people", 3, "--max-people", 40, "--workers", 1]
     call("datasets/synthetic.py", "--layout", layout, "--out", raw, *options)
     before, raw_times = contents(raw), times(raw)
-    size = ("--min-size", 100, "--max-size", 110)
+    size = ("--min-size", 100, "--max-size", 110, *(("--fold", 3) if layout == "ucf50" else ()))
     text, err = run(SCRIPTS[layout], raw, out, *size)
     assert not errors(err) and contents(raw) == before and times(raw) == raw_times
     assert ("no official val split" in text) == (layout in ("sha", "shb"))
@@ -61,7 +49,8 @@ def test_every_layout_gives_the_truth(tmp_path, layout):
         prepared = out / entry["image"]
         split = item["split"].split("_")[0].lower()
         assert prepared.stem == prepared_stem((raw / item["image"]).stem)
-        assert prepared.parent.name in (("train", "val") if split == "train" else (split,))
+        assert prepared.parent.name in {"train": ("train", "val"), "": ("train", "val", "test")}.get(split, (split,))
+        assert layout != "shb" or (item["height"], item["width"]) == (64, 80)  # the one data set of one size
         height, width, ratio = resized_size(item["height"], item["width"], 100, 110)
         assert Image.open(prepared).size == (width, height) == (entry["width"], entry["height"])
         if layout == "nwpu" and split == "test":

@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from commands import call
+from commands import call, errors
 from PIL import Image
-from raw_data import TREES, contents, draw_points, errors, prepared, record, save_noise, write
+from raw_data import TREES, contents, draw_points, prepared, record, save_noise, write
 
 from datasets.raw.annotations import read_ucf
 from GS2D.points import mean_neighbour_distance

@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 import scipy.io
-from commands import call
+from commands import call, errors
 from PIL import Image
-from raw_data import SMALL, TREES, contents, errors, make_raw, partials, prepared, record, times, write
+from raw_data import SMALL, TREES, contents, make_raw, partials, prepared, record, times, write
 
 from utils.files import list_images, points_path
 
