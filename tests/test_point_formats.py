@@ -66,6 +66,16 @@ READ = {
         "label,x,y,image,width,height\nhead,10,20,a.jpg,200,150\n": {"a.jpg": [POINT]},  # of the image
         "label,x,y,image,width,height\nhead,8,15.5,a.jpg,4,9\n": {"a.jpg": [BOX]},
         "Image Name,X,Y,Label\na.jpg,10,20,head\n": {"a.jpg": [POINT]},
+        "Image,X (px),Y [px]\na.jpg,1.5,2\na.jpg,3,4\n": {"a.jpg": TWO},  # of QuPath, CellProfiler and Excel
+        "ObjectNumber,FileName_DNA,Location_Center_X,Location_Center_Y\n1,a.jpg,1.5,2\n2,a.jpg,3,4\n": {"a.jpg": TWO},
+        "Image,Name,Centroid X px,Centroid Y px\na.jpg,,1.5,2\na.jpg,,3,4\n": {"a.jpg": TWO},
+        "image;x;y\na.jpg;1,5;2\na.jpg;3;4\n": {"a.jpg": TWO},
+        'image,x,y\na.jpg,"1,5",2\na.jpg,3,4\n': {"a.jpg": TWO},
+        "x,y,left,top,right,bottom\n30,24,30,24,50,36\n": [(40, 30, 15.491933, "")],  # the place is the box's corner
+        " ,Label,X,Y,Counter\n1,a.png,10,20,0\n": [point(10, 20, "0")],  # of ImageJ: a picture is no label
+        " ,Label,X,Y,Counter\n1,a.png:0001-0020,10,20,1\n": [point(10, 20, "1")],
+        " ,Label,X,Y\n1,a.png,10,20\n": [point(10, 20)],
+        " ,Label,X,Y,Counter\n1,head,10,20,1\n": [POINT],
     },
     "json": {
         "[[1.5, 2], [3, 4]]": TWO,
@@ -331,6 +341,7 @@ WRONG = {
         ("x,y\n1,2\nx,y\n", "line 3: 'x'"),
         ("x,y,x\n1,2,3\n", "line 1: the header"),
         ("col,row\n1,2\n", "line 1: the header 'col, row' lacks x and y"),
+        ("X,Y,BX,BY,Width,Height\n120,70,110,74,20,12\n", "line 2: the point (120, 70) lies outside of its box"),
         ('x,y\n"1,2\n3,4\n', "not valid CSV"),
         ("x,y\n1,\0\n", "line 2"),
         ("x,y\n1,2\n".encode("utf-16"), "not a UTF-8"),
