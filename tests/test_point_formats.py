@@ -333,18 +333,14 @@ WRONG = {
     "csv of one image": [
         ("1,2\n1,5,3\n", "line 2: 3 columns instead of 2"),  # 1,5 in place of 1.5
         ("1,5,3\n", "line 1: 3 columns and no header"),
-        ("x,y\n1,5,3,2\n", "line 2: 4 columns"),
         ("x;y\n1,5,0;3\n", "line 2: '1,5,0' is no finite number"),
         ("1,5;3,2\n", "line 1: '1,5' is no finite number"),
         ("x,y\n1,\n", "line 2: ''"),
-        ("1,2\n3,1_0\n", "line 2: '1_0'"),
-        ("x,y\n1,2\nx,y\n", "line 3: 'x'"),
         ("x,y,x\n1,2,3\n", "line 1: the header"),
         ("col,row\n1,2\n", "line 1: the header 'col, row' lacks x and y"),
         ("X,Y,BX,BY,Width,Height\n120,70,110,74,20,12\n", "line 2: the point (120, 70) lies outside of its box"),
         ('x,y\n"1,2\n3,4\n', "not valid CSV"),
         ("x,y\n1,\0\n", "line 2"),
-        ("x,y\n1,2\n".encode("utf-16"), "not a UTF-8"),
         (b"x,y\n1,2\n\xff", "byte 9"),
         ("x,y\n" + "1" * 200_000 + ",1\n", "line 2"),
     ],
@@ -353,7 +349,6 @@ WRONG = {
         ("image,x\n", "the header 'image, x' lacks y;"),
         ("image,left,top\n", "lacks width and height (or right and bottom);"),
         ("who,where\n", "lacks image and x and y;"),
-        ("image,xmin,ymin\n", "lacks x and y;"),
         ("image,name,x,y\na,b,1,2\n", "must name each of image, x, y"),
         ("image,x,y\n,1,2\n", "line 2: names no image"),
         ("a.jpg,1,5,2\n", "line 1: 4 columns"),
@@ -369,12 +364,10 @@ WRONG = {
     ],
     "coco": [
         ([], "no list 'images'"),
-        ({"images": []}, "no list 'annotations'"),
         (coco([], categories=3), "no list 'categories'"),
         (coco([{"image_id": 2, "bbox": [1, 2, 3, 4]}]), "entry 1: image_id 2"),
         (coco([{"image_id": [1], "bbox": [1, 2, 3, 4]}]), "entry 1: image_id [1]"),
         (coco([{"image_id": 1, "segmentation": [[1, 2]]}]), "is a 'region without bbox'"),
-        (coco([{"image_id": 1, "keypoints": [1, 2, 0]}]), "is a 'region without bbox'"),
         (coco([{"image_id": 1, "bbox": [1, 2, 3]}]), "bbox: [1, 2, 3] is no"),
         (coco([{"image_id": 1, "bbox": [1, 2, -3, 4]}]), "-3 x 4"),
         (coco([{"image_id": 1, "keypoints": [1, 2]}]), "keypoints is [1, 2]"),
@@ -447,9 +440,7 @@ WRONG = {
         ("0 0.5 0.5 0.1 0.1 1.9", "6 values"),
         ("0 0.9 0.5 0.5 0.1 0.1", "6 values"),  # the confidence first: that box would leave the image
         ("0,0.5,0.5,0.1,0.1", "1 values"),
-        ("0 0,5 0.5 0.1 0.1", "'0,5'"),
         ("0 100 25 20 20", "not in parts of the image"),
-        ("0 0.5 0.5 -0.1 0.1", "not in parts of the image"),
     ],
 }
 
