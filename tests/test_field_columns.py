@@ -48,6 +48,7 @@ def outline(x, y, corners, turned=0.3):
 
 YOLO = {
     "different numbers of corners": lambda x, y: outline(x, y, 3 + x % 7),
+    "another number of corners in another file": lambda x, y: outline(x, y, 5 if (x, y) in TRUTH["a"] else 6),
     "turned boxes": lambda x, y: outline(x, y, 4),
     "boxes between polygons": lambda x, y: outline(x, y, 3 + x % 7) if x != 90 else pose(x, y, 0),
     "confidence": lambda x, y: pose(x, y, 0, more=[0.83]),
@@ -65,14 +66,16 @@ POSES = {  # as kpt_shape of the YAML file has them
     "kpt_shape, row", [*[(None, row) for row in YOLO.values()], *POSES.values()], ids=[*YOLO, *POSES]
 )
 def test_rows_of_yolo_and_poses_by_their_yaml_file(tmp_path, kpt_shape, row):
+    for folder in (tmp_path / "alone", tmp_path / "whole" / "labels" / "train"):
+        for name, truth in TRUTH.items():
+            write(folder / f"{name}.txt", "\n".join(row(x, y) for x, y in truth))
     if kpt_shape:
         write(tmp_path / "whole" / "data.yaml", f"kpt_shape: {kpt_shape}\nnames: [head]\n")
     for name, truth in TRUTH.items():
-        rows = "\n".join(row(x, y) for x, y in truth)
-        close(of_image("yolo", write(tmp_path / "whole" / "labels" / "train" / f"{name}.txt", rows)), truth)
+        close(of_image("yolo", tmp_path / "whole" / "labels" / "train" / f"{name}.txt"), truth)
         if kpt_shape:
             with pytest.raises(ValueError, match=rf"{name}.txt: line \d: \d+ values, which may be .* kpt_shape"):
-                of_image("yolo", write(tmp_path / "alone" / f"{name}.txt", rows))
+                of_image("yolo", tmp_path / "alone" / f"{name}.txt")
 
 
 UNCLEAR = {

@@ -402,7 +402,7 @@ WRONG = {
     ],
     "via csv": [
         (f"{VIA_HEADER}a.jpg,x\n", "line 2: region_shape_attributes is 'x', not JSON"),
-        ("file,x,y\na.jpg,1,2\n", "lacks the columns filename and region_shape_attributes"),
+        ("file,x,y\na.jpg,1,2\n", "the columns: no text 'filename'"),
         (f'{VIA_HEADER}a.jpg,"{{""name"":""lion""}}"\n', "line 2: is a 'lion'"),
         (VIA3_TABLE.replace('""a.jpg""', '""a.jpg"",""b.jpg""'), "line 5: file_list is ['a.jpg', 'b.jpg']"),
     ],
@@ -419,7 +419,7 @@ WRONG = {
         ('<?xml version="1.0" encoding="nonsense"?><annotations/>', "not valid XML"),
     ],
     "labelstudio": [
-        ({}, "no list of tasks"),
+        ({}, "no list 'tasks'"),
         ([{"data": {"image": "a.jpg"}}], "no list 'annotations'"),
         ([task(name="words") | {"data": {"text": "words"}}], "lacks the name of its image"),
         ([task(result("brushlabels", rle=[1, 2]))], "is a 'brush'; mark objects as keypoint"),

@@ -87,9 +87,7 @@ def read_coco(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     for i, image in enumerate(listed, start=1):
         where, key = f"{path}: images: entry {i}", _coco_id(image.get("id"))
         if key == "None" or key in by_id:
-            raise ValueError(
-                f"{where}: its id {image.get('id')!r:.40} is none, or there twice; give each image its own"
-            )
+            raise ValueError(f"{where}: its id {image.get('id')!r:.40} is none, or there twice; give each its own")
         size = stated_size(image, "width", "height", where)
         by_id[key] = add_image(images, image.get("file_name"), where, size)
     crowds = several = 0
@@ -97,9 +95,8 @@ def read_coco(path: Path, request: Request = Request()) -> dict[str, Annotated]:
         where = f"{path}: annotations: entry {i}"
         key = _coco_id(annotation.get("image_id"))
         if key not in by_id:
-            raise ValueError(
-                f"{where}: image_id {annotation.get('image_id')!r:.40} is not among the images; add it or remove the entry"
-            )
+            unknown = f"image_id {annotation.get('image_id')!r:.40} is not among the images"
+            raise ValueError(f"{where}: {unknown}; add it or remove the entry")
         if any(annotation.get(key) not in (None, "", 0, "0") for key in ("iscrowd", "ignore")):
             crowds += 1
             continue
@@ -165,9 +162,7 @@ def read_cvat(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     root = _xml_root(path)
     if root.tag != "annotations" or root.find("track") is not None:
         kind = "CVAT for video, with tracks" if root.tag == "annotations" else f"<{root.tag}>"
-        raise OtherFormatError(
-            f"{path}: is {kind:.60}; export 'CVAT for images 1.1' and take its annotations.xml, or COCO"
-        )
+        raise OtherFormatError(f"{path}: is {kind:.60}; export 'CVAT for images 1.1', its annotations.xml, or COCO")
     images: dict[str, Annotated] = {}
     for i, image in enumerate(root.iter("image"), start=1):
         where = f"{path}: image {i}"
@@ -217,11 +212,8 @@ def read_labelstudio(path: Path, request: Request = Request()) -> dict[str, Anno
 
     A task that nobody finished is left out; one with several annotations is refused, since each would count.
     """
-    contents = read_json(path)
-    if not isinstance(contents, list) or not all(isinstance(task, dict) for task in contents):
-        raise OtherFormatError(f"{path}: no list of tasks; export the project from Label Studio as JSON")
     images: dict[str, Annotated] = {}
-    for i, task in enumerate(contents, start=1):
+    for i, task in enumerate(entries({"tasks": read_json(path)}, "tasks", f"{path}"), start=1):
         where = f"{path}: task {task.get('id', i)!r:.20}"
         results = _studio_results(task, where)
         if results is not None:

@@ -175,18 +175,14 @@ class _Reading:
         strangers: dict[str, str] = {}
         others: list[OtherFormatError] = []
         for path in paths:
-
-            def image_of(name: str, path: Path = path) -> Path | None:
-                return self._image_named(name, path, f"{path}: {name!r:.200}")
-
-            request = request._replace(sizes=lambda name, of=image_of: self._sizes(of(name)))
+            request = request._replace(sizes=lambda name, path=path: self._sizes(self._image_named(name, path)))
             try:
                 images = counted(self.form.read(path, request), self.categories)
             except OtherFormatError as error:
                 others.append(error)
                 continue
             for name, value in images.items():
-                entry, image = f"{path}: {name!r:.200}", image_of(name)
+                entry, image = f"{path}: {name!r:.200}", self._image_named(name, path)
                 if image is None:
                     strangers[entry] = name
                     continue
@@ -224,7 +220,7 @@ class _Reading:
         except (OSError, ValueError):  # the image's problem, not that of the file that speaks of many
             return None
 
-    def _image_named(self, name: str, path: Path, entry: str) -> Path | None:
+    def _image_named(self, name: str, path: Path) -> Path | None:
         """The image that ``name`` in the file ``path`` means: its path may begin elsewhere, its ending may differ.
 
         Of several, the one that agrees in most folders, counted from the image upwards. ``ValueError`` for a tie.
@@ -245,9 +241,10 @@ class _Reading:
                 ranked.append((folders_shared, own[-1] == file.name, image))
         ranked.sort(key=lambda rank: rank[:2], reverse=True)
         if len(ranked) > 1 and ranked[0][:2] == ranked[1][:2]:
-            raise ValueError(f"{entry}: may mean {ranked[0][2]} or {ranked[1][2]}; name images with their folder")
+            which = f"may mean {ranked[0][2]} or {ranked[1][2]}"
+            raise ValueError(f"{path}: {name!r:.200}: {which}; name images with their folder")
         if not ranked and (plain := without_upload_prefix(name)) is not None:
-            return self._image_named(plain, path, entry)
+            return self._image_named(plain, path)
         return ranked[0][2] if ranked else None
 
 

@@ -74,11 +74,9 @@ def split_train_val(images: Sequence[Path], arguments: argparse.Namespace) -> di
     if test_fraction := 0.0 if lists else getattr(arguments, "test_fraction", 0.0):
         fractions["test"] = test_fraction
     splits = SPLITS if "test" in (*lists, *fractions) else SPLITS[:2]
-    given = {name: str(lists[name]) if name in lists else None for name in SPLITS}
-    origin: dict[str, object] = {"train_list": given["train"], "val_list": given["val"]}
-    origin |= {"val_fraction": fractions.get("val"), "seed": arguments.seed if drawn else None}
-    if len(splits) == 3:
-        origin |= {"test_list": given["test"], "test_fraction": fractions.get("test")}
+    origin: dict[str, object] = {f"{name}_list": str(lists[name]) if name in lists else None for name in splits}
+    origin |= {f"{name}_fraction": fractions.get(name) for name in splits[1:]}
+    origin["seed"] = arguments.seed if drawn else None
     stems, rest = _read_lists(lists, by_stem)
     make_folder(path.parent)
     if drawn:
