@@ -284,7 +284,7 @@ def test_a_table_beside_which_others_lie(tmp_path):
     folder = photos(tmp_path / "in", *NAMES)
     write(folder / "all.csv", rows_for_all(lambda x, y: f"{x},{y}", "image,x,y\n"))
     write(folder / "counts.csv", "image,count\na.jpg,3\n")
-    write(folder / "package.json", {"name": "x"})
+    write(folder / "package.json", {})
     for form in ("auto", "csv"):
         out, _, err = prepare(folder, form)
         assert points(out) == ROWS

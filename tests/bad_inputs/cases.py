@@ -108,7 +108,11 @@ OWN = {  # what readers refuse is in test_point_formats; here are the ways by wh
     "a label column where labels are known": (nothing, "", "coco --label-attribute who"),
     "coco: no list of images": (mine("a.json", {"annotations": []}), "a.json: no list 'images'|check --format", "coco"),
     "coco: no annotation": (mine("a.json", coco([])), "a.json|take --format", "coco"),
-    "coco: an unknown id": (mine("all.json", coco([{"image_id": "7"}])), "all.json|'7'|remove the entry", "auto"),
+    "coco: an unknown id": (
+        mine("all.json", coco([{"image_id": "7"}])),
+        "error: {d}/mine/all.json|'7'|remove the entry",
+        "auto",
+    ),
     "labelme: of another image": (mine("a.json", POINT), "a.json|9 x 7|annotate the image", "labelme"),
     "yolo: empty files": (lambda w: [write(w.mine / f"{n}.txt", "") for n in "abc"], "--format", "yolo"),
     "cvat: cut off": (mine("a.xml", "<annotations><image"), "a.xml: not valid XML|export it from CVAT again", "cvat"),
