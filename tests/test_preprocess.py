@@ -12,7 +12,8 @@ from PIL import Image
 from raw_data import save_noise
 
 from datasets.raw.annotations import read_ucf
-from datasets.raw.preprocess import Job, Settings, points_inside, prepare_image, resized_size
+from datasets.raw.grids import points_inside
+from datasets.raw.preprocess import Job, Settings, prepare_image, resized_size
 from GS2D.points import mean_neighbour_distance
 from utils.files import points_path
 from utils.images import load_image, save_jpeg
@@ -91,8 +92,8 @@ def test_neighbour_distance_of_few_points():
 
 def test_points_on_the_border_are_inside():
     points = np.array([[0, 0], [64, 48], [64, 0], [-1e-6, 5], [64.001, 5], [5, -0.01], [5, 48.1], [48, 64]], float)
-    assert points_inside(points, height=48, width=64).tolist() == [True] * 3 + [False] * 5
-    assert points_inside(np.zeros((0, 2)), 48, 64).shape == (0,)
+    assert points_inside(points, width=64, height=48).tolist() == [True] * 3 + [False] * 5
+    assert points_inside(np.zeros((0, 2)), 64, 48).shape == (0,)
 
 
 def assert_same_jpeg(one, other):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.raw.grids import outside
+from datasets.raw.grids import points_inside
 from datasets.raw.marks import Annotated
 from utils.cli import warn
 
@@ -85,10 +85,10 @@ def _doubt(images: Sequence[tuple[np.ndarray, int, int]], place: Path) -> str | 
     if ((every >= 0) & (every <= 1)).all() and len(np.unique(every, axis=0)) > 1:
         remedy = "they are parts of the image, it seems: multiply x by its width and y by its height"
         raise ValueError(f"{place}: all {total} points lie within 0..1, on each other; {remedy}")
-    lost = sum(outside(*image) for image in images)
+    lost = total - sum(points_inside(*image).sum() for image in images)
     if lost < max(2, 0.05 * total):
         return None
-    exchanged = sum(outside(points[:, ::-1], width, height) for points, width, height in images)
+    exchanged = total - sum(points_inside(points[:, ::-1], *size).sum() for points, *size in images)
     why = "were the images scaled or cut after they were annotated, or are x and y parts or percent of them?"
     if exchanged <= 0.1 * lost:
         why = f"with x and y exchanged {exchanged} would: write x, the column, first"
