@@ -78,15 +78,14 @@ def npy_header(shape: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head.encode()
 
 
-def params(array=None, change: Callable | None = None, **options) -> Callable[[Work], None]:
-    """Write the file of Gaussians anew with another dataset "params", what ``change`` makes of it, or none at all."""
+def params(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Work], None]:
+    """Write the file of Gaussians anew with what ``change`` makes of them."""
 
     def spoil(work: Work) -> None:
         with h5py.File(work.gs) as file:
-            rows = change(file["params"][()]) if change else array
+            rows = change(file["params"][()])
         with h5py.File(work.gs, "w") as file:
-            if rows is not None or options:
-                file.create_dataset("params", data=rows, **options)
+            file["params"] = rows
 
     return spoil
 
