@@ -138,15 +138,6 @@ def test_columns_that_belong_together(tmp_path, columns, boxed):
         assert all(mark.size == pytest.approx(math.sqrt(240)) if boxed else math.isnan(mark.size) for mark in marks)
 
 
-@pytest.mark.parametrize("label", ["{}.jpg", "{}.jpg:0001-0002-0003", "C:\\x\\{}.jpg"])
-def test_one_table_of_imagej_for_all_images(tmp_path, label):
-    folder = photos(tmp_path / "in", *NAMES)
-    rows = [f"{label.format(name)},{x},{y},{int(x > 100)}" for name in TRUTH for x, y in TRUTH[name]]
-    write(folder / "Results.csv", "\n".join(["Label,X,Y,Counter", *rows]))
-    out, said, _ = prepare(folder, "auto", "--category", "0")
-    assert points(out) == {name: [[x, y] for x, y in found if x <= 100] for name, found in TRUTH.items()}
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Three photographs, and what is read of files for them: points by name, and what was printed."""

@@ -75,6 +75,9 @@ READ = {
         " ,Label,X,Y,Counter\n1,a.png,10,20,0\n": [point(10, 20, "0")],  # of ImageJ: a picture is no label
         " ,Label,X,Y,Counter\n1,a.png:0001-0020,10,20,1\n": [point(10, 20, "1")],
         " ,Label,X,Y\n1,a.png,10,20\n": [point(10, 20)],
+        "Label,X,Y,Counter\na.jpg:0001-0002-0003,1.5,2,0\na.jpg,3,4,1\n": {
+            "a.jpg": [point(1.5, 2, "0"), point(3, 4, "1")]
+        },
         " ,Label,X,Y,Counter\n1,head,10,20,1\n": [POINT],
     },
     "json": {

@@ -46,22 +46,6 @@ def test_every_format_is_recognised(tmp_path, form):
     assert all(np.allclose(found, ONE) for found in points(out).values()) and len(points(out)) == 3
 
 
-def test_several_formats_ask_for_one(tmp_path):
-    folder = photos(tmp_path / "in")
-    write(folder / "train" / "a.txt", "10 20\n")
-    write(folder / "train" / "a.csv", "x,y\n1,2\n")
-    err = prepare(folder, "auto", code=1)[2]
-    assert err == (
-        f"error: {folder}: the annotations may be csv ({folder}/train/a.csv); xy ({folder}/train/a.txt); choose with "
-        "--format\n"
-    )
-    (folder / "train" / "a.txt").unlink(), (folder / "train" / "a.csv").unlink()
-    err = prepare(folder, "auto", code=1)[2]
-    assert (
-        "holds no annotations that are recognised (it has no file .csv, " in err and "choose with --format {csv," in err
-    )
-
-
 SUPERVISELY = {"description": "", "tags": [], "size": {"height": 150, "width": 200}, "objects": []}
 QUPATH = [{"type": "Feature", "geometry": {"type": "Point", "coordinates": [40, 30]}, "properties": {}}]
 UNREAD = {
