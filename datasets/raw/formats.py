@@ -72,10 +72,11 @@ def recognise(root: Path, images: Sequence[Path], annotations: Path | None = Non
     for suffix, group in itertools.groupby(paths, lambda path: path.suffix.lower()):
         own = [path for path in group if suffix != ".txt" or one_form(path.stem) in stems]
         for i, path in enumerate(own[:_LOOKED_AT] if suffix in suffixes else ()):
-            found, reasons = _try_readers(path, one_form(path.stem) in stems)
-            for name in found:
+            name, reasons = _try_readers(path, one_form(path.stem) in stems)
+            if name:
                 formats.setdefault(name, path)
-            refused += reasons if not i and not found else []
+            elif not i:
+                refused += reasons
     if len(formats) > 1:  # an empty text may be YOLO's or have points
         formats.pop("empty", None)
     if "empty" in formats:
@@ -91,28 +92,29 @@ def recognise(root: Path, images: Sequence[Path], annotations: Path | None = Non
     raise ValueError(f"{place}: the annotations may be {shown}; choose with --format")
 
 
-def _try_readers(path: Path, of_image: bool) -> tuple[list[str], list[str]]:
-    """The formats that a file is of, "empty" for a text without a line, and why it is of no other.
+def _try_readers(path: Path, of_image: bool) -> tuple[str | None, list[str]]:
+    """The format that a file is of, "empty" for a text without a line, or None and why it is of none.
 
     ``of_image``: it is called like an image. A file for many images that its reader takes for one of its own, if a wrong
     one, is of that format; one for an image must be right, since there are others.
     """
-    suffix, found, wrong, other = path.suffix.lower(), [], [], []
+    suffix, wrong, other = path.suffix.lower(), [], []
     if suffix in _UNREAD:
         what, remedy = _UNREAD[suffix]
-        return [], [f"{path}: is {what}, which is not read: {remedy}"]
+        return None, [f"{path}: is {what}, which is not read: {remedy}"]
     request = Request(named=not of_image, sizes=lambda name: ((1, 1), (1, 1)))
     for name, form in FORMATS.items():
         if suffix in form.suffixes:
             try:
                 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                     images = form.read(path, request)
-                empty = suffix == ".txt" and not images[""].marks
-                found += ["empty" if empty else name] if images else []
+                if images:
+                    return "empty" if suffix == ".txt" and not images[""].marks else name, []
             except (OSError, OtherFormatError, DamagedError) as error:
                 other.append(one_line(error))
             except ValueError as error:
+                if not of_image:
+                    return name, []
                 wrong.append(str(error))
-                found += [] if of_image else [name]
     # Of readers that take a file for another's, the one that came farthest into it knows best.
-    return found, wrong or sorted(other, key=lambda reason: -reason.partition("; ")[0].count(": "))[:1]
+    return None, wrong or sorted(other, key=lambda reason: -reason.partition("; ")[0].count(": "))[:1]
