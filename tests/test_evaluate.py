@@ -20,7 +20,7 @@ from training_runs import Tiny, make_data
 
 import models
 from utils.evaluation import windows
-from utils.evaluation.results import read_ahead
+from utils.evaluation.windows import read_ahead
 from utils.files import file_hash
 from utils.images import save_jpeg
 from utils.training.run_folder import save_weights

@@ -9,7 +9,7 @@ from own_folders import photos, points, prepare, sizes, write
 from training_runs import Tiny
 
 import models
-from utils.evaluation.sources import find_sources, open_images
+from utils.evaluation.sources import find_sources, own_images
 from utils.evaluation.video import is_cut_off
 from utils.images import load_image
 
@@ -252,9 +252,9 @@ def test_a_header_that_announces_too_many_frames_is_no_damage(tmp_path, monkeypa
     path = video(tmp_path / "clip.avi")
     announce(path, 66)
     times = []
-    found = list(open_images(find_sources([path])[0], 3, times.append))
-    assert [name for name, _ in found] == [f"clip.avi frame 00000{i}" for i in (0, 3, 6, 9)]
-    assert all(isinstance(image, np.ndarray) for _, image in found)
+    found = list(own_images(find_sources([path])[0], 3, 1, lambda image: None, times.append))
+    assert [name for name, *_ in found] == [f"clip.avi frame 00000{i}" for i in (0, 3, 6, 9)]
+    assert all(isinstance(image, np.ndarray) for _, image, _ in found)
     assert capsys.readouterr().err == f"{path}: the header announces about 66 frames, 10 could be read\n"
     assert times[0] == "clip.avi 00:00 of about 00:06" and len(times) == 4
     torch.save(Tiny().state_dict(), tmp_path / "best_model.pth")
@@ -269,7 +269,7 @@ def test_a_video_that_was_cut_off_is_shorter_than_it_says(tmp_path, suffix, code
     assert not is_cut_off(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
     assert is_cut_off(path)
-    (*_, (name, reason)) = open_images(find_sources([path])[0], 1, lambda text: None)
+    (*_, (name, reason, _)) = own_images(find_sources([path])[0], 1, 1, lambda image: None, lambda text: None)
     assert name == f"clip{suffix}" and "cut off" in reason
 
 

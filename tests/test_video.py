@@ -14,9 +14,8 @@ from commands import call, errors
 from training_runs import Tiny
 
 import models
-from test import own_images
 from utils.evaluation import Window
-from utils.evaluation.sources import find_sources
+from utils.evaluation.sources import find_sources, own_images
 from utils.evaluation.video import SHOWN, VideoCounts, draw_density
 from utils.training.run_folder import save_weights
 
@@ -58,7 +57,7 @@ def picture(path, value=0, size=(20, 30)):
 def opened(*paths, every=1):
     """What ``test.py`` gets: (name, image or one-line reason) of each, and the notes."""
     sources, notes = find_sources(paths)
-    return [picture[:2] for picture in own_images(sources, every, 1, lambda text: None)], notes
+    return [picture[:2] for picture in own_images(sources, every, 1, lambda image: None, lambda text: None)], notes
 
 
 def test_mixed_folders_are_read_with_their_subfolders(tmp_path):

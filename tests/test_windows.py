@@ -125,14 +125,11 @@ def test_no_more_windows_at_once_than_allowed(overlap):
 @pytest.mark.parametrize("overlap", [0, 16])
 @pytest.mark.parametrize("flip", [False, True])
 def test_images_together_are_predicted_as_each_alone(vgg, overlap, flip):
-    sizes = (64, 96), (12, 40), (32, 50), (64, 96), (12, 40), (49, 64)
+    sizes = (64, 96), (32, 50), (64, 96), (49, 64)
     images = [torch.randint(256, (3, *size), dtype=torch.uint8, generator=SEEDED) for size in sizes]
     found = predict_together(vgg, images, 48, overlap, flip)
-    for index, image in enumerate(images):
-        if index in (1, 4):
-            assert isinstance(found[index], ValueError) and "12 x 40" in str(found[index])
-            continue
-        for part, alone in zip(found[index], predict(vgg, normalise(image), 48, overlap, flip), strict=True):
+    for image, parts in zip(images, found, strict=True):
+        for part, alone in zip(parts, predict(vgg, normalise(image), 48, overlap, flip), strict=True):
             assert part[:4] == alone[:4]
             torch.testing.assert_close(part.density, alone.density, rtol=1e-5, atol=1e-7)
 
@@ -148,7 +145,7 @@ def test_a_window_as_large_as_the_image_blends_nothing(vgg):
     ("size", "window", "overlap", "message"),
     [
         ((12, 40), 64, 16, "image: 12 x 40 pixels, must be at least 16 on a side: enlarge or pad it"),
-        ((12, 40), 64, 0, "at least 16 x 16 pixels, got 12 x 40: enlarge or pad"),
+        ((12, 40), 64, 0, "image: 12 x 40 pixels, must be at least 16 on a side: enlarge or pad it"),
         ((33, 40), 16, 0, "window: 16 cuts an image of 33 x 40 pixels into parts of 11 x 13, .* at least 32"),
         ((40, 40), 15, 0, "window: 15, must be at least 16"),
         ((40, 40), 40, 8, "window: 40, must be a multiple of 16"),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,22 +17,13 @@ import numpy as np
 from utils.evaluation.figures import save_density_figure
 from utils.evaluation.localisation import localisation_scores, locate_windows
 from utils.evaluation.report import report_line
-from utils.evaluation.windows import Result, Window, density_map, in_threads
+from utils.evaluation.windows import Result, Window, density_map
 from utils.files import atomic_write, make_folder, remove_stale_partials
 from utils.h5file import add_array, write_h5
 from utils.pixels import STRIDE
 
-Item = TypeVar("Item")
 COLUMNS = ("image", "truth", "predicted", "error", "relative_error", "seconds", "width", "height")
 AHEAD = 4  # results that may wait to be written
-
-
-def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, made by a thread while their predecessors are used."""
-    iterator, end = iter(items), object()
-    return itertools.takewhile(
-        lambda item: item is not end, in_threads(lambda _: next(iterator, end), itertools.count(), 1)
-    )
 
 
 class ResultsFolder:
