@@ -10,7 +10,6 @@ from training_runs import Tiny
 
 import models
 from utils.evaluation.sources import find_sources, own_images
-from utils.evaluation.video import is_cut_off
 from utils.images import load_image
 
 STEMS = ("train/a", "train/b", "val/c")
@@ -247,46 +246,34 @@ def announce(path, frames):
     path.write_bytes(data)
 
 
-def test_a_header_that_announces_too_many_frames_is_no_damage(tmp_path, monkeypatch, capsys):
-    """video2x#742, annolid#2, PosePipeline#59, opencv#16821."""
-    path = video(tmp_path / "clip.avi")
-    announce(path, 66)
+def frames_of(path, every=1):
+    """Names of the frames, the reasons after them, and where in the video they are, as ``test.py`` gets and shows them."""
     times = []
-    found = list(own_images(find_sources([path])[0], 3, 1, lambda image: None, times.append))
-    assert [name for name, *_ in found] == [f"clip.avi frame 00000{i}" for i in (0, 3, 6, 9)]
-    assert all(isinstance(image, np.ndarray) for _, image, _ in found)
-    assert capsys.readouterr().err == f"{path}: the header announces about 66 frames, 10 could be read\n"
-    assert times[0] == "clip.avi 00:00 of about 00:06" and len(times) == 4
+    found = list(own_images(find_sources([path])[0], every, 1, lambda image: None, times.append))
+    return [name for name, image, _ in found if not isinstance(image, str)], found[-1][1], times
+
+
+def test_a_header_that_announces_a_few_frames_too_many_is_no_damage(tmp_path, monkeypatch, capsys):
+    """video2x#742, annolid#2, PosePipeline#59, opencv#16821: an estimate, where the rate varies or the sound is longer."""
+    path = video(tmp_path / "clip.avi")
+    announce(path, 11)
+    names, last, times = frames_of(path, every=3)
+    assert names == [f"clip.avi frame 00000{i}" for i in (0, 3, 6, 9)] and not isinstance(last, str)
+    assert capsys.readouterr().err == f"{path}: the header announces about 11 frames, 10 could be read\n"
+    assert times[0] == "clip.avi 00:00 of about 00:01" and len(times) == 4
     torch.save(Tiny().state_dict(), tmp_path / "best_model.pth")
     monkeypatch.setattr(models, "build_model", Tiny)
-    out, err = call("test.py", "--device", "cpu", "--save-path", tmp_path / "best_model.pth", "--images", path)
+    command = "test.py", "--device", "cpu", "--save-path", tmp_path / "best_model.pth", "--images", path
+    out, err = call(*command)
     assert "10 images counted, 0 scored, 0 failed" in out and not errors(err)
+    announce(path, 66)
+    out, err = call(*command, code=1)
+    assert "10 images counted, 0 scored, 1 failed" in out and "about 66 frames, 10 could be read; it is cut off" in err
 
 
 @pytest.mark.parametrize("suffix, codec", [(".avi", "MJPG"), (".mp4", "mp4v"), (".mkv", "MJPG")])
 def test_a_video_that_was_cut_off_is_shorter_than_it_says(tmp_path, suffix, codec):
     path = video(tmp_path / f"clip{suffix}", codec=codec)
-    assert not is_cut_off(path)
+    assert len(frames_of(path)[0]) == 10
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
-    assert is_cut_off(path)
-    (*_, (name, reason, _)) = own_images(find_sources([path])[0], 1, 1, lambda image: None, lambda text: None)
-    assert name == f"clip{suffix}" and "cut off" in reason
-
-
-def test_an_avi_in_several_pieces_ends_with_the_last(tmp_path):
-    pieces = b"RIFF" + (8).to_bytes(4, "little") + bytes(8) + b"RIFF" + (20).to_bytes(4, "little") + bytes(20)
-    assert not is_cut_off(write(tmp_path / "clip.avi", pieces)) and is_cut_off(write(tmp_path / "cut.avi", pieces[:-1]))
-
-
-def test_what_is_no_container_says_nothing_of_its_length(tmp_path):
-    for content in (
-        b"",
-        b"RIFF",
-        b"\x1a\x45\xdf\xa3",
-        b"\x1a\x45\xdf\xa3\x01",
-        b"\0\0\0\0ftyp",
-        b"\0\0\0\1ftyp" + bytes(8),
-        b"no",
-    ):
-        path = write(tmp_path / "clip.mp4", content)
-        assert not is_cut_off(path)
+    assert "cut off" in frames_of(path)[1]
