@@ -30,7 +30,7 @@ from utils.device import environment, fabric_devices, network_errors
 from utils.evaluation import Result, Window, in_threads
 from utils.evaluation.model_card import note_evaluation
 from utils.evaluation.report import write_report
-from utils.evaluation.results import ResultsFolder, localisation, save_submission
+from utils.evaluation.results import localisation, results_folder, save_submission
 from utils.evaluation.scores import count_scores
 from utils.evaluation.sources import Picture, find_sources, own_images
 from utils.evaluation.video import VideoCounts
@@ -157,7 +157,7 @@ def count_and_report(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         folder = None
         if arguments.out:
-            folder = stack.enter_context(ResultsFolder(arguments.out, arguments.save_density, arguments.figures))
+            folder = stack.enter_context(results_folder(arguments.out, arguments.save_density, arguments.figures))
         keep = bool(arguments.save_density or arguments.figures)
         own = {source.name: source.path for source in sources if source.is_video and not source.reason}
         videos = VideoCounts(own, arguments.every, stack, arguments.out, arguments.video_out, show_all=keep)

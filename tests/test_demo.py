@@ -17,7 +17,7 @@ from GS2D.gaussians import Gaussians2D
 from GS2D.options import KERNEL_OPTIONS
 from scripts import demo_report, demo_time
 from utils.evaluation import Window
-from utils.evaluation.results import ResultsFolder
+from utils.evaluation.results import results_folder
 from utils.files import gaussians_path, points_path
 from utils.images import save_jpeg
 from utils.training.train_options import parse_train_options
@@ -33,7 +33,7 @@ def finished(tmp_path):
     (run / "config.yml").write_text(yaml.dump(OPTIONS))
     epochs = [{"epoch": 0, "loss": 90.0}, {"epoch": 1, "loss": 9.0, "val_mae": 4.0}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
-    with ResultsFolder(tmp_path, "npy", figures=False) as folder:
+    with results_folder(tmp_path, "npy", figures=False) as folder:
         for split, number in (("train", 1), ("val", 4), ("test", 2), ("test", 3)):
             path = data / split / f"IMG_{number:04}.jpg"
             gaussians_path(path).parent.mkdir(parents=True, exist_ok=True)
