@@ -22,7 +22,14 @@ from utils.files import gaussians_path, points_path
 from utils.images import save_jpeg
 from utils.training.train_options import parse_train_options
 
-OPTIONS = {"background_ratio": 0.755, "cut_off": 1.0, "post_min": 4.0, "post_max": 20.0, "scale_ratio": 0.5}
+OPTIONS = {
+    "background_ratio": 0.755,
+    "cut_off": 1.0,
+    "post_min": 4.0,
+    "post_max": 20.0,
+    "scale_ratio": 0.5,
+    "round_shapes": False,
+}
 
 
 @pytest.fixture

@@ -248,9 +248,9 @@ def test_scores_by_hand():
     truth = [np.array([[10, 10], [50, 50], [90, 10]]), NONE, np.array([[5, 5]])]
     predicted = [np.array([[13, 10, 0.9], [50, 56, 0.8]]), np.array([[7, 7, 0.7]]), NONE]
     scores = localisation_scores(predicted, truth)
-    four, eight = scores["at"]
-    assert four == {"radius": 4, "matched": 1, "precision": 1 / 3, "recall": 1 / 4, "f1": 2 / 7}
-    assert eight == {"radius": 8, "matched": 2, "precision": 2 / 3, "recall": 2 / 4, "f1": 4 / 7}
+    assert list(scores) == ["4", "8", "qnrf"]
+    assert scores["4"] == {"precision": 1 / 3, "recall": 1 / 4, "f1": 2 / 7}
+    assert scores["8"] == {"precision": 2 / 3, "recall": 2 / 4, "f1": 4 / 7}
     # Distances 3 and 6: 98 of 100 thresholds find the first, 95 the second.
     assert scores["qnrf"]["precision"] == pytest.approx((0.98 + 0.95) / 3)
     assert scores["qnrf"]["recall"] == pytest.approx((0.98 + 0.95) / 4)
@@ -278,6 +278,6 @@ def test_confidence_orders_the_area():
 )
 def test_empty_images_are_defined(predicted, truth, precision, recall, f1, auc):
     scores = localisation_scores([predicted], [truth])
-    for at in scores["at"]:
-        assert (at["precision"], at["recall"], at["f1"]) == (precision, recall, f1)
+    for radius in ("4", "8"):
+        assert scores[radius] == {"precision": precision, "recall": recall, "f1": f1}
     assert scores["qnrf"] == {"precision": precision, "recall": recall, "auc": auc}

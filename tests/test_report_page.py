@@ -213,7 +213,7 @@ def test_results_in_folders_of_one_name_are_told_apart(tmp_path):
         ("summary.json", '{"failed": ["a"]}', "not as test.py writes it"),
         ("report_data.jsonl", None, "no such file"),
         ("report_data.jsonl", '{"image": "a"', "line 1: not as test.py writes it"),
-        ("report_data.jsonl", '{"image": "a"}', "line 1: not as test.py writes it (KeyError: 'width')"),
+        ("report_data.jsonl", '{"image": "a"}', "line 1: not as test.py writes it (KeyError: 'points')"),
         ("report_data.jsonl", "3", "line 1: not as test.py writes it"),
     ],
 )

@@ -102,22 +102,18 @@ def localisation_scores(
     TP / truth, F1 = 2 TP / (predicted + truth). What would divide by zero is None: precision where nothing was predicted,
     recall where there is no truth, F1 where both are empty.
 
-    Returns ``at``, for each of ``radii`` (pixels): radius, matched, precision, recall, f1; and ``qnrf`` (``qnrf_scores``).
+    Returns by radius (pixels, as text) a dict of ``precision``, ``recall`` and ``f1``, and ``qnrf`` (``qnrf_scores``).
     """
     heads, true = sum(map(len, predicted)), sum(map(len, truth))
-    at = []
+    scores = {}
     for radius in radii:
         matched = sum(len(match(*image, radius)) for image in zip(predicted, truth, strict=True))
-        at.append(
-            {
-                "radius": float(radius),
-                "matched": matched,
-                "precision": matched / heads if heads else None,
-                "recall": matched / true if true else None,
-                "f1": 2 * matched / (heads + true) if heads + true else None,
-            }
-        )
-    return {"at": at, "qnrf": qnrf_scores(predicted, truth)}
+        scores[f"{radius:g}"] = {
+            "precision": matched / heads if heads else None,
+            "recall": matched / true if true else None,
+            "f1": 2 * matched / (heads + true) if heads + true else None,
+        }
+    return {**scores, "qnrf": qnrf_scores(predicted, truth)}
 
 
 def qnrf_scores(predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> dict:

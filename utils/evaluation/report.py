@@ -30,8 +30,6 @@ from utils.evaluation.windows import Result
 PHOTO_SIDE, LEAST_PHOTO_SIDE = 640, 240  # pixels
 PHOTOGRAPHS_BYTES = 80_000_000  # all of a page: what a browser opens in a few seconds, and a phone at all
 DATA = "report_data.jsonl"
-FIELDS = {"image": str, "width": int, "height": int, "predicted": (int, float), "photo": str, "density": str}
-FIELDS |= {"density_max": (int, float), "points": (list, type(None)), "heads": (list, type(None))}
 METRICS = {
     "mae": ("MAE", "mean absolute error"),
     "mse": ("MSE (root)", "root mean squared error"),
@@ -153,8 +151,6 @@ def _read_results(folder: Path) -> Results:
             for number, text in enumerate(data, 1):
                 place = f"{folder / DATA}, line {number}"
                 line = json.loads(text)
-                if wrong := [key for key, kind in FIELDS.items() if not isinstance(line[key], kind)]:
-                    raise TypeError(f"{', '.join(wrong)}: of another type")
                 truth = math.nan if line["points"] is None else len(line["points"])
                 lines[line["image"]] = Line(truth, line["predicted"], (line["width"], line["height"]), text)
     except FileNotFoundError as error:
@@ -170,7 +166,7 @@ def _summary(summary: dict[str, Any]) -> dict[str, Any]:
     model, weights, card = summary["model"] or {}, summary["weights_sha256"], summary.get("model_card")
     details = {"Model": {**model, "weights_sha256": weights}, "Configuration": summary["configuration"]}
     return {
-        "failed": [(str(name), str(reason)) for name, reason in summary["failed"]],
+        "failed": [(name, reason) for name, reason in summary["failed"]],
         "places": {
             "mean, 1 to 100 px" if key == "qnrf" else f"within {key} px": {**shares}
             for key, shares in (summary.get("localisation") or {}).items()
@@ -455,6 +451,7 @@ FILTERS = {
     "percent": percent,
     "whiskers": whiskers,
     "key": lambda value: "" if value != value else value,  # NaN: unknown
+    "color": color_of,
     "side": lambda error: "over" if error > 0 else "under" if error < 0 else "",
 }
 

@@ -114,15 +114,9 @@ class ResultsFolder:
 
 
 def localisation(heads: Sequence[np.ndarray], points: Sequence[np.ndarray | None]) -> dict[str, Any] | None:
-    """The ``localisation`` of ``summary.json``: scores at each radius and over QNRF's radii; None without annotations."""
+    """The ``localisation`` of ``summary.json``: the scores of the annotated images; None without one."""
     annotated = [(found, truth) for found, truth in zip(heads, points, strict=True) if truth is not None]
-    if not annotated:
-        return None
-    scores = localisation_scores(*zip(*annotated))
-    places = {
-        f"{entry['radius']:g}": {key: entry[key] for key in ("precision", "recall", "f1")} for entry in scores["at"]
-    }
-    return {**places, "qnrf": scores["qnrf"]}
+    return localisation_scores(*zip(*annotated)) if annotated else None
 
 
 def read_counts(path: Path) -> list[Result]:
