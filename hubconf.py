@@ -10,27 +10,11 @@ with this folder on the path: ``from hubconf import Counter``.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-_HERE = Path(__file__).resolve().parent
-
-
-def _check_names() -> None:
-    """ImportError where packages of this project's names are others'."""
-    for name in ("models", "utils"):
-        places = [Path(place).resolve() for place in getattr(sys.modules.get(name), "__path__", [])]
-        if name in sys.modules and _HERE / name not in places:
-            place = getattr(sys.modules[name], "__file__", None) or name
-            raise ImportError(f"{place}: another {name!r} is imported already; load GST in a process of its own")
-
-
-_check_names()
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from models import load_model
 from utils.device import fabric_devices
@@ -113,8 +97,11 @@ class Counter:
 
 def _pixels(image) -> np.ndarray:
     """uint8 [H, W, 3], RGB, of what a caller may give as an image."""
-    if isinstance(image, (str, os.PathLike, Image.Image)):
+    if isinstance(image, (str, os.PathLike)):
         return load_image(image, upright=True)
+    if isinstance(image, Image.Image) and np.asarray(image).itemsize == 1:  # Pillow would cut deeper ones off at 255
+        image = ImageOps.exif_transpose(image).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     pixels = np.asarray(image)
     if pixels.ndim == 2:
         pixels = np.stack([pixels] * 3, axis=-1)

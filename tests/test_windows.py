@@ -144,8 +144,8 @@ def test_a_window_as_large_as_the_image_blends_nothing(vgg):
 @pytest.mark.parametrize(
     ("size", "window", "overlap", "message"),
     [
-        ((12, 40), 64, 16, "image: 12 x 40 pixels, must be at least 16 on a side: enlarge or pad it"),
-        ((12, 40), 64, 0, "image: 12 x 40 pixels, must be at least 16 on a side: enlarge or pad it"),
+        ((12, 40), 64, 16, "at least 16 x 16 pixels, got 12 x 40: enlarge or pad"),
+        ((12, 40), 64, 0, "at least 16 x 16 pixels, got 12 x 40: enlarge or pad"),
         ((33, 40), 16, 0, "window: 16 cuts an image of 33 x 40 pixels into parts of 11 x 13, .* at least 32"),
         ((40, 40), 15, 0, "window: 15, must be at least 16"),
         ((40, 40), 40, 8, "window: 40, must be a multiple of 16"),

@@ -62,7 +62,9 @@ def images_together(device: torch.device) -> int:
 def windows_of(height: int, width: int, window: int, overlap: int = 0) -> list[tuple[int, int, int, int]]:
     """Where the windows of ``predict`` stand; ``ValueError`` where the networks cannot take them or the image."""
     if min(height, width) < COARSEST:
-        raise ValueError(f"image: {height} x {width} pixels, must be at least {COARSEST} on a side: enlarge or pad it")
+        raise ValueError(
+            f"images must be at least {COARSEST} x {COARSEST} pixels, got {height} x {width}: enlarge or pad them"
+        )
     if window < COARSEST:
         raise ValueError(f"window: {window}, must be at least {COARSEST} pixels, the network's coarsest stride")
     if overlap:
