@@ -4,6 +4,8 @@ import pytest
 import torch
 from training_runs import Recorded, Tiny, make_data
 
+from utils.training.run_folder import save_weights
+
 # The tensors here are small: a second thread costs more than it saves, most of all beside other processes.
 torch.set_num_threads(1)
 
@@ -19,6 +21,15 @@ def tiny(monkeypatch):
     """Training runs, and what reads their files, build the small network."""
     for module in ("train_gs", "models"):
         monkeypatch.setattr(f"{module}.build_model", Tiny)
+
+
+@pytest.fixture
+def weights(tmp_path, tiny):
+    """The best model of the small network, which test.py loads."""
+    torch.manual_seed(0)
+    state = {name: 3 * tensor for name, tensor in Tiny().state_dict().items()}
+    save_weights(tmp_path / "best_model.pth", state, {"model_name": "vgg", "topk": 0.3, "usenum": 18})
+    return tmp_path / "best_model.pth"
 
 
 @pytest.fixture
