@@ -38,23 +38,19 @@ def folder(tmp_path_factory):
     shutil.rmtree(root)
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr("models.export.CHECKED", ((64, 96), (112, 64), (32, 48)))
-
-
 def export(folder, name, form, *options, code=0):
     path = folder / f"{name}.{form}"
-    return path, *call(
-        "models/export.py", "--save-path", folder / f"{name}.pth", "--format", form, "--out", path, *options, code=code
-    )
+    source = "--save-path", folder / f"{name}.pth"
+    return path, *call("models/export.py", *source, "--format", form, "--out", path, *options, code=code)
 
 
 @pytest.mark.parametrize("name", ["vgg", "vgg_trans"])
-def test_onnx_agrees_at_sizes_it_was_not_traced_with(folder, name):
+def test_onnx_agrees_at_sizes_it_was_not_traced_with(folder, tmp_path, monkeypatch, name):
+    """And the example counts with it as the evaluation does."""
     import onnx
     import onnxruntime
 
+    monkeypatch.setattr("models.export.CHECKED", ((64, 96), (112, 64), (32, 48)))
     path, out, _ = export(folder, name, "onnx")
     assert len(out.splitlines()) == 4 and f"{path}: {name}, onnx, " in out
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
@@ -69,20 +65,14 @@ def test_onnx_agrees_at_sizes_it_was_not_traced_with(folder, name):
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * float(expected.max()))
 
-
-@pytest.mark.parametrize("model", ["vgg", "vgg_trans"])
-def test_the_example_counts_as_the_evaluation_does(folder, tmp_path, model):
-    path, _, _ = export(folder, model, "onnx")
-    pixels = np.random.default_rng(0).integers(0, 255, (9, 60, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((531, 79)).save(
-        tmp_path / "photo.png"
-    )  # two windows, sides that are no multiples of 16
-    command = [sys.executable, ROOT / "examples" / "onnx_count.py", path, tmp_path / "photo.png"]
+    pixels, photo = np.random.default_rng(0).integers(0, 255, (9, 60, 3), dtype=np.uint8), tmp_path / "photo.png"
+    Image.fromarray(pixels).resize((531, 79)).save(photo)  # two windows, sides that are no multiples of 16
+    command = [sys.executable, ROOT / "examples" / "onnx_count.py", path, photo]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert not done.returncode, done.stderr
-    expected = count(load_model(folder / f"{model}.pth")[0], normalise(to_planes(load_image(tmp_path / "photo.png"))))
-    name, _, number = done.stdout.strip().rpartition(": ")
-    assert name.endswith("photo.png") and float(number) == pytest.approx(expected, rel=1e-4)
+    where, _, number = done.stdout.strip().rpartition(": ")
+    expected = count(network, normalise(to_planes(load_image(photo))))
+    assert where.endswith("photo.png") and float(number) == pytest.approx(expected, rel=1e-4)
 
 
 def test_safetensors_is_a_checkpoint(folder, tmp_path):
