@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -99,11 +98,13 @@ def requirements(path):
     return {re.split(r"[^\w.-]", line.lower())[0] for line in lines if not line.startswith("-")}.union(*included)
 
 
-def test_the_dependencies_are_what_is_imported(folder, tmp_path):
-    """By the project's own files, as they are loaded and as they count: what torch.hub looks for before it loads them."""
+def test_torch_hub_loads_a_folder_without_network_and_the_dependencies_are_what_is_imported(folder, tmp_path):
+    """As a new user would, from a folder of their own, where every connection fails. torch.hub looks for the dependencies
+    before it loads the project's files, which note what they import, as they are loaded and as they count."""
     code = f"""
-import builtins, glob, json, sys
-sys.path.insert(0, {str(ROOT)!r})
+import builtins, glob, json, socket, sys, torch
+def refuse(*_): raise OSError("no network")
+socket.socket.connect = socket.getaddrinfo = refuse
 original, asked = builtins.__import__, set()
 def note(name, globals=None, locals=None, fromlist=(), level=0):
     if not level and (globals or {{}}).get("__file__") in files:
@@ -111,31 +112,16 @@ def note(name, globals=None, locals=None, fromlist=(), level=0):
     return original(name, globals, locals, fromlist, level)
 files = {{{str(ROOT / "hubconf.py")!r}, *glob.glob({str(ROOT)!r} + "/[a-z]*/**/*.py", recursive=True)}}
 builtins.__import__ = note
-import hubconf
-hubconf.Counter({str(folder / "runs/qnrf_vgg")!r}, device="cpu").count({str(folder / "photo.jpg")!r})
-print(json.dumps(sorted(asked - set(sys.stdlib_module_names))))
+counter = torch.hub.load({str(ROOT)!r}, "gst_vgg19", source="local", weights={str(folder / "runs/qnrf_vgg")!r}, device="cpu")
+print(json.dumps([counter.count({str(folder / "photo.jpg")!r}), *(asked - set(sys.stdlib_module_names))]))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert not done.returncode, done.stderr
-    own = {path.stem for path in ROOT.iterdir()}
-    assert sorted(set(json.loads(done.stdout)) - own) == sorted(hubconf.dependencies)
+    count, *asked = json.loads(done.stdout)
+    here = hubconf.Counter(folder / "runs/qnrf_vgg", device="cpu").count(folder / "photo.jpg")
+    assert count == pytest.approx(here, rel=1e-4)
+    assert sorted(set(asked) - {path.stem for path in ROOT.iterdir()}) == sorted(hubconf.dependencies)
     required = requirements(ROOT / "requirements.txt")
     packages = importlib.metadata.packages_distributions()
     for name in hubconf.dependencies:
-        assert importlib.util.find_spec(name) and required & {found.lower() for found in packages[name]}, name
-
-
-def test_torch_hub_loads_a_folder_without_network(folder, tmp_path):
-    """As a new user would, from a folder of their own, where every connection fails."""
-    code = f"""
-import socket
-def refuse(*_): raise OSError("no network")
-socket.socket.connect = socket.getaddrinfo = refuse
-import torch
-counter = torch.hub.load({str(ROOT)!r}, "gst_vgg19", source="local", weights={str(folder / "runs/qnrf_vgg")!r}, device="cpu")
-print(counter.count({str(folder / "photo.jpg")!r}))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert not done.returncode, done.stderr
-    here = hubconf.Counter(folder / "runs/qnrf_vgg", device="cpu").count(folder / "photo.jpg")
-    assert float(done.stdout) == pytest.approx(here, rel=1e-4)
+        assert required & {found.lower() for found in packages[name]}, name

@@ -16,14 +16,7 @@ from scipy.special import erf
 
 from models import build_model
 from utils.evaluation import Window, localisation
-from utils.evaluation.localisation import (
-    MASS_THRESHOLD,
-    localisation_scores,
-    locate_windows,
-    match,
-    match_greedily,
-    qnrf_scores,
-)
+from utils.evaluation.localisation import MASS_THRESHOLD, localisation_scores, locate_windows, match, match_greedily
 
 NONE = np.zeros((0, 2))
 
@@ -39,13 +32,6 @@ def locate(density):
     """The heads of one window of 8-pixel cells."""
     height, width = (8 * np.shape(density)[axis] - 1 for axis in (0, -1))  # the last cells reach over the border
     return locate_windows([Window(0, 0, height, width, density)])
-
-
-def test_a_full_cell_is_a_head_at_its_center():
-    density = np.zeros((5, 7))
-    density[1, 4] = 1
-    assert locate(density).tolist() == [[8 * 4 + 4, 8 * 1 + 4, 1]]
-    assert locate(torch.tensor(density, requires_grad=True)).tolist() == locate(density).tolist()
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 1.5])
@@ -71,9 +57,10 @@ def test_equal_cells_that_touch_are_one_head():
 
 
 def test_what_is_too_light_or_empty_is_no_head():
-    density = np.zeros((3, 9))
-    density[1, 1], density[1, 6] = MASS_THRESHOLD - 0.01, MASS_THRESHOLD
-    assert locate(density)[:, 0].tolist() == [8 * 6 + 4]
+    density = torch.zeros((3, 9), dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        density[1, 1], density[1, 6] = MASS_THRESHOLD - 0.01, MASS_THRESHOLD
+    assert locate(density).tolist() == [[8 * 6 + 4, 8 * 1 + 4, MASS_THRESHOLD]]
     assert locate(np.zeros((3, 9))).shape == locate(np.zeros((0, 4))).shape == (0, 3)
     with pytest.raises(ValueError, match=r"density: shape \[2, 2\], must be finite"):
         locate(np.array([[0, np.nan], [1, 0]]))
@@ -88,12 +75,8 @@ def locate_by_loops(density, threshold):
     def around(i, j):
         return [(a, b) for a in range(max(i - 1, 0), min(i + 2, h)) for b in range(max(j - 1, 0), min(j + 2, w))]
 
-    highest = [
-        (i, j)
-        for i in range(h)
-        for j in range(w)
-        if density[i, j] > 0 and density[i, j] == max(density[c] for c in around(i, j))
-    ]
+    cells = [(i, j) for i in range(h) for j in range(w)]
+    highest = [c for c in cells if density[c] > 0 and density[c] == max(density[other] for other in around(*c))]
     heads = []
     while highest:
         group = [highest.pop(0)]
@@ -240,8 +223,7 @@ def test_thousands_of_points():
     generator = np.random.default_rng(0)
     truth = generator.uniform(0, 1500, (5000, 2))
     predicted = truth[generator.permutation(5000)] + generator.normal(0, 3, (5000, 2))
-    pairs, greedy = match(predicted, truth, 8), match_greedily(predicted, truth, 100)[0]
-    assert 4700 < len(pairs) <= 5000 and 4700 < len(greedy) <= 5000
+    assert 4700 < len(match(predicted, truth, 8)) and 4700 < len(match_greedily(predicted, truth, 100)[0])
 
 
 def test_scores_by_hand():
@@ -260,11 +242,12 @@ def test_scores_by_hand():
 
 
 def test_confidence_orders_the_area():
-    truth = [np.array([[0, 0]])]
-    wrong_first = [np.array([[500, 0, 0.9], [0, 0, 0.5]])]
-    right_first = [np.array([[500, 0, 0.4], [0, 0, 0.5]])]
-    assert qnrf_scores(wrong_first, truth)["auc"] == 0.5 and qnrf_scores(right_first, truth)["auc"] == 1
-    assert qnrf_scores([wrong_first[0][:, :2]], truth)["auc"] == 0.5  # without masses both count at once
+    wrong_first, right_first = (np.array([[500, 0, mass], [0, 0, 0.5]]) for mass in (0.9, 0.4))
+    areas = [
+        localisation_scores([heads], [np.array([[0, 0]])])["qnrf"]["auc"]
+        for heads in (wrong_first, right_first, wrong_first[:, :2])  # without masses both count at once
+    ]
+    assert areas == [0.5, 1, 0.5]
 
 
 @pytest.mark.parametrize(
