@@ -105,15 +105,12 @@ def in_degree_index_by_loops(tokens, topk, usenum):
     return [int(value / in_degree.max() * np.float32(usenum - 1)) for value in in_degree]
 
 
-@pytest.mark.parametrize("length, topk, usenum", [(30, 0.3, 18), (61, 0.1, 18), (40, 0.7, 5), (5, 0.01, 18)])
-def test_in_degree_index_against_loops(length, topk, usenum):
-    tokens = normal_images(length, 3, length, 16) * torch.tensor([1.0, 10.0, 0.1])[:, None, None]
-    index = in_degree_index(tokens, topk, usenum)
-    assert index.dtype == torch.int64
-    assert index.tolist() == [in_degree_index_by_loops(sample, topk, usenum) for sample in tokens]
-
-
-def test_in_degree_index_of_a_known_graph():
+def test_in_degree_index_against_loops_and_of_a_known_graph():
+    for length, topk, usenum in ((30, 0.3, 18), (61, 0.1, 18), (40, 0.7, 5), (5, 0.01, 18)):
+        tokens = normal_images(length, 3, length, 16) * torch.tensor([1.0, 10.0, 0.1])[:, None, None]
+        index = in_degree_index(tokens, topk, usenum)
+        assert index.dtype == torch.int64
+        assert index.tolist() == [in_degree_index_by_loops(sample, topk, usenum) for sample in tokens]
     # On this line the nearest other token of 0 and of 3 is 1, that of 1 is 0, that of 8 is 3: degrees 1, 2, 1, 0.
     line = torch.tensor([0.0, 1.0, 3.0, 8.0])[None, :, None]
     assert in_degree_index(line, 0.3, 18).tolist() == [[8, 17, 8, 0]]
@@ -165,10 +162,8 @@ def test_attention_variance_known_value():
     "name, arguments, message",
     [
         ("resnet", {}, "vgg, vgg_trans, got 'resnet'"),
-        ("vgg_trans", {"topk": 0}, r"topk must be in \(0, 1\], got 0"),
-        ("vgg_trans", {"topk": float("nan")}, "topk"),
-        ("vgg_trans", {"usenum": 0}, "usenum must be a whole number >= 1, got 0"),
-        ("vgg", {"usenum": 1.5}, "usenum"),
+        ("vgg_trans", {"topk": float("nan")}, r"topk must be in \(0, 1\], got nan"),
+        ("vgg", {"usenum": 1.5}, "usenum must be a whole number >= 1, got 1.5"),
     ],
 )
 def test_impossible_arguments(name, arguments, message):
