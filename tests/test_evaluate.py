@@ -141,26 +141,6 @@ def test_options_of_the_prediction_reach_it(data, weights, tmp_path):
     assert "needs a GPU" in err
 
 
-def test_sharing_batches_changes_no_count(data, weights, tmp_path, monkeypatch):
-    """Images of one size among others, one that cannot be read and one that is too small, as on a GPU."""
-    copy = tmp_path / "data"
-    shutil.copytree(data / "test", copy / "test")
-    for number in range(3, 8):
-        shutil.copy(copy / "test" / f"IMG_000{number % 2}.jpg", copy / "test" / f"IMG_000{number}.jpg")
-        shutil.copy(copy / "test" / f"IMG_000{number % 2}.npy", copy / "test" / f"IMG_000{number}.npy")
-    (copy / "test" / "IMG_0004.jpg").write_bytes(b"no picture")
-    save_jpeg(np.zeros((12, 40, 3), np.uint8), copy / "test" / "IMG_0006.jpg", 90)
-    rows, batches, forward = {}, [], Tiny.forward
-    monkeypatch.setattr(Tiny, "forward", lambda self, images: batches.append(len(images)) or forward(self, images))
-    for at_once in (1, 4):
-        batches.clear()
-        monkeypatch.setattr(windows, "images_together", lambda device, at_once=at_once: at_once)
-        evaluate(weights, "--data-dir", copy, "--out", tmp_path / str(at_once), code=1)
-        rows[at_once] = [{**row, "seconds": ""} for row in table(tmp_path / str(at_once) / "results.csv")]
-        assert max(batches) == (2 if at_once == 4 else 1)
-    assert rows[1] == rows[4] and [row["image"][-1] for row in rows[1]] == list("012357")
-
-
 def test_secret_annotations_are_predicted_and_submitted(data, weights, tmp_path):
     secret = tmp_path / "nwpu"
     shutil.copytree(data / "test", secret / "test", ignore=shutil.ignore_patterns("*.npy"))
@@ -175,46 +155,37 @@ def test_secret_annotations_are_predicted_and_submitted(data, weights, tmp_path)
     assert summary["mae"]["value"] is None and summary["localisation"] is None
 
 
-def test_what_cannot_be_counted_is_named_and_the_rest_is_scored(data, weights, tmp_path):
+def test_what_cannot_be_counted_is_named_and_the_rest_is_scored(data, weights, tmp_path, monkeypatch):
+    """Among images of one size too, which share batches on a GPU."""
     copy = tmp_path / "data"
     shutil.copytree(data / "test", copy / "test")
+    for number in (4, 5):
+        for suffix in (".jpg", ".npy"):
+            shutil.copy(copy / "test" / f"IMG_0000{suffix}", copy / "test" / f"IMG_000{number}{suffix}")
     (copy / "test" / "IMG_0001.jpg").write_bytes(b"no picture")
     save_jpeg(np.zeros((12, 40, 3), np.uint8), copy / "test" / "IMG_0003.jpg", 90)
-    np.save(copy / "test" / "IMG_0003.npy", np.zeros((0, 2)))
-    np.save(copy / "test" / "IMG_0009.npy", np.zeros((0, 2)))
-    out = tmp_path / "o"
-    text, err = evaluate(weights, "--data-dir", copy, "--out", out, "--nwpu-submission", tmp_path / "sub.txt", code=1)
-    assert "2 images counted, 2 scored, 3 failed" in text
-    named = errors(err)
-    assert len(named) == 4 and "IMG_0001.jpg" in named[0] and "12 x 40" in named[1]
-    assert "IMG_0009.npy: its image is missing" in named[2] and "sub.txt: not written, since 3 images" in named[3]
-    assert not (tmp_path / "sub.txt").exists()
-    failed = json.loads((out / "summary.json").read_text())["failed"]
-    assert [name for name, _ in failed] == ["IMG_0001", "IMG_0003", "IMG_0009"]
+    for number in (3, 9):
+        np.save(copy / "test" / f"IMG_000{number}.npy", np.zeros((0, 2)))
+    rows, batches, forward = {}, [], Tiny.forward
+    monkeypatch.setattr(Tiny, "forward", lambda self, images: batches.append(len(images)) or forward(self, images))
+    for at_once in (1, 4):
+        batches.clear()
+        monkeypatch.setattr(windows, "images_together", lambda device, at_once=at_once: at_once)
+        out = tmp_path / str(at_once)
+        options = "--out", out, "--nwpu-submission", tmp_path / "sub.txt"
+        text, err = evaluate(weights, "--data-dir", copy, *options, code=1)
+        assert "4 images counted, 4 scored, 3 failed" in text and max(batches) == (2 if at_once == 4 else 1)
+        named = errors(err)
+        assert len(named) == 4 and "IMG_0001.jpg" in named[0] and "12 x 40" in named[1]
+        assert "IMG_0009.npy: its image is missing" in named[2] and "sub.txt: not written, since 3 images" in named[3]
+        failed = json.loads((out / "summary.json").read_text())["failed"]
+        assert [name[-1] for name, _ in failed] == list("139") and not (tmp_path / "sub.txt").exists()
+        rows[at_once] = [{**row, "seconds": ""} for row in table(out / "results.csv")]
+    assert rows[1] == rows[4] and [row["image"][-1] for row in rows[1]] == list("0245")
     for path in (copy / "test").glob("*.jpg"):
         path.write_bytes(b"no picture")
     _, err = evaluate(weights, "--data-dir", copy, "--out", tmp_path / "none", code=1)
-    assert "none of 5 images could be counted" in errors(err)[-1]
-
-
-def test_pictures_folders_and_videos_of_ones_own(data, weights, tmp_path):
-    """Each way in: test_video.py."""
-    folder = tmp_path / "photos" / "sub"
-    folder.mkdir(parents=True)
-    shutil.copy(data / "test" / "IMG_0002.jpg", folder / "<b>.JPG")
-    (folder / "notes.txt").write_text("no picture")
-    clip = tmp_path / "clip.avi"
-    video = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 64))
-    for value in range(4):
-        video.write(np.full((64, 96, 3), 60 * value, np.uint8))
-    video.release()
-    sources = "--images", data / "test" / "IMG_0000.jpg", tmp_path / "photos", tmp_path / "no.jpg", clip
-    text, err = evaluate(weights, *sources, "--every", 2, "--out", tmp_path / "o", code=1)
-    names = [row["image"] for row in table(tmp_path / "o" / "results.csv")]
-    assert names == ["IMG_0000.jpg", "sub/<b>.JPG", "clip.avi frame 000000", "clip.avi frame 000002"]
-    assert "skipped 1 of 2 files" in err and "4 images counted, 0 scored, 1 failed" in text
-    assert ["no.jpg: no such file" in line for line in errors(err)] == [True]
-    assert "<b>" not in (tmp_path / "o" / "report.html").read_text().partition("</title>")[0]
+    assert "none of 7 images could be counted" in errors(err)[-1]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,9 @@
 """What people really fed in, and what must come of it. The sources are issues of the tools' own trackers."""
 
-import cv2
-import numpy as np
 import pytest
-import torch
-from commands import call, errors
 from own_folders import photos, points, prepare, sizes, write
-from training_runs import Tiny
 
-import models
-from utils.evaluation.sources import find_sources, own_images
+from utils.evaluation.sources import find_sources
 
 STEMS = ("train/a", "train/b", "val/c")
 
@@ -171,54 +165,3 @@ def test_nothing_done_is_not_called_up_to_date(tmp_path):
         write(folder / f"{stem}.csv", "1,2,3,4\n")
     _, said, _ = prepare(folder, "csv", code=1)
     assert "up to date" not in said and "no image was prepared: none of 3 has an annotation that can be read" in said
-
-
-def video(path, frames=10, codec="MJPG"):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10, (64, 48))
-    for i in range(frames):
-        writer.write(np.random.default_rng(i).integers(0, 255, (48, 64, 3), dtype=np.uint8))
-    writer.release()
-    return path
-
-
-def announce(path, frames):
-    """Write another number of frames into the header of an AVI file, as programs do that only guess it."""
-    data = bytearray(path.read_bytes())
-    at = data.index(b"avih") + 8 + 16
-    data[at : at + 4] = frames.to_bytes(4, "little")
-    at = data.index(b"strh") + 8 + 32
-    data[at : at + 4] = frames.to_bytes(4, "little")
-    path.write_bytes(data)
-
-
-def frames_of(path, every=1):
-    """Names of the frames, the reasons after them, and where in the video they are, as ``test.py`` gets and shows them."""
-    times = []
-    found = list(own_images(find_sources([path])[0], every, 1, lambda image: None, times.append))
-    return [name for name, image, _ in found if not isinstance(image, str)], found[-1][1], times
-
-
-def test_a_header_that_announces_a_few_frames_too_many_is_no_damage(tmp_path, monkeypatch, capsys):
-    """video2x#742, annolid#2, PosePipeline#59, opencv#16821: an estimate, where the rate varies or the sound is longer."""
-    path = video(tmp_path / "clip.avi")
-    announce(path, 11)
-    names, last, times = frames_of(path, every=3)
-    assert names == [f"clip.avi frame 00000{i}" for i in (0, 3, 6, 9)] and not isinstance(last, str)
-    assert capsys.readouterr().err == f"{path}: the header announces about 11 frames, 10 could be read\n"
-    assert times[0] == "clip.avi 00:00 of about 00:01" and len(times) == 4
-    torch.save(Tiny().state_dict(), tmp_path / "best_model.pth")
-    monkeypatch.setattr(models, "build_model", Tiny)
-    command = "test.py", "--device", "cpu", "--save-path", tmp_path / "best_model.pth", "--images", path
-    out, err = call(*command)
-    assert "10 images counted, 0 scored, 0 failed" in out and not errors(err)
-    announce(path, 66)
-    out, err = call(*command, code=1)
-    assert "10 images counted, 0 scored, 1 failed" in out and "about 66 frames, 10 could be read; it is cut off" in err
-
-
-@pytest.mark.parametrize("suffix, codec", [(".avi", "MJPG"), (".mp4", "mp4v"), (".mkv", "MJPG")])
-def test_a_video_that_was_cut_off_is_shorter_than_it_says(tmp_path, suffix, codec):
-    path = video(tmp_path / f"clip{suffix}", codec=codec)
-    assert len(frames_of(path)[0]) == 10
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
-    assert "cut off" in frames_of(path)[1]

@@ -26,16 +26,24 @@ def write_video(path, frames, rate=5, size=(96, 64), code="MJPG"):
     return path
 
 
+def announce(path, frames):
+    """Write another number of frames into the header of an AVI file, as programs do that only guess it."""
+    data = bytearray(path.read_bytes())
+    for at in data.index(b"avih") + 24, data.index(b"strh") + 40:
+        data[at : at + 4] = frames.to_bytes(4, "little")
+    path.write_bytes(data)
+
+
 def picture(path, value=0, size=(20, 30)):
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), np.full((*size, 3), value, np.uint8))
     return path
 
 
-def opened(*paths, every=1):
+def opened(*paths, every=1, progress=lambda text: None):
     """What ``test.py`` gets: (name, image or one-line reason) of each, and the notes."""
     sources, notes = find_sources(paths)
-    return [picture[:2] for picture in own_images(sources, every, 1, lambda image: None, lambda text: None)], notes
+    return [picture[:2] for picture in own_images(sources, every, 1, lambda image: None, progress)], notes
 
 
 def test_mixed_folders_are_read_with_their_subfolders(tmp_path):
@@ -78,32 +86,52 @@ def test_what_cannot_be_opened_is_named_and_the_rest_goes_on(tmp_path):
     assert "cut off or no image" in found[4][1] and found[5][1].shape == (20, 30, 3) and not notes
 
 
-def test_frames_of_a_video(tmp_path):
-    path = write_video(tmp_path / "clip.avi", 10)
+def test_frames_of_a_video_and_of_one_that_announces_too_many(weights, tmp_path, capsys):
+    """video2x#742, annolid#2, PosePipeline#59, opencv#16821: an estimate, where the rate varies or the sound is longer."""
+    path, times = write_video(tmp_path / "clip.avi", 10), []
     found, _ = opened(path)
     assert [name for name, _ in found] == [f"clip.avi frame {i:06d}" for i in range(10)]
     for i, (_, image) in enumerate(found):
         assert image.shape == (64, 96, 3) and image.dtype == np.uint8
         assert np.abs(image.astype(int) - (0, 255 * i // 9, 255 * i // 9)).max() < 12
-    assert [name[-6:] for name, _ in opened(path, every=4)[0]] == ["000000", "000004", "000008"]
+    announce(path, 11)
+    names = [name for name, _ in opened(path, every=4, progress=times.append)[0]]
+    assert [name[-6:] for name in names] == ["000000", "000004", "000008"]
+    assert times[0] == "clip.avi 00:00 of about 00:02" and len(times) == 3
+    assert capsys.readouterr().err == f"{path}: the header announces about 11 frames, 10 could be read\n"
+    out, err = evaluate(weights, "--images", path)
+    assert "10 images counted, 0 scored, 0 failed" in out and not errors(err)
+    announce(path, 66)
+    out, err = evaluate(weights, "--images", path, code=1)
+    assert "10 images counted, 0 scored, 1 failed" in out and "about 66 frames, 10 could be read; it is cut off" in err
 
 
-@pytest.mark.parametrize("content", [b"", b"no video at all"])
-def test_a_video_that_cannot_be_decoded_is_reported(tmp_path, content):
-    (tmp_path / "clip.mp4").write_bytes(content)
-    (found,), _ = opened(tmp_path)
+@pytest.mark.parametrize("suffix, code", [(".avi", "MJPG"), (".mp4", "mp4v"), (".mkv", "MJPG")])
+def test_a_video_that_was_cut_off_is_shorter_than_it_says(tmp_path, suffix, code):
+    path = write_video(tmp_path / f"clip{suffix}", 50, code=code)
+    assert len(opened(path)[0]) == 50
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
+    assert "cut off" in opened(path)[0][-1][1]
+    path.write_bytes(b"no video at all")
     reason = "cannot decode this video; it is cut off or of a kind that OpenCV does not know"
-    assert found == ("clip.mp4", f"{tmp_path / 'clip.mp4'}: {reason}")
+    assert opened(path)[0] == [(path.name, f"{path}: {reason}")]
 
 
-def test_counts_over_time_and_the_annotated_video(weights, tmp_path):
+def test_counts_of_pictures_folders_and_a_video_over_time_and_the_annotated_video(weights, tmp_path):
     clip, out = write_video(tmp_path / "clip.avi", 9), tmp_path / "results"
+    picture(tmp_path / "photos" / "sub" / "<b>.PNG"), (tmp_path / "photos" / "notes.txt").touch()
+    sources = picture(tmp_path / "a.png"), tmp_path / "no.jpg", tmp_path / "photos", clip
     options = "--every", 2, "--out", out, "--video-out", tmp_path / "films" / "shown.mp4"
-    text, _ = evaluate(weights, "--images", clip, *options)
-    rows = table(out / "videos" / "clip.avi.csv")
+    text, err = evaluate(weights, "--images", *sources, *options, code=1)
+    assert "skipped 1 of 2 files" in err and "7 images counted, 0 scored, 1 failed" in text
+    assert ["no.jpg: no such file" in line for line in errors(err)] == [True]
+    all_rows, rows = table(out / "results.csv"), table(out / "videos" / "clip.avi.csv")
+    names = [f"clip.avi frame {i:06d}" for i in (0, 2, 4, 6, 8)]
+    assert [row["image"] for row in all_rows] == ["a.png", "sub/<b>.PNG", *names]
+    assert "<b>" not in (out / "report.html").read_text().partition("</title>")[0]
     assert [(row["frame"], row["time"]) for row in rows] == [(str(i), f"{i / 5:.3f}") for i in (0, 2, 4, 6, 8)]
     counts = [float(row["count"]) for row in rows]
-    assert counts == [float(row["predicted"]) for row in table(out / "results.csv")]
+    assert counts == [float(row["predicted"]) for row in all_rows[2:]]
     facts = json.loads((out / "summary.json").read_text())["videos"]["clip.avi"]
     peak = int(np.argmax(counts))
     assert facts["frames"] == 5 and facts["mean"] == pytest.approx(np.mean(counts), abs=1e-3)
