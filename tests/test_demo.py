@@ -22,14 +22,7 @@ from utils.files import gaussians_path, points_path
 from utils.images import save_jpeg
 from utils.training.train_options import parse_train_options
 
-OPTIONS = {
-    "background_ratio": 0.755,
-    "cut_off": 1.0,
-    "post_min": 4.0,
-    "post_max": 20.0,
-    "scale_ratio": 0.5,
-    "round_shapes": False,
-}
+OPTIONS = dict(background_ratio=0.755, cut_off=1.0, post_min=4.0, post_max=20.0, scale_ratio=0.5, round_shapes=False)
 
 
 @pytest.fixture
@@ -59,9 +52,8 @@ def finished(tmp_path):
 
 def test_the_demo_says_what_it_reached_and_shows_every_step(finished, monkeypatch):
     monkeypatch.setattr(demo_report, "F1", {8.0: 0.5, 12.0: 0.75})
-    out, _ = call(
-        "scripts/demo_report.py", "--data-dir", finished / "nuclei", "--run", finished / "run", "--out", finished
-    )
+    options = "--data-dir", finished / "nuclei", "--run", finished / "run", "--out", finished
+    out, _ = call("scripts/demo_report.py", *options)
     assert "| IMG_0003 | 4 | 6.0 | 4.0 |" in out and "| MAE |  | 1.0 | 0.0 |" in out
     # Heads of the second image are 14 px away: matched within neither radius.
     assert "| F1 within 8 px | 0.50 | 0.50 or more | yes |" in out
@@ -76,9 +68,8 @@ def test_the_demo_says_what_it_reached_and_shows_every_step(finished, monkeypatc
 
 
 def test_each_pixel_has_its_owners_color_and_the_background_is_black(tmp_path):
-    gaussians = Gaussians2D(
-        np.array([[12.0, 12.0], [52.0, 12.0]]), np.full((2, 2), 8.0), np.zeros((2, 1)), np.ones((2, 3))
-    )
+    points, colors = np.array([[12.0, 12.0], [52.0, 12.0]]), np.ones((2, 3))
+    gaussians = Gaussians2D(points, np.full((2, 2), 8.0), np.zeros((2, 1)), colors)
     (tmp_path / "config.yml").write_text(yaml.dump(OPTIONS))
     colors = demo_report.draw_owners(gaussians, 24, 64, tmp_path).astype(int)
     assert colors.shape == (24, 64, 3)

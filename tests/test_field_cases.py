@@ -76,7 +76,6 @@ def test_labels_are_printed_and_chosen(tmp_path):
             "9 of 12 points lie outside their image; with x and y exchanged 0 would",
         ),
         ([(10, 390), (20, 30), (30, 20)], 0, "3 of 12 points lie outside their image; with x and y exchanged 0 would"),
-        ([(1000, 390), (2000, 30), (30, 20)], 0, "6 of 12 points lie outside their image; were the images scaled"),
     ],
 )
 def test_points_outside_their_images(tmp_path, far, code, line):
@@ -121,10 +120,8 @@ def test_coco_ids_that_are_ambiguous(tmp_path):
     folder = photos(tmp_path / "in")
     images = [{"id": key, "file_name": f"{name}.jpg"} for key, name in ((1, "a"), ("1", "b"), (2, "c"))]
     boxes = [{"image_id": "3", "bbox": [1, 2, 2, 2]}]
-    path = write(folder / "coco.json", {"images": images, "annotations": boxes})
+    write(folder / "coco.json", {"images": images, "annotations": boxes})
     assert "images: entry 2: its id '1' is none, or there twice" in prepare(folder, "coco", code=1)[2]
-    write(path, {"images": images[1:], "annotations": boxes})
-    assert "entry 1: image_id '3' is not among the images" in prepare(folder, "coco", code=1)[2]
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".bmp", ".webp"])
