@@ -159,7 +159,7 @@ def count_and_report(arguments: argparse.Namespace) -> int:
         if arguments.out:
             folder = stack.enter_context(results_folder(arguments.out, arguments.save_density, arguments.figures))
         keep = bool(arguments.save_density or arguments.figures)
-        own = {source.name: source.path for source in sources if source.is_video and not source.reason}
+        own = {source.name: source.path for source in sources if source.is_video}
         videos = VideoCounts(own, arguments.every, stack, arguments.out, arguments.video_out, show_all=keep)
         progress = stack.enter_context(ProgressBar(total=expected, desc="count", unit="img"))
         for (name, image, points), parts, seconds in count_images(

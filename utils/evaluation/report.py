@@ -114,10 +114,8 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     labels = [part.folder.resolve().name for part in results]
     labels = labels if len(set(labels)) == len(labels) else [str(part.folder) for part in results]
     lines = [[part.lines[name] for name in names] for part in results]
-    sizes, truth = (
-        np.array([line.size for line in lines[0]]).reshape(-1, 2),
-        np.array([line.truth for line in lines[0]]),
-    )
+    sizes = np.array([line.size for line in lines[0]]).reshape(-1, 2)
+    truth = np.array([line.truth for line in lines[0]])
     predicted = np.array([[line.predicted for line in some] for some in lines])
     # A photograph's bytes grow about with its area.
     share = PHOTOGRAPHS_BYTES / max((results[0].folder / DATA).stat().st_size, 1)

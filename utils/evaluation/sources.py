@@ -30,7 +30,7 @@ class Source(NamedTuple):
 
     @property
     def is_video(self) -> bool:
-        return self.path.suffix.lower() in VIDEOS
+        return not self.reason and self.path.suffix.lower() in VIDEOS
 
 
 def find_sources(paths: Sequence[Path | str]) -> tuple[list[Source], list[str]]:
@@ -79,7 +79,7 @@ def own_images(
 
     def opened() -> Iterator[tuple[str, Path | np.ndarray | str]]:
         for source in sources:
-            if source.is_video and not source.reason:
+            if source.is_video:
                 yield from frames_of(*source[:2], every, progress)
             else:
                 yield source.name, source.reason or source.path
