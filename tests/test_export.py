@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
 
@@ -13,50 +12,38 @@ import numpy as np
 import pytest
 import torch
 from commands import ROOT, call, errors
-from golden_weights import fill
 from PIL import Image
 
-from models import build_model, load_model
+from models import load_model
 from models.export import compare, traceable_in_degree_index
 from models.vgg_trans import in_degree_index
 from utils.evaluation import count
 from utils.images import load_image
 from utils.pixels import normalise, to_planes
-from utils.training.run_folder import save_weights
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "safetensors"))
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="pip install -r requirements-export.txt")
-DESCRIPTION = {"model_name": "vgg", "topk": 0.3, "usenum": 18}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("export")
-    for name in ("vgg", "vgg_trans"):
-        save_weights(root / f"{name}.pth", fill(build_model(name)).state_dict(), {**DESCRIPTION, "model_name": name})
-    yield root
-    shutil.rmtree(root)
-
-
-def export(folder, name, form, *options, code=0):
-    path = folder / f"{name}.{form}"
-    source = "--save-path", folder / f"{name}.pth"
-    return path, *call("models/export.py", *source, "--format", form, "--out", path, *options, code=code)
+def export(run, form, *options, code=0):
+    path = run / f"exported.{form}"
+    return path, *call("models/export.py", "--save-path", run, "--format", form, "--out", path, *options, code=code)
 
 
 @pytest.mark.parametrize("name", ["vgg", "vgg_trans"])
-def test_onnx_agrees_at_sizes_it_was_not_traced_with(folder, tmp_path, monkeypatch, name):
+def test_onnx_agrees_at_sizes_it_was_not_traced_with(golden_runs, tmp_path, monkeypatch, name):
     """And the example counts with it as the evaluation does."""
     import onnx
     import onnxruntime
 
     monkeypatch.setattr("models.export.CHECKED", ((64, 96), (112, 64), (32, 48)))
-    path, out, _ = export(folder, name, "onnx")
+    run = golden_runs / "runs" / f"qnrf_{name}"
+    path, out, _ = export(run, "onnx")
     assert len(out.splitlines()) == 4 and f"{path}: {name}, onnx, " in out
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert json.loads(said["gst"])["model_name"] == name
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    network = load_model(folder / f"{name}.pth")[0]
+    network = load_model(run)[0]
     for batch, height, width in ((1, 80, 80), (2, 48, 128), (3, 32, 16)):
         image = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
         with torch.no_grad():
@@ -75,13 +62,13 @@ def test_onnx_agrees_at_sizes_it_was_not_traced_with(folder, tmp_path, monkeypat
     assert where.endswith("photo.png") and float(number) == pytest.approx(expected, rel=1e-4)
 
 
-def test_safetensors_is_a_checkpoint(folder, tmp_path):
-    path, out, _ = export(folder, "vgg_trans", "safetensors")
+def test_safetensors_is_a_checkpoint(golden_runs, tmp_path):
+    run = golden_runs / "runs" / "qnrf_vgg_trans"
+    path, out, _ = export(run, "safetensors")
     network, said = load_model(path)
-    assert said == {**DESCRIPTION, "model_name": "vgg_trans"}
-    expected = torch.load(folder / "vgg_trans.pth", weights_only=True)
+    assert said == {"model_name": "vgg_trans", "topk": 0.3, "usenum": 18}
+    expected = torch.load(run / "best_model.pth", weights_only=True)
     assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
-    assert path.stat().st_mode & 0o777 == (folder / "vgg_trans.pth").stat().st_mode & 0o777
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match="cut.safetensors: not a readable PyTorch weights file"):
@@ -96,9 +83,9 @@ def test_the_traceable_graph_is_the_graph(topk, length):
     assert torch.equal(traceable_in_degree_index(tokens, topk, 18), in_degree_index(tokens, topk, 18))
 
 
-def test_a_difference_is_not_written_but_that_of_another_graph(folder):
+def test_a_difference_is_not_written_but_that_of_another_graph(golden_runs):
     """A token at the border of two indexes: the network is held to what it says with the other's graph."""
-    network, other = (load_model(folder / "vgg_trans.pth")[0] for _ in range(2))
+    network, other = (load_model(golden_runs / "runs/qnrf_vgg_trans")[0] for _ in range(2))
     indexes, index_of, error = [], in_degree_index, 0.0
 
     def nudged(*arguments):
@@ -122,9 +109,9 @@ def test_a_difference_is_not_written_but_that_of_another_graph(folder):
         compare(network, exported, ((64, 64),), 1e-4)
 
 
-def test_what_is_missing_is_one_line(folder, monkeypatch):
+def test_what_is_missing_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    _, _, err = export(folder, "vgg", "onnx", code=1)
+    _, _, err = export(tmp_path, "onnx", code=1)
     assert errors(err) == ["error: format onnx: needs the package onnxruntime: pip install -r requirements-export.txt"]
-    _, _, err = export(folder, "vgg", "safetensors", "--out", folder / "a.onnx", code=1)
+    _, _, err = export(tmp_path, "safetensors", "--out", tmp_path / "a.onnx", code=1)
     assert "a.onnx: .safetensors is the suffix of --format safetensors alone" in errors(err)[0]

@@ -7,42 +7,27 @@ import importlib.metadata
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import torch
 from commands import ROOT
-from golden_weights import fill
 from PIL import Image
 
 import hubconf
-from models import build_model
 from utils.evaluation import count, density_map, predict
 from utils.evaluation.localisation import locate_windows
 from utils.images import load_image
 from utils.pixels import normalise, to_planes
-from utils.training.run_folder import save_weights
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A run of vgg and a photograph of one window."""
-    root = tmp_path_factory.mktemp("hub")
-    for name in ("vgg", "vgg_trans"):
-        run = root / "runs" / f"qnrf_{name}"
-        run.mkdir(parents=True)
-        state = fill(build_model(name)).state_dict()
-        if name == "vgg":
-            save_weights(run / "best_model.pth", state, {"model_name": "vgg", "topk": 0.3, "usenum": 18})
-        else:
-            torch.save(state, run / "best_model.pth")  # as the authors do: it says nothing of itself
+def folder(golden_runs):
+    """The runs, and a photograph of one window."""
     pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((80, 64)).save(root / "photo.jpg")
-    yield root
-    shutil.rmtree(root)
+    Image.fromarray(pixels).resize((80, 64)).save(golden_runs / "photo.jpg")
+    return golden_runs
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import call, errors
+from commands import call, errors, evaluate
 from training_runs import Tiny, make_data, metrics, train
 
-import models
 import train_gs
 from models import load_model
 from utils.evaluation.model_card import write_card
@@ -35,13 +34,8 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def run(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "build_model", Tiny)
+def run(trained, tmp_path, tiny):
     return shutil.copytree(trained / "run", tmp_path / "run")
-
-
-def evaluate(run, data, *options):
-    return call("test.py", "--save-path", run, "--device", "cpu", "--data-dir", data, *options)
 
 
 def table(card, heading):
@@ -57,10 +51,8 @@ def test_the_card_says_what_the_run_was(trained, run):
     assert f"SHA-256 `{file_hash(run / 'best_model.pth')}`, of epoch {best['epoch']} |" in text
     assert "| data | qnrf, 4 train, 1 val, 1 test images |" in text
     assert "| licence of the data | research \\| only |" in text
-    assert (
-        "| recipe | Adam, learning rate 5e-06 (constant), weight decay 1e-05, batch 1 x crops of 64, seed 4073 |"
-        in text
-    )
+    recipe = "Adam, learning rate 5e-06 (constant), weight decay 1e-05, batch 1 x crops of 64, seed 4073"
+    assert f"| recipe | {recipe} |" in text
     assert "h for 2 of 2 epochs" in text and "torch 2." in text and "| hardware | CPU, " in text
     assert str(trained) not in text  # no path of this machine
     val, test = table(run / "model_card.md", "## Errors")
@@ -73,8 +65,8 @@ def test_the_card_says_what_the_run_was(trained, run):
 def test_an_evaluation_is_added_once_and_linked(trained, run, tmp_path):
     out = tmp_path / "results"
     for _ in range(2):
-        evaluate(run, trained / "data", "--out", out)
-    evaluate(run, trained / "data", "--window", 64, "--flip-average")
+        evaluate(run, "--data-dir", trained / "data", "--out", out)
+    evaluate(run, "--data-dir", trained / "data", "--window", 64, "--flip-average")
     summary = json.loads((out / "summary.json").read_text())
     assert summary["model_card"] == "../run/model_card.md" and (out / summary["model_card"]).is_file()
     assert 'href="../run/model_card.md"' in (out / "report.html").read_text()
@@ -92,7 +84,7 @@ def test_weights_without_a_card_get_none(trained, run, tmp_path):
     alone = tmp_path / "alone.pth"
     shutil.copy(run / "best_model.pth", alone)
     before = sorted(tmp_path.iterdir())
-    call("test.py", "--save-path", alone, "--device", "cpu", "--data-dir", trained / "data", "--out", tmp_path / "o")
+    evaluate(alone, "--data-dir", trained / "data", "--out", tmp_path / "o")
     assert json.loads((tmp_path / "o" / "summary.json").read_text())["model_card"] is None
     assert sorted(path for path in tmp_path.iterdir() if path.name != "o") == before
     assert write_card(tmp_path) is None
@@ -120,7 +112,7 @@ def pack(root, *options, code=0):
 
 def test_the_archive_holds_weights_and_the_results_of_these(trained, run, tmp_path):
     results = "--results", tmp_path / "results"
-    evaluate(run, trained / "data", "--out", results[1])
+    evaluate(run, "--data-dir", trained / "data", "--out", results[1])
     out, _ = pack(tmp_path, *results, "--data-dir", trained / "data")
     assert "unpacked, both forms of the weights load and are equal" in out and "mind their licence" in out
     with zipfile.ZipFile(tmp_path / "run.zip") as archive:
