@@ -61,8 +61,8 @@ class Counter:
         if batch < 1:
             raise ValueError(f"batch: {batch}, must be at least 1 window")
         self.model, self.description = load_model(weights)
-        found = fabric_devices(str(device).removeprefix("cuda:"))
-        self.device = torch.device("cpu" if found["accelerator"] == "cpu" else f"cuda:{found['devices'][0]}")
+        devices = fabric_devices(str(device).removeprefix("cuda:"))
+        self.device = torch.device("cpu" if devices["accelerator"] == "cpu" else f"cuda:{devices['devices'][0]}")
         self.model.to(self.device)
         self.options = {"window": window, "overlap": overlap, "flip": flip, "batch": batch}
 
@@ -129,8 +129,8 @@ def gst_vgg19_trans(weights: str | os.PathLike, **options) -> Counter:
 
 def _counter(name: str, weights: str | os.PathLike, options: dict) -> Counter:
     counter = Counter(weights, **options)
-    found = counter.description["model_name"]
-    if found != name:
-        entry = {"vgg": "gst_vgg19", "vgg_trans": "gst_vgg19_trans"}.get(found, "hubconf.Counter")
-        raise ValueError(f"{weights}: weights of {found}, not of {name}; load {entry}")
+    network = counter.description["model_name"]
+    if network != name:
+        entry = {"vgg": "gst_vgg19", "vgg_trans": "gst_vgg19_trans"}.get(network, "hubconf.Counter")
+        raise ValueError(f"{weights}: weights of {network}, not of {name}; load {entry}")
     return counter

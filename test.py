@@ -108,17 +108,17 @@ def count_images(
     fabric: Fabric, model: nn.Module, pictures: Iterator[Picture], windows: dict[str, Any]
 ) -> Iterator[tuple[Picture, list[Window] | str, float]]:
     """Each picture, its windows (on the CPU) or why it has none, and its share of the seconds that its group took."""
-    while some := list(islice(pictures, images_together(fabric.device))):
+    while group := list(islice(pictures, images_together(fabric.device))):
         begin = time.perf_counter()
-        planes = [fabric.to_device(to_planes(image)) for _, image, _ in some if not isinstance(image, str)]
+        planes = [fabric.to_device(to_planes(image)) for _, image, _ in group if not isinstance(image, str)]
         with fabric.autocast():
-            found = iter(predict_together(model, planes, **windows))
+            predicted = iter(predict_together(model, planes, **windows))
         counted = [
-            image if isinstance(image, str) else [part._replace(density=part.density.cpu()) for part in next(found)]
-            for _, image, _ in some
+            image if isinstance(image, str) else [part._replace(density=part.density.cpu()) for part in next(predicted)]
+            for _, image, _ in group
         ]
-        seconds = (time.perf_counter() - begin) / len(some)
-        yield from ((picture, parts, seconds) for picture, parts in zip(some, counted))
+        seconds = (time.perf_counter() - begin) / len(group)
+        yield from ((picture, parts, seconds) for picture, parts in zip(group, counted))
 
 
 def count_and_report(arguments: argparse.Namespace) -> int:
@@ -196,8 +196,8 @@ def count_and_report(arguments: argparse.Namespace) -> int:
             f"error; 95 % of resamples: MAE {mae['low']:.1f} to {mae['high']:.1f}, MSE {mse['low']:.1f} to {mse['high']:.1f})"
         )
     print(f"{counted} images counted, {scores['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
-    found = localisation(folder.heads, folder.truths) if folder else None
-    facts = {"failed": failed, "localisation": found, "model": metadata, "images": counted}
+    places = localisation(folder.heads, folder.truths) if folder else None
+    facts = {"failed": failed, "localisation": places, "model": metadata, "images": counted}
     facts |= {"weights_sha256": file_hash(weights), "configuration": option_values(arguments)}
     facts |= {"versions": environment(), "images_per_second": speed, "videos": videos.facts or None}
     facts = scores | facts

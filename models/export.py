@@ -108,8 +108,8 @@ def run_onnx(path: Path) -> Run:
     session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run(image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        density, *found = map(torch.from_numpy, session.run(["density", *indexes], {"image": image.numpy()}))
-        return density, found
+        density, *values = map(torch.from_numpy, session.run(["density", *indexes], {"image": image.numpy()}))
+        return density, values
 
     return run
 
@@ -135,13 +135,13 @@ def compare(network: nn.Module, exported: Run, sizes: Sequence[tuple[int, int]],
     for height, width in sizes:
         image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
         expected, here = _timed(lambda: network(image).density)
-        (found, indexes), there = _timed(lambda: exported(image))
-        difference = _difference(found, expected)
+        (density, indexes), there = _timed(lambda: exported(image))
+        difference = _difference(density, expected)
         line = f"{height} x {width}: {there:.0f} ms, PyTorch {here:.0f} ms; "
-        line += f"count {float(found.sum()):.3f}, PyTorch {float(expected.sum()):.3f}; "
+        line += f"count {float(density.sum()):.3f}, PyTorch {float(expected.sum()):.3f}; "
         line += f"largest difference {difference:.1e} of the largest cell"
         if indexes and difference > tolerance:
-            difference = _difference(found, run_with_graph(network, image, indexes))
+            difference = _difference(density, run_with_graph(network, image, indexes))
             line += f", {difference:.1e} with the same graph"
         if not difference <= tolerance:
             raise ValueError(f"{line}; more than {tolerance:g}: not written, report it with the model")
@@ -149,9 +149,9 @@ def compare(network: nn.Module, exported: Run, sizes: Sequence[tuple[int, int]],
     return lines
 
 
-def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+def _difference(density: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest, as a share of the largest cell."""
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float((density - expected).abs().max() / expected.abs().max())
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:

@@ -53,10 +53,10 @@ class Tested(NamedTuple):
 def read_tested(data: Path, out: Path) -> list[Tested]:
     """The test images with what test.py left of them in ``out``."""
     lines = map(json.loads, (out / "report_data.jsonl").read_text(encoding="utf-8").splitlines())
-    found = {line["image"]: line for line in lines}
+    by_name = {line["image"]: line for line in lines}
     tested = []
     for path in list_images(data / "test"):
-        line, points = found[path.stem], read_points(points_path(path))[:, :2]
+        line, points = by_name[path.stem], read_points(points_path(path))[:, :2]
         density = np.load(out / "densities" / f"{path.stem}.npy", allow_pickle=False)
         heads = np.array(line["heads"]).reshape(-1, 2)
         tested.append(Tested(path.stem, load_image(path), points, heads, density, line["predicted"]))

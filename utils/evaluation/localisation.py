@@ -126,12 +126,12 @@ def qnrf_scores(predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray]) ->
     """
     heads, true = sum(map(len, predicted)), sum(map(len, truth))
     distance, mass = [np.zeros(0)], [np.zeros(0)]
-    for found, points in zip(predicted, truth, strict=True):
-        pairs, distances = match_greedily(found, points, QNRF_RADII[-1])
-        of_head = np.full(len(found), np.inf)
+    for heads_found, points in zip(predicted, truth, strict=True):
+        pairs, distances = match_greedily(heads_found, points, QNRF_RADII[-1])
+        of_head = np.full(len(heads_found), np.inf)
         of_head[pairs[:, 0]] = distances
         distance.append(of_head)
-        mass.append(np.asarray(found)[:, 2] if np.shape(found)[-1] > 2 else np.ones(len(found)))
+        mass.append(np.asarray(heads_found)[:, 2] if np.shape(heads_found)[-1] > 2 else np.ones(len(heads_found)))
     distance, mass = np.concatenate(distance), np.concatenate(mass)
     order = np.argsort(-mass, kind="stable")
     distance = distance[order]

@@ -403,12 +403,12 @@ def groups(report: Report) -> dict[str, tuple[str, np.ndarray]]:
     distances, worst = np.abs(report.errors), np.zeros(len(report.names), bool)
     order = np.argsort(-distances.max(axis=0), kind="stable")  # NaN comes last
     worst[order[: math.ceil(report.scored.sum() / 10)]] = True
-    found = {"all": ("All", ~report.scored | report.scored), "worst": (f"Worst 10{PERCENT}", worst)}
+    shown = {"all": ("All", ~report.scored | report.scored), "worst": (f"Worst 10{PERCENT}", worst)}
     if not report.comparing:
-        return found | {"over": ("Over", report.errors[0] > 0), "under": ("Under", report.errors[0] < 0)}
+        return shown | {"over": ("Over", report.errors[0] > 0), "under": ("Under", report.errors[0] < 0)}
     for i, label in enumerate(report.labels):
-        found[f"nearer-{i}"] = f"{label} nearer", distances[i] < np.delete(distances, i, axis=0).min(axis=0)
-    return found
+        shown[f"nearer-{i}"] = f"{label} nearer", distances[i] < np.delete(distances, i, axis=0).min(axis=0)
+    return shown
 
 
 def content(report: Report) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def find_sources(paths: Sequence[Path | str]) -> tuple[list[Source], list[str]]:
     below the folder; where two are the same, it is the whole path. What is missing, and a folder without pictures, is a
     source with a reason.
     """
-    found: dict[str, Source] = {}
+    unique: dict[str, Source] = {}
     notes = []
     for path in map(Path, paths):
         names = {path: path.name}
@@ -55,12 +55,12 @@ def find_sources(paths: Sequence[Path | str]) -> tuple[list[Source], list[str]]:
                 notes.append(f"{line}; {unread}: convert them to JPEG" if unread else line)
             if not names:
                 reason = f"{path}: holds no picture or video ({', '.join(PICTURES + VIDEOS)}); check the path"
-                found.setdefault(os.path.realpath(path), Source(str(path), path, reason))
+                unique.setdefault(os.path.realpath(path), Source(str(path), path, reason))
         for file, name in names.items():
             reason = None if file.exists() else f"{file}: no such file or folder; check the path"
-            found.setdefault(os.path.realpath(file), Source(name, file, reason))
-    uses = Counter(source.name for source in found.values())
-    sources = [s if uses[s.name] == 1 else s._replace(name=os.path.abspath(s.path)) for s in found.values()]
+            unique.setdefault(os.path.realpath(file), Source(name, file, reason))
+    uses = Counter(source.name for source in unique.values())
+    sources = [s if uses[s.name] == 1 else s._replace(name=os.path.abspath(s.path)) for s in unique.values()]
     return sources, notes
 
 

@@ -109,16 +109,16 @@ def predict_together(
 ) -> list[list[Window]]:
     """``predict`` of several images, whose windows of one size share batches."""
     # Of each image its windows, whose density is None until it is known.
-    found = [[Window(*place, None) for place in windows_of(*image.shape[1:], window, overlap)] for image in images]
+    windows = [[Window(*place, None) for place in windows_of(*image.shape[1:], window, overlap)] for image in images]
     by_size: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for index, parts in enumerate(found):
+    for index, parts in enumerate(windows):
         for number, part in enumerate(parts):
             by_size[part.height, part.width].append((index, number))
     for (height, width), chosen in by_size.items():
-        corners = [(images[index], *found[index][number][:2]) for index, number in chosen]
+        corners = [(images[index], *windows[index][number][:2]) for index, number in chosen]
         for (index, number), density in zip(chosen, _densities(model, corners, height, width, flip, batch)):
-            found[index][number] = found[index][number]._replace(density=density)
-    return [[_blend(image, parts, window, overlap)] for image, parts in zip(images, found)] if overlap else found
+            windows[index][number] = windows[index][number]._replace(density=density)
+    return [[_blend(image, parts, window, overlap)] for image, parts in zip(images, windows)] if overlap else windows
 
 
 def _densities(
@@ -273,10 +273,10 @@ def evaluate(
     model.eval()
     try:
         samples, results = iter(samples), []
-        while some := list(islice(samples, IMAGES_AT_ONCE)):
-            found = predict_together(model, [s.image.to(device, non_blocking=True) for s in some], window)
-            counts = torch.stack([total(parts) for parts in found]).tolist()  # the device is waited for once
-            results += [Result(s.name, float(s.count), predicted) for s, predicted in zip(some, counts)]
+        while group := list(islice(samples, IMAGES_AT_ONCE)):
+            windows = predict_together(model, [s.image.to(device, non_blocking=True) for s in group], window)
+            counts = torch.stack([total(parts) for parts in windows]).tolist()  # the device is waited for once
+            results += [Result(s.name, float(s.count), predicted) for s, predicted in zip(group, counts)]
         return results
     finally:
         model.train(training)
