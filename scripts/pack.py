@@ -69,7 +69,7 @@ def main() -> None:
     require("safetensors")
     if write_card(run) is None:
         raise ValueError(f"{run}: holds no {BEST} or no config.yml; give the folder that train_gs.py wrote")
-    if results and (read_json(results / "summary.json") or {}).get("weights_sha256") != file_hash(run / BEST):
+    if results and read_json(results / "summary.json", {}).get("weights_sha256") != file_hash(run / BEST):
         raise ValueError(f"--results {results}: not of this {BEST}; give a folder that test.py --out wrote with it")
     with atomic_write(archive) as partial, tempfile.TemporaryDirectory() as scratch:  # it gets its name after the check
         names = pack(run, results, partial)
