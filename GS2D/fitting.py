@@ -25,7 +25,7 @@ from torch import Tensor
 from GS2D import native
 from GS2D.atlas import Atlas, Entry, fit_all
 from GS2D.gaussians import Gaussians2D
-from GS2D.rasterize import ALPHA_MIN, conics, draw, resolve_backend
+from GS2D.rasterize import ALPHA_MIN, rasterize, resolve_backend
 from utils.cli import default_workers
 
 SHAPE_WEIGHT = 0.2  # weight of the elongation penalty
@@ -213,10 +213,7 @@ def loss_terms(parameters: Parameters, image: Tensor, mask: Tensor, backend: str
     the elongation of the worst Gaussian beyond 1.5, on the raw parameters u.
     """
     height, width = mask.shape
-    gaussians = parameters.activate()
-    opacities = torch.ones_like(gaussians.means[:, 0])
-    shape = conics(gaussians.scales, gaussians.rotations)
-    drawing = draw(gaussians.means, shape, gaussians.colors, opacities, width, height, backend)
+    drawing = rasterize(parameters.activate(), width, height, backend)
     values = 3 * mask.sum()
     render = (drawing - image * mask[:, :, None]).abs().sum() / values if values > 0 else drawing.sum() * 0
     u1, u2 = parameters.scale.unbind(1)

@@ -23,7 +23,7 @@ from GS2D.fitting import (
     loss_terms,
     prepare,
 )
-from GS2D.rasterize import TILE, conics, draw, draw_pages
+from GS2D.rasterize import TILE, conics, draw
 
 SIZES = ((40, 61), (64, 48), (33, 80), (17, 16), (70, 20))  # height, width
 
@@ -117,12 +117,12 @@ def test_pages_are_drawn_as_if_alone():
     parts = [(n, random.uniform(-5, 45, (n, 2)), random.uniform(1, 9, (n, 2))) for n in (5, 0, 8)]
     means = torch.tensor(np.concatenate([part[1] for part in parts]))
     shape = conics(torch.tensor(np.concatenate([part[2] for part in parts])), torch.zeros(13, dtype=torch.float64))
-    colors, ones = torch.rand(13, 3, dtype=torch.float64), torch.ones(13, dtype=torch.float64)
+    colors = torch.rand(13, 3, dtype=torch.float64)
     page = torch.repeat_interleave(torch.arange(3), torch.tensor([5, 0, 8]))
-    together = draw_pages(means, shape, colors, ones, page, 3, 40, 24, "reference")
+    together = draw(means, shape, colors, 40, 24, "reference", page, 3)
     for index in range(3):
         own = page == index
-        alone = draw(means[own], shape[own], colors[own], ones[own], 40, 24, "reference")
+        alone = draw(means[own], shape[own], colors[own], 40, 24, "reference")
         torch.testing.assert_close(together[index], alone, rtol=0, atol=1e-14)
 
 

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.bench_splat import STANDING, full_atlas
 from GS2D.fitting import FitConfig, fit_image, fit_images
 from GS2D.gaussians import Gaussians2D
-from GS2D.rasterize import ALPHA_MIN, conics, draw, draw_pages
+from GS2D.rasterize import ALPHA_MIN, conics, draw
 
 ON_GPU = torch.cuda.is_available()
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")]
@@ -46,22 +46,20 @@ def test_values_and_gradients_are_those_of_the_reference(backend, device, single
 
     means = uniform(-3, 3, pages * count, 2) + uniform(0, 1, pages * count, 2) * torch.tensor([width, height])
     shape = conics(uniform(0.8, 6, pages * count, 2), uniform(0, 3.14, pages * count, 1))
-    tensors = means, shape, uniform(0, 1, pages * count, 3), uniform(0.5, 1, pages * count)
+    tensors = means, shape, uniform(0, 1, pages * count, 3)
 
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     dx, dy = (axis.double() - means[:, i, None, None].double() for i, axis in enumerate((x, y)))
     a, b, c = (shape[:, i, None, None].double() for i in range(3))
-    alpha = tensors[3][:, None, None] * torch.exp(-(a * dx * dx + c * dy * dy) / 2 - b * dx * dy)
+    alpha = torch.exp(-(a * dx * dx + c * dy * dy) / 2 - b * dx * dy)
     undecided = ((alpha - ALPHA_MIN).abs() < 1e-6).reshape(pages, count, height, width).any(1)  # [pages, H, W]
     weight = torch.tensor(random.standard_normal((pages, height, width, 3)), dtype=torch.float32)
     weight[undecided] = 0
 
     def run(backend, device):
         leaves = [tensor.to(device).requires_grad_() for tensor in tensors]
-        if single:
-            image = draw(*leaves, width, height, backend)[None]
-        else:
-            image = draw_pages(*leaves, page.to(device), pages, width, height, backend)
+        where = (None, 1) if single else (page.to(device), pages)
+        image = draw(*leaves, width, height, backend, *where).reshape(pages, height, width, 3)
         gradients = torch.autograd.grad((image * weight.to(device)).sum(), leaves)
         return image.detach().cpu(), [gradient.cpu() for gradient in gradients]
 

@@ -88,12 +88,8 @@ def test_compiler_that_fails(compiler, tmp_path):
     assert "\n" not in str(caught.value) and not list((tmp_path / "cache").iterdir())
 
 
-WRONG_LIBRARY = "echo 'extern \"C\" int gst_render() { return 1; }' | $CXX -shared -xc++ - -o $out"
-
-
-@pytest.mark.parametrize("answer", ["exit 1", WRONG_LIBRARY], ids=["refuses", "builds what fails the self-test"])
-def test_portable_flags_where_march_native_does_not_work(compiler, tmp_path, answer):
-    compiler(f'for out; do :; done\ncase "$*" in *-march=native*) {answer} ;; *) exec $CXX "$@" ;; esac')
+def test_portable_flags_where_march_native_does_not_work(compiler, tmp_path):
+    compiler('case "$*" in *-march=native*) exit 1 ;; *) exec $CXX "$@" ;; esac')
     path = build.build_library()
     assert [path] == list((tmp_path / "cache").iterdir())
 
@@ -116,7 +112,7 @@ def test_under_sanitizers(tmp_path):
         LD_PRELOAD=":".join(runtimes),
         ASAN_OPTIONS="detect_leaks=0",
     )
-    files = [f"tests/test_{name}.py" for name in ("native", "native_kernel", "transforms")]
+    files = [f"tests/test_{name}.py" for name in ("native", "native_kernel", "rasterize", "transforms")]
     code = f"import sys, pytest; sys.exit(pytest.main([*{files}, '-s']))"
     process = run_python(code, **environment)
     output, errors = process.communicate(timeout=900)

@@ -17,8 +17,8 @@ from GS2D.native.build import NativeUnavailable, build_library, unavailable
 MAX_SIDE = 1 << 20  # pixels; coordinates beyond lose the half pixel in float32
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 _ARGUMENTS = {  # of the functions in engine.cpp
-    "gst_render": "ippppiip",
-    "gst_render_backward": "ippppiippppp",
+    "gst_render": "ipppiip",
+    "gst_render_backward": "ipppiipppp",
     "gst_loss_and_gradients": "ppiiipffpp",
     "gst_fit": "ppiiipidiffdipp",
     "gst_kernel_nearest": "ipiiffpp",
@@ -49,20 +49,20 @@ def works() -> bool:
         return False
 
 
-def render(means, conics, colors, opacities, width: int, height: int) -> np.ndarray:
-    """Draw Gaussians given by means [N, 2], conics [N, 3], colors [N, 3], opacities [N] -> float32 [height, width, 3].
+def render(means, conics, colors, width: int, height: int) -> np.ndarray:
+    """Draw opaque Gaussians given by means [N, 2], conics [N, 3], colors [N, 3] -> float32 [height, width, 3].
 
     Raises ``ValueError`` for other shapes, numbers that are not finite, conics that are not positive definite.
     """
-    arrays = _gaussians(means, conics, colors, opacities, width, height)
+    arrays = _gaussians(means, conics, colors, width, height)
     image = np.empty((height, width, 3), np.float32)
     _call("gst_render", len(arrays[0]), *arrays, width, height, image)
     return image
 
 
-def render_backward(means, conics, colors, opacities, width: int, height: int, grad_image) -> tuple[np.ndarray, ...]:
-    """Gradients by means, conics, colors, opacities of a function of the drawing whose gradient is ``grad_image``."""
-    arrays = _gaussians(means, conics, colors, opacities, width, height)
+def render_backward(means, conics, colors, width: int, height: int, grad_image) -> tuple[np.ndarray, ...]:
+    """Gradients by means, conics, colors of a function of the drawing whose gradient is ``grad_image``."""
+    arrays = _gaussians(means, conics, colors, width, height)
     grad_image = _floats("grad_image", grad_image, height, width, 3)
     gradients = tuple(map(np.empty_like, arrays))
     _call("gst_render_backward", len(arrays[0]), *arrays, width, height, grad_image, *gradients)
@@ -85,7 +85,7 @@ def fit(
     tolerance: float = 0.0,
     check_every: int = 50,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, float, int]:
-    """Run Adam (betas 0.9 and 0.999, eps 1e-8) on the loss of ``loss_and_gradients``; every Gaussian has opacity 1.
+    """Run Adam (betas 0.9 and 0.999, eps 1e-8) on the loss of ``loss_and_gradients``.
 
     The first ``fixed_means`` means stay where they are (default: all). With a ``tolerance`` above 0 the fit ends where
     ``GS2D.fitting.has_stalled`` says so, which is asked every ``check_every`` iterations.
@@ -226,7 +226,7 @@ def _columns(params: np.ndarray) -> list[np.ndarray]:
     return [np.ascontiguousarray(part) for part in np.split(params, (2, 4, 5), axis=1)]
 
 
-def _gaussians(means, conics, colors, opacities, width: int, height: int) -> list[np.ndarray]:
+def _gaussians(means, conics, colors, width: int, height: int) -> list[np.ndarray]:
     _check_size(width, height)
     columns = ("means", means, 2), ("conics", conics, 3), ("colors", colors, 3)
     arrays = [_floats(name, array, len(means), width) for name, array, width in columns]
@@ -235,7 +235,7 @@ def _gaussians(means, conics, colors, opacities, width: int, height: int) -> lis
     if bad.size:
         row = bad[0]
         raise ValueError(f"conics: row {row} is {arrays[1][row].tolist()}; not positive definite (a > 0, a c > b^2)")
-    return [*arrays, _floats("opacities", opacities, len(means))]
+    return arrays
 
 
 def _floats(name: str, array, *shape: int, finite: bool = True) -> np.ndarray:
