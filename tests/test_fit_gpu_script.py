@@ -11,8 +11,7 @@ import torch
 from commands import call, errors
 from PIL import Image
 
-from GS2D import fit_dataset
-from GS2D.backends import Choice
+from GS2D import backends, fit_dataset
 from GS2D.fitting import fit_side_by_side
 from GS2D.gaussians import Gaussians2D
 
@@ -28,11 +27,8 @@ def gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(
-        fit_dataset,
-        "choose_backend",
-        lambda device=None: Choice("native", "-") if device else Choice("gsplat", "NVIDIA H200 takes many images"),
-    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(backends, "gsplat_problem", lambda: None)
 
     def draw_by_reference(sizes, loads, config, backend, *, workers):
         assert backend == "gsplat"
@@ -56,7 +52,7 @@ def data(tmp_path):
 def test_a_data_set_goes_through_the_atlas(data, gpus):
     out, _ = call(SCRIPT, "--root-path", data, "--num-epochs", 12, "--downsample-ratio", 2)
     assert out.splitlines()[:2] == [
-        "backend gsplat: NVIDIA H200 takes many images",
+        "backend gsplat: NVIDIA H200 takes many images side by side",
         "train: 5 images, 0 already there, 5 to fit (gsplat)",
     ]
     assert gpus == [0]
@@ -119,6 +115,8 @@ def test_torchrun_gives_each_process_its_gpu(data, gpus, monkeypatch):
 
 def test_the_device_may_be_the_cpu_and_must_exist(data, gpus):
     out, _ = call(SCRIPT, "--root-path", data, "--num-epochs", 2, "--device", "cpu")
-    assert out.startswith("backend native: --device cpu\n") and gpus == []
+    assert out.startswith("backend native: gsplat does not run on a CPU\n") and gpus == []
+    _, err = call(SCRIPT, "--root-path", data, "--device", "cpu", "--backend", "gsplat", code=1)
+    assert errors(err) == ["error: backend: gsplat does not run on a CPU; use 'native' or 'reference'"]
     _, err = call(SCRIPT, "--root-path", data, "--device", "7", code=1)
     assert errors(err) == ["error: --device 7: this machine has 2 GPUs, no GPU 7; try --device cpu"]

@@ -103,9 +103,9 @@ def test_without_a_compiler_the_dense_twin_computes_it(monkeypatch):
     inputs = torch.full((1, 2), 20.0), torch.full((1, 2), 9.0), torch.zeros(1, 1)
     expected = transport_kernel(*inputs, 64, backend="reference")
     monkeypatch.setattr(native, "load", missing)
-    native.works.cache_clear()
+    native.problem.cache_clear()
     found = transport_kernel(*inputs, 64)
     with pytest.raises(native.NativeUnavailable, match="no C\\+\\+ compiler"):
         transport_kernel(*inputs, 64, backend="native")
-    native.works.cache_clear()
+    native.problem.cache_clear()
     assert torch.equal(found.to_dense(), expected.to_dense())

@@ -41,12 +41,18 @@ def load() -> ctypes.CDLL:
 
 
 @functools.cache
-def works() -> bool:
-    """Whether the engine can be had on this machine; the first call may build it."""
+def problem() -> str | None:
+    """Why the engine cannot be had on this machine, or None; the first call may build it."""
     try:
-        return load() is not None
-    except NativeUnavailable:
-        return False
+        load()
+    except NativeUnavailable as error:
+        return str(error)
+    return None
+
+
+def works() -> bool:
+    """Whether the engine can be had on this machine."""
+    return problem() is None
 
 
 def render(means, conics, colors, width: int, height: int) -> np.ndarray:
