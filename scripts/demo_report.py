@@ -20,7 +20,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from GS2D.gaussians import Gaussians2D
-from GS2D.kernel import cell_grid, transport_kernel
+from GS2D.kernel import Parameters, cell_grid, transport_kernel
 from GS2D.visualize import summarise_kernel
 from scripts.experiments import guess_counts
 from utils.cli import run_script
@@ -32,7 +32,6 @@ from utils.files import atomic_write, gaussians_path, list_images, points_path, 
 from utils.images import load_image
 from utils.pixels import STRIDE
 
-KERNEL_NAMES = ("background_ratio", "cut_off", "post_min", "post_max", "scale_ratio")
 # What the demo should reach: MAE as a share of the mean count, F1 at half a nucleus' radius and more, and at its radius.
 MAE_SHARE, F1 = 0.06, {8.0: 0.7, 12.0: 0.84}
 SMALL = 420  # pixels of a picture in a row of three
@@ -121,7 +120,7 @@ def draw_owners(gaussians: Gaussians2D, height: int, width: int, run: Path) -> n
     The kernel has the options of the training in ``run``.
     """
     settings = yaml.safe_load((run / "config.yml").read_text(encoding="utf-8"))
-    options = {"stride": STRIDE, **{name: settings[name] for name in KERNEL_NAMES}}
+    options = {name: settings[name] for name in Parameters._fields if name in settings}
     kernel = transport_kernel(gaussians.means, gaussians.scales, gaussians.rotations, (height, width), **options)
     owner, background, _ = summarise_kernel(kernel, cell_grid((height, width), STRIDE))
     colors = owner_colors(owner, background, len(gaussians))
