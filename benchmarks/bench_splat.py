@@ -69,10 +69,8 @@ def seconds_per_iteration(count: int, backend: str, repeats: int, pairs: float) 
 def full_atlas(images: int, count: int, backend: str) -> Atlas:
     """An atlas of so many images with ``count`` Gaussians; on the current GPU for gsplat."""
     device = torch.device("cuda", torch.cuda.current_device()) if backend == "gsplat" else torch.device("cpu")
-    atlas, scenes = (
-        Atlas(backend, device, SHAPE_WEIGHT, MAX_RATIO),
-        [scene(count, seed) for seed in range(min(images, 8))],
-    )
+    atlas = Atlas(backend, device, SHAPE_WEIGHT, MAX_RATIO)
+    scenes = [scene(count, seed) for seed in range(min(images, 8))]
     chosen = [scenes[index % len(scenes)] for index in range(images)]
     atlas.hold([Entry(image, mask, torch.cat(start, dim=1), len(start.means)) for image, mask, start, _ in chosen])
     return atlas

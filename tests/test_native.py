@@ -155,9 +155,8 @@ def not_finite(array):
 @pytest.mark.parametrize(
     ("position", "change", "message"),
     [
-        (0, lambda a: a[:, :, 0], r"image: uint8 \[20, 20\]"),
-        (0, lambda a: a.astype(np.uint16), "image: uint16"),
-        (1, lambda a: a[1:], r"foreground: bool \[19, 20\], expected bool or uint8 \[20, 20\]"),
+        (0, lambda a: a.astype(np.uint16), "image, foreground: uint16"),
+        (1, lambda a: a[1:], r"image, foreground: uint8 \[20, 20, 3\], bool \[19, 20\]; expected uint8"),
         (2, not_finite, "means: row 2 is .*nan"),
         (4, lambda a: a[:, 0], r"v: shape \[4\], expected \[4, 1\]"),
     ],
