@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from GS2D.backends import BACKENDS, choose_backend
-from GS2D.fitting import FitConfig, FitResult, Problem, fit_side_by_side, optimise, prepare
+from GS2D.fitting import FitConfig, FitResult, Problem, fit_problems, fit_side_by_side, prepare
 from GS2D.gaussians import Gaussians2D, read_file
 from GS2D.prepared import check_points
 from utils.cli import Outcome, ProgressBar, default_workers, for_each, one_line, report_failures
@@ -133,7 +133,7 @@ def fit_file(job: FitJob) -> Fitted:
     """Fit one image and write its file; errors name the image or its points."""
     torch.set_num_threads(1)  # one image is one core's work, and sums do not depend on the number of threads
     try:
-        result = optimise(*read_problem(job), job.config, job.backend)
+        result = fit_problems([read_problem(job)], job.config, job.backend)[0]
     except (ValueError, MemoryError) as error:
         raise type(error)(_naming(job, error)) from None
     return write_result(job, result)

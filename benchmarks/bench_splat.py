@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import common
 from GS2D.atlas import Atlas, Entry
-from GS2D.fitting import MAX_RATIO, SHAPE_WEIGHT, FitConfig, Parameters, foreground, optimise
+from GS2D.fitting import MAX_RATIO, SHAPE_WEIGHT, FitConfig, Parameters, Problem, fit_problems, foreground
 from utils.cli import default_workers
 
 SIZES = {50: (384, 512), 800: (1024, 1536)}  # Gaussians -> height, width; 2048 x 3072 for others
@@ -53,7 +53,7 @@ def fit(count: int, seed: int, iterations: int, backend: str) -> float:
     """Seconds of a fit."""
     image, mask, start, _ = scene(count, seed)
     begin = time.perf_counter()
-    optimise(image, mask, start, count, FitConfig(iterations, learning_rate=STANDING), backend)
+    fit_problems([Problem(image, mask, start, count)], FitConfig(iterations, learning_rate=STANDING), backend)
     return time.perf_counter() - begin
 
 

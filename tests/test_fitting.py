@@ -14,14 +14,15 @@ from GS2D import native
 from GS2D.fitting import (
     FitConfig,
     Parameters,
+    Problem,
     fit_image,
     fit_images,
+    fit_problems,
     foreground,
     has_stalled,
     initial_parameters,
     loss_terms,
     mask_scales,
-    optimise,
     rms_neighbour_distance,
     schedule,
 )
@@ -68,7 +69,7 @@ def test_fit_from_the_released_start(case, backend):
     start = Parameters(*(torch.from_numpy(g[name]) for name in names))
     mask = foreground(g["points"], *g["image"].shape[:2])
     config = FitConfig(iterations=int(g["iterations"]), learning_rate=float(g["lr"]))
-    result = optimise(g["image"], mask, start, len(start.means), config, backend)
+    result = fit_problems([Problem(g["image"], mask, start, len(start.means))], config, backend)[0]
     assert result.render_loss == pytest.approx(float(g["render_loss"]), rel=1e-4)
     assert result.shape_loss == pytest.approx(float(g["shape_loss"]), abs=1e-6 if backend == "reference" else 1e-4)
     np.testing.assert_allclose(result.gaussians.colors, g["params"][:, 5:], atol=0.02)
