@@ -112,7 +112,7 @@ def test_under_sanitizers(tmp_path):
         LD_PRELOAD=":".join(runtimes),
         ASAN_OPTIONS="detect_leaks=0",
     )
-    files = [f"tests/test_{name}.py" for name in ("native", "native_kernel", "rasterize", "transforms")]
+    files = [f"tests/test_{name}.py" for name in ("native", "rasterize", "transforms", "transport")]
     code = f"import sys, pytest; sys.exit(pytest.main([*{files}, '-s']))"
     process = run_python(code, **environment)
     output, errors = process.communicate(timeout=900)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,6 +65,18 @@ def test_shapes_that_do_not_fit(name, shapes):
 def test_impossible_parameters(parameter):
     with pytest.raises(ValueError, match=next(iter(parameter))):
         transport_kernel(*gaussians(3), **{"crop_size": 64, **parameter})
+
+
+@pytest.mark.skipif(not native.works(), reason="no C++ compiler here")
+def test_more_shares_than_int32_counts_are_refused():
+    table, cells = np.zeros((70_000, 7), np.float32), [np.zeros(40_000, np.float32)] * 3
+    table[:, [2, 5]] = 1e-3  # each reaches all of 200 x 200 cells
+    limit, message = (
+        np.full(200, 10.0, np.float32),
+        "^kernel: 2,800,.* shares of 70,000 Gaussians are too many; use small",
+    )
+    with pytest.raises(ValueError, match=message):
+        native.kernel_rows(table, (200, 200), 8, limit, *cells, smallest=1e-7, background=True)
 
 
 def test_samples_that_do_not_fit_together():
