@@ -8,8 +8,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from GS2D import atlas as atlas_module
 from GS2D.atlas import COLUMNS, Atlas, Entry
@@ -24,7 +22,6 @@ from GS2D.fitting import (
     loss_terms,
     prepare,
 )
-from GS2D.rasterize import TILE, conics, draw
 
 SIZES = ((40, 61), (64, 48), (33, 80), (17, 16), (70, 20))  # height, width
 
@@ -102,44 +99,6 @@ def test_the_gradient_is_that_of_the_readable_loss():
     torch.testing.assert_close(entry.gradient[9:, :2], gradients[0][9:], rtol=1e-4, atol=1e-7)
     for columns, gradient in zip(COLUMNS[1:], gradients[1:]):
         torch.testing.assert_close(entry.gradient[:, columns], gradient, rtol=1e-4, atol=1e-7)
-
-
-def test_pages_are_drawn_as_if_alone():
-    random = np.random.default_rng(0)
-    parts = [(n, random.uniform(-5, 45, (n, 2)), random.uniform(1, 9, (n, 2))) for n in (5, 0, 8)]
-    means = torch.tensor(np.concatenate([part[1] for part in parts]))
-    shape = conics(torch.tensor(np.concatenate([part[2] for part in parts])), torch.zeros(13, dtype=torch.float64))
-    colors = torch.rand(13, 3, dtype=torch.float64)
-    page = torch.repeat_interleave(torch.arange(3), torch.tensor([5, 0, 8]))
-    together = draw(means, shape, colors, 40, 24, "reference", page, 3)
-    for index in range(3):
-        own = page == index
-        alone = draw(means[own], shape[own], colors[own], 40, 24, "reference")
-        torch.testing.assert_close(together[index], alone, rtol=0, atol=1e-14)
-
-
-@settings(deadline=None, max_examples=25)
-@given(st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=6), st.randoms())
-def test_every_image_has_a_page_of_its_own_in_whole_tiles(shapes_of_images, random):
-    atlas = Atlas("reference", torch.device("cpu"), 0.2, 1.5)
-    entries = [
-        Entry(np.full((*size, 3), 10 * i + 5, np.uint8), np.ones(size, bool), torch.full((2, 8), float(i)), 2)
-        for i, size in enumerate(shapes_of_images)
-    ]
-    held = entries
-    for _ in range(3):  # any images leave and come
-        atlas.hold(held)
-        pages, height, width, _ = atlas.target.shape
-        assert height % TILE == width % TILE == 0 and len({entry.page for entry in held}) == len(held) <= pages
-        for entry in held:
-            h, w = entry.mask.shape
-            number = entries.index(entry)
-            assert (atlas.target[entry.page, :h, :w] * 255 - 10 * number - 5).abs().max() < 1e-4
-            assert float(atlas.weight[entry.page].sum()) == pytest.approx(1 / 3, rel=1e-4)  # h w / (3 h w)
-            assert (atlas.weight[entry.page, h:] == 0).all() and (atlas.weight[entry.page, :, w:] == 0).all()
-            assert (entry.params == number).all()
-        assert atlas.weight.sum() == pytest.approx(len(held) / 3, rel=1e-4)
-        held = [entry for entry in entries if random.random() < 0.6] or entries[:1]
 
 
 @pytest.fixture

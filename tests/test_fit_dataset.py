@@ -107,20 +107,14 @@ def test_rows_of_files_without_losses_are_kept(tmp_path):
     assert (tmp_path / "loss_results.csv").read_text() == "a_gs_params.h5,0.125,0\nb_gs_params.h5,0.5,0\n"
 
 
-def prepared(folder, image, points):
-    """Where an image lies beside its points."""
-    path = folder / ("a.jpg" if image.mode == "CMYK" else "a.png")
-    image.save(path)
-    np.save(folder / "a.npy", np.array(points))
-    gaussians_path(path).parent.mkdir()
-    return path
-
-
 def test_downsampling_gives_scales_in_pixels_of_the_whole_image(tmp_path):
     y, x = np.mgrid[:128, :160]
     blob = np.exp(-((x - 80) ** 2 / (2 * 12**2) + (y - 64) ** 2 / (2 * 8**2)))
     image = Image.fromarray((blob[..., None] * 255).repeat(3, axis=2).astype(np.uint8))
-    path, scales = prepared(tmp_path, image, [[80.0, 64.0]]), []
+    path, scales = tmp_path / "a.png", []
+    image.save(path)
+    np.save(tmp_path / "a.npy", np.array([[80.0, 64.0]]))
+    gaussians_path(path).parent.mkdir()
     for downsample in (1, 2):
         fit_file(FitJob(path, FitConfig(use_background_mask=False), "auto", downsample, downsample))
         fitted = Gaussians2D.load(gaussians_path(path))
@@ -128,28 +122,6 @@ def test_downsampling_gives_scales_in_pixels_of_the_whole_image(tmp_path):
         np.testing.assert_array_equal(fitted.means, [[80, 64]])
     np.testing.assert_allclose(scales[0], [8, 12], rtol=0.1)
     np.testing.assert_allclose(scales[1], scales[0], rtol=0.1)
-
-
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (Image.new("RGB", (1, 1), "red"), None),
-        (Image.new("L", (20, 20), 99), None),
-        (Image.new("CMYK", (20, 20)), None),
-        (Image.fromarray(np.full((20, 20), 40000, np.uint16)), "more than 8 bits per channel"),
-    ],
-    ids=["1x1", "grey", "cmyk", "16-bit"],
-)
-def test_images_of_other_kinds(tmp_path, image, message):
-    path = prepared(tmp_path, image, [[0.5, 0.5]])
-    job = FitJob(path, FitConfig(iterations=20), "auto", 0, 1)
-    if message:
-        with pytest.raises(ValueError, match=message) as error:
-            fit_file(job)
-        assert str(path) in str(error.value) and not gaussians_path(path).exists()
-    else:
-        fit_file(job)
-        assert torch.isfinite(Gaussians2D.load(gaussians_path(path)).params).all()
 
 
 def test_a_tolerance_ends_the_fit_early_at_nearly_the_same_loss():

@@ -109,19 +109,14 @@ def test_each_crop_of_a_batch_stops_by_itself():
     """After 10, 30, 50 and 100 iterations or so, with as many points as they like; an empty crop between them."""
     cases = [random_case(count, (8, 8), seed) for count, seed in ((40, 0), (3, 1), (25, 2), (90, 3))]
     cases.insert(2, (torch.zeros(0, 2), torch.rand(1, 1, 8, 8, dtype=torch.float64)))
-    density = torch.cat([density for _, density in cases])
-    masses = density[:, 0] / (density.sum(dim=(2, 3)) + 1e-6)[..., None]
+    masses = torch.cat([density[0] / density.sum() for _, density in cases])
     found, stopped_at = dual(masses, [points for points, _ in cases], tolerance=2.5e-4), set()
-    terms = dm_count_terms(density, batch_of([crop_at(points) for points, _ in cases]))
     for b, (points, _) in enumerate(cases):
-        single = dm_count_terms(density[b : b + 1], batch_of([crop_at(points)]))[0]
-        torch.testing.assert_close(terms[b], single, rtol=1e-9, atol=1e-9)
         if len(points):
             expected, iterations = plain_dual(masses[b].numpy(), points.numpy(), 100, 2.5e-4)
             np.testing.assert_allclose(found[b], expected, rtol=0, atol=1e-6)
             stopped_at.add(iterations)
     assert len(stopped_at) >= 3, stopped_at
-    assert terms[2, 0] == 0 and terms[2, 2] == 0 and terms[2, 1] == density[2].sum()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

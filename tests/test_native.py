@@ -119,13 +119,6 @@ def test_a_tolerance_ends_the_fit_where_the_rule_says():
     assert early[4:] == fits[-1][4:] and all((a == b).all() for a, b in zip(early[:4], fits[-1]))
 
 
-def test_nothing_to_fit():
-    image, foreground = np.full((4, 5, 3), 51, np.uint8), np.ones((4, 5), bool)
-    parts = [np.zeros((0, width), np.float32) for width in (2, 2, 1, 3)]
-    means, *_, render, shape, _ = native.fit(image, foreground, *parts, iterations=3)
-    assert means.shape == (0, 2) and render == pytest.approx(0.2) and shape == 0
-
-
 def test_a_thousand_identical_points_and_points_far_outside():
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)

@@ -134,16 +134,6 @@ def test_drawing_is_equivariant_but_to_the_order():
     assert (rasterize_reference(means.flip(0), shape.flip(0), colors.flip(0), 32, 32) - image).abs().max() > 0.01
 
 
-def test_conics_invert_the_covariance():
-    random = np.random.default_rng(5)
-    scales, theta = torch.tensor(random.uniform(0.5, 30, (50, 2))), torch.tensor(random.uniform(-4, 4, (50, 1)))
-    cos, sin = torch.cos(theta[:, 0]), torch.sin(theta[:, 0])
-    rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-    inverse = torch.linalg.inv(rotation @ torch.diag_embed(scales**2) @ rotation.transpose(1, 2))
-    expected = torch.stack([inverse[:, 0, 0], inverse[:, 0, 1], inverse[:, 1, 1]], dim=1)
-    torch.testing.assert_close(conics(scales, theta), expected, rtol=1e-9, atol=1e-12)
-
-
 def test_unusable_arguments_are_named():
     gaussians = Gaussians2D(np.zeros((1, 2)), np.ones((1, 2)), np.zeros((1, 1)), np.ones((1, 3)))
     with pytest.raises(ValueError, match="backend: 'opengl' is not one of"):

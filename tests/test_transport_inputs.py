@@ -14,22 +14,17 @@ def gaussians(count):
     return torch.rand(count, 2) * 128, torch.rand(count, 2) * 9 + 1, torch.rand(count, 1)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("position", [0, 1, 2])
-def test_values_that_are_not_finite(position, value):
-    inputs = list(gaussians(5))
-    inputs[position][3, 0] = value
-    name = ("means", "scales", "rotations")[position]
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -3])
+@pytest.mark.parametrize("name", ["means", "scales", "rotations"])
+def test_values_that_are_not_finite_or_negative_scales(name, value):
+    inputs = dict(zip(("means", "scales", "rotations"), gaussians(5)))
+    inputs[name][3, 0] = value
     for build in (transport_kernel, dense_transport_kernel):
+        if value == -3 and name != "scales":
+            build(**inputs, crop_size=128)
+            continue
         with pytest.raises(ValueError, match=f"^{name}: {value} in row 3[^\n]*$"):
-            build(*inputs, 128)
-
-
-def test_negative_scales():
-    means, scales, rotations = gaussians(5)
-    scales[2, 1] = -3
-    with pytest.raises(ValueError, match="scales: -3 in row 2"):
-        transport_kernel(means, scales, rotations, 128)
+            build(**inputs, crop_size=128)
 
 
 @pytest.mark.parametrize(
