@@ -175,8 +175,6 @@ class Atlas:
             if entry.page is None:
                 entry.page = free.pop()
                 self._paint(entry)
-        for page in free:
-            self.weight[page] = 0  # nothing is drawn there any more
         self._gather()
 
     def _paint(self, entry: Entry) -> None:
@@ -184,8 +182,7 @@ class Atlas:
         mask = torch.from_numpy(np.ascontiguousarray(entry.mask)).to(self.device)[:, :, None]
         image = torch.from_numpy(np.ascontiguousarray(entry.image)).to(self.device).float().div_(255).mul_(mask)
         target, weight = self.target[entry.page], self.weight[entry.page]
-        target.zero_()
-        weight.zero_()
+        weight.zero_()  # of another image before: what has no weight may stay
         target[:height, :width] = image
         values = 3 * int(np.count_nonzero(entry.mask))
         weight[:height, :width] = 1 / values if values else 0.0

@@ -167,14 +167,7 @@ def test_a_density_that_is_not_finite_makes_the_loss_not_finite(name, options, c
 def test_sizes_that_do_not_fit(name, options):
     loss, density = build_loss(name, **({} if name in KERNELS else options)), random_density(1, 1, 16, 16)
     batch = batch_of([random_crop(5)], (128, 128), build_kernel(name, **options))
-    cases = [
-        density[0],
-        density[0, 0, 0],
-        density.expand(1, 3, 16, 16),
-        density[:, :, :0],
-        density.expand(2, 1, 16, 16),
-    ]
-    for given in cases:
+    for given in (density[0], density.expand(1, 3, 16, 16), density[:, :, :0], density.expand(2, 1, 16, 16)):
         with pytest.raises(ValueError, match="^density") as caught:
             loss(given, batch)
         assert "\n" not in str(caught.value)
