@@ -85,8 +85,8 @@ def separable_dual(
     As published, beta = r log(v + 1e-16) with v = D' / (K^T u + 1e-16) and u = (1/N) / (K v + 1e-16), from u = 1/N.
     K = exp(-C / r) = exp(-dy^2 / r) exp(-dx^2 / r) is never formed: n (h + w) numbers instead of n h w. Points that are not
     ``present`` [B, n] take part in nothing. A crop keeps the iterate at which, looked at every 10th iteration,
-    |K^T u * v - D'|^2 is within the tolerance. The published rule to go back one iterate from NaN or infinity can apply
-    only to a density that is not finite itself, since no denominator is below 1e-16: then v is the start, 1/M.
+    |K^T u * v - D'|^2 is within the tolerance. The published rule to go back one iterate from NaN or infinity could apply
+    only to a density that is not finite itself, since no denominator is below 1e-16; its loss is not finite anyway.
     """
     along_x = (dx2 / -REGULARISATION).exp() * present[..., None]  # [B, n, w]
     along_y = (dy2 / -REGULARISATION).exp()  # [B, n, h]
@@ -95,8 +95,8 @@ def separable_dual(
     def to_cells(u: Tensor) -> Tensor:
         return torch.baddbmm(tiny, turned, u[..., None] * along_x)
 
-    start, share = torch.full_like(mass, 1 / mass[0].numel()), 1 / number[:, None]
-    u, final, stopped = share, start, torch.zeros_like(mass[:, :1, :1], dtype=torch.bool)
+    u = share = 1 / number[:, None]
+    final, stopped = mass, torch.zeros_like(mass[:, :1, :1], dtype=torch.bool)
     for iteration in range(1, iterations + 1):
         v = mass / to_cells(u)
         to_points = torch.baddbmm(tiny, torch.bmm(along_y, v).flatten(0, 1)[:, None], lines)
@@ -106,5 +106,4 @@ def separable_dual(
             received = (to_cells(u) - TINY) * v  # the rule's have nothing added: v is up to 1e16 D'
             error = (received - mass).square().sum(dim=(1, 2), keepdim=True)
             stopped = stopped | (error <= tolerance)
-    broken = ~mass.sum(dim=(1, 2), keepdim=True).isfinite()
-    return REGULARISATION * (torch.where(broken, start, final) + TINY).log()
+    return REGULARISATION * (final + TINY).log()

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from GS2D import native
 from GS2D.fitting import (
     FitConfig,
     Parameters,
@@ -29,14 +28,6 @@ from GS2D.fitting import (
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "fit.npz")
 CASES = sorted({key.split("/")[0] for key in GOLDEN})
-
-
-@pytest.fixture(params=["native", "reference"])
-def backend(request):
-    """The CPU's."""
-    if request.param == "native" and not native.works():
-        pytest.skip("no C++ compiler here")
-    return request.param
 
 
 def golden(case):

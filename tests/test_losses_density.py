@@ -7,20 +7,11 @@ import pytest
 import torch
 from loss_batches import crop_at, loss_and_gradient, loss_on_crops
 
-from GS2D import native
 from GS2D.kernel import compress
 from losses.bayesian import bayesian_kernel, posterior
 from losses.regression import clipped_neighbour_distance, target_density
 
 GRID = (12, 16)
-
-
-@pytest.fixture(params=["native", "reference"])
-def backend(request):
-    """Where the kernels of BL and BL+ come from."""
-    if request.param == "native" and not native.works():
-        pytest.skip("no C++ compiler here")
-    return request.param
 
 
 def random_case(count, seed=0):

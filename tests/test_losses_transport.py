@@ -119,18 +119,6 @@ def test_each_crop_of_a_batch_stops_by_itself():
     assert len(stopped_at) >= 3, stopped_at
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_mass_that_is_not_finite_leaves_the_start_and_the_other_crops_alone(bad):
-    """The published rule goes back one iterate from what is not finite; of such a mass that is the first one, 1 / M."""
-    points, density = random_case(12, (4, 6))
-    masses = (density[0] / density.sum()).repeat(2, 1, 1)
-    expected = dual(masses, [points, points])[1]
-    masses[0, 1, 3] = bad
-    found = dual(masses, [points, points])
-    torch.testing.assert_close(found[0], torch.full((4, 6), 10 * math.log(1 / 24), dtype=torch.float64))
-    assert torch.equal(found[1], expected)
-
-
 @pytest.mark.parametrize(
     "case, power, iterations, tolerance, done",
     [

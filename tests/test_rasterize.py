@@ -13,8 +13,6 @@ from GS2D.backends import resolve_backend
 from GS2D.gaussians import Gaussians2D
 from GS2D.rasterize import conics, draw, rasterize, rasterize_reference
 
-BACKENDS = ["reference"] + ["native"] * native.works()
-
 
 def draw_slowly(means, conics, colors, width, height):
     """Image [H, W, 3] straight from the rules, and the smallest relative distance of an alpha or transmittance from a cut."""
@@ -94,7 +92,6 @@ def test_drawing_and_its_gradients(name):
         assert 0 < slope.abs().max() and (gradient - slope).abs().max() <= 1e-4 * slope.abs().max()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_stop_and_the_clamp(backend):
     """Opaque centres: alpha = 0.999 leaves 1e-3, a second would leave 1e-6 and is not drawn, nor is anything behind it."""
     shape = conics(torch.tensor([[4.0, 4]] * 2 + [[0.4, 0.4]]), torch.zeros(3, 1))
@@ -106,14 +103,12 @@ def test_the_stop_and_the_clamp(backend):
     torch.testing.assert_close(by_colors, torch.tensor([[0.999], [0], [0]]).expand(3, 3))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_contribution_below_1_255_is_skipped(backend):
     gaussians = Gaussians2D(np.array([[10.5, 0.5]]), np.array([[2.0, 2.0]]), np.zeros((1, 1)), np.ones((1, 3)))
     row = rasterize(gaussians, 21, 1, backend)[0, :, 0]
     assert torch.equal(row > 0, (torch.arange(21) - 10).abs() <= 2 * math.sqrt(2 * math.log(255)))  # 6.66 px
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_to_draw(backend):
     empty = [torch.zeros(0, width, requires_grad=True) for width in (2, 3, 3)]
     image = draw(*empty, 5, 3, backend)
