@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -85,15 +86,11 @@ def test_what_cannot_be_fitted_is_named_and_the_others_are(data, gpus, monkeypat
 def test_several_gpus_get_a_process_each(data, gpus, monkeypatch):
     commands = []
 
-    class Process:
-        def __init__(self, command):
-            commands.append(command)
-            self.code = len(commands) - 1
+    def start(command):
+        commands.append(command)
+        return Mock(wait=lambda code=len(commands) - 1: code)
 
-        def wait(self):
-            return self.code
-
-    monkeypatch.setattr(fit_dataset.subprocess, "Popen", Process)
+    monkeypatch.setattr(fit_dataset.subprocess, "Popen", start)
     call(SCRIPT, "--root-path", data, "--device", "0,1", code=1)  # the second process ends with 1
     same = [sys.executable, SCRIPT, "--root-path", str(data), "--device", "0,1"]
     assert commands == [[*same, "--shard", f"{i + 1}/2", "--device", str(i)] for i in range(2)]
