@@ -29,7 +29,7 @@ if os.environ.get("UNREADABLE_RANK") == os.environ.get("RANK", "0"):
         """The third sample, of training or of validation, that this process asks for."""
         calls.extend([1] * (self.split == os.environ["UNREADABLE_SPLIT"]))
         if len(calls) == 3:
-            raise ValueError(f"{self.images[index]}: cannot be read")
+            raise ValueError(f"{self.images[index[-1] if isinstance(index, tuple) else index]}: cannot be read")
         return read(self, index)
 
     train_gs.Crowd.__getitem__ = unreadable
