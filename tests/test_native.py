@@ -40,7 +40,7 @@ def make_fit(seed, n, width, height):
         shape = conics(torch.relu(u) + 1, math.pi * torch.sigmoid(v))
         drawing, margin = draw_slowly(means, shape, torch.sigmoid(c), width, height)
         differences = np.abs(drawing.numpy() - image / 255 * foreground[:, :, None])
-        if min(margin, differences[differences > 0].min()) > 2e-6:
+        if min(margin.min(), differences[differences > 0].min()) > 2e-6:
             return image, foreground, *parameters
     raise AssertionError("no clear fit")
 

@@ -15,37 +15,37 @@ from GS2D.rasterize import conics, draw, rasterize, rasterize_reference
 
 
 def draw_slowly(means, conics, colors, width, height):
-    """Image [H, W, 3] straight from the rules, and the smallest relative distance of an alpha or transmittance from a cut."""
+    """Image [H, W, 3] straight from the rules, and how near a pixel comes to a cut of alpha or transmittance, relatively [H, W]."""
     y, x = torch.meshgrid(*(torch.arange(side).double() + 0.5 for side in (height, width)), indexing="ij")
     image, transmittance = torch.zeros(height, width, 3, dtype=torch.float64), torch.ones_like(x)
-    is_open, margin = torch.ones_like(x, dtype=torch.bool), math.inf
+    is_open, margin = torch.ones_like(x, dtype=torch.bool), torch.ones_like(x)
     for (mean_x, mean_y), (a, b, c), color in zip(means, conics, colors):
         dx, dy = x - mean_x, y - mean_y
         raw = torch.exp(-(a * dx * dx / 2 + b * dx * dy + c * dy * dy / 2))
         alpha = torch.where(raw > 0.999, 0.999, raw)
         seen = is_open & (alpha >= 1 / 255)
         after = transmittance * (1 - alpha)
-        for cut in (raw[is_open] * 255, raw[is_open] / 0.999, after[seen] / 1e-4):
-            margin = min(margin, (cut.detach() - 1).abs().min().item() if len(cut) else 1)
+        for where, cut in ((is_open, raw * 255), (is_open, raw / 0.999), (seen, after / 1e-4)):
+            margin = torch.where(where, margin.minimum((cut.detach() - 1).abs()), margin)
         is_open = is_open & (~seen | (after > 1e-4))
         image = image + torch.where(seen & is_open, transmittance * alpha, 0)[:, :, None] * color
         transmittance = torch.where(seen & is_open, after, transmittance)
     return image, margin
 
 
-def make_scene(width, height, n, low, high, margin=20.0, centers=None):
-    """means, conics, colors, float32 numbers in float64, of the first seed whose decisions are all clear.
+def make_scene(width, height, n, low, high, margin=20.0, centers=None, seed=0):
+    """means, conics, colors, float32 numbers in float64, of the first seed from ``seed`` on whose decisions are all clear.
 
     Two correct float32 programs differ where an alpha lies within rounding of 1/255 (or a transmittance of 1e-4).
     """
-    for seed in range(100):
-        random = np.random.default_rng(seed)
+    for attempt in range(seed, seed + 100):
+        random = np.random.default_rng(attempt)
         means = random.uniform((-margin, -margin), (width + margin, height + margin), (n, 2))
         means = means if centers is None else centers
         scales = np.exp(random.uniform(np.log(low), np.log(high), (n, 1))) * random.uniform(0.6, 1.6, (n, 2))
         shape = conics(torch.from_numpy(scales), torch.from_numpy(random.uniform(0, math.pi, n)))
         scene = [part.float().double() for part in (torch.tensor(means), shape, torch.tensor(random.random((n, 3))))]
-        if draw_slowly(*scene, width, height)[1] > 2e-6:
+        if draw_slowly(*scene, width, height)[1].min() > 2e-6:
             return scene
     raise AssertionError("no clear scene")
 

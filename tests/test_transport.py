@@ -9,7 +9,7 @@ import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_batches import random_crop, random_density
+from loss_batches import loss_and_gradient, random_crop, random_density
 
 from GS2D import native
 from GS2D.kernel import block_diagonal, dense_transport_kernel, rows_of, transport_kernel
@@ -38,13 +38,6 @@ def gaussians(count, size=128, seed=0):
     return random_crop(count, size, seed)[:3]
 
 
-def loss_and_gradient(density, kernels, targets):
-    density = torch.as_tensor(density).clone().requires_grad_()
-    loss = TransportedMassLoss()(density, kernels, targets)
-    loss.backward()
-    return loss.detach(), density.grad
-
-
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("make", [torch.as_tensor, np.asarray])
 def test_released_code(case, make):
@@ -56,7 +49,7 @@ def test_released_code(case, make):
     np.testing.assert_allclose(kernel.to_dense().numpy(), expected, rtol=0, atol=1e-5)
     twin = dense_transport_kernel(*inputs, int(data["crop"]))
     np.testing.assert_allclose(twin.numpy(), expected, rtol=0, atol=1e-5)
-    loss, gradient = loss_and_gradient(data["density"][None], [kernel], [make(data["targets"])])
+    loss, gradient = loss_and_gradient(TransportedMassLoss(), data["density"][None], [kernel], [make(data["targets"])])
     np.testing.assert_allclose(loss.numpy(), data["loss"], rtol=1e-4)
     np.testing.assert_allclose(gradient[0].numpy(), data["grad"], rtol=1e-4, atol=1e-6)
 
@@ -156,7 +149,7 @@ def test_one_point_in_closed_form():
 def test_no_points(shape):
     kernel = transport_kernel(np.zeros(shape), np.zeros((0, 2)), np.zeros((0, 1)), 64, background_ratio=0)
     assert torch.equal(kernel.to_dense(), torch.ones(1, 64))
-    loss, gradient = loss_and_gradient(torch.full((1, 1, 8, 8), 0.5), [kernel], [np.zeros(0)])
+    loss, gradient = loss_and_gradient(TransportedMassLoss(), torch.full((1, 1, 8, 8), 0.5), [kernel], [np.zeros(0)])
     assert loss == 32 and (gradient == 1).all()
 
 
@@ -195,7 +188,9 @@ def test_only_the_density_receives_a_gradient():
 def test_same_bytes_twice_and_with_any_number_of_threads():
     def run():
         kernel = transport_kernel(*gaussians(400, 256), 256)
-        loss, gradient = loss_and_gradient(random_density(1, 1, 32, 32), [kernel], [torch.ones(400)])
+        loss, gradient = loss_and_gradient(
+            TransportedMassLoss(), random_density(1, 1, 32, 32), [kernel], [torch.ones(400)]
+        )
         return b"".join(value.numpy().tobytes() for value in (*block_diagonal([kernel]), loss, gradient))
 
     threads, first = torch.get_num_threads(), run()
@@ -229,7 +224,7 @@ def test_cuda_equals_cpu():
     kernel, target = transport_kernel(*arguments, 256), torch.ones(300)
     on_gpu = transport_kernel(*(value.cuda() for value in arguments), 256)
     torch.testing.assert_close(on_gpu.to_dense().cpu(), kernel.to_dense(), rtol=0, atol=1e-5)
-    loss, gradient = loss_and_gradient(density, [kernel], [target])
-    gpu_loss, gpu_gradient = loss_and_gradient(density.cuda(), [on_gpu], [target])
+    loss, gradient = loss_and_gradient(TransportedMassLoss(), density, [kernel], [target])
+    gpu_loss, gpu_gradient = loss_and_gradient(TransportedMassLoss(), density.cuda(), [on_gpu], [target])
     assert gpu_loss.item() == pytest.approx(loss.item(), rel=1e-4)
     torch.testing.assert_close(gpu_gradient.cpu(), gradient, rtol=1e-4, atol=1e-5)

@@ -5,19 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from loss_batches import random_crop
 
 from GS2D import native
 from losses.transport import TransportedMassLoss, dense_transport_kernel, transport_kernel
 
 
-def gaussians(count):
-    return torch.rand(count, 2) * 128, torch.rand(count, 2) * 9 + 1, torch.rand(count, 1)
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -3])
 @pytest.mark.parametrize("name", ["means", "scales", "rotations"])
 def test_values_that_are_not_finite_or_negative_scales(name, value):
-    inputs = dict(zip(("means", "scales", "rotations"), gaussians(5)))
+    inputs = dict(zip(("means", "scales", "rotations"), random_crop(5)[:3]))
     inputs[name][3, 0] = value
     for build in (transport_kernel, dense_transport_kernel):
         if value == -3 and name != "scales":
@@ -49,7 +46,7 @@ def test_shapes_that_do_not_fit(name, shapes):
 )
 def test_impossible_parameters(parameter):
     with pytest.raises(ValueError, match=next(iter(parameter))):
-        transport_kernel(*gaussians(3), **{"crop_size": 64, **parameter})
+        transport_kernel(*random_crop(3)[:3], **{"crop_size": 64, **parameter})
 
 
 @pytest.mark.skipif(not native.works(), reason="no C++ compiler here")
@@ -65,7 +62,7 @@ def test_more_shares_than_int32_counts_are_refused():
 
 
 def test_samples_that_do_not_fit_together():
-    kernel, target, loss = transport_kernel(*gaussians(3), 64), torch.ones(3), TransportedMassLoss()
+    kernel, target, loss = transport_kernel(*random_crop(3)[:3], 64), torch.ones(3), TransportedMassLoss()
     for density, kernels, targets, message in (
         (torch.ones(()), [], [], "density: shape"),
         (torch.ones(1, 8, 8), [kernel], [target], "density"),
@@ -80,7 +77,7 @@ def test_samples_that_do_not_fit_together():
 
 
 def test_targets_of_any_type_and_orientation():
-    kernel, loss = transport_kernel(*gaussians(3), 64), TransportedMassLoss()
+    kernel, loss = transport_kernel(*random_crop(3)[:3], 64), TransportedMassLoss()
     for kernel in (kernel, torch.eye(64)[:3].to_sparse_csr()):  # with a row of background and without
         density = torch.rand(1, 1, 8, 8)
         expected = loss(density, [kernel], [torch.tensor([1.0, 0, 2])])
@@ -91,7 +88,7 @@ def test_targets_of_any_type_and_orientation():
 
 def test_impossible_backend():
     with pytest.raises(ValueError, match="backend: 'cuda', must be auto, reference or native"):
-        transport_kernel(*gaussians(1), 64, backend="cuda")
+        transport_kernel(*random_crop(1)[:3], 64, backend="cuda")
 
 
 def test_without_a_compiler_the_dense_twin_computes_it(monkeypatch):
