@@ -21,8 +21,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from GS2D.gaussians import Gaussians2D
-from GS2D.kernel import cell_grid, transport_kernel
-from GS2D.options import kernel_options
+from GS2D.kernel import Parameters, cell_grid, transport_kernel
 from GS2D.visualize import summarise_kernel
 from scripts.experiments import guess_counts
 from utils.cli import run_script
@@ -122,7 +121,7 @@ def draw_owners(gaussians: Gaussians2D, height: int, width: int, run: Path) -> n
     The kernel has the options of the training in ``run``.
     """
     settings = yaml.safe_load((run / "config.yml").read_text(encoding="utf-8"))
-    options = kernel_options(argparse.Namespace(**settings))
+    options = {name: settings[name] for name in Parameters._fields if name in settings}
     kernel = transport_kernel(gaussians.means, gaussians.scales, gaussians.rotations, (height, width), **options)
     owner, background, _ = summarise_kernel(kernel, cell_grid((height, width), STRIDE))
     colors = owner_colors(owner, background, len(gaussians))

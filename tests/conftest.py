@@ -7,11 +7,20 @@ import torch
 from golden_weights import fill
 from training_runs import Recorded, Tiny, make_data
 
+from GS2D import native
 from models import build_model
 from utils.training.run_folder import save_weights
 
 # The tensors here are small: a second thread costs more than it saves, most of all beside other processes.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["native", "reference"])
+def backend(request):
+    """The two ways in which a CPU draws, fits and makes kernels."""
+    if request.param == "native" and not native.works():
+        pytest.skip("no C++ compiler here")
+    return request.param
 
 
 @pytest.fixture(scope="session")
