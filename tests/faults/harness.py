@@ -6,13 +6,10 @@ import contextlib
 import csv
 import io
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +17,7 @@ import numpy as np
 import torch
 import yaml
 from commands import kill_group
+from forked import Started
 from raw_data import make_raw
 from training_runs import make_data
 
@@ -29,7 +27,6 @@ from models import read_checkpoint
 from utils.files import gaussians_path, list_images, read_points
 from utils.images import load_image
 
-ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("seconds", "images_per_second", "time", "val_seconds")
 
 
@@ -42,59 +39,31 @@ class Stage(NamedTuple):
     arguments: Callable[[Path], list[str]]
 
 
-class Server:
-    """The process of ``server.py``."""
-
-    def __enter__(self) -> Server:
-        command = [sys.executable, str(Path(__file__).with_name("server.py"))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-        assert self.process.stdout.readline() == "ready\n"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()
-        self.process.wait(60)
-
-    @contextlib.contextmanager
-    def start(self, *commands: tuple[str, list[str]], log: Path) -> Iterator[list[int]]:
-        """Yield the ids of scripts that run at the same time; then wait for their end, and keep exit codes and logs."""
-        logs = [log.with_name(f"{log.name}{i}") for i in range(len(commands))]
-        for path in logs:
-            path.unlink(missing_ok=True)
-        requests = [
-            {"script": script, "arguments": [str(argument) for argument in arguments], "log": str(path)}
-            for (script, arguments), path in zip(commands, logs, strict=True)
-        ]
-        self.process.stdin.write(json.dumps(requests) + "\n")
-        self.process.stdin.flush()
-        yield [int(word) for word in self.process.stdout.readline().split()]
-        self.codes = [int(word) for word in self.process.stdout.readline().split()]
-        self.logs = [path.read_text(errors="replace") if path.exists() else "" for path in logs]
-
-    def run(self, script: str, arguments: list[str], log: Path) -> tuple[int, str]:
-        """Run a script to its end -> exit code, its output."""
-        with self.start((script, arguments), log=log):
-            pass
-        return self.codes[0], self.logs[0]
-
-    def kill(self, script: str, arguments: list[str], log: Path, moment: float) -> bool:
-        """Kill a script and all its workers ``moment`` seconds after its start -> whether it still ran."""
-        with self.start((script, arguments), log=log) as processes:
-            time.sleep(moment)
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                kill_group(processes[0])
-        return self.codes[0] == -signal.SIGKILL
+def run(script: str, arguments: list[str]) -> tuple[int, str]:
+    """Run a script to its end -> exit code, its output."""
+    return end(Started(script, arguments))
 
 
-def make_stages(server: Server, root: Path, images: int = 6, epochs: int = 4) -> dict[str, Stage]:
+def end(run: Started) -> tuple[int, str]:
+    """Wait for the end of a script -> exit code, its output."""
+    output = "".join(run.communicate())
+    return run.returncode, output
+
+
+def kill(script: str, arguments: list[str], moment: float) -> bool:
+    """Kill a script and all its workers ``moment`` seconds after its start -> whether it still ran."""
+    run = Started(script, arguments)
+    time.sleep(moment)
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        kill_group(run.pid)
+    return end(run)[0] == -signal.SIGKILL
+
+
+def make_stages(root: Path, images: int = 6, epochs: int = 4) -> dict[str, Stage]:
     """The stages by name, each with the inputs that the stages before it made."""
-    root.mkdir(parents=True, exist_ok=True)
-    log = root / "log"
 
     def done(stage: Stage) -> Stage:
-        code, output = server.run(stage.script, stage.arguments(stage.inputs), log)
+        code, output = run(stage.script, stage.arguments(stage.inputs))
         assert code == 0, output
         return stage
 
@@ -168,14 +137,13 @@ def make_stages(server: Server, root: Path, images: int = 6, epochs: int = 4) ->
     return stages
 
 
-def kill_stage(server: Server, stage: Stage, folder: Path, kills: int, seed: int) -> list[str]:
+def kill_stage(stage: Stage, folder: Path, kills: int, seed: int) -> list[str]:
     """Kill a stage ``kills`` times, the moments spread evenly over the time that it was seen to take -> what went wrong.
 
     Nothing may be broken after a kill; the same command then ends well, leaves no temporary file, and has written what an
     uninterrupted run writes.
     """
-    work, log = folder / "work", folder / "log"
-    folder.mkdir(parents=True, exist_ok=True)
+    work = folder / "work"
 
     def begin() -> list[str]:
         shutil.rmtree(work, ignore_errors=True)
@@ -184,7 +152,7 @@ def kill_stage(server: Server, stage: Stage, folder: Path, kills: int, seed: int
 
     arguments = begin()
     before = time.perf_counter()
-    code, output = server.run(stage.script, arguments, log)
+    code, output = run(stage.script, arguments)
     seconds = time.perf_counter() - before
     assert code == 0, output
     expected = contents(work)
@@ -193,10 +161,10 @@ def kill_stage(server: Server, stage: Stage, folder: Path, kills: int, seed: int
         part, running = (k + random.random()) / kills, False
         while not running:
             arguments = begin()
-            running = server.kill(stage.script, arguments, log, part * seconds)
+            running = kill(stage.script, arguments, part * seconds)
             part *= 0.9  # it had ended before: this time it was faster
         found = broken(work)
-        code, output = server.run(stage.script, arguments, log)
+        code, output = run(stage.script, arguments)
         if code:
             found.append(f"exit code {code}: {output[-500:]}")
         found += broken(work) + [f"{path} is left" for path in temporary(work)]
