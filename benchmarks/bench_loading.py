@@ -41,7 +41,8 @@ def one_pass(crowd: Crowd, epoch: int) -> float:
 
 def steps(crowd: Crowd, processes: int, seconds: float, step: float = 0.0) -> tuple[float, float]:
     """Crops a second through a loader, and the share of the time for which a step of ``step`` seconds waits for its batch."""
-    loader = crop_loader(crowd, EpochSampler(len(crowd), 1), 1, processes, 2, torch.device("cpu"))
+    sampler = EpochSampler(len(crowd), 1)
+    loader = crop_loader(crowd, sampler, 1, processes, 2, torch.device("cpu"))
     crops, waited, begin = 0, 0.0, 0.0
     while True:
         start = time.perf_counter()
@@ -52,6 +53,7 @@ def steps(crowd: Crowd, processes: int, seconds: float, step: float = 0.0) -> tu
                 return (crops - 1) / (time.perf_counter() - begin), waited / (time.perf_counter() - begin)
             time.sleep(step)
             start = time.perf_counter()
+        sampler.epoch += 1
 
 
 def main() -> None:

@@ -91,7 +91,8 @@ class Crowd(Dataset):
     A training sample carries its transport kernel: what ``kernel`` makes of the augmented crop, a function of (points, scales,
     rotations, crop_size, short_side) such as ``losses.build_kernel`` gives (default: GST's), or with ``kernel_parameters``
     its part of the stored kernel; None for losses that transport nothing. ``training`` asks for one kind whatever the split.
-    A training sample is a function of (seed, epoch, index); call ``set_epoch`` before each epoch. Without ``use_gaussians``
+    A training sample is a function of (seed, epoch, index): ``crowd[epoch, index]``, or ``crowd[index]`` in the epoch that
+    ``set_epoch`` says. Without ``use_gaussians``
     no fitted Gaussians are read: scales are then a sixth of the neighbour distance, which also replaces fitted scales that
     are NaN, and rotations are 0. With ``skip_bad`` the next image takes the place of a training image that cannot be read,
     and the sample says why. ``whole_targets``: see ``crop``, ``jitter``: see
@@ -127,8 +128,7 @@ class Crowd(Dataset):
         self.whole_targets, self.jitter, self.skip_bad = whole_targets, jitter, skip_bad
         self.images = list_images(self.root / split)
         self._annotations: list[Annotations | None] = [None] * len(self.images)
-        # Shared memory: workers that outlive an epoch (persistent_workers=True) see the new number too.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = 0
         self.annotated = split != "test" or self.training or any(self.images[0].parent.glob("*.npy"))
         if self.annotated:
             _require([points_path(image) for image in self.images], "run preprocess_dataset_*.py again")
@@ -161,28 +161,29 @@ class Crowd(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the augmentation that of ``epoch``."""
-        self._epoch.fill_(epoch)
+        self._epoch = epoch
 
-    def __getitem__(self, index: int) -> TrainSample | EvalSample:
+    def __getitem__(self, index: int | tuple[int, int]) -> TrainSample | EvalSample:
         if not self.training:
             path = self.images[index]
             count = len(read_points(points_path(path))) if self.annotated else math.nan
             return EvalSample(to_planes(load_image(path)), float(count), path.stem)
+        epoch, index = index if isinstance(index, tuple) else (self._epoch, index)
         skipped = []
         for step in range(len(self)):
             try:
-                return self._crop((index + step) % len(self))._replace(skipped=tuple(skipped))
+                return self._crop(epoch, (index + step) % len(self))._replace(skipped=tuple(skipped))
             except (OSError, ValueError) as error:
                 if not self.skip_bad:
                     raise
                 skipped.append(str(error))
         raise ValueError(f"{self.root / self.split}: none of {len(self)} images can be used; the last: {skipped[-1]}")
 
-    def _crop(self, index: int) -> TrainSample:
+    def _crop(self, epoch: int, index: int) -> TrainSample:
         path, parameters = self.images[index], self.kernel_parameters
         annotations = self._annotations[index] or load_annotations(path, self.use_gaussians)
         whole = Sample(open_image(path), *annotations)
-        generator = np.random.default_rng([self.seed, int(self._epoch), index])
+        generator = np.random.default_rng([self.seed, epoch, index])
         options = {"stride": self._stride, "jitter": self.jitter}
         drawn = draw_augmentation(generator, *whole.image.shape[:2], self.crop_size, str(path), **options)
         crop, targets, stays = augment(whole, drawn, self.crop_size, self.whole_targets)

@@ -6,14 +6,14 @@ import gc
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.crowd import Batch, Crowd, TrainSample, collate
-from datasets.sampler import EpochSampler
+from datasets.sampler import BatchesWithoutEnd, EpochSampler
 from GS2D.kernel import BlockKernel
 from utils.training.shared_memory import Layout, check_shared_memory, pack, tensor_bytes, unpack
 
@@ -55,20 +55,32 @@ def one_ahead(items: Iterable[Item], begin: Callable[[Item], Begun]) -> Iterator
 
 
 class CropLoader:
-    """The ``Batch``es of a ``DataLoader`` of ``PackedBatch``es on ``device``.
+    """The ``Batch``es of the epoch that ``sampler`` says, on ``device``, of a ``DataLoader`` of ``PackedBatch``es without end.
 
+    Those of the next epoch are made while this one is used up, validated and written down.
     On a GPU each is one copy from pinned memory on a stream of its own, which begins while the batch before it is used: the
     thread that launches operations waits for nothing, and neither does the device unless the copy is late.
     """
 
-    def __init__(self, loader: DataLoader, device: torch.device) -> None:
+    def __init__(self, loader: DataLoader, batches: BatchesWithoutEnd, device: torch.device) -> None:
         self.loader, self.device = loader, device
-        self.batch_size, self.sampler = loader.batch_size, loader.sampler
+        self.batch_size, self.sampler = batches.batch_size, batches.sampler
+        self._batches: Iterator[Batch] = iter(())
+        self._begins: int | None = None  # the epoch whose first batch is the next of these
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
+        epoch = self.sampler.epoch
+        if epoch != self._begins:
+            self._batches = self._without_end()
+        for left in reversed(range(len(self))):
+            batch = next(self._batches)
+            self._begins = None if left else epoch + 1
+            yield batch
+
+    def _without_end(self) -> Iterator[Batch]:
         if self.device.type != "cuda":
             yield from (batch.unpack(batch.packed) for batch in self.loader)
             return
@@ -105,20 +117,19 @@ def crop_loader(
         some = [train[index] for index in list(sampler)[: min(batch_size, _MEASURED)]]
         batch = tensor_bytes(collate(some)) * batch_size // len(some)
         check_shared_memory(batch, num_workers, prefetch, batch_size, processes)
-    options: dict[str, Any] = {"persistent_workers": True, "timeout": timeout} if num_workers else {}
+    batches = BatchesWithoutEnd(sampler, batch_size)
     loader = DataLoader(
         train,
-        batch_size,
-        sampler=sampler,
+        batch_sampler=batches,
         num_workers=num_workers,
         prefetch_factor=prefetch if num_workers else None,
         collate_fn=PackedBatch.collate,
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_loading,
         generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
-        **options,
+        timeout=timeout if num_workers else 0,
     )
-    return CropLoader(loader, device)
+    return CropLoader(loader, batches, device)
 
 
 def _start_loading(_: int) -> None:

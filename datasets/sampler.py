@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,5 +25,26 @@ class EpochSampler(Sampler[int]):
         return -(-self.size // self.processes)
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
-        return iter(np.resize(order, len(self) * self.processes)[self.rank :: self.processes].tolist())
+        return iter(self.order(self.epoch))
+
+    def order(self, epoch: int) -> list[int]:
+        """The indices of ``epoch``."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        return np.resize(order, len(self) * self.processes)[self.rank :: self.processes].tolist()
+
+
+class BatchesWithoutEnd(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) from the sampler's epoch on: an epoch's end, where the last may be smaller, stops no loader."""
+
+    def __init__(self, sampler: EpochSampler, batch_size: int) -> None:
+        self.sampler, self.batch_size = sampler, batch_size
+
+    def __len__(self) -> int:
+        """Of one epoch."""
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch in itertools.count(self.sampler.epoch):
+            order = self.sampler.order(epoch)
+            for first in range(0, len(order), self.batch_size):
+                yield [(epoch, index) for index in order[first : first + self.batch_size]]

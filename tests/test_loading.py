@@ -28,16 +28,20 @@ def test_samples_are_the_same_whoever_reads_them_and_annotations_are_read_once(r
     read.read_once()
     gaussians = root / "train" / "gs_params"
     gaussians.rename(root / "elsewhere")
-    loader, batches = crop_loader(read, EpochSampler(4, 1), 2, workers, 2, torch.device("cpu")), []
-    for epoch in range(3):
-        read.set_epoch(epoch)
+    sampler, batches = EpochSampler(4, 1), []
+    loader = crop_loader(read, sampler, 3, workers, 2, torch.device("cpu"))
+    next(iter(loader))  # of an epoch that is not finished
+    for epoch in (0, 1, 2, 5):
+        sampler.epoch = epoch
         batches += [(epoch, batch) for batch in loader]
     del loader
     (root / "elsewhere").rename(gaussians)
-    assert len(batches) == 6
+    assert [len(batch.images) for _, batch in batches] == [3, 1] * 4
     for epoch, batch in batches:
         plain.set_epoch(epoch)
         assert_equal(batch, collate([plain[index] for index in batch.indices]))
+    for epoch in (0, 1, 2, 5):
+        assert sorted(index for at, batch in batches if at == epoch for index in batch.indices) == [0, 1, 2, 3]
 
 
 class Garbage:

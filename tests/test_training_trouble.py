@@ -284,7 +284,7 @@ def test_another_weight_decay_takes_effect_in_a_run_that_goes_on(data, tmp_path)
 
 def test_a_killed_run_goes_on_to_the_same_weights(data, tmp_path, monkeypatch):
     """A cut-off line of the log and a half-written checkpoint stay behind."""
-    monkeypatch.setattr(Tiny, "dropout", 0)  # as train_tiny.py has it
+    monkeypatch.setattr(Tiny, "dropout", 0)  # as in the process that is started
     folder = tmp_path / "killed"
     run = start(data, folder, "--epochs", 3000, "--checkpoint-minutes", 0, "--num-workers", 1)
     wait_until(lambda: any(folder.glob("*_ckpt.tar")), run)
