@@ -111,39 +111,29 @@ def test_the_same_fit_at_any_number_of_workers(copy, prepared):
 
 
 def test_train_then_test(small, tmp_path):
+    """With the larger network."""
     save = tmp_path / "run"
-    out, _ = run("train_gs.py", "--dataset", "qnrf", "--data-dir", small, "--save-dir", save, *SMALL, "--epochs", 2)
+    options = "--dataset", "qnrf", "--model-name", "vgg_trans", *SMALL, "--crop-size", 32, "--epochs", 2
+    out, _ = run("train_gs.py", *options, "--data-dir", small, "--save-dir", save)
     assert "4 training and 1 validation images" in out
     lines = metrics(save)
     assert [line["epoch"] for line in lines] == [0, 1] and "val_mae" in lines[1] and "val_mae" not in lines[0]
     config = yaml.safe_load((save / "config.yml").read_text())
-    assert config["crop_size"] == 64 and config["lr"] == 5e-6 and config["seed"] == 4073
+    assert config["crop_size"] == 32 and config["lr"] == 5e-6 and config["seed"] == 4073
     files = "1_ckpt.tar best_model.pth config.yml environment.json metrics.jsonl model_card.md run.json tensorboard"
     assert sorted(path.name for path in save.iterdir()) == files.split()
 
     data = "--data-dir", small, "--device", "cpu"
     out, _ = call("test.py", "--save-path", save / "best_model.pth", *data, "--out", tmp_path / "o")
-    again, _ = call("test.py", "--save-dir", save, *data, "--model-name", "vgg")
+    again, _ = call("test.py", "--save-dir", save, *data, "--model-name", "vgg_trans")
     rows = (tmp_path / "o" / "results.csv").read_text().splitlines()
     assert len(rows) == 2 and rows[1].startswith("IMG_0051,") and "1 images: MAE" in out
     assert out.splitlines()[:2] == again.splitlines()[:2]
 
 
-def test_a_run_goes_on_where_it_stopped_and_says_when_nothing_is_left(small, tmp_path):
-    """With the larger network."""
+def test_a_run_goes_on_where_it_stopped_and_says_when_nothing_is_left(small, tmp_path, tiny):
     save = tmp_path / "run"
-    options = (
-        "--model-name",
-        "vgg_trans",
-        "--data-dir",
-        small,
-        *SMALL,
-        "--crop-size",
-        32,
-        "--save-dir",
-        save,
-        "--epochs",
-    )
+    options = "--data-dir", small, *SMALL, "--save-dir", save, "--epochs"
     call("train_gs.py", *options, 1)
     out, _ = call("train_gs.py", *options, 2)
     assert "0_ckpt.tar: going on with epoch 1" in out
