@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import math
 import multiprocessing
@@ -12,13 +11,11 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
-from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import pytest
-from commands import ROOT, call, errors
-from training_runs import Tiny, make_data, metrics
+from commands import call, errors
+from training_runs import make_data, metrics, wait_until
 
 from GS2D.gaussians import Gaussians2D
 from losses import LOSSES
@@ -29,19 +26,16 @@ from utils.files import gaussians_path, list_images, points_path, read_points
 from utils.training.run_folder import RunFolder
 
 FAST = "--backbone-weights none --crop-size 64 --device cpu --num-workers 0 --epochs 1 --lr 1e-4".split()
-BL_AND_MSE = ("--losses", "bl", "mse", "--seeds", 2, "--keep-models", *FAST)
-# Stand-ins that import nothing: a training of one epoch each 20 ms that goes on where it was, and its evaluation.
-SLOW_TRAINING = """
+# Stand-ins that import nothing: a training of which the first of a folder does not end, and an evaluation.
+TRAINING = """
 import json, os, pathlib, sys, time
 folder = pathlib.Path(sys.argv[sys.argv.index("--save-dir") + 1])
-(folder / "pids").open("a").write(f"{os.getpid()}\\n")
-metrics = folder / "metrics.jsonl"
-done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-for epoch in range(done, 100):
-    time.sleep(0.02)
-    figures = {"epoch": epoch, "val_mae": 1, "val_mse": 1, "seconds": 0.02, "time": {"loss": 0.01}}
-    metrics.open("a").write(json.dumps(figures) + "\\n")
-(folder / "best_model.pth").touch()
+with (folder / "pids").open("a") as pids:
+    first = pids.tell() == 0
+    pids.write(f"{os.getpid()}\\n")
+time.sleep(60 * first)
+figures = {"epoch": 0, "val_mae": 1, "val_mse": 1, "seconds": 0.02, "time": {"loss": 0.01}}
+(folder / "metrics.jsonl").write_text(json.dumps(figures) + "\\n")
 """
 EVALUATION = """
 import pathlib, sys
@@ -60,57 +54,6 @@ def data(tmp_path_factory):
     for path in (image, points_path(image)):
         shutil.copy(path, root / "test")
     return root
-
-
-class Inline(Executor):
-    """Runs what it is given at once: redirected output is one for all threads of a process."""
-
-    def __init__(self, workers):
-        pass
-
-    def submit(self, function, *arguments):
-        future = Future()
-        try:
-            future.set_result(function(*arguments))
-        except ValueError as error:
-            future.set_exception(error)
-        return future
-
-
-@contextlib.contextmanager
-def in_this_process():
-    """The commands of the runs in this process, with the small network; yields the commands so far."""
-    commands = []
-
-    def run(children, command, log=None, environment=None):
-        commands.append(command)
-        script = str(Path(command[0]).relative_to(ROOT))
-        try:
-            call(script, *command[1:])
-        except AssertionError as error:
-            raise ValueError(errors(str(error))[0].partition("error: ")[2]) from None
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Children, "run", run)
-        patch.setattr(experiments, "ThreadPoolExecutor", Inline)
-        for module in ("train_gs", "models"):
-            patch.setattr(f"{module}.build_model", Tiny)
-        yield commands
-
-
-@pytest.fixture
-def here():
-    with in_this_process() as commands:
-        yield commands
-
-
-@pytest.fixture(scope="module")
-def compared(data, tmp_path_factory):
-    """The folder of a finished comparison of bl and mse with two seeds."""
-    folder = tmp_path_factory.mktemp("compared") / "out"
-    with in_this_process():
-        compare(data, folder, *BL_AND_MSE)
-    return folder
 
 
 def compare(data, out, *options, code=0):
@@ -136,8 +79,10 @@ def test_runs_differ_in_the_loss_only(data):
     assert [(run.effective["loss"], run.effective["sigma"]) for run in runs[-2:]] == [("mse", 15), ("mse", "adaptive")]
 
 
-def test_the_table_holds_what_the_runs_found(compared):
-    runs, table = read(compared / "runs.csv"), read(compared / "table.csv")
+def test_the_tables_hold_what_the_runs_found_and_finished_runs_are_kept(data, tmp_path, here):
+    options = ("--losses", "bl", "mse", "--seeds", 2, "--jobs", 2, "--keep-models", *FAST)
+    compare(data, tmp_path, *options)
+    runs, table = read(tmp_path / "runs.csv"), read(tmp_path / "table.csv")
     assert [(run["loss"], run["seed"]) for run in runs] == [(r, s) for r in ("bl", "mse") for s in ("4073", "4074")]
     for row in table[:-1]:
         found = [run for run in runs if run["loss"] == row["loss"]]
@@ -146,22 +91,27 @@ def test_the_table_holds_what_the_runs_found(compared):
             mean, deviation = statistics.mean(values), statistics.stdev(values)
             assert row[column] == f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
         for run in found:
-            results = read(compared / f"{run['loss']}_seed{run['seed']}" / "test" / "results.csv")
+            results = read(tmp_path / f"{run['loss']}_seed{run['seed']}" / "test" / "results.csv")
             results.sort(key=lambda one: float(one["truth"]))
             few, many = [float(one["predicted"]) - float(one["truth"]) for one in results]
             assert float(run["mae"]) == pytest.approx((abs(few) + abs(many)) / 2)
             assert float(run["mse"]) == pytest.approx(math.sqrt((few**2 + many**2) / 2))
             assert [float(run[f"{half}_error"]) for half in ("sparse", "dense")] == pytest.approx([few, many])
             assert 0 < float(run["loss_seconds"]) < float(run["train_seconds"])
-    text = (compared / "table.md").read_text()
+    text = (tmp_path / "table.md").read_text()
     assert all(f"| {row['loss']} | {row['seeds']} | {row['MAE']} | {row['MSE']} |" in text for row in table)
-    assert not [path for pattern in ("*.tar", "*.partial*") for path in compared.rglob(pattern)]
+    assert not [path for pattern in ("*.tar", "*.partial*") for path in tmp_path.rglob(pattern)]
 
-
-def test_gst_published_has_the_published_kernel_beside_another_for_gst(tmp_path):
-    runs = planned("DATA", "--out", tmp_path, "--losses", "gst", "gst-published", "--cut-off", 1, "--post-min", 4)
-    kernels = [[run.effective[name] for name in ("loss", "cut_off", "post_min", "background_ratio")] for run in runs]
-    assert kernels == [["gst", 1.0, 4.0, 0.015], ["gst", 3.0, 1.0, 0.015]] * 3
+    here.clear()
+    (tmp_path / "mse_seed4074" / "result.json").unlink()
+    assert "4 runs, 3 of them were there" in compare(data, tmp_path, *options)[0]
+    assert [command[0] for command, _ in here] == ["train_gs.py", "test.py"]
+    assert read(tmp_path / "table.csv")[1]["MAE"] == table[1]["MAE"]
+    _, err = compare(data, tmp_path, *options, "--weight-decay", 0.5, code=1)
+    assert "weight_decay 1e-05 instead of 0.5; choose another --out" in errors(err)[0] and len(errors(err)) == 1
+    compare(data, tmp_path, "--losses", "bl", "bl", "--seeds", 1, *FAST)
+    assert len(list(tmp_path.rglob("best_model.pth"))) == 4 and len(read(tmp_path / "table.csv")) == 2
+    assert len(here) == 2
 
 
 def test_the_mean_predictor_is_the_mean_density_of_train_and_val(data):
@@ -172,20 +122,6 @@ def test_the_mean_predictor_is_the_mean_density_of_train_and_val(data):
     guess = statistics.mean(counts["train"] + counts["val"])  # all pictures are of one size
     expected = mae_mse([experiments.Result("", truth, guess) for truth in truths])
     assert mae_mse(experiments.guess_counts(data, "test")) == pytest.approx(expected)
-
-
-def test_finished_runs_are_kept_and_other_options_refused(data, compared, tmp_path, here):
-    out = shutil.copytree(compared, tmp_path / "out")
-    table = (out / "table.md").read_text()
-    (out / "mse_seed4074" / "result.json").unlink()
-    assert "4 runs, 3 of them were there" in compare(data, out, *BL_AND_MSE)[0]
-    assert [Path(command[0]).name for command in here] == ["train_gs.py", "test.py"]
-    assert read(out / "table.csv")[1]["MAE"] in table
-    _, err = compare(data, out, *BL_AND_MSE, "--weight-decay", 0.5, code=1)
-    assert "weight_decay 1e-05 instead of 0.5; choose another --out" in errors(err)[0] and len(errors(err)) == 1
-    compare(data, out, "--losses", "bl", "bl", "--seeds", 1, *FAST)
-    assert len(list(out.rglob("best_model.pth"))) == 4 and len(read(out / "table.csv")) == 2
-    assert len(here) == 2
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(data, tmp_path, here, monkeypatch):
@@ -248,7 +184,7 @@ def test_children_end_with_their_parent_and_say_why_they_failed(tmp_path):
         children.run(["-c", ""], log)
 
 
-def test_an_unfinished_run_goes_on(data, tmp_path, here):
+def test_an_unfinished_run_goes_on(data, tmp_path, here, tiny):
     options = ("--losses", "mse", "--seeds", 1, *FAST, "--val-start", 1, "--epochs", 2)
     (run,) = planned(data, "--out", tmp_path, *options)
     call("train_gs.py", *run.options, "--epochs", 1)
@@ -258,33 +194,29 @@ def test_an_unfinished_run_goes_on(data, tmp_path, here):
 
 
 def test_a_killed_comparison_takes_its_children_along_and_goes_on(data, tmp_path, monkeypatch):
-    for name, text in (("TRAIN", SLOW_TRAINING), ("TEST", EVALUATION)):
+    for name, text in (("TRAIN", TRAINING), ("TEST", EVALUATION)):
         monkeypatch.setattr(experiments, name, tmp_path / f"{name}.py")
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr(RunFolder, "best", lambda folder: {"epoch": 0, "val_mae": 1, "val_mse": 1})
-    out, options = tmp_path / "out", ("--losses", "bl", "mse", "--seeds", 1, "--jobs", 2, "--epochs", 100)
+    out, options = tmp_path / "out", ("--losses", "bl", "mse", "--seeds", 1, "--jobs", 2)
     driver = multiprocessing.get_context("fork").Process(
         target=compare, args=(data, out, *options), kwargs={"code": 130}
     )
     driver.start()
-    epochs = [out / f"{label}_seed4073" / "metrics.jsonl" for label in ("bl", "mse")]
-    deadline = time.monotonic() + 120
-    while not all(path.exists() for path in epochs):
-        assert driver.is_alive() and time.monotonic() < deadline
-        time.sleep(0.01)
+    trainings = [out / f"{label}_seed4073" / "pids" for label in ("bl", "mse")]
+    wait_until(lambda: all(pids.exists() and pids.read_text() for pids in trainings), driver)
     driver.terminate()
     driver.join(60)
     assert driver.exitcode == 0  # it ended with the 130 that ``compare`` expects
-    for path in epochs:
-        (pid,) = map(int, (path.parent / "pids").read_text().split())
+    for pids in trainings:
         with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-        assert 1 <= len(path.read_text().splitlines()) < 100 and not (path.parent / "result.json").exists()
+            os.kill(int(pids.read_text()), 0)
+        assert not (pids.parent / "result.json").exists()
     assert "2 runs, 0 of them were there" in compare(data, out, *options)[0]
-    for row in read(out / "runs.csv"):
-        assert (row["mae"], row["f1"], row["f1_4px"], row["epochs"]) == ("1.0", "0.25", "0.2", "100")
+    for row, pids in zip(read(out / "runs.csv"), trainings):
+        assert (row["mae"], row["f1"], row["f1_4px"], row["epochs"]) == ("1.0", "0.25", "0.2", "1")
         assert (row["sparse_error"], row["dense_error"]) == ("2.0", "0.0")
-        assert len((out / f"{row['loss']}_seed4073" / "pids").read_text().split()) == 2
+        assert len(pids.read_text().split()) == 2
 
 
 def test_the_ladder_climbs_from_bl_to_gst(data, tmp_path, here, monkeypatch):
@@ -305,14 +237,17 @@ def test_the_ladder_climbs_from_bl_to_gst(data, tmp_path, here, monkeypatch):
 
 
 def test_every_rung_of_the_ladder_is_a_run_that_can_be_started(data, tmp_path):
+    """With the published kernel where a rung says so, whatever kernel the options give."""
     options = ("--crowds", data, "--out", tmp_path, "--seeds", 1)
-    rungs = {run.name: run.effective for run in planned(*options, "--rungs", "ladder", "losses")}
+    other = ("--cut-off", 1, "--background-ratio", 0.5)
+    rungs = {run.name: run.effective for run in planned(*options, *other, "--rungs", "ladder", "losses", "gst")}
     ladder, losses = compare_losses.GROUPS["ladder"], compare_losses.GROUPS["losses"]
-    assert list(rungs) == list(dict.fromkeys([*ladder, *losses]))
+    assert list(rungs) == list(dict.fromkeys([*ladder, *losses, "gst"]))
     assert [run.name for run in planned(*options)] == ladder
     kernels = {
         name: [o[key] for key in ("post_min", "post_max", "cut_off", "background_ratio")] for name, o in rungs.items()
     }
     assert kernels["gst-published"] == [1, 20, 3, 0.015] and kernels["gst-edge"] == [4, 20, 1, 2]
     assert kernels["gst-round"] == [1, 8, 3, 0.015] and kernels["gst-2px"] == [4, 20, 3, 0.015]
+    assert kernels["gst"] == [1, 20, 1, 0.5]
     assert rungs["bl-trans"]["model_name"] == "vgg_trans" and rungs["mse-4"]["sigma"] == 4

@@ -5,14 +5,11 @@ from __future__ import annotations
 import csv
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 from commands import ROOT, call, errors
-from training_runs import Tiny
 
 from scripts import reproduce_tables
-from scripts.experiments import Children
 from utils.files import list_images
 
 SMALL = (
@@ -20,21 +17,6 @@ SMALL = (
     *("--splat-options", "--num-epochs 5 --workers 1"),
     *("--train-options", "--epochs 1 --crop-size 64 --backbone-weights none --num-workers 0"),
 )
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """The stages in this process, with the small network; -> each command and what it printed."""
-    done = []
-
-    def run(children, command):
-        script = str(Path(command[0]).relative_to(ROOT))
-        done.append(([script, *command[1:]], call(script, *command[1:])[0]))
-
-    monkeypatch.setattr(Children, "run", run)
-    monkeypatch.setattr("train_gs.build_model", Tiny)
-    monkeypatch.setattr("models.build_model", Tiny)
-    return done
 
 
 def reproduce(*options, code=0):

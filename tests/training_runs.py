@@ -87,9 +87,9 @@ def two_processes(data, folder, *options, machines=1, **environment):
 
 
 def wait_until(condition, run):
-    """Return when ``condition`` holds, while the processes of ``run`` work."""
+    """Return when ``condition`` holds, while ``run`` works: a ``Started``, or a process of ``multiprocessing``."""
     while not condition():
-        assert run.poll() is None, run.communicate()
+        assert getattr(run, "process", run).exitcode is None, run
         time.sleep(0.02)
 
 
