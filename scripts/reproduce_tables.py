@@ -4,8 +4,8 @@
     python scripts/reproduce_tables.py qnrf --checkpoint best_model.pth       evaluate a released checkpoint instead
     python scripts/reproduce_tables.py sha bl gst --train-options "--minutes 60"    two losses on ShanghaiTech A, an hour each
 
-Without names every data set, both networks and the losses with published numbers, those other than GST's on vgg. The same command goes on where it
-was interrupted: each stage skips what is done.
+Without names: every data set, both networks and the losses with published numbers, those other than GST's on vgg. The same command
+goes on where it was interrupted: each stage skips what is done.
 """
 
 from __future__ import annotations

@@ -39,22 +39,14 @@ DATA, RUN = "data/UCF-Train-Val-Test", "runs/qnrf_vgg"
 NOT_RUN = {
     r"bash scripts/demo\.sh": "ten minutes and a download; each of its stages is a command of its own",
     r"bash scripts/test\.sh": "runs this test",
-    r"bash scripts/faults\.sh": "an hour of kills and restarts; its short form is in tests/faults",
     r"bash scripts/(compare_losses|experiments)\.sh": "trains for hours; tests/test_compare.py runs what it starts",
     r"bash scripts/reproduce_tables\.sh": "needs the original data sets and days on a GPU",
     r"bash scripts/pack\.sh": "installs; tests/test_model_card.py runs what it starts",
     r"python examples/onnx_count\.py": "a program of its own; tests/test_export.py runs it",
     r"mv downloads/": "files of the authors, which nobody has here",
-    r"python benchmarks/": "a measurement, minutes long",
-    r"python scripts/(compare_losses|reproduce_tables)\.py": "trains for hours",
-    r"(torchrun|srun|python) .*train_gs\.py.* --(device \d+,\d|num-nodes|compile)": "several GPUs, or minutes of compilation",
-    r"python 2dgs_counting_1gs_gsplat\.py --device \d+,\d": "several GPUs; tests/test_fit_gpu_script.py starts as if",
-    r"(torchrun|srun) .*train_gs\.py": "several processes; tests/test_training.py trains with two",
+    r"(torchrun|srun|python) .*train_gs\.py.* --(device \d+,\d|num-nodes|compile)": "several processes (tests/test_training.py), or compilation",
     r"(torchrun|srun) .*2dgs": "several processes; tests/test_fit_dataset.py divides images as they would",
-    r"(sbatch|squeue|scancel|ssh|rsync) ": "needs a cluster",
-    r"tensorboard ": "a server, which does not end",
     r"python -m utils\.evaluation\.report results/": "compares what two evaluations left; tests/test_report_page.py compares two",
-    r"git ": "changes a working copy, or needs a network",
     r"((python -m )?pip|python -m (venv|pytest)|ruff|source|cd|mkdir|export|module|apt) ?": "sets the shell or the machine up",
 }
 # Options that make a command quick, after those that the documentation gives: the last one wins.

@@ -33,7 +33,6 @@ TIMES = ("seconds", "images_per_second", "time", "val_seconds")
 class Stage(NamedTuple):
     """A command over a folder ``work`` that begins as a copy of ``inputs``."""
 
-    name: str
     inputs: Path
     script: str
     arguments: Callable[[Path], list[str]]
@@ -61,79 +60,48 @@ def kill(script: str, arguments: list[str], moment: float) -> bool:
 
 def make_stages(root: Path, images: int = 6, epochs: int = 4) -> dict[str, Stage]:
     """The stages by name, each with the inputs that the stages before it made."""
-
-    def done(stage: Stage) -> Stage:
-        code, output = run(stage.script, stage.arguments(stage.inputs))
-        assert code == 0, output
-        return stage
-
-    def copy(source: Path, name: str) -> Path:
-        return Path(shutil.copytree(source, root / name))
-
-    def prepare(work: Path, workers: int = 1) -> list[str]:
-        paths = ["--input-dataset-path", str(work / "raw"), "--output-dataset-path", str(work / "data")]
-        return [*paths, "--min-size", "64", "--max-size", "256", "--workers", str(workers)]
-
-    def on_data(*options: str) -> Callable[[Path], list[str]]:
-        return lambda work: ["--root-path", str(work / "data"), *options]
-
     stages = {}
+
+    def add(name: str, inputs: Path, script: str, options: str) -> None:
+        """Add a stage; ``{}`` stands in its options for the folder that it works in."""
+        stages[name] = Stage(inputs, script, lambda work: [word.format(work) for word in options.split()])
+
+    def after(name: str, copy: str) -> Path:
+        """A copy of a stage's inputs with what it made of them."""
+        inputs, script, arguments = stages[name]
+        folder = Path(shutil.copytree(inputs, root / copy))
+        code, output = run(script, arguments(folder))
+        assert code == 0, output
+        return folder
+
     make_raw(root / "preprocess" / "raw", train=images, test=2, size=(96, 128))
-    for name, workers in (("preprocess", 1), ("preprocess, 2 workers", 2)):
-        arguments = lambda work, n=workers: prepare(work, n)  # noqa: E731
-        stages[name] = Stage(name, root / "preprocess", "preprocess_dataset_ucf.py", arguments)
-    prepared = copy(root / "preprocess", "splat")
-    done(Stage("", prepared, "preprocess_dataset_ucf.py", prepare))
-    splat = on_data("--num-epochs", "1500", "--workers", "2")
-    stages["splat"] = Stage("splat", prepared, "2dgs_counting_1gs_gsplat.py", splat)
-    fitted = copy(prepared, "clean")
-    done(stages["splat"]._replace(inputs=fitted))
+    paths = "--input-dataset-path {0}/raw --output-dataset-path {0}/data --min-size 64 --max-size 256"
+    add("preprocess", root / "preprocess", "preprocess_dataset_ucf.py", f"{paths} --workers 1")
+    add("preprocess, 2 workers", root / "preprocess", "preprocess_dataset_ucf.py", f"{paths} --workers 2")
+    fit, data = "2dgs_counting_1gs_gsplat.py", "--root-path {}/data"
+    add("splat", after("preprocess", "splat"), fit, f"{data} --num-epochs 1500 --workers 2")
+    fitted = after("splat", "clean")
     for image in list_images(fitted / "data" / "train"):
         gaussians, _, attributes = read_file(gaussians_path(image))
         gaussians.scales[:, 0] = 2 * gaussians.scales[:, 1]
         gaussians.save(gaussians_path(image), attributes=attributes)
-    stages["clean"] = Stage("clean", fitted, "GS2D/process_gaussians.py", on_data())
-    cleaned = copy(fitted, "kernels")
-    done(stages["clean"]._replace(inputs=cleaned))
-    stages["kernels"] = Stage("kernels", cleaned, "GS2D/build_kernels.py", on_data("--workers", "2"))
-
-    def train(work: Path, *more: str) -> list[str]:
-        options = {
-            "epochs": epochs,
-            "val-start": 1,
-            "val-every": 1,
-            "crop-size": 64,
-            "num-workers": 0,
-            "lr": 1e-3,
-            "checkpoint-minutes": 0,
-        }
-        pairs = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-        paths = ["--data-dir", str(work / "data"), "--save-dir", str(work / "run")]
-        return [*paths, *pairs, "--device", "cpu", "--backbone-weights", "none", *more]
+    add("clean", fitted, "GS2D/process_gaussians.py", data)
+    add("kernels", after("clean", "kernels"), "GS2D/build_kernels.py", f"{data} --workers 2")
 
     make_data(root / "train" / "data")
-    stages["train"] = Stage("train", root / "train", "train_gs.py", train)
-    trained = copy(root / "train", "test")
-    done(stages["train"]._replace(inputs=trained))
-    anew = copy(trained, "train anew")
-    stages["train anew"] = Stage(
-        "train anew", anew, "train_gs.py", lambda work: train(work, "--seed", "1", "--overwrite")
+    options = (
+        "--data-dir {0}/data --save-dir {0}/run --device cpu --backbone-weights none --crop-size 64 --num-workers 0"
     )
-    from_file = copy(root / "train", "train from a file")
+    options += f" --val-start 1 --val-every 1 --lr 1e-3 --checkpoint-minutes 0 --epochs {epochs}"
+    add("train", root / "train", "train_gs.py", options)
+    trained = after("train", "test")
+    add("train anew", trained, "train_gs.py", f"{options} --seed 1 --overwrite")
+    from_file = Path(shutil.copytree(root / "train", root / "train from a file"))
     shutil.copy(trained / "run" / f"{epochs - 1}_ckpt.tar", from_file / "start.tar")
-    more = str(2 * epochs)
-    stages["train from a file"] = Stage(
-        "train from a file",
-        from_file,
-        "train_gs.py",
-        lambda w: train(w, "--epochs", more, "--resume", str(w / "start.tar")),
-    )
-
-    def evaluate(work: Path) -> list[str]:
-        paths = ["--save-path", str(work / "run" / "best_model.pth"), "--data-dir", str(work / "data")]
-        return [*paths, "--split", "val", "--device", "cpu", "--out", str(work / "out")]
-
-    stages["test"] = Stage("test", trained, "test.py", evaluate)
+    resumed = f"{options} --epochs {2 * epochs} --resume {{0}}/start.tar"
+    add("train from a file", from_file, "train_gs.py", resumed)
+    evaluation = "--save-path {0}/run/best_model.pth --data-dir {0}/data --split val --device cpu --out {0}/out"
+    add("test", trained, "test.py", evaluation)
     return stages
 
 
