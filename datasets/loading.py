@@ -81,6 +81,7 @@ class CropLoader:
             yield batch
 
     def _without_end(self) -> Iterator[Batch]:
+        gc.collect()  # a loading process that freed CUDA graphs of a run before, without a GPU, would be killed
         if self.device.type != "cuda":
             yield from (batch.unpack(batch.packed) for batch in self.loader)
             return
@@ -133,11 +134,7 @@ def crop_loader(
 
 
 def _start_loading(_: int) -> None:
-    """Ctrl-C reaches the whole process group; the training answers it, and its loading processes end without a traceback.
-
-    What the training holds or has dropped, CUDA graphs for one, is not theirs to free: they have no GPU.
-    """
-    gc.freeze()
+    """Ctrl-C reaches the whole process group; the training answers it, and its loading processes end without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # The thread that hands out shared memory reports here that the training has gone in the middle of it.

@@ -46,18 +46,16 @@ CHOICES = {name: ["--loss", name] for name in LOSSES} | {
     "gst-edge": EDGE,
     "gst-sharp": SHARP,
     "gst-sharp-10": [*SHARP, "--cut-off", "6.4"],
-    "gst-sharp-12": [*SHARP, "--cut-off", "8"],
-    "gst-sharp-w": [*SHARP, "--background-weight", "0.5"],
+    "gst-sharp-half": [*SHARP, "--background-weight", "0.5"],
     "mse-4": ["--loss", "mse", "--sigma", "4"],
     "bl-trans": ["--loss", "bl", "--model-name", "vgg_trans"],
-    "gst-edge-trans": [*EDGE, "--model-name", "vgg_trans"],
     "gst-sharp-trans": [*SHARP, "--model-name", "vgg_trans"],
 }
 FITS = {"gst-tolerance-0": ["--tolerance", "0"], "gst-tolerance-1e-3": ["--tolerance", "1e-3"]}
 GROUPS = {
     "all": [*LOSSES, "mse-adaptive"],
-    "ladder": ["bl", "bl+", "gst-round", "gst-round-area", "gst-published", *FITS, "gst-2px", "gst-edge"],
-    "losses": ["gst-published", "gst-edge", "bl", "bl+", "dm-count", "mse-4", "bl-trans", "gst-edge-trans"],
+    "ladder": ["bl", "bl+", "gst-round", "gst-round-area", "gst-published", *FITS, "gst-2px", "gst-sharp", "gst-edge"],
+    "losses": ["gst-published", "gst-sharp", "bl", "bl+", "dm-count", "mse-4", "bl-trans", "gst-sharp-trans"],
 }
 REMARK = (
     "Mean ± standard deviation over the seeds. MSE: root of the mean squared error. Error: predicted minus true count, the mean "

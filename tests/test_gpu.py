@@ -66,7 +66,9 @@ def test_losses_are_those_of_the_cpu_and_repeat_their_bits(device, name):
 
 
 OPTIONS = [
-    *(f"--model-name {model} --precision {p}" for model in ("vgg", "vgg_trans") for p in ROUNDING),
+    *(f"--model-name vgg --precision {p}" for p in ROUNDING),
+    # Its neighbours are discrete: another rounding changes some of them, and the loss of ten steps by several per cent.
+    *(f"--model-name vgg_trans --deterministic --precision {p}" for p in ROUNDING),
     *(f"--model-name {model} --deterministic --no-tf32" for model in ("vgg", "vgg_trans")),
     *("--ema 0.9", "--accumulate 3", "--grad-clip 1 --precision 16-mixed", "--batch-size 4"),
     "--channels-last --precision bf16-mixed",
