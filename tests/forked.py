@@ -5,6 +5,7 @@ Training and evaluation use the small network of ``training_runs.py``, without d
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -81,6 +82,7 @@ class Started:
         with mock.patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}):
             self.process.start()
         self.pid = self.process.pid
+        atexit.register(self.stop)  # what a test that failed has left would be waited for
         with contextlib.suppress(ProcessLookupError):
             while os.getpgid(self.pid) != self.pid:
                 time.sleep(0.001)
@@ -90,11 +92,13 @@ class Started:
 
     returncode = property(poll)
 
+    def stop(self):
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+
     def communicate(self, timeout=120):
         """Wait for its end -> stdout, stderr."""
         self.process.join(timeout)
-        if self.poll() is None:
-            os.killpg(self.pid, signal.SIGKILL)
-            raise AssertionError(f"still running after {timeout} s")
+        assert self.poll() is not None, f"still running after {timeout} s"
         paths = (Path(self.folder.name, name) for name in ("out", "err"))
         return tuple(path.read_text(errors="replace") if path.exists() else "" for path in paths)

@@ -226,15 +226,9 @@ def provide(option, value, script):
 
 
 def make_points(root):
-    """Images with points in each of the formats that have a file an image."""
     for i in range(10):
         save_noise(root / f"{i}.jpg", seed=i)
         write(root / f"{i}.csv", "x,y\n10,12\n30,31\n")
-        write(root / f"{i}.txt", "0 0.5 0.5 0.1 0.1\n")
-    write(root / "via.json", {f"{i}.jpg": {"filename": f"{i}.jpg", "regions": []} for i in range(10)})
-    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(10)]
-    boxes = [{"image_id": i, "bbox": [5, 5, 6, 8]} for i in range(10)]
-    write(root / "annotations.json", {"images": images, "annotations": boxes})
 
 
 OWN_DATA = [c for c in COMMANDS if c.block.doc.name == "own-data.md" and not reason_not_to_run(c)]

@@ -27,8 +27,7 @@ from training_runs import (
 )
 
 from datasets.sampler import EpochSampler
-from utils.files import gaussians_path, list_images, make_folder, points_path
-from utils.lock import lock_folder
+from utils.files import gaussians_path, list_images, points_path
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -329,11 +328,3 @@ def test_points_and_gaussians_that_do_not_fit_stop_the_run_before_its_first_epoc
     (line,) = errors(train(copy, run, code=1)[1])
     assert "IMG_0001_gs_params.h5" in line and "2dgs_counting_1gs_gsplat.py" in line
     assert not (run / "metrics.jsonl").exists()
-
-
-def test_a_second_run_in_the_folder_is_told_who_is_there(data, tmp_path):
-    with lock_folder(make_folder(tmp_path / "run")):
-        _, err = train(data, tmp_path / "run", "--epochs", 1, code=1)
-    assert len(errors(err)) == 1 and f"{tmp_path / 'run'}: in use by process {os.getpid()}" in err
-    train(data, tmp_path / "run", "--epochs", 1)
-    assert not (tmp_path / "run" / ".run.lock").exists()

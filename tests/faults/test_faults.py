@@ -149,6 +149,7 @@ def test_a_second_run_on_the_same_folder_says_who_is_there(name, held, work, tin
     assert line.startswith(f"error: {folder / held}: in use by process {os.getpid()} on ")
     assert harness.contents(folder) == before
     call(script, *arguments)
+    assert not harness.temporary(folder)
 
 
 def test_two_preparations_at_once(work):
