@@ -192,9 +192,8 @@ def train(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace) -> N
         return
     name = data_name(arguments.dataset, arguments.data_dir)
     images = f"{len(run.train)} training and {len(run.val)} validation images"
-    size = (
-        f"{sum(p.numel() for p in run.network.parameters()):,} parameters, {fabric.world_size} x {fabric.device.type}"
-    )
+    parameters = sum(parameter.numel() for parameter in run.network.parameters())
+    size = f"{parameters:,} parameters, {fabric.world_size} x {fabric.device.type}"
     print_once(fabric, "options: " + ", ".join(f"{key} {value}" for key, value in options.items()))
     if not read_report(arguments.data_dir):
         print_once(fabric, f"{arguments.data_dir}: no {REPORT} says what the data are; taken for {name} (--dataset)")

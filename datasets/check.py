@@ -6,7 +6,7 @@
 Decodes every image, and reads every annotation, every file of fitted Gaussians and every stored kernel. Prints errors, which
 stop training or spoil it (exit code 1), warnings, the table of the preprocessing, that of the stages and the runs;
 P/dataset_report.json holds all of it. ``--quick`` decodes nothing and writes nothing: a kernel counts by what it says of
-itself, an evaluation by the hash of its weights. ``python -m utils.status`` is another name of that.
+itself, an evaluation by the hash of its weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import math
 import os
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from datasets.report import CROP_SIZES, SPLITS, ImageFacts, find_images, look_at
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import kernel_command, load_kernel, params_hash, read_attributes
 from GS2D.prepared import OtherPointsError, fit_command, load_annotations
-from utils.cli import EXIT_FAILED, default_workers, for_each, one_line, run_script
+from utils.cli import EXIT_FAILED, default_workers, for_each, one_line, run_script, warn
 from utils.config import make_parser, number, parse_arguments
 from utils.dataset_report import DATASETS, REPORT, read_report
 from utils.files import file_hash, gaussians_path, kernel_path, points_path, read_json, write_json
@@ -38,12 +37,9 @@ from utils.lock import lock_holder
 from utils.training.run_folder import RunFolder
 
 STATES = ("done", "missing", "stale", "failed")
-State = tuple[str, str]  # one of STATES, and of the last two the reason: a line that names the file
-_MISSING, _DONE = ("missing", ""), ("done", "")
 _MIN_SCALE = 1 - 1e-4  # the fit adds 1 to what is never negative; a little for rounding
 _COLUMN_SUM = 1e-3  # shares below 1e-7 are not stored
 _DISTORTED = 1.5 + 1e-5  # longest over shortest axis that cleaning leaves by default, and rounding
-_SHOWN = 5  # files named for each kind of trouble
 
 
 def check_image(root: Path, quick: bool, item: tuple[Path, Mapping[str, Any]]) -> ImageFacts:
@@ -64,48 +60,49 @@ def check_image(root: Path, quick: bool, item: tuple[Path, Mapping[str, Any]]) -
         errors.append(f"{image}: {facts.width} x {facts.height} pixels, {prepared}")
     if isinstance(entry.get("points"), int) and facts.points is not None and entry["points"] != facts.points:
         warnings.append(f"{points_path(image)}: {facts.points} points, prepared with {entry['points']}")
-    states = {"images": _image_state(image, facts, entry), **_fit_states(image, facts, quick, errors, warnings)}
+    states = {"images": _image_state(image, facts, entry, warnings)}
+    states |= _fit_states(image, facts, quick, errors, warnings)
     return facts._replace(errors=tuple(errors), warnings=tuple(warnings), states=states)
 
 
-def _image_state(image: Path, facts: ImageFacts, entry: Mapping[str, Any]) -> State:
+def _image_state(image: Path, facts: ImageFacts, entry: Mapping[str, Any], warnings: list[str]) -> str:
     annotated = entry.get("points", None if facts.split == "test" else 0) is not None
     if not image.exists() or (annotated and not points_path(image).exists()):
-        return _MISSING
-    if reason := facts.jpeg_problem or facts.points_problem:
-        return "failed", reason
+        return "missing"
+    if facts.jpeg_problem or facts.points_problem:
+        return "failed"
     source, made_from = Path(str(entry.get("source", image))), entry.get("made_from")
     raw = made_from.get("raw_files") if isinstance(made_from, dict) else None
     with contextlib.suppress(OSError, ValueError):  # a raw image that is gone, or whose name is none
         stat = source.stat()
         if isinstance(raw, list) and raw and raw[0] != [stat.st_size, stat.st_mtime_ns]:
-            return "stale", f"{image}: {source} has changed since"
-    return _DONE
+            warnings.append(f"{image}: {source} has changed since")
+            return "stale"
+    return "done"
 
 
-def _fit_states(
-    image: Path, facts: ImageFacts, quick: bool, errors: list[str], warnings: list[str]
-) -> dict[str, State]:
+def _fit_states(image: Path, facts: ImageFacts, quick: bool, errors: list[str], warnings: list[str]) -> dict[str, str]:
     """States of the fitted Gaussians and the stored kernel of an image; what is wrong with them is added to the lists."""
-    path, annotations, states = gaussians_path(image), None, {"Gaussians": _MISSING, "cleaned": _MISSING}
+    path, annotations = gaussians_path(image), None
+    states = dict.fromkeys(("Gaussians", "cleaned", "kernels"), "missing")
     if not path.exists() and not kernel_path(image).exists():
-        return {**states, "kernels": _MISSING}
+        return states
     try:
         gaussians, (points, _, *shape) = Gaussians2D.load(path), load_annotations(image)
         annotations = points, *shape
     except (OSError, ValueError) as error:
         errors.append(one_line(error))
         if path.exists():
-            states["Gaussians"] = "stale" if isinstance(error, OtherPointsError) else "failed", errors[-1]
+            states["Gaussians"] = "stale" if isinstance(error, OtherPointsError) else "failed"
     else:
         wrong = [] if quick else _wrong_gaussians(image, gaussians.params.numpy(), facts, warnings)
         errors += wrong
-        states["Gaussians"] = ("failed", wrong[0]) if wrong else _DONE
+        states["Gaussians"] = "failed" if wrong else "done"
         axes = gaussians.scales.numpy()
         if not (axes.max(axis=1) > _DISTORTED * axes.min(axis=1)).any():
-            states["cleaned"] = _DONE
-    states["kernels"] = kernel = _kernel_state(image, annotations, quick)
-    errors += [kernel[1]] if kernel[1] and annotations else []
+            states["cleaned"] = "done"
+    states["kernels"], reason = _kernel_state(image, annotations, quick)
+    errors += [reason] if reason and annotations else []
     return states
 
 
@@ -124,11 +121,11 @@ def _wrong_gaussians(image: Path, params: np.ndarray, facts: ImageFacts, warning
     return [f"{path}: {row}; delete it and run {fit_command(image.parent)}"]
 
 
-def _kernel_state(image: Path, annotations: Sequence[np.ndarray] | None, quick: bool) -> State:
-    """State of the stored kernel; ``annotations`` are points, scales and rotations, None where they cannot be read."""
+def _kernel_state(image: Path, annotations: Sequence[np.ndarray] | None, quick: bool) -> tuple[str, str]:
+    """State of the stored kernel and why; ``annotations``: points, scales and rotations, None where they cannot be read."""
     path, remedy = kernel_path(image), f"delete it and run {kernel_command(image.parent)}"
     if not path.exists():
-        return _MISSING
+        return "missing", ""
     try:
         stored = None if quick else load_kernel(path)
     except (OSError, ValueError) as error:
@@ -145,26 +142,24 @@ def _kernel_state(image: Path, annotations: Sequence[np.ndarray] | None, quick: 
         if rows != len(annotations[0]) + 1 or abs(worst - 1) > _COLUMN_SUM:
             expected = f"expected {len(annotations[0]) + 1} and 1"
             return "failed", f"{path}: {rows} rows, shares of a cell add up to {worst:.3f}, {expected}; {remedy}"
-    return _DONE
+    return "done", ""
 
 
 def stage_rows(facts: Sequence[ImageFacts], root: Path) -> list[dict[str, Any]]:
-    """A row for each split and stage: counts of the states, and the reasons of what is stale or failed."""
+    """A row for each split and stage: counts of the states."""
     rows, lost = [], lost_images(root)
     for split in SPLITS:
         found = [fact.states for fact in facts if fact.split == split]
-        found += [{"images": _MISSING} for name in lost if name.startswith(f"{split}/")]
+        found += [{"images": "missing"} for name in lost if name.startswith(f"{split}/")]
         fitted = split == "train" or (root / split / "gs_params").is_dir()
         for stage in ("images", *(("Gaussians", "cleaned", "kernels") if fitted else ())) if found else ():
             states = [states[stage] for states in found if stage in states]
-            counts = Counter(state for state, _ in states)
-            row = {"split": split, "stage": stage, **{state: counts[state] for state in STATES}}
-            rows.append(row | {f"{kind}_files": [why for state, why in states if state == kind] for kind in STATES[2:]})
+            rows.append({"split": split, "stage": stage, **{state: states.count(state) for state in STATES}})
     return rows
 
 
 def data_status(root: Path, runs: Path, facts: Sequence[ImageFacts] | None = None) -> dict[str, Any]:
-    """``data_dir``; ``stages``, a row for each split and stage; ``runs`` on these data; the ``next`` command.
+    """``data_dir``; ``stages``, a row for each split and stage; ``trouble``; ``runs`` on these data; the ``next`` command.
 
     ``facts`` None: those of a quick look. Raises ``FileNotFoundError`` for a folder that does not exist.
     """
@@ -174,11 +169,12 @@ def data_status(root: Path, runs: Path, facts: Sequence[ImageFacts] | None = Non
         with contextlib.suppress(FileNotFoundError):  # not even one image is there
             facts = [check_image(root, True, item) for item in find_images(root)]
     stages = stage_rows(facts or (), root)
+    trouble = [line for fact in facts or () for line in (*fact.all_errors, *fact.warnings)]
     folders = {path.parent for pattern in ("", "*/", "*/*/") for path in runs.glob(f"{pattern}config.yml")}
     found = [entry for folder in sorted(folders) if (entry := _run(folder))]  # as deep as scripts nest them
     on_these = [entry for entry in found if Path(entry.pop("data_dir")).resolve() == root.resolve()]
-    status = {"data_dir": str(root), "stages": stages, "runs": on_these, "other_runs": len(found) - len(on_these)}
-    return {**status, "next": _next(root, stages, on_these)}
+    status = {"data_dir": str(root), "stages": stages, "trouble": trouble, "runs": on_these}
+    return {**status, "other_runs": len(found) - len(on_these), "next": _next(root, stages, on_these)}
 
 
 def _run(path: Path) -> dict[str, Any] | None:
@@ -199,8 +195,7 @@ def _run(path: Path) -> dict[str, Any] | None:
     results = []  # of test.py, with the best model that is there now
     if folder.best_path.is_file() and (summaries := sorted(path.glob("**/summary.json"))):
         sha256 = file_hash(folder.best_path)
-        contents = [(summary.parent, read_json(summary)) for summary in summaries]
-        results = [str(at) for at, say in contents if isinstance(say, dict) and say.get("weights_sha256") == sha256]
+        results = [str(path.parent) for path in summaries if read_json(path, {}).get("weights_sha256") == sha256]
     run = {"folder": str(path), "data_dir": data, "state": state, "epochs_done": done, "epochs": epochs}
     best = {"epoch": best["epoch"], "mae": best["val_mae"], "mse": best["val_mse"]} if best else None
     return {**run, "best": best, "results": results}
@@ -237,21 +232,13 @@ def _next(root: Path, stages: list[dict[str, Any]], runs: list[dict[str, Any]]) 
 
 
 def print_status(status: Mapping[str, Any]) -> None:
-    """Print what ``data_status`` found: stages, trouble, runs, the next command."""
+    """Print what ``data_status`` found, but for the trouble: stages, runs, the next command."""
     print(status["data_dir"])
     for row in ({"split": "split", "stage": "stage", **{state: state for state in STATES}}, *status["stages"]):
         print(f"{row['split']:<7}{row['stage']:<12}" + "".join(f"{row[state]:>9}" for state in STATES))
-    for state in STATES[2:]:
-        lines = [line for row in status["stages"] for line in row[f"{state}_files"]]
-        more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-        for line in lines[:_SHOWN] + more:
-            print(f"{state}: {line}")
     for run in status["runs"]:
-        best = (
-            "best MAE {mae:.3f}, MSE {mse:.3f} (epoch {epoch})".format(**run["best"])
-            if run["best"]
-            else "no best model"
-        )
+        best = "best MAE {mae:.3f}, MSE {mse:.3f} (epoch {epoch})" if run["best"] else "no best model"
+        best = best.format(**run["best"] or {})
         results = f"; results: {', '.join(run['results'])}" if run["results"] else ""
         print(f"run {run['folder']}: {run['state']}, {run['epochs_done']} of {run['epochs']} epochs, {best}{results}")
     if status["other_runs"]:
@@ -270,11 +257,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=number(int, 1), default=default_workers(), help="parallel processes")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of training runs")
     parser.add_argument("--quick", action="store_true", help="decode and write nothing: stages, runs and what is next")
-    parser.add_argument("--json", action="store_true", help="print the quick look as JSON, with the names of all files")
+    parser.add_argument("--json", action="store_true", help="print the quick look as JSON")
     arguments = parse_arguments(parser, argv)
     root = arguments.data_dir
     if arguments.quick or arguments.json:
         status = data_status(root, arguments.runs)
+        for line in () if arguments.json else status["trouble"]:
+            warn(line)
         print(json.dumps(status, indent=1)) if arguments.json else print_status(status)
         return 0
     recorded = read_report(root)
@@ -289,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
     print_report(report)
     print_status(data_status(root, arguments.runs, facts))
-    fits, kernels = (sum(one.states[stage] != _MISSING for one in facts) for stage in ("Gaussians", "kernels"))
+    fits, kernels = (sum(one.states[stage] != "missing" for one in facts) for stage in ("Gaussians", "kernels"))
     numbers = f"{len(report['errors'])} errors, {len(report['warnings'])} warnings"
     print(f"checked {len(facts)} images, {fits} files of Gaussians, {kernels} kernels: {numbers}")
     write_json(root / REPORT, report)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from datasets.crowd import Batch, Crowd, TrainSample, collate
 from datasets.sampler import BatchesWithoutEnd, EpochSampler
 from GS2D.kernel import BlockKernel
-from utils.training.shared_memory import Layout, check_shared_memory, pack, tensor_bytes, unpack
+from utils.training.shared_memory import Layout, check_shared_memory, pack, unpack
 
 _MEASURED = 4  # crops at most, of which a batch's bytes are reckoned
 Item, Begun = TypeVar("Item"), TypeVar("Begun")
@@ -116,7 +116,7 @@ def crop_loader(
     """
     if num_workers:
         some = [train[index] for index in list(sampler)[: min(batch_size, _MEASURED)]]
-        batch = tensor_bytes(collate(some)) * batch_size // len(some)
+        batch = PackedBatch.collate(some).packed.nbytes * batch_size // len(some)
         check_shared_memory(batch, num_workers, prefetch, batch_size, processes)
     batches = BatchesWithoutEnd(sampler, batch_size)
     loader = DataLoader(

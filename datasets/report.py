@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from PIL import Image
 from scipy.spatial import cKDTree
 
-from utils.cli import one_line
+from utils.cli import one_line, warn
 from utils.dataset_report import DATASETS, OWN, REPORT
 from utils.files import SPLITS, file_hash, list_images, points_path, read_json_lines, read_points, write_json
+from utils.images import image_size
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CROP_SIZES = {  # of training, pixels
@@ -76,11 +76,15 @@ class ImageFacts(NamedTuple):
     errors: tuple[str, ...]  # all else
     orientation: int  # the EXIF orientation by which the raw image was turned upright; 1: as it was stored
     warnings: tuple[str, ...] = ()
-    states: Mapping[str, tuple[str, str]] = {}  # of the stages of its preparation, see ``datasets.check``
+    states: Mapping[str, str] = {}  # of the stages of its preparation, see ``datasets.check``
 
     @property
     def split(self) -> str:
         return self.name.split("/")[0]
+
+    @property
+    def all_errors(self) -> list[str]:
+        return [*filter(None, (self.jpeg_problem, self.points_problem)), *self.errors]
 
 
 def find_images(root: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -95,7 +99,7 @@ def find_images(root: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def look_at(root: Path, image: Path, entry: Mapping[str, Any], problem: str | None = None) -> ImageFacts:
-    """What the npy, the record's entry and, where that lacks something, the header of the image say.
+    """What the npy, the record's entry and, where that lacks the size, the header of the image say.
 
     ``problem`` is a line that says why the image cannot be decoded, from a caller who tried; its header is then not read.
     """
@@ -105,15 +109,10 @@ def look_at(root: Path, image: Path, entry: Mapping[str, Any], problem: str | No
     try:
         if problem is None:
             size = image.stat().st_size
-            if not size:
-                raise ValueError("the file is empty")
-            if None in (height, width, grey):
-                with Image.open(image) as header:
-                    width, height = header.size
-                    grey = True if header.mode == "L" else grey  # a grey picture may be stored in color
-    # Pillow answers damaged headers with OSError, ValueError, SyntaxError, struct.error and others.
-    except Exception as error:
-        size, problem = 0, f"{image}: no readable image ({one_line(error)}); {_AGAIN}"
+            if not size or None in (height, width):
+                height, width = image_size(image)
+    except (OSError, ValueError) as error:
+        size, problem = 0, one_line(error)
     points, duplicates, close, unreadable, errors = None, 0, 0, None, ()
     path = points_path(image)
     if path.exists():
@@ -159,8 +158,8 @@ def summarise(
     }
     splits = {split: _split_numbers([f for f in facts if f.split == split], findings) for split in SPLITS}
     splits = {split: numbers for split, numbers in splits.items() if numbers["images"]}
-    found = (line for fact in facts for line in (fact.jpeg_problem, fact.points_problem, *fact.errors))
-    errors, warnings = [*filter(None, found), *errors], [line for fact in facts for line in fact.warnings]
+    errors = [*(line for fact in facts for line in fact.all_errors), *errors]
+    warnings = [line for fact in facts for line in fact.warnings]
     errors += [f"{root / name}: was prepared but is missing; {_AGAIN}" for name in lost_images(root)]
     remedy = f"so it cannot be trained on; lower --crop-size, or preprocess with --min-size {crop_size}"
     small = [root / name for name in findings["smaller_than_crop"] if name.startswith("train/")]
@@ -240,10 +239,10 @@ def print_report(report: Mapping[str, Any]) -> None:
     """Warnings on stderr, the first ``_PRINTED`` of them, then a table."""
     sys.stdout.flush()
     warnings = report["warnings"]
-    for warning in warnings[:_PRINTED]:
-        print(f"warning: {warning}", file=sys.stderr)
+    for line in warnings[:_PRINTED]:
+        warn(line)
     if len(warnings) > _PRINTED:
-        print(f"warning: {len(warnings) - _PRINTED} more are listed in {REPORT}", file=sys.stderr)
+        warn(f"{len(warnings) - _PRINTED} more are listed in {REPORT}")
     columns = {"images": 7, "points": 9, "min": 6, "median": 7, "mean": 8, "max": 6, "without_points": 6, "dropped": 8}
     columns |= {"duplicates": 11, "close": 6, "smaller_than_crop": 6, "grey": 6}
     short = {"without_points": "empty", "smaller_than_crop": "small"}

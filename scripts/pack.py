@@ -94,8 +94,8 @@ def main() -> None:
     require("safetensors")
     if write_card(run) is None:
         raise ValueError(f"{run}: holds no {BEST} or no config.yml; give the folder that train_gs.py wrote")
-    summary = read_json(results / "summary.json") if results else None
-    if results and (summary or {}).get("weights_sha256") != file_hash(run / BEST):
+    summary = read_json(results / "summary.json", {}) if results else {}
+    if results and summary.get("weights_sha256") != file_hash(run / BEST):
         raise ValueError(f"--results {results}: not of this {BEST}; give a folder that test.py --out wrote with it")
     seen = "both forms of the weights load and are equal"
     with atomic_write(archive) as partial, tempfile.TemporaryDirectory() as scratch:  # it gets its name after the check

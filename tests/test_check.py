@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -77,16 +76,6 @@ def test_a_sound_set(root):
     assert report["splits"]["train"]["points"] == 6 and report["crop_size"] == 32
 
 
-def test_the_same_report_with_two_workers(root):
-    for folder in ("gs_params", "kernels"):  # without them the workers need not load torch
-        shutil.rmtree(root / "train" / folder)
-    (root / "val" / "c.jpg").write_bytes((root / "val" / "c.jpg").read_bytes()[:-500])
-    out, err, _ = check(root, code=1)
-    report = (root / "dataset_report.json").read_bytes()
-    out_two, err_two, _ = check(root, "--workers", 2, code=1)
-    assert (out, err) == (out_two, err_two) and (root / "dataset_report.json").read_bytes() == report
-
-
 def test_nothing_but_the_report_is_written(root):
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     check(root)
@@ -104,26 +93,18 @@ def cut_off(path):
     path.write_bytes(path.read_bytes()[:-500])
 
 
-def link_to_nowhere(path):
-    path.unlink()
-    path.symlink_to("nowhere.jpg")
-
-
 @pytest.mark.parametrize(
     "name, damage, message",
     [
         ("train/a.jpg", cut_off, "cannot read this image"),
         ("val/c.jpg", lambda path: path.write_text("no image"), "cannot read this image"),
-        ("val/c.jpg", link_to_nowhere, "No such file"),
         ("val/c.npy", lambda path: path.write_text("no npy"), "not a readable npy file"),
     ],
 )
 def test_images_and_annotations(root, name, damage, message):
     damage(root / name)
     assert_one_error(root, f"{name}: {message}")
-    out, *_ = check(root, code=1)
-    if name != "val/c.jpg" or message != "No such file":
-        assert "\nfailed: " in out and "\nnext: python preprocess_dataset_*.py" in out
+    assert "\nnext: python preprocess_dataset_*.py" in check(root, code=1)[0]
 
 
 def test_grey_is_told_by_the_pixels(root):
@@ -141,31 +122,13 @@ def test_another_size_and_number_than_recorded(root):
     assert "warning: " in err and "c.npy: 3 points, prepared with 5" in err
 
 
-def test_annotations(root):
-    np.save(root / "val" / "c.npy", np.array([[5, np.inf]], np.float32))
-    assert_one_error(root, "val/c.npy", "points must be finite")
-    (root / "val" / "c.npy").write_bytes(b"\x93NUMPY")
-    assert_one_error(root, "val/c.npy: not a readable npy file")
-    (root / "val" / "c.npy").unlink()
-    assert_one_error(root, "val/c.npy: no such annotation file")
-
-
-def test_images_smaller_than_the_crop(root):
-    _, _, lines = check(root, "--crop-size", 49, code=1)
-    assert len(lines) == 2 and all("smaller than the crop of 49" in line for line in lines)
-
-
 @pytest.mark.parametrize(
     "columns, message",
     [
         ({"means": POINTS + 2}, "centres lie up to 2.0 pixels from the points"),
-        ({"means": POINTS * np.nan}, "centres lie up to nan pixels from the points"),
         ({"colors": np.full((3, 3), np.inf)}, "3 Gaussians as in row 0"),
-        ({"rotations": np.full((3, 1), np.nan)}, "3 Gaussians as in row 0"),
         ({"scales": np.array([[3, 3], [3, 0.5], [3, 3]])}, "1 Gaussians as in row 1: [20.0, 20.0, 3.0, 0.5"),
         ({"scales": np.array([[3, 3], [3, 90], [3, 3]])}, "scales from 1 to 80 pixels"),
-        ({"scales": np.array([[3, 3], [3, -1], [3, 3]])}, "row 1 has scales and rotation"),
-        ({"scales": np.full((3, 2), np.inf)}, "row 0 has scales and rotation"),
     ],
 )
 def test_gaussians(root, columns, message):
@@ -176,12 +139,8 @@ def test_gaussians(root, columns, message):
     assert "delete" in line
 
 
-def test_another_number_of_gaussians_and_files_that_are_none(root):
-    np.save(root / "train" / "b.npy", POINTS[:2])
-    assert_one_error(root, "b_gs_params.h5: 3 Gaussians, but", "b.npy has 2 points", "delete")
+def test_a_kernel_without_its_gaussians(root):
     path = gaussians_path(root / "train" / "b.jpg")
-    path.write_bytes(b"no h5")
-    assert_one_error(root, "b_gs_params.h5: not a readable file of fitted Gaussians")
     path.unlink()
     assert_one_error(root, "b_gs_params.h5: no such file of fitted Gaussians")
 
@@ -198,12 +157,8 @@ def test_nan_scales_are_a_warning_since_training_replaces_them(root):
     "changes, message",
     [
         ({"indptr": np.array([0, 48])}, "1 rows"),
-        ({"indptr": np.array([0, 9, 0, 0, 48])}, "not a readable kernel"),
-        ({"indptr": np.array([0, 0, 0, 0, 47])}, "not a readable kernel"),
         ({"indices": np.arange(48) + 1}, "not a readable kernel"),
-        ({"data": np.r_[np.ones(47), np.nan]}, "not a readable kernel"),
         ({"data": np.r_[np.ones(47), 0.5]}, "shares of a cell add up to 0.500"),
-        ({"indices": np.zeros(48)}, "shares of a cell add up to 48.000"),
         (None, "was built from other Gaussians"),
     ],
 )
@@ -220,12 +175,3 @@ def test_a_stage_that_is_half_done(root):
     out, _, lines = check(root)
     assert not lines and ["train", "kernels", "1", "1", "0", "0"] in [line.split() for line in out.splitlines()]
     assert f"next: python GS2D/build_kernels.py --root-path {root}\n" in out
-
-
-def test_bad_arguments(tmp_path):
-    _, err = call("datasets/check.py", "--data-dir", tmp_path / "nowhere", code=1)
-    assert errors(err) == [
-        f"error: {tmp_path / 'nowhere'}: holds no images in train, val or test; preprocess_dataset_*.py writes them"
-    ]
-    _, err = call("datasets/check.py", "--data-dir", tmp_path, "--dataset", "mnist", code=2)
-    assert "invalid choice" in err

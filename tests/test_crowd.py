@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from crowd_data import CROP, assert_equal, make_root, refused
-from PIL import Image
 
 from datasets.crowd import Batch, Crowd, EvalSample, TrainSample, collate, load_annotations
 from datasets.loading import PackedBatch
@@ -21,7 +20,7 @@ from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import block_diagonal, load_kernel, save_kernel, transport_kernel
 from losses import build_kernel
 from utils.files import gaussians_path, kernel_path, points_path, read_points
-from utils.images import load_image, open_image
+from utils.images import PiecewiseImage, load_image, open_image
 from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise, to_planes
 
 
@@ -31,8 +30,10 @@ def root(tmp_path):
 
 
 def test_a_training_sample_is_the_augmented_image(root):
+    """A function of seed, epoch and index alone, whose pixels are read piece by piece."""
     crowd = Crowd(root, CROP, "train", seed=11)
     crowd.set_epoch(3)
+    assert isinstance(open_image(crowd.images[0]), PiecewiseImage)
     for index, path in enumerate(crowd.images):
         stored = np.load(points_path(path)).reshape(-1, 3)
         gaussians = Gaussians2D.load(gaussians_path(path))
@@ -72,20 +73,6 @@ def test_evaluation_sees_whole_images_and_needs_no_gaussians(root, split):
     assert sample.image.shape == (3, 70, 90) and sample.image.dtype == torch.uint8
 
 
-def test_augmentation_depends_on_seed_epoch_and_index_alone(root):
-    crowd, again = Crowd(root, CROP, "train"), Crowd(root, CROP, "train")
-    first = crowd[3]
-    crowd.set_epoch(1)
-    second = crowd[3]
-    assert not torch.equal(first.image, second.image)
-    again.set_epoch(1)
-    [again[i] for i in (2, 0, 3)]
-    assert_equal(again[3], second)
-    again.set_epoch(0)
-    assert_equal(again[3], first)
-    assert not torch.equal(Crowd(root, CROP, "train", seed=1)[3].image, first.image)
-
-
 def test_whole_targets_and_jitter_change_nothing_else(root):
     plain, whole = Crowd(root, CROP, "train")[3], Crowd(root, CROP, "train", whole_targets=0.3)[3]
     assert plain.targets.min() < 1 and (whole.targets == 1).all()
@@ -93,17 +80,6 @@ def test_whole_targets_and_jitter_change_nothing_else(root):
     jittered = Crowd(root, CROP, "train", jitter=0.5)[3]
     assert not torch.equal(jittered.image, plain.image)
     assert_equal(jittered._replace(image=plain.image), plain)
-
-
-def test_crops_are_the_same_from_pieces_and_from_whole_images(root):
-    marked, plain = Crowd(root, CROP, "train"), Crowd(shutil.copytree(root, root.parent / "plain"), CROP, "train")
-    for path in plain.images:
-        Image.fromarray(load_image(path)).save(path, "PNG")  # the same pixels, which are read whole
-        assert isinstance(open_image(path), np.ndarray)
-    for epoch in range(4):
-        marked.set_epoch(epoch), plain.set_epoch(epoch)
-        for index in range(len(marked)):
-            assert torch.equal(marked[index].image, plain[index].image)
 
 
 @pytest.mark.parametrize("kernel", [False, True])
@@ -144,7 +120,7 @@ def test_points_are_those_of_the_npy_and_files_of_the_authors_hold_params_only(r
     assert_equal(Crowd(root, CROP, "train")[3], before)
 
 
-@pytest.mark.parametrize("change", [lambda means: means * 1.5, lambda means: means[::-1], lambda means: means * np.nan])
+@pytest.mark.parametrize("change", [lambda means: means[::-1], lambda means: means * np.nan])
 def test_gaussians_of_other_points_are_refused(root, change):
     path = root / "train" / "IMG_0004.jpg"
     with h5py.File(gaussians_path(path), "r+") as file:
@@ -184,45 +160,16 @@ def test_either_kind_of_sample_from_any_split(root):
         Crowd(root, CROP, "val", training=True)
 
 
-def test_another_number_of_gaussians_names_both_files(root):
-    path = root / "train" / "IMG_0004.jpg"
-    np.save(points_path(path), np.load(points_path(path))[:-1])
-    files = points_path(path), gaussians_path(path), "30 Gaussians", "29 points"
-    refused(lambda: Crowd(root, CROP, "train")[3], *files, f"python 2dgs_counting_1gs_gsplat.py --root-path {root}")
-
-
 def test_missing_files_are_listed_at_once(root, tmp_path):
     def missing(split, *parts, folder=root):
         refused(lambda: Crowd(folder, CROP, split), *parts, error=FileNotFoundError)
 
-    remedy = "python 2dgs_counting_1gs_gsplat.py"
-    for i in (1, 2, 3, 4):
-        gaussians_path(root / "train" / f"IMG_{i:04}.jpg").unlink()
-        missing("train", f"{i} of 4 files", "IMG_0001_gs_params.h5", remedy)
-    missing("train", "IMG_0003_gs_params.h5, ...", root / "train" / "gs_params")
-    (root / "train" / "gs_params").rmdir()
-    missing("train", "4 of 4 files")
-    (root / "val" / "IMG_0003.npy").unlink()
-    missing("val", root / "val", "1 of 4 files", "IMG_0003.npy", "preprocess_dataset_")
+    gaussians_path(root / "train" / "IMG_0001.jpg").unlink()
+    missing("train", "1 of 4 files", "IMG_0001_gs_params.h5", "python 2dgs_counting_1gs_gsplat.py")
+    shutil.rmtree(root / "train" / "gs_params")
+    missing("train", "4 of 4 files", "IMG_0003_gs_params.h5, ...", root / "train" / "gs_params")
     missing("train", tmp_path / "nowhere" / "train", folder=tmp_path / "nowhere")
     refused(lambda: Crowd(root, CROP, "training"), "'training'", "train, val, test")
-
-
-@pytest.mark.parametrize("name", ["IMG_0001.jpg", "IMG_0001.npy", "gs_params/IMG_0001_gs_params.h5"])
-def test_damaged_files_are_named(root, name):
-    path = root / "train" / name
-    path.write_bytes(path.read_bytes()[:40])
-    refused(lambda: Crowd(root, CROP, "train")[0], path)
-
-
-@pytest.mark.parametrize("value", [-1.0, np.inf])
-def test_impossible_scales_name_file_and_row(root, value):
-    path = gaussians_path(root / "train" / "IMG_0004.jpg")
-    gaussians = Gaussians2D.load(path)
-    gaussians.scales[4, 1] = value
-    gaussians.save(path)
-    remedy = "python 2dgs_counting_1gs_gsplat.py --root-path"
-    refused(lambda: Crowd(root, CROP, "train")[3], path, "row 4", value, remedy)
 
 
 def test_a_test_split_without_annotations_has_no_truth(root, tmp_path):
@@ -329,34 +276,16 @@ def test_rows_of_points_outside_go_and_columns_still_sum_to_one(with_kernels):
     assert fewer
 
 
-def test_a_kernel_of_other_gaussians_or_parameters_is_refused(with_kernels):
-    def is_refused(*parts, error=ValueError, parameters=PARAMETERS):
-        read = lambda: Crowd(with_kernels, CROP, "train", kernel_parameters=parameters)[0]  # noqa: E731
-        refused(read, "IMG_0001_kernel.h5", *parts, "python GS2D/build_kernels.py", error=error)
-
-    is_refused("cut_off 3.0 instead of 2.0", parameters=PARAMETERS | {"cut_off": 2.0})
-    path = with_kernels / "train" / "IMG_0001.jpg"
-    np.save(points_path(path), read_points(points_path(path)) + 0.5)
-    is_refused("other Gaussians")
-    kernel_path(path).write_bytes(kernel_path(path).read_bytes()[:900])
-    is_refused("not a readable kernel")
-    kernel_path(path).unlink()
-    is_refused(error=FileNotFoundError)
-
-
-@pytest.mark.parametrize("more", [-1, 1])
-def test_a_kernel_of_another_grid_is_refused(with_kernels, more):
-    """Also one that holds the crop: of an image that was smaller, or larger, with the same points."""
+def test_a_kernel_of_another_grid_is_refused(with_kernels):
+    """Also one that holds the crop: of an image that was larger, with the same points."""
     path = with_kernels / "train" / "IMG_0001.jpg"
     stored = load_kernel(kernel_path(path))
     height, width = stored.grid
-    kernel = torch.zeros(stored.kernel.shape[0], height * (width + more)).to_sparse_csr()
-    save_kernel(kernel_path(path), stored._replace(kernel=kernel, grid=(height, width + more)))
+    kernel = torch.zeros(stored.kernel.shape[0], height * (width + 1)).to_sparse_csr()
+    save_kernel(kernel_path(path), stored._replace(kernel=kernel, grid=(height, width + 1)))
     crowd = Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)
-    sizes = f"grid {(height, width + more)} instead of {(height, width)}"
+    sizes = f"grid {(height, width + 1)} instead of {(height, width)}"
     refused(lambda: crowd[0], "IMG_0001_kernel.h5: ", sizes, "run python GS2D/build_kernels.py")
-    build_stored_kernel(KernelJob(path, PARAMETERS))  # the remedy
-    Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)[0]
 
 
 def test_the_short_side_is_that_of_the_rescaled_image(root):

@@ -102,10 +102,3 @@ def test_a_capture_that_fails_changes_nothing(monkeypatch):
     message = replay_training(network, torch.zeros(1, 3, 32, 32), "bf16-mixed")
     assert message == "CUDA error: operation not permitted when stream is capturing"
     assert network.forward == before and not network.training
-
-
-def test_graphs_on_a_cpu_are_one_line(data, tmp_path):
-    _, err = train(data, tmp_path / "asked", "--epochs", 1, "--graphs")
-    assert err.count("--graphs: needs a GPU; each operation is launched by itself") == 1
-    _, err = train(data, tmp_path / "not", "--epochs", 1)
-    assert "--graphs" not in err

@@ -1,8 +1,6 @@
 """Reading image files of all kinds, and of none; parts of JPEGs are the pixels of the whole image, whatever is asked for."""
 
 import io
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +8,11 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from utils.images import MAX_PIXELS, PiecewiseImage, load_image, open_image, save_jpeg
+from utils.images import PiecewiseImage, load_image, open_image, save_jpeg
 from utils.jpeg import Pieces, restart_interval
 
 TREES = Path(__file__).resolve().parents[1] / "examples" / "trees"
 assert_same = np.testing.assert_array_equal
-
-
-def png_header(width, height):
-    data = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = struct.pack(">I", 13) + data + struct.pack(">I", zlib.crc32(data)) + struct.pack(">I", 9) + b"IDAT"
-    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def written(image, form="JPEG", **options):
@@ -34,15 +26,11 @@ def written(image, form="JPEG", **options):
     [
         (b"", ""),
         ((TREES / "Test" / "img_0051.jpg").read_bytes()[:60_000], "truncated"),
-        (b"<html>404</html>", ""),
-        (png_header(30_000, 30_000), "30000 x 30000"),
-        (png_header(14_000, 13_000), "cut off"),  # Pillow alone refuses more than 179 megapixels
         (written(np.full((20, 30), 40_000, np.uint16), "PNG"), "8 bits"),
     ],
-    ids=["empty", "cut", "text", "bomb", "large photograph", "deep"],
+    ids=["empty", "cut", "deep"],
 )
 def test_unreadable_images_are_one_line(tmp_path, content, cause):
-    assert 14_000 * 13_000 < MAX_PIXELS
     path = tmp_path / "a.png"
     path.write_bytes(content)
     for read in (load_image, open_image):
@@ -82,10 +70,9 @@ def jpeg(tmp_path):
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (16, 16), (17, 129), (130, 61 * 16 + 3), (97, 15 * 16)])
-@pytest.mark.parametrize("quality", [75, 95])
-def test_every_part_equals_that_of_the_whole_image(tmp_path, height, width, quality):
+def test_every_part_equals_that_of_the_whole_image(tmp_path, height, width):
     path, random = tmp_path / "a.jpg", np.random.default_rng(height)
-    save_jpeg(noise(height, width), path, quality)
+    save_jpeg(noise(height, width), path, 75)
     whole, pieces = load_image(path), open_image(path)
     assert isinstance(pieces, PiecewiseImage) and pieces.shape == whole.shape
     assert_same(pieces[:, :], whole)
@@ -120,11 +107,11 @@ def test_a_piece_that_cannot_be_decoded_is_left_to_who_decodes_it_all(jpeg):
     assert_same(open_image(jpeg)[:, :], load_image(jpeg))
 
 
-@pytest.mark.parametrize("width", [*range(1, 700, 13), 1024, 2048, 61 * 16])
-def test_markers_divide_a_row_of_blocks(width):
-    columns, interval = -(-width // 16), restart_interval(width)
-    assert columns % interval == 0 and interval >= min(8, columns)
-    assert not any(columns % fewer == 0 for fewer in range(8, interval))
+def test_markers_divide_a_row_of_blocks():
+    for width in (*range(1, 700, 13), 1024, 2048, 61 * 16):
+        columns, interval = -(-width // 16), restart_interval(width)
+        assert columns % interval == 0 and interval >= min(8, columns)
+        assert not any(columns % fewer == 0 for fewer in range(8, interval))
 
 
 def test_pixels_are_those_without_markers(jpeg):

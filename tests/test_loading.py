@@ -4,7 +4,6 @@ import gc
 import os
 from collections import namedtuple
 
-import numpy as np
 import pytest
 import torch
 from crowd_data import CROP, assert_equal, make_root
@@ -13,7 +12,6 @@ from datasets.crowd import Crowd, collate
 from datasets.loading import crop_loader
 from datasets.sampler import EpochSampler
 from utils.device import network_errors
-from utils.images import save_jpeg
 from utils.training.shared_memory import check_shared_memory, shared_memory_errors
 
 
@@ -74,24 +72,13 @@ def test_loading_processes_do_not_free_what_the_training_has_dropped(root, tmp_p
     assert not (tmp_path / "log").exists()
 
 
-def test_the_crop_that_works_for_the_smallest_image_is_named(root):
-    save_jpeg(np.zeros((52, 61, 3), np.uint8), root / "train" / "IMG_0003.jpg", 90)
-    with pytest.raises(ValueError, match="IMG_0003.jpg: 61 x 52 pixels, .* lower --crop-size to 48 or less, or pre"):
-        Crowd(root, 128, "train").read_once()
-    Crowd(root, 128, "train", skip_bad=True).read_once()
-    Crowd(root, 48, "train").read_once()
-
-
 def test_shared_memory_that_is_too_small_is_said_before_the_first_epoch(monkeypatch):
     monkeypatch.setattr("os.statvfs", lambda _: namedtuple("vfs", "f_bavail f_frsize")(1000, 1000))
     check_shared_memory(200_000, 2, 2, 4)  # 4 under way, 1 in use
-    check_shared_memory(10**9, 0, 2, 4)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(
+        ValueError, match="--num-workers 2 and --batch-size 4, 1.0 MB of which 1.0 MB are free; enlarge"
+    ):
         check_shared_memory(200_001, 2, 2, 4)
-    assert str(caught.value) == (
-        "not enough shared memory in /dev/shm for --num-workers 2 and --batch-size 4, 1.0 MB of which 1.0 MB are free; "
-        "enlarge it (docker run --shm-size), or lower --num-workers (0 needs none) or --prefetch"
-    )
 
 
 SHARED = "not enough shared memory in /dev/shm for --num-workers 2 and"
@@ -105,6 +92,7 @@ KILLED = "killed .out of memory.*; lower it"
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), SHARED),
         (OSError(28, "No space left on device"), SHARED),
         (RuntimeError("DataLoader timed out after 300 seconds"), "no batch .* 300 seconds: .*--num-workers 0"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), KILLED),
         (EOFError(), KILLED),  # a process was killed while it handed a batch over
         (ConnectionResetError(104, "Connection reset by peer"), KILLED),
         (RuntimeError("other"), None),
@@ -113,7 +101,4 @@ KILLED = "killed .out of memory.*; lower it"
 def test_what_stops_the_loading_processes_is_named(error, message):
     with pytest.raises(ValueError if message else RuntimeError, match=message or "other"):
         with network_errors("lower it"), shared_memory_errors(2, 4, 300):
-            raise error
-    if message == KILLED:
-        with pytest.raises(type(error)), shared_memory_errors(0, 4, 300):
             raise error

@@ -4,27 +4,16 @@ import json
 
 import numpy as np
 import pytest
-from commands import call
 from own_folders import SIDES, photo, photos, points, prepare, report, write
 from PIL import Image, ImageOps
-from training_runs import Tiny
 
-import models
 from utils.images import INVERSE, Shape, image_shape, load_image, turn, turn_points
 
 SPOTS = [(31, 12), (100, 40), (141, 22), (52, 138)]  # (x, y) of pixels, upright
 
 
-def label(shape, kind="point"):
-    return {"label": "p", "shape_type": kind, "points": shape}
-
-
 def by_csv(image, at, size, folder):
     write(image.with_suffix(".csv"), "x,y\n" + "".join(f"{x},{y}\n" for x, y in at))
-
-
-def by_json(image, at, size, folder):
-    write(image.with_suffix(".json"), {"points": [list(spot) for spot in at]})
 
 
 def by_yolo(image, at, size, folder):
@@ -33,8 +22,8 @@ def by_yolo(image, at, size, folder):
 
 
 def by_labelme(image, at, size, folder):
-    contents = {"shapes": [label([list(spot)]) for spot in at], "imageWidth": size[0], "imageHeight": size[1]}
-    write(image.with_suffix(".json"), contents)
+    shapes = [{"label": "p", "shape_type": "point", "points": [list(spot)]} for spot in at]
+    write(image.with_suffix(".json"), {"shapes": shapes, "imageWidth": size[0], "imageHeight": size[1]})
 
 
 def by_coco(image, at, size, folder):
@@ -43,14 +32,6 @@ def by_coco(image, at, size, folder):
     key = len(found["images"])
     found["images"].append({"id": key, "file_name": image.name, "width": size[0], "height": size[1]})
     found["annotations"] += [{"image_id": key, "bbox": [x - 2, y - 2, 4, 4]} for x, y in at]
-    write(path, found)
-
-
-def by_via(image, at, size, folder):
-    path = folder / "all.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    regions = [{"shape_attributes": {"name": "point", "cx": x, "cy": y}, "region_attributes": {}} for x, y in at]
-    found[image.name] = {"filename": image.name, "regions": regions}
     write(path, found)
 
 
@@ -76,8 +57,8 @@ def by_labelstudio(image, at, size, folder):
     write(path, found)
 
 
-WRITERS = {"csv": by_csv, "json": by_json, "yolo": by_yolo, "labelme": by_labelme, "coco": by_coco, "via": by_via}
-WRITERS |= {"cvat": by_cvat, "labelstudio": by_labelstudio}
+WRITERS = {"csv": by_csv, "yolo": by_yolo, "labelme": by_labelme, "coco": by_coco, "cvat": by_cvat}
+WRITERS |= {"labelstudio": by_labelstudio}
 
 
 def spotted():
@@ -88,8 +69,9 @@ def spotted():
     return pixels
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize(
+    ("form", "orientation"), [*(("csv", turned) for turned in range(1, 9)), *((form, 6) for form in WRITERS)]
+)
 def test_points_measured_upright_are_on_the_same_pixels(tmp_path, form, orientation):
     upright = spotted()
     height, width = upright.shape[:2]
@@ -107,8 +89,9 @@ def test_points_measured_upright_are_on_the_same_pixels(tmp_path, form, orientat
     assert report(out)["findings"]["turned"] == expected
 
 
-@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-@pytest.mark.parametrize("form", [form for form in WRITERS if form != "yolo"])
+@pytest.mark.parametrize(
+    ("form", "orientation"), [("csv", 5), ("csv", 7), ("csv", 8), *((form, 6) for form in WRITERS if form != "yolo")]
+)
 def test_points_measured_in_the_stored_grid_are_turned_along(tmp_path, form, orientation):
     """Sizes in the file tell; where there are none, that a point lies outside of the upright image."""
     shape = Shape(SIDES[1], SIDES[0], orientation)
@@ -149,24 +132,6 @@ def test_one_image_tells_for_all_of_its_folder(tmp_path):
         by_csv(tmp_path / "in" / name, [(100, 20)], SIDES, None)
     out, *_ = prepare(tmp_path / "in", "csv")
     assert points(out) == {"a": [[130, 190]], "b": [[130, 100]], "c": [[130, 100]]}
-
-
-def test_published_layouts_keep_the_stored_grid(tmp_path):
-    photo(tmp_path / "a.jpg", 6)
-    assert load_image(tmp_path / "a.jpg").shape[:2] == SIDES[::-1]
-
-
-def test_pictures_are_counted_upright(tmp_path, monkeypatch):
-    import torch
-
-    torch.save(Tiny().state_dict(), tmp_path / "best_model.pth")
-    monkeypatch.setattr(models, "build_model", Tiny)
-    path = photo(tmp_path / "a.jpg", 6)
-    weights = ("--save-path", tmp_path / "best_model.pth", "--device", "cpu", "--window", 128)
-    call("test.py", *weights, "--images", path, "--out", tmp_path / "out")
-    header, row = (line.split(",") for line in (tmp_path / "out" / "results.csv").read_text().splitlines())
-    result = dict(zip(header, row, strict=True))
-    assert (result["width"], result["height"]) == ("150", "200")
 
 
 def test_damaged_exif_data_are_no_reason_to_lose_a_photograph(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.report import PUBLISHED, RECORD, crowding, find_images, look_at, read_record, write_report
+from datasets.report import RECORD, crowding, find_images, look_at, read_record, write_report
 
 
 def add(root, name, points=((5, 5), (20, 20)), size=(64, 48), seed=None, mode="RGB", **entry):
@@ -68,43 +68,12 @@ def test_numbers_of_the_published_sets(plain, capsys):
     assert "of the published qnrf: train+val 3 of 1201 images, test 1 of 334 images, 8 of 1,251,642 points" in out
     report, _ = report_of(plain, capsys, "jhu")
     assert report["warnings"][0].endswith("2 images in train, published are 2272") and len(report["warnings"]) == 3
-    assert (
-        sum(sum(published.images.values()) for published in PUBLISHED.values()) == 1535 + 4372 + 5109 + 482 + 716 + 50
-    )
-
-
-def test_dropped_points_by_image(plain, capsys):
-    size = {"height": 48, "width": 64, "grey": False}
-    add(plain, "train/e.jpg", dropped=3, **size)
-    add(plain, "test/f.jpg", dropped=4, **size)
-    report, _ = report_of(plain, capsys)
-    assert report["findings"]["dropped"] == {"train/e.jpg": 3, "test/f.jpg": 4}
-    assert report["splits"]["train"]["dropped"] == 3 and report["splits"]["val"]["dropped"] == 0
-    assert report["warnings"][0].startswith(
-        "7 points lay outside their image and were dropped, in 2 images (test/f.jpg 4,"
-    )
-
-
-def test_images_without_points(plain, capsys):
-    add(plain, "train/e.jpg", [])
-    np.save(plain / "val" / "c.npy", np.zeros(0, np.float32))
-    report, _ = report_of(plain, capsys)
-    assert report["findings"]["without_points"] == ["train/e.jpg", "val/c.jpg"] and not report["warnings"]
-    assert report["splits"]["val"]["without_points"] == 1 and report["splits"]["val"]["max"] == 0
-
-
-def test_duplicates_and_close_points(plain, capsys):
-    add(plain, "train/e.jpg", [(5, 5), (5, 5), (5, 5), (20, 20), (20.3, 20.3), (40, 20), (40.5, 20)])
-    report, _ = report_of(plain, capsys)
-    assert report["findings"]["duplicates"] == {"train/e.jpg": 2} and report["findings"]["close"] == {"train/e.jpg": 2}
-    assert len(report["warnings"]) == 2 and "2 points lie closer than 0.5 pixels" in report["warnings"][1]
 
 
 @pytest.mark.parametrize(
     "points, expected",
     [
         ([], (0, 0)),
-        ([(1, 1)], (0, 0)),
         ([(1, 1)] * 4, (3, 0)),
         ([(1, 1), (1.4, 1), (1.8, 1)], (0, 3)),
         ([(1, 1), (1.5, 1)], (0, 0)),
@@ -115,41 +84,74 @@ def test_crowding(points, expected):
     assert crowding(np.array(points, np.float32).reshape(-1, 2)) == expected
 
 
-def test_images_smaller_than_the_crop(plain, capsys):
-    add(plain, "train/e.jpg", size=(100, 31))
-    add(plain, "test/f.jpg", size=(31, 100))
-    report, _ = report_of(plain, capsys)
-    assert report["findings"]["smaller_than_crop"] == ["train/e.jpg", "test/f.jpg"]
-    assert len(report["errors"]) == 1 and "train/e.jpg: smaller than the crop of 32" in report["errors"][0]
-    assert "--min-size 32" in report["errors"][0] and report["splits"]["train"]["smaller_than_crop"] == 1
-
-
-@pytest.mark.parametrize("damage", [b"", b"no image", b"\xff\xd8\xff\xe0"])
-def test_jpeg_problems(plain, capsys, damage):
-    (plain / "train" / "b.jpg").write_bytes(damage)
-    report, _ = report_of(plain, capsys)
-    assert list(report["findings"]["jpeg_problems"]) == ["train/b.jpg"] and len(report["errors"]) == 1
-    assert "train/b.jpg: no readable image" in report["errors"][0] and report["splits"]["train"]["points"] == 4
-
-
-def test_grey_images_are_known_from_the_record_and_from_the_header(plain, capsys):
-    add(plain, "train/e.jpg", height=48, width=64, grey=True)
-    add(plain, "val/f.jpg", mode="L")
-    add(plain, "val/g.jpg", mode="L", dropped=0)  # an older line of the record
-    report, _ = report_of(plain, capsys)
-    assert report["findings"]["grey"] == ["train/e.jpg", "val/f.jpg", "val/g.jpg"] and not report["warnings"]
-
-
-def test_the_same_picture_in_two_splits(plain, capsys):
+def test_all_that_is_odd_is_found_and_named(plain, capsys):
+    size = {"height": 48, "width": 64, "grey": False}
+    add(plain, "train/dropped.jpg", dropped=3, **size)
+    add(plain, "test/dropped.jpg", dropped=4, **size)
+    add(plain, "train/empty.jpg", [])
+    np.save(plain / "val" / "c.npy", np.zeros(0, np.float32))
+    add(plain, "train/twice.jpg", [(5, 5), (5, 5), (5, 5), (20, 20), (20.3, 20.3), (40, 20), (40.5, 20)])
+    add(plain, "train/small.jpg", size=(100, 31))
+    add(plain, "test/small.jpg", size=(31, 100))
+    add(plain, "train/cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    add(plain, "val/grey.jpg", **size | {"grey": True})
     for name in ("train/x.jpg", "train/y.jpg", "test/z.jpg"):
         add(plain, name, seed=7)
-    for name in ("val/u.jpg", "val/v.jpg"):
+    for name in ("val/u.jpg", "val/v.jpg"):  # in one split
         add(plain, name, seed=8)
-    report, _ = report_of(plain, capsys)
-    assert report["findings"]["in_two_splits"] == [["train/x.jpg", "train/y.jpg", "test/z.jpg"]]
-    assert report["warnings"] == [
-        "train/x.jpg and train/y.jpg and test/z.jpg: the same picture in two splits; keep it in one"
+    for name in ("train/lost.npy", "test/lost.npy"):
+        add(plain, name.replace("npy", "jpg"), None)
+    add(plain, "train/gone.jpg", **size).unlink()
+    (plain / "train" / "gone.npy").unlink()
+    report, _ = report_of(plain, capsys, "own")
+    assert report["findings"] == {
+        "without_annotations": ["train/lost.jpg", "test/lost.jpg"],
+        "without_points": ["train/empty.jpg", "val/c.jpg"],
+        "dropped": {"train/dropped.jpg": 3, "test/dropped.jpg": 4},
+        "duplicates": {"train/twice.jpg": 2},
+        "close": {"train/twice.jpg": 2},
+        "smaller_than_crop": ["train/small.jpg", "test/small.jpg"],
+        "jpeg_problems": {"train/cut.jpg": report["findings"]["jpeg_problems"]["train/cut.jpg"]},
+        "grey": ["val/grey.jpg"],
+        "turned": {},
+        "in_two_splits": [["train/x.jpg", "train/y.jpg", "test/z.jpg"]],
+    }
+    again = "run preprocess_dataset_*.py again"
+    expected = [
+        f"{plain / 'test/lost.npy'}: no such annotation file; {again}",
+        f"{plain / 'train/cut.jpg'}: cannot read this image (",
+        f"{plain / 'train/gone.jpg'}: was prepared but is missing; {again}",
+        f"{plain / 'train/lost.npy'}: no such annotation file; {again}",
+        f"{plain / 'train/small.jpg'}: smaller than the crop of 32, so it cannot be trained on; lower --crop-size, or pre",
     ]
+    assert all(error.startswith(line) for error, line in zip(sorted(report["errors"]), expected, strict=True))
+    for warning, part in zip(
+        report["warnings"],
+        (
+            "train/x.jpg and train/y.jpg and test/z.jpg: the same picture in two splits; keep it in one",
+            "7 points lay outside their image and were dropped, in 2 images (test/dropped.jpg 4,",
+            "2 points repeat another",
+            "2 points lie closer than 0.5 pixels",
+        ),
+        strict=True,
+    ):
+        assert warning.startswith(part)
+    train, val = report["splits"]["train"], report["splits"]["val"]
+    assert (train["dropped"], train["smaller_than_crop"], val["dropped"], val["without_points"]) == (3, 1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "contents, message",
+    [
+        (np.array([[1, np.nan]]), "points must be finite"),
+        (np.array([[60.0, 20.0], [66.0, 20.0]]), "1 points lie outside the image of 64 x 48, as [66.0, 20.0]"),
+        (np.array([[-1.1, 5.0]]), "outside the image"),
+    ],
+)
+def test_bad_annotations(plain, capsys, contents, message):
+    np.save(plain / "train" / "a.npy", contents)
+    report, _ = report_of(plain, capsys)
+    assert len(report["errors"]) == 1 and message in report["errors"][0] and "train/a.npy" in report["errors"][0]
 
 
 def test_a_test_split_without_annotations(tmp_path, capsys):
@@ -163,42 +165,6 @@ def test_a_test_split_without_annotations(tmp_path, capsys):
     assert report["splits"]["test"]["annotated"] == 0 and report["splits"]["test"]["mean"] is None and " - " in out
     report, _ = report_of(tmp_path, capsys, "nwpu")
     assert not any("annotations" in warning for warning in report["warnings"])
-
-
-def test_single_images_without_annotations_are_errors(plain, capsys):
-    add(plain, "test/e.jpg", None)
-    (plain / "train" / "a.npy").unlink()
-    (plain / "val" / "c.npy").unlink()
-    report, _ = report_of(plain, capsys, "nwpu")
-    names = [plain / "train" / "a.npy", plain / "val" / "c.npy", plain / "test" / "e.npy"]
-    expected = [f"{name}: no such annotation file; run preprocess_dataset_*.py again" for name in names]
-    assert sorted(report["errors"]) == sorted(expected)
-
-
-@pytest.mark.parametrize(
-    "contents, message",
-    [
-        (np.zeros((3, 5)), "expected [N, 2] or [N, 3]"),
-        (np.array([[1, np.nan]]), "points must be finite"),
-        (np.array([[60.0, 20.0], [66.0, 20.0]]), "1 points lie outside the image of 64 x 48, as [66.0, 20.0]"),
-        (np.array([[5.0, 50.0]]), "outside the image"),
-        (np.array([[-1.1, 5.0]]), "outside the image"),
-    ],
-)
-def test_bad_annotations(plain, capsys, contents, message):
-    np.save(plain / "train" / "a.npy", contents)
-    report, _ = report_of(plain, capsys)
-    assert len(report["errors"]) == 1 and message in report["errors"][0] and "train/a.npy" in report["errors"][0]
-    assert report["findings"]["without_annotations"] == []
-
-
-def test_a_prepared_image_that_is_gone(plain, capsys):
-    add(plain, "train/e.jpg", height=48, width=64, grey=False).unlink()
-    (plain / "train" / "e.npy").unlink()
-    report, _ = report_of(plain, capsys)
-    assert report["errors"] == [
-        f"{plain / 'train/e.jpg'}: was prepared but is missing; run preprocess_dataset_*.py again"
-    ]
 
 
 def test_the_record_survives_damage(tmp_path):

@@ -1,14 +1,10 @@
 """How many epochs fit into a given time."""
 
 import pytest
-from commands import errors
-from training_runs import train
 
 from GS2D.options import KERNEL_OPTIONS
 from utils.training import schedule, train_options
 from utils.training.schedule import TimeBudget, epochs_to_begin_with
-
-pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def test_epochs_follow_the_pace(monkeypatch):
@@ -34,12 +30,6 @@ def test_minutes_count_whatever_epochs_were_asked_for():
     assert epochs_to_begin_with(5, 1200, 1900, stopped) == 1900
     assert epochs_to_begin_with(6, 1200, 1900, stopped) == 1901
     assert epochs_to_begin_with(5, 1200, 2, {"epochs": 2, "config": {"minutes": None}}) == 1200
-
-
-def test_less_than_an_epoch(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.training.steps.CHECK_EVERY", 2)
-    _, err = train(data, tmp_path, "--minutes", 1e-5, code=1)
-    assert len(errors(err)) == 1 and "--minutes 1e-05: an epoch takes about" in err
 
 
 @pytest.mark.parametrize(("processors", "loaders"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3), (64, 8)])

@@ -32,13 +32,10 @@ def parse(*words):
     return parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, words)
 
 
-def test_the_help_fits_two_screens_and_shows_every_default(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "100")
+def test_the_help_shows_every_default(capsys):
     with pytest.raises(SystemExit):
         parse("--help")
-    text = capsys.readouterr().out
-    assert len(text.splitlines()) <= 100 and max(map(len, text.splitlines())) <= 100
-    entries = re.split(r"\n  (?=-)", text)[1:]
+    entries = re.split(r"\n  (?=-)", capsys.readouterr().out)[1:]
     shown = {entry.split()[0].rstrip(","): " ".join(entry.split()) for entry in entries}
     numbers = {name: value for name, value in vars(parse("--data-dir", "d")).items() if type(value) in (int, float)}
     assert len(numbers) > 20
@@ -105,20 +102,15 @@ def doubled(data, tmp_path):
     return folder
 
 
-def test_the_scale_ratio_is_a_factor_on_the_fitted_scales(data, doubled, tmp_path):
-    free = "--post-min", 100, "--post-max", 100
-    (expected,) = losses_of(doubled, tmp_path / "expected", [()], *free)
-    found, plain = losses_of(data, tmp_path, [("--scale-ratio", 2), ()], *free)
-    assert found == pytest.approx(expected, rel=1e-6) and plain != pytest.approx(expected, rel=1e-3)
-
-
-def test_scales_lie_between_8_by_post_min_and_post_max(data, doubled, tmp_path):
-    """Where both are 4 pixels, the fitted scales no longer matter."""
-    pinned = "--post-min", 2, "--post-max", 4
-    (expected,) = losses_of(doubled, tmp_path / "doubled", [()], *pinned)
-    found, *others = losses_of(data, tmp_path, [(), ("--post-min", 2.5), ("--post-max", 5)], *pinned)
-    assert found == pytest.approx(expected, rel=1e-6)
-    assert all(loss != pytest.approx(expected, rel=1e-5) for loss in others)
+def test_the_scale_ratio_is_a_factor_and_scales_lie_between_8_by_post_min_and_post_max(data, doubled, tmp_path):
+    """Where both ends are 4 pixels, the fitted scales no longer matter."""
+    free, pinned = ("--post-min", 100, "--post-max", 100), ("--post-min", 2, "--post-max", 4)
+    twice, four = losses_of(doubled, tmp_path / "doubled", [free, pinned])
+    ways = [(*free, "--scale-ratio", 2), pinned, free, (*pinned, "--post-min", 2.5), (*pinned, "--post-max", 5)]
+    ratio, both, *others = losses_of(data, tmp_path / "plain", ways)
+    assert ratio == pytest.approx(twice, rel=1e-6) and both == pytest.approx(four, rel=1e-6)
+    assert others[0] != pytest.approx(twice, rel=1e-3)
+    assert all(loss != pytest.approx(four, rel=1e-5) for loss in others[1:])
 
 
 def test_the_background_takes_over_where_it_is_told_to(data, tmp_path):
@@ -139,7 +131,7 @@ def test_options_of_crop_and_kernel_change_the_loss(data, tmp_path):
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "gst"])
 def test_the_other_losses_are_minimized_and_need_no_gaussians(data, tmp_path, loss):
     copy = shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("gs_params"))
-    train(copy, tmp_path / "run", "--epochs", 20, "--lr", 3e-3, "--loss", loss)
+    train(copy, tmp_path / "run", "--epochs", 10, "--lr", 6e-3, "--loss", loss)
     losses = [line["loss"] for line in metrics(tmp_path / "run")]
     assert np.mean(losses[-3:]) < 0.8 * losses[0]
 
@@ -189,27 +181,12 @@ def test_the_board_shows_figures_and_densities_and_every_best_model_is_kept(data
 
 
 @pytest.mark.parametrize(
-    ("dataset", "crop"), [("qnrf", 512), ("jhu", 512), ("shb", 512), ("nwpu", 384), ("sha", 256), ("ucf50", 512)]
-)
-def test_the_preset_gives_the_crop_and_the_run_its_folder(dataset, crop):
-    arguments = parse("--data-dir", "x", "--dataset", dataset)
-    assert arguments.crop_size == crop and str(arguments.save_dir) == f"runs/{dataset}_vgg"
-
-
-@pytest.mark.parametrize(
     ("options", "part"),
     [
         ("--ema 1", "--ema: 1 is impossible"),
-        ("--cut-off 1e200", "--cut-off: 1e200 is impossible"),
-        ("--post-max 1e39", "--post-max: 1e39 is impossible"),
-        ("--loss mse --sigma 1e39", "--sigma: 1e39 is impossible"),
         ("--sigma wide", "--sigma: 'wide' is no number"),
-        ("--crop-size 100", "--crop-size 100: must be a multiple of 16"),
         ("--downsample-ratio 4", "invalid choice"),
-        ("--lr-schedule step", "invalid choice: 'step'"),
-        ("--loss bl --kernels h5", "--kernels h5: only gst's kernels are stored, not those of --loss bl; leave it out"),
         ("--minutes inf", "--minutes: inf is impossible: it must be above 0 and at most 1e+06"),
-        ("--checkpoint-minutes -1", "--checkpoint-minutes: -1 is impossible"),
         ("--save-all perhaps", "'perhaps' is neither True nor False"),
         ("--gs-path fitted", "--gs-path fitted: fitted Gaussians are read from gs_params/ beside the images"),
     ],
@@ -219,58 +196,31 @@ def test_impossible_values_are_refused(data, tmp_path, options, part):
     assert len(errors(err)) == 1 and part in err
 
 
-# The released script's flags with their defaults, and what each is called here; data and save folder as an example.
-RELEASED = {
-    "--model-name vgg_trans": ("model_name", "vgg_trans"),
-    "--data-dir data/UCF-Train-Val-Test": ("data_dir", Path("data/UCF-Train-Val-Test")),
-    "--save-dir checkpoints": ("save_dir", Path("checkpoints")),
-    "--dataset qnrf": ("dataset", "qnrf"),
-    "--save-all False": ("save_all", False),
-    "--lr 5e-6": ("lr", 5e-6),
-    "--weight-decay 1e-5": ("weight_decay", 1e-5),
-    "--resume ''": ("resume", "auto"),
-    "--max-model-num 1": ("max_model_num", 1),
-    "--max-epoch 1200": ("epochs", 1200),
-    "--val-epoch 5": ("val_every", 5),
-    "--val-start 600": ("val_start", 600),
-    "--topk 0.3": ("topk", 0.3),
-    "--usenum 18": ("usenum", 18),
-    "--batch-size 1": ("batch_size", 1),
-    "--device ' 2'": ("device", "2"),
-    "--num-workers 8": ("num_workers", 8),
-    "--is-gray False": None,
-    "--crop-size 512": ("crop_size", 512),
-    "--downsample-ratio 8": ("downsample_ratio", 8),
-    "--use-background True": ("background_ratio", 0.015),
-    "--sigma 8.0": ("sigma", 8.0),
-    "--background-ratio 0.015": ("background_ratio", 0.015),
-    "--post-min 1.0": ("post_min", 1.0),
-    "--post-max 20.0": ("post_max", 20.0),
-    "--scale-ratio 1.0": ("scale_ratio", 1.0),
-    "--cut-off 3.0": ("cut_off", 3.0),
-    "--seed 4073": ("seed", 4073),
-    "--gs-path gs_params": None,
-}
+# The released script's flags with their defaults, but for the network, the device and the two folders.
+RELEASED = """
+    --model-name vgg_trans --data-dir data/UCF-Train-Val-Test --save-dir checkpoints --dataset qnrf --save-all False
+    --lr 5e-6 --weight-decay 1e-5 --resume '' --max-model-num 1 --max-epoch 1200 --val-epoch 5 --val-start 600 --topk 0.3
+    --usenum 18 --batch-size 1 --device ' 2' --num-workers 8 --is-gray False --crop-size 512 --downsample-ratio 8
+    --use-background True --sigma 8.0 --background-ratio 0.015 --post-min 1.0 --post-max 20.0 --scale-ratio 1.0
+    --cut-off 3.0 --seed 4073 --gs-path gs_params
+"""
 
 
 def test_a_command_line_of_the_released_script_is_taken_whole_and_its_defaults_are_ours():
-    theirs, ours = vars(parse(*shlex.split(" ".join(RELEASED)))), vars(parse("--data-dir", "x"))
-    for flag, meaning in RELEASED.items():
-        assert not meaning or theirs[meaning[0]] == meaning[1], flag
+    theirs, ours = vars(parse(*shlex.split(RELEASED))), vars(parse("--data-dir", "x", "--num-workers", "8"))
     assert not {"gs_path", "use_background", "is_gray", "max_epoch", "val_epoch"} & theirs.keys()
-    differ = {key for key in ours if ours[key] != theirs[key]}
-    assert differ == set("model_name data_dir save_dir device num_workers sigma".split())  # sigma: of --loss mse alone
+    folders = {"data_dir": Path("data/UCF-Train-Val-Test"), "save_dir": Path("checkpoints")}
+    differ = {key: theirs[key] for key in ours if ours[key] != theirs[key]}
+    assert differ == {"model_name": "vgg_trans", "device": "2", "sigma": 8.0, **folders}  # sigma: of --loss mse alone
 
 
 @pytest.mark.parametrize(
     ("words", "name", "value"),
     [
-        ("--use-background False", "background_ratio", 0.0),
-        ("--use-background", "background_ratio", 0.015),
         ("--use-background no --background-ratio 0.1", "background_ratio", 0.0),
+        ("--use-background", "background_ratio", 0.015),
         ("--save-all", "save_all", True),
         ("--save-all 0", "save_all", False),
-        ("--is-gray True", "background_ratio", 0.015),
     ],
 )
 def test_a_released_flag_as_people_write_it(tmp_path, words, name, value):

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
 
-import h5py
-import numpy as np
 import pytest
 import torch
-from commands import errors, kill_group
+from commands import errors
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
-from training_runs import (
-    Tiny,
-    checkpoint,
-    largest_difference,
-    metrics,
-    start,
-    train,
-    two_processes,
-    wait_until,
-    weights,
-)
+from training_runs import Tiny, checkpoint, largest_difference, metrics, train, two_processes, weights
 
 from datasets.sampler import EpochSampler
-from utils.files import gaussians_path, list_images, points_path
+from utils.files import list_images
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -59,8 +45,7 @@ def assert_equal(one, other):
 
 @pytest.mark.parametrize(
     ("kind", "number", "accumulate"),
-    [("density", 1, 1), ("density", 2, 2), ("density", 3, 2), ("density", 6, 1)]
-    + [(kind, *place) for kind in ("loss", "gradient") for place in ((1, 1), (2, 2))],
+    [("density", 6, 1), ("density", 3, 2), ("loss", 2, 2), ("gradient", 1, 1), ("gradient", 2, 2)],
 )
 def test_what_is_not_finite_stops_the_run_with_the_state_before_it(
     data, tmp_path, monkeypatch, steps, kind, number, accumulate
@@ -98,14 +83,6 @@ def test_what_is_not_finite_stops_the_run_with_the_state_before_it(
     out, _ = train(data, tmp_path / "again", *options, "--resume", aside / "last_good_ckpt.tar")
     assert f"going on with epoch {epoch}" in out
     assert [row["epoch"] for row in metrics(tmp_path / "again")] == list(range(epoch, 2))
-
-
-def test_all_crops_of_the_batch_are_named_and_set_aside(data, tmp_path, monkeypatch):
-    break_at(monkeypatch, [1], "loss")
-    _, err = train(data, tmp_path, "--epochs", 1, "--batch-size", 2, code=1)
-    names = [list_images(data / "train")[index].stem for index in list(EpochSampler(4, 4073))[2:]]
-    assert f"epoch 0, batch 1: the loss of {', '.join(names)} is not finite" in err
-    assert torch.load(tmp_path / "trouble" / "epoch0_step1_batch.pt", weights_only=True)["names"] == names
 
 
 @pytest.fixture
@@ -175,12 +152,11 @@ def test_a_file_that_one_process_cannot_read_stops_both_with_its_line(data, tmp_
     assert not (tmp_path / "run" / "trouble").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_sample_stops_the_run_or_is_skipped(data, tmp_path, workers):
+def test_a_corrupt_sample_stops_the_run_or_is_skipped(data, tmp_path):
     copy = shutil.copytree(data, tmp_path / "data")
     bad = copy / "train" / "IMG_0002.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
-    options = ["--epochs", 2, "--num-workers", workers]
+    options = ["--epochs", 2, "--num-workers", 1]
     _, err = train(copy, tmp_path / "stops", *options, code=1)
     assert len(errors(err)) == 1 and str(bad) in err
     _, err = train(copy, tmp_path / "skips", *options, "--skip-bad-samples")
@@ -192,16 +168,7 @@ def test_a_corrupt_sample_stops_the_run_or_is_skipped(data, tmp_path, workers):
     assert "none of 4 images can be used" in errors(err)[-1]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
-        None,
-    ],
-    ids=["python", "cuda", "worker", "torch"],
-)
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"), None], ids=repr)
 def test_every_lack_of_memory_says_what_to_lower(data, tmp_path, monkeypatch, error):
     def forward(network, images):
         if error:
@@ -219,28 +186,13 @@ def test_other_errors_of_the_network_keep_their_traceback(data, tmp_path, monkey
         train(data, tmp_path, "--epochs", 1)
 
 
-def test_a_checkpoint_that_does_not_fit_or_is_damaged_is_refused(data, tmp_path):
-    train(data, tmp_path / "run", "--epochs", 1, "--batch-size", 4)
-    path = tmp_path / "run" / "0_ckpt.tar"
-    content, options = torch.load(path, weights_only=True), ("--epochs", 2, "--batch-size", 4)
-    for change in ({"optimizer_state_dict": {"state": {}, "param_groups": []}}, {"epoch": "last"}):
-        torch.save(content | change, tmp_path / "changed.tar")
-        _, err = train(data, tmp_path / "o", *options, "--resume", tmp_path / "changed.tar", code=1)
-        assert len(errors(err)) == 1 and "changed.tar: its training state does not fit this run" in err
+def test_a_damaged_checkpoint_is_refused_and_not_begun_anew(data, tmp_path):
+    train(data, tmp_path, "--epochs", 1)
+    path = tmp_path / "0_ckpt.tar"
     path.write_bytes(path.read_bytes()[:9000])
     for resume in ("auto", path):
-        _, err = train(data, tmp_path / "run", *options, "--resume", resume, code=1)
+        _, err = train(data, tmp_path, "--epochs", 2, "--resume", resume, code=1)
         assert len(errors(err)) == 1 and f"{path}: not a readable PyTorch weights file" in err
-    _, err = train(data, tmp_path / "run", "--resume", tmp_path / "no.tar", code=1)
-    assert errors(err) == [f"error: {tmp_path / 'no.tar'}: no such weights file, check the path"]
-
-
-def test_a_checkpoint_of_another_network_is_refused(data, tmp_path, monkeypatch):
-    train(data, tmp_path / "run", "--epochs", 1)
-    monkeypatch.undo()
-    path = tmp_path / "run" / "0_ckpt.tar"
-    _, err = train(data, tmp_path / "o", "--model-name", "vgg_trans", "--resume", path, code=1)
-    assert len(errors(err)) == 1 and str(path) in err and "vgg_trans" in err
 
 
 def test_released_checkpoints_start_a_run(data, tmp_path):
@@ -279,52 +231,3 @@ def test_another_weight_decay_takes_effect_in_a_run_that_goes_on(data, tmp_path)
         (group,) = checkpoint(tmp_path / name)["optimizer_state_dict"]["param_groups"]
         assert group["weight_decay"] == decay and group["fused"] and not group["foreach"]
     assert largest_difference(weights(tmp_path / "same"), weights(tmp_path / "other")) > 1e-6
-
-
-def test_a_killed_run_goes_on_to_the_same_weights(data, tmp_path, monkeypatch):
-    """A cut-off line of the log and a half-written checkpoint stay behind."""
-    monkeypatch.setattr(Tiny, "dropout", 0)  # as in the process that is started
-    folder = tmp_path / "killed"
-    run = start(data, folder, "--epochs", 3000, "--checkpoint-minutes", 0, "--num-workers", 1)
-    wait_until(lambda: any(folder.glob("*_ckpt.tar")), run)
-    kill_group(run.pid)
-    run.communicate()
-    epochs = checkpoint(folder)["epoch"] + 3
-    with (folder / "metrics.jsonl").open("a") as log:
-        log.write('{"epoch": 1, "loss"')
-    (folder / f".1_ckpt.{os.uname().nodename}.999999999.partial.tar").write_bytes(b"half of a checkpoint")
-    for place in (folder, tmp_path / "whole"):
-        train(data, place, "--epochs", epochs)
-    assert largest_difference(weights(folder), weights(tmp_path / "whole")) == 0
-    assert [line["epoch"] for line in metrics(folder)] == list(range(epochs))
-    assert not list(folder.glob(".*partial*"))
-
-
-def test_an_interrupted_run_says_one_line(data, tmp_path):
-    """Whatever its loading processes, which Ctrl-C reaches too, are doing; it names a command that goes on."""
-    options = "--epochs", 3000, "--num-workers", 2, "--checkpoint-minutes", 0, "--resume", "none"
-    run = start(data, tmp_path, *options)
-    wait_until(lambda: any(tmp_path.glob("*_ckpt.tar")), run)
-    os.killpg(run.pid, signal.SIGINT)
-    _, err = run.communicate(timeout=60)
-    command = f"python train_gs.py --config {tmp_path / 'config.yml'}"
-    assert run.returncode == 130 and err.splitlines()[-1] == f"interrupted; {command} goes on where this one stopped"
-    assert "Traceback" not in err and "Error" not in err
-
-
-def test_points_and_gaussians_that_do_not_fit_stop_the_run_before_its_first_epoch(data, tmp_path):
-    copy, run = shutil.copytree(data, tmp_path / "data"), tmp_path / "run"
-    path, points = (find(copy / "train" / "IMG_0001.jpg") for find in (gaussians_path, points_path))
-    with h5py.File(path, "r+") as file:
-        file["params"][:, :2] = file["params"][()][::-1, :2]
-    (line,) = errors(train(copy, run, "--epochs", 1, code=1)[1])
-    assert re.fullmatch(
-        rf"error: {path}: centres lie up to \d+\.\d pixels from the points of {points}; delete .*", line
-    )
-    np.save(points, np.zeros((1, 3), np.float32))
-    (line,) = errors(train(copy, run, "--epochs", 1, code=1)[1])
-    assert "Gaussians, but" in line and "has 1 points" in line
-    path.unlink()
-    (line,) = errors(train(copy, run, code=1)[1])
-    assert "IMG_0001_gs_params.h5" in line and "2dgs_counting_1gs_gsplat.py" in line
-    assert not (run / "metrics.jsonl").exists()

@@ -9,7 +9,6 @@ import pickle
 import re
 import resource
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -100,9 +99,7 @@ def bomb():
 
 TOO_MANY, TOO_FEW = "pixels, more than 300,000,000", "17000 x 17000 pixels, more than its bytes can hold"
 IMAGES = {
-    "3600 megapixels": (png(60_000, 60_000), f"60000 x 60000 {TOO_MANY}"),
     "exapixels": (png(2**31 - 1, 2**31 - 1), TOO_MANY),
-    "png": (png(17_000, 17_000), TOO_FEW),
     "png of bits": (png(17_000, 17_000, 1, 0), TOO_FEW),
     "jpeg": (jpeg(17_000, 17_000), TOO_FEW),
     "a program in PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot identify image file"),
@@ -131,10 +128,9 @@ def h5(path, name="params", **options):
     "options",
     [
         {"shape": (HUGE, 8), "dtype": "f4", "chunks": (1000, 8), "compression": "gzip"},
-        {"shape": (HUGE, 8), "dtype": "f4"},
         {"shape": (2, 8), "dtype": "f4", "chunks": (2**26, 8), "maxshape": (None, 8), "compression": "gzip"},
     ],
-    ids=["chunks", "contiguous", "one chunk"],
+    ids=["chunks", "one chunk"],
 )
 def test_gaussians(tmp_path, options):
     path = tmp_path / "a_gs_params.h5"
@@ -168,20 +164,12 @@ def stored_kernel(folder):
     return path
 
 
-@pytest.mark.parametrize("name", ["indptr", "indices", "data", "shape"])
-def test_kernels(tmp_path, name):
-    path, kind = stored_kernel(tmp_path), "f4" if name == "data" else "i8"
-    h5(path, name, shape=(HUGE,), dtype=kind, chunks=(1000,), compression="gzip")
-    assert f"'{name}' claims" in refusal(load_kernel, path)
-
-
-def test_a_kernel_of_a_huge_shape(tmp_path):
+def test_kernels(tmp_path):
     path = stored_kernel(tmp_path)
     h5(path, "shape", data=np.array([HUGE, HUGE]))
     assert "do not fit shape" in refusal(load_kernel, path)
-    with h5py.File(path, "a") as file:
-        file.attrs["grid"] = (HUGE, HUGE)
-    assert "do not fit shape" in refusal(load_kernel, path)
+    h5(path, "indices", shape=(HUGE,), dtype="i8", chunks=(1000,), compression="gzip")
+    assert "'indices' claims" in refusal(load_kernel, path)
 
 
 def test_mat(tmp_path):
@@ -227,15 +215,6 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     (tmp_path / "a.yml").write_text(f"lr: !!python/object/apply:os.mkdir ['{executed}']\n")
     _, err = call("train_gs.py", "--data-dir", "x", "--config", tmp_path / "a.yml", code=2)
     assert len(errors(err)) == 1 and "not valid YAML" in err and not executed.exists()
-
-
-def test_a_packed_checkpoint(tmp_path):
-    plain = io.BytesIO()
-    torch.save({"a": torch.zeros(25_000_000)}, plain)
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as packed:
-        for name in source.namelist():
-            packed.writestr(name, source.read(name))
-    assert "claims 100,000," in refusal(read_checkpoint, tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("storage", [True, False], ids=["storage", "view"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -20,16 +21,8 @@ from models import build_model, read_checkpoint
 from utils.cli import ProgressBar, for_each, one_line, report_failures, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
 from utils.device import fabric_devices
-from utils.evaluation import Result, count, density_map, evaluate, mae_mse, predict, tile
-from utils.files import (
-    atomic_write,
-    gaussians_path,
-    kernel_path,
-    list_images,
-    points_path,
-    read_points,
-    remove_stale_partials,
-)
+from utils.evaluation import Result, evaluate, mae_mse, tile
+from utils.files import atomic_write, gaussians_path, kernel_path, list_images, points_path, remove_stale_partials
 from utils.training.run_folder import RunFolder, describe, save_weights
 
 
@@ -39,7 +32,7 @@ def parser():
     p.add_argument("--steps", type=number(int, 1), default=3)
     p.add_argument("--mask", action=argparse.BooleanOptionalAction, default=True)
     p.add_argument("--mode", choices=("a", "b"), default="a")
-    p.add_argument("--data-dir", type=Path, required=True)
+    p.add_argument("--data-dir", "--root-path", type=Path, required=True)
     p.add_argument("--splits", nargs="+", default=["train"])
     return p
 
@@ -52,42 +45,26 @@ def parse(tmp_path, text, *argv, **kwargs):
 def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path):
     a = parse(tmp_path, "lr: 5e-6\nsteps: 7\nmask: false\ndata-dir: x\nsplits: [val, test]\n", "--steps", "9")
     assert (a.lr, a.steps, a.mask, a.mode, a.data_dir, a.splits) == (5e-6, 9, False, "a", Path("x"), ["val", "test"])
-    assert parse(tmp_path, "data_dir: x\nmask: false", "--mask").mask is True
+    a = parse(tmp_path, "root-path: x\nmask: false", "--mask", "--data-dir", "y")  # whatever the names
+    assert a.mask is True and a.data_dir == Path("y")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning: 1", "unknown key 'learning'"),
-        ("stepps: 1", "did you mean steps?"),
-        ("steps: many", "steps: 'many' is no whole number"),
+        ("no_mask: true", "unknown key 'no_mask'"),
         ("steps: 2.5", "steps: '2.5' is no whole number"),
         ("steps: 0", "steps: 0 is impossible: it must be at least 1"),
         ("lr: 0", "lr: 0 is impossible: it must be above 0"),
-        ("lr: .nan", "is impossible"),
-        ("lr: [1, 2]", "lr: [1, 2] is a list"),
-        ("lr:", "lr: has no value"),
-        ("lr: true", "lr: True is of the wrong type"),
-        ("mask: 'yes please'", "mask: 'yes please' is neither true nor false"),
-        ("mode: c", "mode: 'c' is not one of a, b"),
-        ("- 1", "must hold 'key: value' lines, found list"),
-        ("a: [", "not valid YAML"),
+        ("lr: .nan", "lr: nan is impossible"),
+        ("splits: [train, {}]", "splits: ['train', {}] is no value of this option"),
     ],
 )
-def test_a_bad_configuration_names_file_and_key_and_exits_with_2(tmp_path, capsys, text, message):
+def test_an_impossible_value_names_file_and_key_and_exits_with_2(tmp_path, capsys, text, message):
     with pytest.raises(SystemExit) as error:
         parse(tmp_path, text + "\n", "--data-dir", "x")
     output = capsys.readouterr().err
     assert error.value.code == 2 and message in output and "c.yml" in output
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"), [("--config no.yml --data-dir x", "no.yml: No such file"), ("", "--data-dir")]
-)
-def test_missing_configuration_and_required_option(capsys, argv, message):
-    with pytest.raises(SystemExit) as error:
-        parse_arguments(parser(), argv.split())
-    assert error.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_unused_keys_are_reported_and_foreign_ones_accepted(tmp_path, capsys):
@@ -129,31 +106,6 @@ def test_list_images(tmp_path):
         list_images(tmp_path)
 
 
-@pytest.mark.parametrize("shape", [(0,), (0, 2), (0, 3)])
-def test_annotations_without_points(tmp_path, shape):
-    np.save(tmp_path / "x.npy", np.zeros(shape))
-    assert read_points(tmp_path / "x.npy").shape == (0, shape[1] if len(shape) == 2 else 2)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (np.ones((3, 4)), "shape \\(3, 4\\)"),
-        (np.array([[1, 2], [np.nan, 3]]), "row 1 is \\[nan, 3.0\\]"),
-        (np.array(["a", "b"]), "no array of numbers"),
-        (np.array([{}], object), "not a readable npy"),
-        (b"\x93NUMPY", "not a readable npy"),
-        (b"", "not a readable npy"),
-    ],
-)
-def test_bad_annotations_are_named(tmp_path, content, message):
-    path = tmp_path / "x.npy"
-    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
-    with pytest.raises(ValueError, match=message) as error:
-        read_points(path)
-    assert str(path) in str(error.value)
-
-
 def test_atomic_write_shows_whole_files_only(tmp_path):
     path = tmp_path / "x.txt"
     with atomic_write(path) as partial:
@@ -178,27 +130,17 @@ def test_partial_files_of_dead_processes_go(tmp_path):
         assert not theirs.exists() and not old.exists() and new.exists() and mine.exists()
 
 
-def invert(x):
-    if x == 0:
-        raise ValueError("zero\nhas no inverse")
-    return 1 / x
-
-
 @pytest.mark.parametrize(("workers", "threads"), [(1, False), (2, False), (2, True)])
 def test_for_each_keeps_order_and_goes_on_after_a_failure(workers, threads, capsys):
-    outcomes = list(for_each(invert, [2, 0, 4], workers, "invert", threads=threads))
-    assert [o.result for o in outcomes] == [0.5, None, 0.25] and outcomes[1].error == "zero has no inverse"
+    outcomes = list(for_each(math.sqrt, [4, -1, 16], workers, "root", threads=threads))
+    assert [o.result for o in outcomes] == [2, None, 4] and outcomes[1].error == "math domain error"
     assert report_failures(outcomes) == 1 and report_failures(outcomes[:1]) == 0
-    assert "error: zero has no inverse\n" in capsys.readouterr().err
-
-
-def die(_):
-    os._exit(9)
+    assert "error: math domain error\n" in capsys.readouterr().err
 
 
 def test_a_killed_worker_is_one_line():
     with pytest.raises(OSError, match="a worker process was killed .* fewer --workers than 2"):
-        list(for_each(die, [1, 2], 2, "die"))
+        list(for_each(os._exit, [1, 2], 2, "die"))
 
 
 def test_operating_system_errors_name_the_file():
@@ -220,14 +162,6 @@ class Ones(torch.nn.Module):
 
     def forward(self, images):
         return SimpleNamespace(density=torch.ones(len(images), 1, images.shape[2] // 8, images.shape[3] // 8))
-
-
-def test_density_map_sums_to_the_count():
-    image = torch.zeros(3, 530, 1100)
-    parts = predict(Ones(), image)
-    canvas = density_map(parts)
-    assert canvas.shape == (530, 1100) and float(canvas.sum()) == pytest.approx(count(Ones(), image), rel=1e-5)
-    assert count(Ones(), image) == sum(h // 8 * (w // 8) for _, _, h, w in tile(530, 1100))
 
 
 def test_evaluation_by_hand():
@@ -269,8 +203,7 @@ def test_device_option():
             fabric_devices(device)
 
 
-@pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()])
-@pytest.mark.parametrize("seconds", [0, 60])
+@pytest.mark.parametrize(("error", "seconds"), [(ValueError("bad"), 0), (KeyboardInterrupt(), 60)])
 def test_what_ends_a_script_has_a_line_of_its_own_below_its_bar(error, seconds, capsys, monkeypatch):
     monkeypatch.setattr("utils.cli.LOG_SECONDS", seconds)
 
@@ -285,24 +218,19 @@ def test_what_ends_a_script_has_a_line_of_its_own_below_its_bar(error, seconds, 
     assert capsys.readouterr().err.split("\n")[-2].startswith(("error: bad", "interrupted; "))
 
 
-@pytest.mark.parametrize("updates", [0, 1, 3])
-@pytest.mark.parametrize("seconds", [0, 0.01, 60])
-@pytest.mark.parametrize("written", ["first", "last", "both"])
-def test_a_bar_in_a_log_file_is_whole_lines(updates, seconds, written, capsys, monkeypatch):
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_a_bar_in_a_log_file_is_whole_lines(seconds, capsys, monkeypatch):
     """tqdm draws a bar behind a line that it writes, in a log file also one that is not due yet."""
     monkeypatch.setattr("utils.cli.LOG_SECONDS", seconds)
     bar = ProgressBar(total=3)
-    if written != "last":
-        tqdm.write("a line", file=sys.stderr)
-    for _ in range(updates):
+    tqdm.write("a line", file=sys.stderr)
+    for _ in range(3):
         bar.update()
-        time.sleep(0.005)
-    if written != "first":
-        tqdm.write("a line", file=sys.stderr)
+    tqdm.write("a line", file=sys.stderr)
     bar.close()
     print("the final line", file=sys.stderr)
-    *lines, end = capsys.readouterr().err.split("\n")
-    assert not end and lines.pop() == "the final line" and lines.count("a line") == (2 if written == "both" else 1)
+    *lines, last, end = capsys.readouterr().err.split("\n")
     bars = [line for line in lines if line != "a line"]
+    assert not end and last == "the final line" and len(lines) == len(bars) + 2
     assert all(line.startswith(" ") or "it/s" in line for line in bars) and not any("\r" in line for line in bars)
-    assert (not bars) if seconds == 60 else seconds or len(bars) >= updates
+    assert len(bars) >= 3 if seconds == 0 else not bars

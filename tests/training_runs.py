@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import numpy as np
@@ -55,6 +56,16 @@ def make_data(root):
             np.save(points_path(image), np.c_[points, mean_neighbour_distance(points)].astype(np.float32))
             shapes = random.uniform(3, 14, (len(points), 2)), np.zeros((len(points), 1)), np.ones((len(points), 3))
             Gaussians2D(points, *shapes).save(gaussians_path(image))
+    return root
+
+
+def clean(root):
+    """Round the Gaussians of training and remove those of validation, so that training comes next."""
+    shutil.rmtree(root / "val" / "gs_params")
+    for path in (root / "train" / "gs_params").glob("*.h5"):
+        gaussians = Gaussians2D.load(path)
+        gaussians.scales[:, 1] = gaussians.scales[:, 0]
+        gaussians.save(path)
     return root
 
 

@@ -182,10 +182,8 @@ def report_failures(outcomes: Sequence[Outcome]) -> int:
     for failure in failures:
         print(f"error: {failure.error}", file=sys.stderr)
     if failures:
-        print(
-            f"error: {len(failures)} of {len(outcomes)} failed; mend them and run the same command again",
-            file=sys.stderr,
-        )
+        what = f"{len(failures)} of {len(outcomes)} failed"
+        print(f"error: {what}; mend them and run the same command again", file=sys.stderr)
     return EXIT_FAILED if failures else 0
 
 

@@ -143,9 +143,9 @@ def _set_defaults(
             hint = f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(sorted(actions))}"
             parser.error(f"--config {config}: unknown key {key!r}{hint}")
         try:
-            action.default = _convert(action, value)
-        except (argparse.ArgumentTypeError, ValueError, TypeError) as error:
-            parser.error(f"--config {config}: {key}: {error}")
+            action.default = _convert(parser, action, value)
+        except argparse.ArgumentError as error:
+            parser.error(f"--config {config}: {key}: {error.message}")
         action.required = False
 
 
@@ -159,29 +159,13 @@ def _by_name(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     }
 
 
-def _convert(action: argparse.Action, value: Any) -> Any:
-    """A YAML value as the option's type would read it; PyYAML hands out ``5e-6`` as a string, for one."""
-    if action.nargs == 0:  # a switch
-        if not isinstance(value, bool):
-            raise argparse.ArgumentTypeError(f"{value!r} is neither true nor false")
+def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value: Any) -> Any:
+    """A YAML value as the command line's word would be read; PyYAML hands out ``5e-6`` as a string, for one."""
+    is_switch = action.nargs == 0
+    if isinstance(value, bool) and (is_switch or action.const is True):
         return value
-    if action.const is True and isinstance(value, bool):  # a switch that also takes a value
-        return value
-    if value is None:
-        if action.default is not None or action.required:
-            raise argparse.ArgumentTypeError("has no value")
-        return None
-    if isinstance(value, (bool, dict)):
-        raise argparse.ArgumentTypeError(f"{value!r} is of the wrong type")
-    if isinstance(value, list):
-        if action.nargs is None:
-            raise argparse.ArgumentTypeError(f"{value!r} is a list; one value is expected")
-        return [_convert_one(action, item) for item in value]
-    return _convert_one(action, value)
-
-
-def _convert_one(action: argparse.Action, value: Any) -> Any:
-    converted = action.type(str(value)) if callable(action.type) else str(value)
-    if action.choices is not None and converted not in action.choices:
-        raise argparse.ArgumentTypeError(f"{value!r} is not one of {', '.join(map(str, action.choices))}")
-    return converted
+    values = value if isinstance(value, list) and action.nargs else [value]
+    if is_switch or any(part is None or isinstance(part, (bool, dict, list)) for part in values):
+        what = "neither true nor false" if is_switch else "no value of this option"
+        raise argparse.ArgumentError(None, f"{value!r} is {what}")
+    return parser._get_values(action, list(map(str, values)))

@@ -19,7 +19,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ LONGEST_NAME = 255  # bytes that file systems take for the name of a file
 _STALE_AFTER_SECONDS = 24 * 3600
 
 SPLITS = ("train", "val", "test")
+Content = TypeVar("Content", dict, list)
 
 
 def points_path(image: Path) -> Path:
@@ -122,12 +123,13 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file that this project wrote; None where it is missing or broken."""
+def read_json(path: Path, otherwise: Content) -> Content:
+    """The content of a JSON file that this project wrote; ``otherwise`` where it is missing, broken or of another type."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None
+        return otherwise
+    return content if isinstance(content, type(otherwise)) else otherwise
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

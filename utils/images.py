@@ -98,14 +98,10 @@ class PiecewiseImage(Pieces):
 def image_shape(path: Path | str) -> Shape:
     """Size and orientation of an image that ``load_image`` reads, from its header; the same errors."""
     with _checked(path) as image:
-        orientation = _orientation(image)
-        height, width = image.height, image.width
-        # Pillow gives a TIFF's size as it is after turning.
-        return (
-            Shape(width, height, orientation)
-            if image.format == "TIFF" and orientation >= 5
-            else Shape(height, width, orientation)
-        )
+        orientation, (width, height) = _orientation(image), image.size
+        if image.format == "TIFF" and orientation >= 5:  # Pillow gives its size as it is after turning
+            height, width = width, height
+        return Shape(height, width, orientation)
 
 
 def _decode(image: Image.Image, given: bool) -> np.ndarray:
@@ -214,12 +210,10 @@ def _checked(source: Path | str | Image.Image, whole: bool = False) -> Iterator[
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        reason = str(error) or type(error).__name__
+        reason, remedy = str(error) or type(error).__name__, _GET_AGAIN
         if isinstance(error, UnidentifiedImageError):  # its message names a buffer in memory
             reason = f"cannot identify image file: none of {', '.join(_FORMATS)}"
-        remedy, kind = _GET_AGAIN, None if given else _unread_kind(source)
-        if kind is not None:
-            reason, remedy = f"it is {kind}, which is not read", "convert it to JPEG or PNG"
+            remedy = f"{_GET_AGAIN}, or convert it to JPEG or PNG if it is of another kind, such as HEIC"
     raise ValueError(f"{name}: cannot read this image ({reason}); {remedy}")
 
 
@@ -237,22 +231,6 @@ def _check(image: Image.Image, size: int | None) -> None:
         raise _Refused(f"more than 8 bits per channel, mode {image.mode}", "save it with 8 bits per channel")
     if size is not None and image.format in _SHRINKS and bits / 8 > _SHRINKS[image.format] * size:
         raise _Refused(f"{width} x {height} pixels, more than its bytes can hold", _GET_AGAIN)
-
-
-def _unread_kind(path: Path | str) -> str | None:
-    """Which of the kinds that are no damaged images a file is, by its first bytes, under whatever name."""
-    with open(path, "rb") as file:
-        head = file.read(32)
-    if head[4:8] == b"ftyp":
-        brands = {head[i : i + 4] for i in range(8, 32, 4)}
-        if brands & {b"avif", b"avis"}:
-            return "AVIF"
-        return "HEIC" if brands & {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"} else None
-    if head[:12] == b"\0\0\0\x0cJXL \r\n\x87\n" or head[:2] == b"\xff\x0a":
-        return "JPEG XL"
-    if head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n":
-        return "JPEG 2000"
-    return None
 
 
 def save_jpeg(image: np.ndarray, path: Path, quality: int) -> None:

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 STRIDE = 8  # pixels in a density cell
-COARSEST = (
-    16  # pixels; the stride of the features: of a longer side the networks leave out what remains beyond its multiples
-)
+COARSEST = 16  # pixels, the stride of the features: the networks leave out what lies beyond its multiples
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

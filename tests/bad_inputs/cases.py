@@ -108,7 +108,7 @@ IMAGES = {
     "900 megapixels": (lambda w: w.raw_image.write_bytes(png(30000, 30000)), "30000 x 30000|make it smaller"),
     "16 bits a channel": (lambda w: save_png(w.raw_image, np.zeros((40, 40), np.uint16)), "save it with 8 bits"),
     "16 bits a channel, in color": (lambda w: w.raw_image.write_bytes(deep_png()), "save it with 8 bits"),
-    "HEIC": (lambda w: w.raw_image.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99)), "HEIC|convert it to JPEG"),
+    "HEIC": (lambda w: w.raw_image.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99)), "convert it to JPEG"),
     "a dangling link": (lambda w: (w.raw_image.unlink(), w.raw_image.symlink_to("nowhere")), "check the path"),
     "too long for a JPEG": (lambda w: save_png(w.raw_image, np.zeros((1, 4000, 3), np.uint8)), "--min-size"),
     "an image without annotation": (lambda w: w.mat.unlink(), "img_0001_ann.mat is missing|add it"),
@@ -177,9 +177,9 @@ CONFIGURATION = {
     "yml: a word for a number": (config("lr: fast\n"), "lr: 'fast'"),
     "yml: true for a number": (config("batch_size: true\n"), "batch_size: True"),
     "yml: a list for one value": (config("lr: [1, 2]\n"), "lr: [1, 2]"),
-    "yml: no value": (config("lr:\n"), "lr: has no value"),
+    "yml: no value": (config("lr:\n"), "lr: None is no value"),
     "yml: a number for a switch": (config("compile: 1\n"), "compile: 1|true nor false"),
-    "yml: not one of the choices": (config("loss: l2\n"), "loss: 'l2'|gst, bl"),
+    "yml: not one of the choices": (config("loss: l2\n"), "loss: invalid choice: 'l2'|'gst', 'bl'"),
 }
 GAUSSIANS = {
     "gs_params: text": (lambda w: text(w.gs), FITTED),

@@ -30,7 +30,7 @@ def write_card(path: Path) -> Path | None:
     how = f"windows of {best.get('window', options['window'])} px"
     errors = (f"{best[key]:.2f}" if best else "unknown" for key in ("val_mae", "val_mse"))
     scores = [("val", *errors, val, how)]
-    for entry in read_json(path / EVALUATIONS) or []:
+    for entry in read_json(path / EVALUATIONS, []):
         if entry["weights_sha256"] == sha256:
             found = entry["images"], entry["split_hash"]
             scores.append((entry["split"], f"{entry['mae']:.2f}", f"{entry['mse']:.2f}", found, entry["options"]))
@@ -56,7 +56,7 @@ def note_evaluation(weights: Path, data_dir: Path, facts: dict[str, Any]) -> Non
     how += [f"{facts['scored']} of {images} images scored"] if facts["scored"] != images else []
     same = {"split": split, "split_hash": split_hash, "options": ", ".join(how)}
     same["weights_sha256"] = facts["weights_sha256"]
-    others = [old for old in read_json(folder / EVALUATIONS) or [] if old | same != old]
+    others = [old for old in read_json(folder / EVALUATIONS, []) if old | same != old]
     entry = same | {"images": images, "mae": facts["mae"]["value"], "mse": facts["mse"]["value"]}
     write_json(folder / EVALUATIONS, [*others, entry])
     write_card(folder)
@@ -65,7 +65,7 @@ def note_evaluation(weights: Path, data_dir: Path, facts: dict[str, Any]) -> Non
 def _card(folder: RunFolder, options: dict[str, Any], best: dict[str, Any], sha256: str, scores: list[tuple]) -> str:
     name, loss, epochs = options["model_name"], options["loss"], folder.metrics()
     dataset = _cell(data_name(options["dataset"], options["data_dir"]))
-    planned, environment = folder.progress()["epochs"], read_json(folder.path / "environment.json") or {}
+    planned, environment = folder.progress()["epochs"], read_json(folder.path / "environment.json", {})
     data = split_hashes(str(options["data_dir"]))
     hours = sum(epoch.get("seconds", 0) for epoch in epochs) / 3600
     packages = environment.get("packages", {})

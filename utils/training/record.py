@@ -48,7 +48,14 @@ class Record:
     ) -> None:
         val_hash = split_hashes(str(arguments.data_dir))["val"][1]
         self.folder, self.best = folder, folder.best_score(val_hash, arguments.window)
-        self.log = RunLog(folder, first_epoch)
+        self._metrics = folder.path / "metrics.jsonl"
+        if self._metrics.exists():  # what an earlier attempt wrote about these epochs goes
+            lines = [json.dumps(line) + "\n" for line in folder.metrics() if line["epoch"] < first_epoch]
+            with atomic_write(self._metrics) as partial:
+                partial.write_text("".join(lines), encoding="utf-8")
+        write_json(folder.path / "environment.json", environment())
+        threading.excepthook = _say_unless_disk
+        self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_epoch)
         self._description = {**description, "val_hash": val_hash, "window": arguments.window}
         self._write_card, self._keep_each = functools.partial(write_card, folder.path), arguments.save_all
         self._writer = Writer(folder, arguments.max_model_num, arguments.checkpoint_minutes, self._write_card)
@@ -68,48 +75,36 @@ class Record:
                 self._writer.save_best(evaluated.state_dict(), self._description | errors, keep_each=self._keep_each)
                 self.best = score
             tqdm.write("epoch {epoch}: loss {loss:.3f}, val MAE {val_mae:.3f}, MSE {val_mse:.3f}".format(**metrics))
-        self.log.add_epoch(metrics)
+        self._log(metrics)
         self._writer.save_checkpoint(metrics["epoch"], state)
 
     @torch.no_grad()
     def add_densities(self, fabric: Fabric, evaluated: nn.Module, val: Sequence[Any], epoch: int) -> None:
-        """Log the densities of the first, the middle and the last validation image."""
+        """Show the first, the middle and the last validation image, each above its density relative to its maximum."""
         evaluated.eval()
         for index in sorted({0, len(val) // 2, len(val) - 1}):
             sample = val[index]
             with fabric.autocast():
                 parts = predict(evaluated, normalise(sample.image.to(fabric.device)), self._description["window"])
-            self.log.add_density(epoch, sample.name, sample.image.permute(1, 2, 0).numpy(), density_map(parts).numpy())
+            image, density = sample.image.permute(1, 2, 0).numpy(), density_map(parts).numpy()  # [H, W, 3], [H, W]
+            size = _PICTURE_WIDTH, max(1, round(image.shape[0] * _PICTURE_WIDTH / image.shape[1]))
+            shown = cv2.resize(density / max(float(density.max()), 1e-12), size, interpolation=cv2.INTER_AREA)
+            shown = (255 * matplotlib.colormaps["viridis"](shown)[..., :3]).astype(np.uint8)
+            picture = np.vstack([cv2.resize(image, size, interpolation=cv2.INTER_AREA), shown])
+            self.board.add_image(f"density/{sample.name}", picture, epoch, dataformats="HWC")
         evaluated.train()
 
     def finish(self) -> None:
         """Wait until all is on the disk, and say which model is the best."""
         self._writer.close()
         self._write_card()
-        self.log.close()
-        found = math.isfinite(self.best) and self.folder.best_path.exists()
+        self.board.close()
+        has_best = math.isfinite(self.best) and self.folder.best_path.exists()
         best = f"best 2 MSE + MAE on val: {self.best:.3f}; {self.folder.best_path}"
-        print(best if found else "no validation gave a finite error")
+        print(best if has_best else "no validation gave a finite error")
 
-
-class RunLog:
-    """The log of the run in ``folder`` from ``first_epoch`` on; what an earlier attempt wrote about these epochs goes.
-
-    ``metrics.jsonl`` has one line an epoch; TensorBoard reads ``tensorboard/``; ``environment.json`` lists versions.
-    """
-
-    def __init__(self, folder: RunFolder, first_epoch: int) -> None:
-        self.path = folder.path / "metrics.jsonl"
-        if self.path.exists():
-            lines = [json.dumps(line) + "\n" for line in folder.metrics() if line["epoch"] < first_epoch]
-            with atomic_write(self.path) as partial:
-                partial.write_text("".join(lines), encoding="utf-8")
-        write_json(folder.path / "environment.json", environment())
-        threading.excepthook = _say_unless_disk
-        self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_epoch)
-
-    def add_epoch(self, metrics: dict[str, Any]) -> None:
-        """Write down the figures of an epoch: a number each, or a dict of numbers."""
+    def _log(self, metrics: dict[str, Any]) -> None:
+        """Write down the figures of an epoch, a number each or a dict of numbers: a line, and for TensorBoard."""
         epoch = metrics["epoch"]
         for key, value in metrics.items():
             if isinstance(value, dict):
@@ -118,20 +113,8 @@ class RunLog:
             elif key != "epoch":
                 self.board.add_scalar(f"val/{key[4:]}" if key.startswith("val_") else f"train/{key}", value, epoch)
         self.board.flush()
-        with self.path.open("a", encoding="utf-8") as file:
+        with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
-
-    def add_density(self, epoch: int, name: str, image: np.ndarray, density: np.ndarray) -> None:
-        """A picture: image uint8 [H, W, 3] above its density [H, W], which is drawn relative to its maximum."""
-        height, width = image.shape[:2]
-        size = _PICTURE_WIDTH, max(1, round(height * _PICTURE_WIDTH / width))
-        shown = cv2.resize(density / max(float(density.max()), 1e-12), size, interpolation=cv2.INTER_AREA)
-        shown = (255 * matplotlib.colormaps["viridis"](shown)[..., :3]).astype(np.uint8)
-        picture = np.vstack([cv2.resize(image, size, interpolation=cv2.INTER_AREA), shown])
-        self.board.add_image(f"density/{name}", picture, epoch, dataformats="HWC")
-
-    def close(self) -> None:
-        self.board.close()
 
 
 def _say_unless_disk(arguments: threading.ExceptHookArgs) -> None:

@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import shutil
 from collections import OrderedDict
@@ -43,30 +42,15 @@ START_OPTIONS = ("overwrite", "resume")
 # Options that training no longer has, in the files of runs of before.
 FORMER_OPTIONS = ("pixels", "pixels_dir")
 # Options that change no result: where a run lies on its machine and how it works there.
-MACHINE_OPTIONS = (
-    *FORMER_OPTIONS,
-    *("checkpoint_minutes", "data_dir", "data_licence", "device", "graphs", "loading_timeout", "max_model_num"),
-    *("num_workers", "prefetch", "save_all", "save_dir"),
-)
+MACHINE_OPTIONS = (*FORMER_OPTIONS, "checkpoint_minutes", "data_dir", "data_licence", "device", "graphs")
+MACHINE_OPTIONS += ("loading_timeout", "max_model_num", "num_workers", "prefetch", "save_all", "save_dir")
 # Options that do not change what a step computes: a run may go on with other values. How a step's crops are divided is not
 # compared either, but their number is.
-NEUTRAL_OPTIONS = (
-    *MACHINE_OPTIONS,
-    *("accumulate", "backbone_weights", "batch_size", "epochs", "minutes", "num_nodes", "skip_bad_samples"),
-    *("val_every", "val_start", "window"),
-)
-# What a run, and test.py in its folder, may have left there.
-_OWN = (
-    "*_ckpt.tar",
-    "best_model*.pth",
-    CARD,
-    EVALUATIONS,
-    "metrics.jsonl",
-    "environment.json",
-    "trouble",
-    "tensorboard",
-)
-_RESULTS = ("results.csv", "report.html", "report_data.jsonl", "densities", "figures", "summary.json")
+NEUTRAL_OPTIONS = (*MACHINE_OPTIONS, "accumulate", "backbone_weights", "batch_size", "epochs", "minutes", "num_nodes")
+NEUTRAL_OPTIONS += ("skip_bad_samples", "val_every", "val_start", "window")
+# What a run may have left in its folder; results of test.py say of which weights they are, and stay.
+_OWN = ("*_ckpt.tar", "best_model*.pth", CARD, EVALUATIONS, "metrics.jsonl", "environment.json", "trouble")
+_OWN += ("tensorboard", "config.yml")
 
 
 def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -109,20 +93,16 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, but for one that a kill cut off."""
-        lines = read_json_lines(self.path / "metrics.jsonl")
-        return [line for line in lines if isinstance(line.get("epoch"), int) and line["epoch"] >= 0]
+        return [line for line in read_json_lines(self.path / "metrics.jsonl") if isinstance(line.get("epoch"), int)]
 
     def progress(self) -> dict[str, Any]:
         """``run.json``: ``epochs``, ``done``, ``crops`` and ``start``, each None where the run did not say.
 
         A checkpoint counts from the moment when it is whole; without one, as after tidying up, the run's own word does.
         """
-        content = read_json(self.path / "run.json")
-        kinds = {"epochs": int, "done": int, "crops": int, "start": str}
-        content = content if isinstance(content, dict) else {}
-        known = {key: content[key] if isinstance(content.get(key), kind) else None for key, kind in kinds.items()}
+        content = dict.fromkeys(("epochs", "done", "crops", "start")) | read_json(self.path / "run.json", {})
         newest = self.checkpoints()[-1:]
-        return known | ({"done": _epoch_of(newest[0]) + 1} if newest else {})
+        return content | ({"done": _epoch_of(newest[0]) + 1} if newest else {})
 
     def best(self) -> dict[str, Any] | None:
         """What ``best_model.pth`` says of itself: ``epoch``, ``val_mae``, ``val_mse``, ``val_hash`` and ``window``.
@@ -188,20 +168,10 @@ class RunFolder:
             raise ValueError(f"{self.path}: holds a run with {what}; {remedy}")
 
     def _leftovers(self) -> list[Path]:
-        """What a start anew removes, in that order: checkpoints first, the options last; nothing where no run has been.
-
-        Of results those whose ``summary.json`` says that they are of weights in this folder; others lie there by chance.
-        """
+        """What a start anew removes, in that order: checkpoints first, the options last; nothing where no run has been."""
         if self.progress()["done"] is None and not self.best_path.exists() and not self.metrics():
             return []
-        found = [path for pattern in _OWN for path in sorted(self.path.glob(pattern))]
-        for summary in self.path.glob("**/summary.json"):
-            content = read_json(summary)
-            with contextlib.suppress(TypeError, KeyError):
-                of = Path(content["configuration"]["save_path"]).resolve()
-                if self.path.resolve() == (of if of.is_dir() else of.parent):
-                    found += [summary.with_name(name) for name in _RESULTS]
-        return [*found, self.path / "config.yml"]
+        return [path for pattern in _OWN for path in sorted(self.path.glob(pattern))]
 
     def begin(self, options: dict[str, Any], start: Path | None, epochs: int, crops: int) -> None:
         """Write down what is about to run. A start anew first removes all that a run before it left in the folder.
@@ -214,8 +184,6 @@ class RunFolder:
         if not goes_on:
             for path in self._leftovers():
                 _remove(path)
-                if path.name == "summary.json" and path.parent != self.path and not any(path.parent.iterdir()):
-                    path.parent.rmdir()
             self.plan |= {"done": 0, "start": str(start) if start else None}
         self.note_progress(self.plan["done"], epochs)
         with atomic_write(self.path / "config.yml") as partial:

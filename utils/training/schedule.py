@@ -67,7 +67,6 @@ class TimeBudget:
         pace = (elapsed - begin) / (done - before)  # seconds an epoch
         total = done + _SLACK * max(60 * self.minutes - elapsed, 0.0) / pace
         if total < self.first_epoch + 1 and done < self.first_epoch + 1 and not self._spent:
-            raise ValueError(
-                f"--minutes {self.minutes:g}: an epoch takes about {pace / 60:.1f} minutes; give more, or --epochs"
-            )
+            takes = f"an epoch takes about {pace / 60:.1f} minutes"
+            raise ValueError(f"--minutes {self.minutes:g}: {takes}; give more, or --epochs")
         return max(math.floor(total), math.ceil(done))

@@ -7,7 +7,6 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,17 +39,6 @@ def _starts(sizes: Sequence[int]) -> list[int]:
     return [0, *itertools.accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]
 
 
-def tensor_bytes(content: Any) -> int:
-    """What the tensors in nested tuples and lists take."""
-    if isinstance(content, (tuple, list)):
-        return sum(map(tensor_bytes, content))
-    if not isinstance(content, Tensor):
-        return 0
-    if content.layout == torch.sparse_csr:
-        return tensor_bytes([content.crow_indices(), content.col_indices(), content.values()])
-    return content.untyped_storage().nbytes()
-
-
 def check_shared_memory(batch: int, num_workers: int, prefetch: int, batch_size: int, processes: int = 1) -> None:
     """``ValueError`` where /dev/shm cannot hold the batches under way, of ``batch`` bytes each, for ``processes`` trainings."""
     needed = batch * (num_workers * prefetch + 1) * processes  # and the one that is being used
@@ -59,10 +47,9 @@ def check_shared_memory(batch: int, num_workers: int, prefetch: int, batch_size:
     except OSError:  # not Linux
         return
     free = found.f_bavail * found.f_frsize
-    if num_workers and needed > free:
-        raise ValueError(
-            _message(num_workers, batch_size, f", {needed / 1e6:.1f} MB of which {free / 1e6:.1f} MB are free")
-        )
+    if needed > free:
+        how_much = f", {needed / 1e6:.1f} MB of which {free / 1e6:.1f} MB are free"
+        raise ValueError(_message(num_workers, batch_size, how_much))
 
 
 @contextlib.contextmanager
@@ -70,23 +57,18 @@ def shared_memory_errors(num_workers: int, batch_size: int, timeout: int) -> Ite
     """Turn what a lack of shared memory looks like into that one line, and a loader that gives nothing into another."""
     try:
         yield
-    except (EOFError, ConnectionError) as error:
-        if not num_workers:
-            raise
-        # A process that was killed while it handed a batch over, before the loader has noticed.
-        raise RuntimeError("DataLoader worker exited unexpectedly") from error
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, EOFError) as error:
         text = str(error)
+        if num_workers and isinstance(error, (EOFError, ConnectionError)):
+            # A process that was killed while it handed a batch over, before the loader has noticed.
+            raise RuntimeError("DataLoader worker exited unexpectedly") from error
         if "DataLoader timed out" in text:
             raise ValueError(
                 f"no batch came for --loading-timeout {timeout} seconds: the disk of --data-dir does not answer, or {FOLDER} is "
                 "full (docker run --shm-size); --num-workers 0 shows which"
             ) from None
-        if (
-            "shared memory" in text
-            or "Bus error" in text
-            or (num_workers and text == "[Errno 28] No space left on device")
-        ):
+        is_full = num_workers and text == "[Errno 28] No space left on device"
+        if is_full or "shared memory" in text or "Bus error" in text:
             raise ValueError(_message(num_workers, batch_size)) from None
         raise
 

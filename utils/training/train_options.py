@@ -40,14 +40,8 @@ def parse_train_options(
     stated = report.get("dataset") or (OWN if report else "qnrf")
     preset_help = f"whose preset applies (default: what {REPORT} of the data says; without one, qnrf)"
     add("--dataset", choices=DATASETS, default=stated, help=preset_help)
-    add(
-        "--data-dir",
-        "--root-path",
-        type=Path,
-        required=True,
-        metavar="P",
-        help="prepared data set: train/ (with gs_params/), val/",
-    )
+    prepared = "prepared data set: train/ (with gs_params/), val/"
+    add("--data-dir", "--root-path", type=Path, required=True, metavar="P", help=prepared)
     crop = report.get("crop_size") or 512 if stated == OWN else 512
     add("--crop-size", type=number(int, 16), default=crop, metavar="N", help="side of the training crops, pixels")
     processors, local = default_workers(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -67,13 +61,8 @@ def parse_train_options(
     add("--backbone-weights", default="imagenet", metavar="W", help="imagenet, none, or a file (VGG19 or VGG16)")
     add("--topk", type=number(float, 0, 1, above=True), default=0.3, metavar="X", help="vgg_trans: share of neighbours")
     add("--usenum", type=number(int, 1), default=18, metavar="N", help="vgg_trans: number of in-degree embeddings")
-    add(
-        "--downsample-ratio",
-        type=int,
-        choices=(STRIDE,),
-        default=STRIDE,
-        help="pixels in a cell (the networks' stride)",
-    )
+    cell = "pixels in a cell (the networks' stride)"
+    add("--downsample-ratio", type=int, choices=(STRIDE,), default=STRIDE, help=cell)
 
     add = parser.add_argument_group("optimisation").add_argument
     add("--lr", type=number(float, 0, above=True), default=5e-6, metavar="X", help="Adam's learning rate")
