@@ -10,27 +10,11 @@ with this folder on the path: ``from hubconf import Counter``.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-_HERE = Path(__file__).resolve().parent
-
-
-def _check_names() -> None:
-    """ImportError where packages of this project's names are others'."""
-    for name in ("models", "utils"):
-        places = [Path(place).resolve() for place in getattr(sys.modules.get(name), "__path__", [])]
-        if name in sys.modules and _HERE / name not in places:
-            place = getattr(sys.modules[name], "__file__", None) or name
-            raise ImportError(f"{place}: another {name!r} is imported already; load GST in a process of its own")
-
-
-_check_names()
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from models import load_model
 from utils.device import fabric_devices
@@ -77,8 +61,8 @@ class Counter:
         if batch < 1:
             raise ValueError(f"batch: {batch}, must be at least 1 window")
         self.model, self.description = load_model(weights)
-        found = fabric_devices(str(device).removeprefix("cuda:"))
-        self.device = torch.device("cpu" if found["accelerator"] == "cpu" else f"cuda:{found['devices'][0]}")
+        devices = fabric_devices(str(device).removeprefix("cuda:"))
+        self.device = torch.device("cpu" if devices["accelerator"] == "cpu" else f"cuda:{devices['devices'][0]}")
         self.model.to(self.device)
         self.options = {"window": window, "overlap": overlap, "flip": flip, "batch": batch}
 
@@ -113,8 +97,11 @@ class Counter:
 
 def _pixels(image) -> np.ndarray:
     """uint8 [H, W, 3], RGB, of what a caller may give as an image."""
-    if isinstance(image, (str, os.PathLike, Image.Image)):
+    if isinstance(image, (str, os.PathLike)):
         return load_image(image, upright=True)
+    if isinstance(image, Image.Image) and np.asarray(image).itemsize == 1:  # Pillow would cut deeper ones off at 255
+        image = ImageOps.exif_transpose(image).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     pixels = np.asarray(image)
     if pixels.ndim == 2:
         pixels = np.stack([pixels] * 3, axis=-1)
@@ -142,8 +129,8 @@ def gst_vgg19_trans(weights: str | os.PathLike, **options) -> Counter:
 
 def _counter(name: str, weights: str | os.PathLike, options: dict) -> Counter:
     counter = Counter(weights, **options)
-    found = counter.description["model_name"]
-    if found != name:
-        entry = {"vgg": "gst_vgg19", "vgg_trans": "gst_vgg19_trans"}.get(found, "hubconf.Counter")
-        raise ValueError(f"{weights}: weights of {found}, not of {name}; load {entry}")
+    network = counter.description["model_name"]
+    if network != name:
+        entry = {"vgg": "gst_vgg19", "vgg_trans": "gst_vgg19_trans"}.get(network, "hubconf.Counter")
+        raise ValueError(f"{weights}: weights of {network}, not of {name}; load {entry}")
     return counter

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,11 @@ from utils.device import environment, fabric_devices, network_errors
 from utils.evaluation import Result, Window, in_threads
 from utils.evaluation.model_card import note_evaluation
 from utils.evaluation.report import write_report
-from utils.evaluation.results import ResultsFolder, localisation, read_ahead, save_submission
+from utils.evaluation.results import localisation, results_folder, save_submission
 from utils.evaluation.scores import count_scores
-from utils.evaluation.sources import Source, find_sources, open_images
+from utils.evaluation.sources import Picture, find_sources, own_images
 from utils.evaluation.video import VideoCounts
-from utils.evaluation.windows import images_together, predict_together, total
+from utils.evaluation.windows import images_together, predict_together, total, windows_of
 from utils.files import file_hash, make_folder, points_path, read_points, write_json
 from utils.images import load_image
 from utils.lock import lock_folder
@@ -84,17 +84,16 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-Picture = tuple[str, np.ndarray | str, np.ndarray | None]  # name; image, or why there is none; points where annotated
-
-
-def split_images(data: Crowd, threads: int) -> Iterator[Picture]:
-    """The images of a split, decoded by threads while those before them are counted."""
+def split_images(data: Crowd, threads: int, check: Callable[[np.ndarray], None]) -> Iterator[Picture]:
+    """The images of a split, decoded and checked by threads while those before them are counted."""
 
     def load(index: int) -> Picture:
         path = data.images[index]
         try:
             points = read_points(points_path(path))[:, :2] if data.annotated else None
-            return path.stem, load_image(path), points
+            image = load_image(path)
+            check(image)
+            return path.stem, image, points
         except (OSError, ValueError) as error:
             return path.stem, one_line(error), None
 
@@ -105,38 +104,21 @@ def split_images(data: Crowd, threads: int) -> Iterator[Picture]:
             yield path.stem, f"{path}: its image is missing; add it, or remove the annotation", None
 
 
-def own_images(sources: Sequence[Source], every: int, threads: int, say: Callable[[str], None]) -> Iterator[Picture]:
-    """Pictures, decoded by threads while those before them are counted, and the frames of videos, by one."""
-
-    def decode(opened: tuple[str, Path | np.ndarray | str]) -> Picture:
-        name, image = opened
-        if isinstance(image, Path):
-            try:
-                image = load_image(image, upright=True)  # as people see it, and as OpenCV turns videos
-            except (OSError, ValueError, MemoryError) as error:
-                image = one_line(error)
-        return name, image, None
-
-    return in_threads(decode, read_ahead(open_images(sources, every, say)), threads)
-
-
 def count_images(
     fabric: Fabric, model: nn.Module, pictures: Iterator[Picture], windows: dict[str, Any]
 ) -> Iterator[tuple[Picture, list[Window] | str, float]]:
     """Each picture, its windows (on the CPU) or why it has none, and its share of the seconds that its group took."""
-    while some := list(islice(pictures, images_together(fabric.device))):
+    while group := list(islice(pictures, images_together(fabric.device))):
         begin = time.perf_counter()
-        planes = [fabric.to_device(to_planes(image)) for _, image, _ in some if not isinstance(image, str)]
+        planes = [fabric.to_device(to_planes(image)) for _, image, _ in group if not isinstance(image, str)]
         with fabric.autocast():
-            found = iter(predict_together(model, planes, **windows))
-        counted = [image if isinstance(image, str) else next(found) for _, image, _ in some]
-        for index, parts in enumerate(counted):
-            if isinstance(parts, ValueError):
-                counted[index] = one_line(parts)
-            elif not isinstance(parts, str):
-                counted[index] = [part._replace(density=part.density.cpu()) for part in parts]
-        seconds = (time.perf_counter() - begin) / len(some)
-        yield from ((picture, parts, seconds) for picture, parts in zip(some, counted))
+            predicted = iter(predict_together(model, planes, **windows))
+        counted = [
+            image if isinstance(image, str) else [part._replace(density=part.density.cpu()) for part in next(predicted)]
+            for _, image, _ in group
+        ]
+        seconds = (time.perf_counter() - begin) / len(group)
+        yield from ((picture, parts, seconds) for picture, parts in zip(group, counted))
 
 
 def count_and_report(arguments: argparse.Namespace) -> int:
@@ -146,36 +128,43 @@ def count_and_report(arguments: argparse.Namespace) -> int:
         raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
     weights = weights_file(arguments.save_path)
     model, metadata = load_model(weights, arguments.model_name, arguments.topk)
+    windows = {"window": arguments.window, "overlap": arguments.overlap}
     sources, threads = [], min(default_workers(), DECODERS)
+
+    def check(image: np.ndarray) -> None:
+        """``ValueError`` for an image of which the windows are not for the networks."""
+        windows_of(*image.shape[:2], **windows)
+
     if arguments.images:
         sources, notes = find_sources(arguments.images)
         for line in notes:
             print(line, file=sys.stderr)
         expected = None if any(source.is_video for source in sources) else len(sources)
         images = own_images(
-            sources, arguments.every, threads, say=lambda text: progress.set_postfix_str(text, refresh=False)
+            sources, arguments.every, threads, check, lambda text: progress.set_postfix_str(text, refresh=False)
         )
     else:
         data = Crowd(arguments.data_dir, None, arguments.split, training=False)
-        expected, images = len(data), split_images(data, threads)
+        expected, images = len(data), split_images(data, threads, check)
 
     devices["devices"] = 1 if devices["accelerator"] == "cpu" else devices["devices"][:1]
     fabric = Fabric(**devices, precision=arguments.precision)
     model = fabric.to_device(model)
     if arguments.compile:
         model = torch.compile(model, dynamic=True)
-    windows = {"window": arguments.window, "overlap": arguments.overlap, "flip": arguments.flip_average}
     results, failed = [], []
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         folder = None
         if arguments.out:
-            folder = stack.enter_context(ResultsFolder(arguments.out, arguments.save_density, arguments.figures))
+            folder = stack.enter_context(results_folder(arguments.out, arguments.save_density, arguments.figures))
         keep = bool(arguments.save_density or arguments.figures)
-        own = {source.name: source.path for source in sources if source.is_video and not source.reason}
+        own = {source.name: source.path for source in sources if source.is_video}
         videos = VideoCounts(own, arguments.every, stack, arguments.out, arguments.video_out, show_all=keep)
         progress = stack.enter_context(ProgressBar(total=expected, desc="count", unit="img"))
-        for (name, image, points), parts, seconds in count_images(fabric, model, images, windows):
+        for (name, image, points), parts, seconds in count_images(
+            fabric, model, images, {**windows, "flip": arguments.flip_average}
+        ):
             progress.update()
             if isinstance(parts, str):
                 failed.append((name, parts))
@@ -207,8 +196,8 @@ def count_and_report(arguments: argparse.Namespace) -> int:
             f"error; 95 % of resamples: MAE {mae['low']:.1f} to {mae['high']:.1f}, MSE {mse['low']:.1f} to {mse['high']:.1f})"
         )
     print(f"{counted} images counted, {scores['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
-    found = localisation(folder.heads, folder.truths) if folder else None
-    facts = {"failed": failed, "localisation": found, "model": metadata, "images": counted}
+    places = localisation(folder.heads, folder.truths) if folder else None
+    facts = {"failed": failed, "localisation": places, "model": metadata, "images": counted}
     facts |= {"weights_sha256": file_hash(weights), "configuration": option_values(arguments)}
     facts |= {"versions": environment(), "images_per_second": speed, "videos": videos.facts or None}
     facts = scores | facts

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import time
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +23,6 @@ from models import MODELS, attention_variance, build_model, load_backbone, load_
 from utils.cli import run_script
 from utils.dataset_report import REPORT, data_name, read_report
 from utils.device import start_fabric
-from utils.evaluation import evaluate, in_threads
 from utils.evaluation.model_card import write_card
 from utils.files import make_folder, remove_stale_partials
 from utils.training.graphs import set_up_graphs
@@ -34,6 +32,7 @@ from utils.training.run_folder import RunFolder, description, restore_training, 
 from utils.training.schedule import TimeBudget, epochs_to_begin_with, set_rates
 from utils.training.steps import Guard, Steps, WeightAverage
 from utils.training.train_options import parse_train_options
+from utils.training.validation import calibrated, validate
 
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
 SHOWN_EVERY = 5  # validations from one picture of the three densities to the next
@@ -44,6 +43,7 @@ class Run(NamedTuple):
 
     train: Crowd
     val: Crowd
+    photographs: Crowd  # those of ``train``, whole
     loader: CropLoader
     sampler: EpochSampler
     network: nn.Module  # bare, for its weights
@@ -95,6 +95,8 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
             skip_bad=arguments.skip_bad_samples,
         )
         val = Crowd(arguments.data_dir, arguments.crop_size, "val")
+        skip = {"training": False, "skip_bad": arguments.skip_bad_samples}
+        photographs = Crowd(arguments.data_dir, arguments.crop_size, "train", **skip)
         train.read_once()
         sampler = EpochSampler(len(train), arguments.seed, fabric.global_rank, fabric.world_size)
         load = arguments.batch_size, arguments.num_workers, arguments.prefetch, fabric.device, arguments.loading_timeout
@@ -127,7 +129,7 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
         set_up_graphs(fabric, network, arguments)
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
     steps = Steps(fabric, arguments, guard, budget)
-    return Run(train, val, loader, sampler, network, model, optimizer, average, steps, start, first_epoch)
+    return Run(train, val, photographs, loader, sampler, network, model, optimizer, average, steps, start, first_epoch)
 
 
 def train_epoch(fabric: Fabric, run: Run, arguments: argparse.Namespace, epoch: int) -> dict[str, Any]:
@@ -158,19 +160,6 @@ def train_epoch(fabric: Fabric, run: Run, arguments: argparse.Namespace, epoch: 
             if run.average:
                 run.average.update(run.network)
     return steps.metrics() | {"lr": optimizer.param_groups[0]["lr"]}
-
-
-def validate(fabric: Fabric, model: nn.Module, val: Crowd, arguments: argparse.Namespace) -> dict[str, float]:
-    """MAE, MSE and seconds over the validation images, of which each process counts its share."""
-    begin, share = time.monotonic(), range(fabric.global_rank, len(val), fabric.world_size)
-    samples = in_threads(val.__getitem__, share, max(arguments.num_workers, 1))
-    torch.backends.cudnn.benchmark = False  # images differ in size: each would be measured anew
-    with agreed(fabric), fabric.autocast():
-        results = evaluate(model, samples, fabric.device, arguments.window)
-    errors = torch.tensor([result.predicted - result.truth for result in results], dtype=torch.float64)
-    sums = torch.stack([errors.abs().sum(), errors.square().sum()]).to(fabric.device)
-    absolute, squared = (fabric.all_reduce(sums, reduce_op="sum") / len(val)).tolist()
-    return {"val_mae": absolute, "val_mse": math.sqrt(squared), "val_seconds": time.monotonic() - begin}
 
 
 def train(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace) -> None:
@@ -219,15 +208,19 @@ def train(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace) -> N
                         raise folder.set_aside(epoch, stopped.error, samples, **state) from None
                     if stopped.error:
                         raise stopped.error from None
+            evaluated = run.evaluated
             validations, waiting = divmod(epoch - arguments.val_start, arguments.val_every)
             if (epoch >= arguments.val_start and not waiting) or epoch == arguments.epochs - 1:
-                metrics |= validate(fabric, run.evaluated, run.val, arguments)
+                if arguments.calibrate:
+                    evaluated, factor = calibrated(fabric, run.evaluated, run.photographs, arguments)
+                    metrics["calibration"] = factor
+                metrics |= validate(fabric, evaluated, run.val, arguments)
             with agreed(fabric):
                 if record:
                     if "val_mae" in metrics and validations % SHOWN_EVERY == 0:
-                        record.add_densities(fabric, run.evaluated, run.val, epoch)
+                        record.add_densities(fabric, evaluated, run.val, epoch)
                     state = {"step": (epoch + 1) * len(run.loader), **run.state(arguments)}
-                    record.add_epoch(metrics, run.evaluated, state)
+                    record.add_epoch(metrics, evaluated, state)
             epoch += 1
         run.steps.close()
         with agreed(fabric):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from GS2D.rasterize import TILE, draw_pages
+from GS2D.rasterize import REACH, TILE, draw
 
 COLUMNS = slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 8)  # of the parameters [N, 8]: means, u, v, c
 # Target 12, weight 4, drawing (and its gradient, in place) 12, gsplat's alphas, their gradient and last ids 12; reserve.
@@ -95,7 +95,7 @@ def shapes(params: Tensor) -> Shapes:
     xx, yy = (both * squares).sum(-1), (both * squares.flip(1)).sum(-1)  # [2, N] each
     xy = (inverse[:, 0] - inverse[:, 1]).mul_(product)
     conics = torch.stack([xx[0], xy, yy[0]], dim=1)
-    extent = torch.stack([xx[1], yy[1]], dim=1).sqrt_().mul_(3.33)  # where exp(-q) is below 1/255
+    extent = torch.stack([xx[1], yy[1]], dim=1).sqrt_().mul_(REACH)
     return Shapes(conics, sigmoid[:, 1:].contiguous(), extent, scales, inverse, squares, product, sigmoid)
 
 
@@ -175,8 +175,6 @@ class Atlas:
             if entry.page is None:
                 entry.page = free.pop()
                 self._paint(entry)
-        for page in free:
-            self.weight[page] = 0  # nothing is drawn there any more
         self._gather()
 
     def _paint(self, entry: Entry) -> None:
@@ -184,8 +182,7 @@ class Atlas:
         mask = torch.from_numpy(np.ascontiguousarray(entry.mask)).to(self.device)[:, :, None]
         image = torch.from_numpy(np.ascontiguousarray(entry.image)).to(self.device).float().div_(255).mul_(mask)
         target, weight = self.target[entry.page], self.weight[entry.page]
-        target.zero_()
-        weight.zero_()
+        weight.zero_()  # of another image before: what has no weight may stay
         target[:height, :width] = image
         values = 3 * int(np.count_nonzero(entry.mask))
         weight[:height, :width] = 1 / values if values else 0.0
@@ -202,7 +199,6 @@ class Atlas:
         pages = [entry.page for entry in self.entries]
         self.page = torch.repeat_interleave(torch.tensor(pages), torch.tensor(sizes)).to(device)
         self.two_pages = self.page[:, None].expand(-1, 2).reshape(-1)  # for u's two columns
-        self.ones = torch.ones(len(self.params), device=device)
         self.limit = torch.full((len(self.target),), self.max_ratio, device=device)
         free = [torch.arange(len(entry)) >= entry.fixed for entry in self.entries]
         self.free = torch.cat(free).float()[:, None].to(device) if any(part.any() for part in free) else None
@@ -233,8 +229,8 @@ class Atlas:
         leaves = [current.conics, current.colors, *([] if self.free is None else [means])]
         for leaf in leaves:
             leaf.requires_grad_()
-        gaussians = means, current.conics, current.colors, self.ones
-        drawing = draw_pages(*gaussians, self.page, pages, width, height, self.backend, current.extent)
+        gaussians = means, current.conics, current.colors
+        drawing = draw(*gaussians, width, height, self.backend, self.page, pages, current.extent)
         # The gradient of w |drawing - target| by the drawing is w sign(drawing - target): autograd begins there.
         difference = drawing.detach().sub_(self.target)
         render = torch.linalg.vector_norm(difference.mul_(self.weight), 1, dim=(1, 2, 3)) if losses else None

@@ -10,7 +10,6 @@ import tempfile
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from filelock import FileLock
@@ -24,54 +23,40 @@ FEW_IMAGES = 3
 _INSTALL = f"pip install gsplat=={GSPLAT_VERSION}"
 
 
-class Choice(NamedTuple):
-    """A backend, and in words why it is this one."""
-
-    backend: str
-    reason: str
-
-
-def choose_backend(device: torch.device | str | None = None, images: int | None = None) -> Choice:
-    """The fastest backend here: gsplat on CUDA, the native engine on the CPU, or the reference.
+def choose_backend(
+    backend: str = "auto", device: torch.device | str | None = None, images: int | None = None
+) -> tuple[str, str]:
+    """What draws, and in words why. ``auto``: the fastest here, gsplat on CUDA, the native engine on a CPU, or the reference.
 
     device: of the tensors that are to be drawn, where they lie somewhere; images: how many are to be fitted (default: many).
-    """
-    kind = torch.device(device).type if device is not None else None
-    problem = gsplat_problem() if kind != "cpu" else "the tensors are on the CPU"
-    engine_problem = native_problem() if kind != "cuda" else "the tensors are on the GPU"
-    few = images is not None and images <= FEW_IMAGES
-    if problem is None and not (few and engine_problem is None):
-        return Choice("gsplat", f"{torch.cuda.get_device_name()} takes many images side by side")
-    if engine_problem is None:
-        return Choice("native", problem or f"a core is faster than the GPU for 1 to {FEW_IMAGES} images")
-    return Choice("reference", f"{problem}; {engine_problem}; this is many times slower")
-
-
-def resolve_backend(backend: str, device: torch.device | str | None = None, images: int | None = None) -> str:
-    """The backend that ``auto`` stands for (see ``choose_backend``), with a warning where that is not what one expects.
-
     Raises ``ValueError`` for a backend that is unknown or cannot run, with the remedy.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
-    if backend == "gsplat" and (problem := gsplat_problem()):
-        raise ValueError(f"backend: {problem}; use 'native' or 'reference'")
-    if backend != "auto":
-        return backend
-    choice = choose_backend(device, images)
-    if choice.backend == "reference" or (device is None and torch.cuda.is_available() and gsplat_problem()):
-        _warn_once(f"backend {choice.backend}: {choice.reason}")
-    return choice.backend
+    if backend in ("native", "reference"):
+        return backend, "as asked for"
+    kind = torch.device(device).type if device is not None else None
+    problem = "gsplat does not run on a CPU" if kind == "cpu" else gsplat_problem()
+    if backend == "gsplat":
+        if problem:
+            raise ValueError(f"backend: {problem}; use 'native' or 'reference'")
+        return backend, "as asked for"
+    engine_problem = "the tensors are on the GPU" if kind == "cuda" else native.problem()
+    few = images is not None and images <= FEW_IMAGES
+    if problem is None and not (few and engine_problem is None):
+        return "gsplat", f"{torch.cuda.get_device_name()} takes many images side by side"
+    if engine_problem is None:
+        return "native", problem or f"a core is faster than the GPU for 1 to {FEW_IMAGES} images"
+    return "reference", f"{problem}; {engine_problem}; this is many times slower"
 
 
-@functools.cache
-def native_problem() -> str | None:
-    """Why the native engine cannot run here, or ``None``; the first call may build it."""
-    try:
-        native.load()
-    except native.NativeUnavailable as error:
-        return str(error)
-    return None
+def resolve_backend(backend: str, device: torch.device | str | None = None, images: int | None = None) -> str:
+    """The backend of ``choose_backend``, with a warning where that is not what one expects of ``auto``."""
+    chosen, reason = choose_backend(backend, device, images)
+    falls_back = chosen == "reference" or (device is None and torch.cuda.is_available() and gsplat_problem())
+    if backend == "auto" and falls_back:
+        _warn_once(f"backend {chosen}: {reason}")
+    return chosen
 
 
 @functools.cache

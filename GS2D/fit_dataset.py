@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 import torch
 
-from GS2D.backends import BACKENDS, choose_backend, resolve_backend
-from GS2D.fitting import FitConfig, FitResult, Problem, fit_side_by_side, optimise, prepare
+from GS2D.backends import BACKENDS, choose_backend
+from GS2D.fitting import FitConfig, FitResult, Problem, fit_problems, fit_side_by_side, prepare
 from GS2D.gaussians import Gaussians2D, read_file
 from GS2D.prepared import check_points
 from utils.cli import Outcome, ProgressBar, default_workers, for_each, one_line, report_failures
@@ -133,7 +133,7 @@ def fit_file(job: FitJob) -> Fitted:
     """Fit one image and write its file; errors name the image or its points."""
     torch.set_num_threads(1)  # one image is one core's work, and sums do not depend on the number of threads
     try:
-        result = optimise(*read_problem(job), job.config, job.backend)
+        result = fit_problems([read_problem(job)], job.config, job.backend)[0]
     except (ValueError, MemoryError) as error:
         raise type(error)(_naming(job, error)) from None
     return write_result(job, result)
@@ -250,19 +250,6 @@ def chosen_gpus(device: str) -> list[int]:
     return asked["devices"] if asked["accelerator"] == "cuda" else []
 
 
-def choose(backend: str, device: str, gpus: list[int]) -> str:
-    """The backend to fit a data set with, and a line that says which and why, where that was not the user's word."""
-    if backend != "auto":
-        if resolve_backend(backend) == "gsplat" and not gpus:
-            raise ValueError("--backend gsplat: needs a GPU, and --device cpu rules it out; choose --backend native")
-        return backend
-    backend, reason = choose_backend() if gpus else choose_backend("cpu")
-    if backend == "native" and not gpus:
-        reason = "no GPU" if device == "auto" else f"--device {device}"
-    print(f"backend {backend}: {reason}")
-    return backend
-
-
 def one_process_a_gpu(gpus: list[int], shard: Shard) -> int:
     """Run this same command once for each GPU, each on its share of the images -> the worst of their exit codes."""
     count = shard.count * len(gpus)
@@ -329,7 +316,9 @@ def main() -> int:
     )
     shard = arguments.shard or detect_shard()
     gpus = chosen_gpus(arguments.device)
-    backend = choose(arguments.backend, arguments.device, gpus)
+    backend, reason = choose_backend(arguments.backend, None if gpus else "cpu")
+    if arguments.backend == "auto":
+        print(f"backend {backend}: {reason}")
     if backend == "gsplat":
         if len(gpus) > 1 and (arguments.shard or shard.count == 1):
             return one_process_a_gpu(gpus, shard)

@@ -25,7 +25,7 @@ from torch import Tensor
 from GS2D import native
 from GS2D.atlas import Atlas, Entry, fit_all
 from GS2D.gaussians import Gaussians2D
-from GS2D.rasterize import ALPHA_MIN, conics, draw, resolve_backend
+from GS2D.rasterize import ALPHA_MIN, rasterize, resolve_backend
 from utils.cli import default_workers
 
 SHAPE_WEIGHT = 0.2  # weight of the elongation penalty
@@ -95,7 +95,7 @@ def fit_image(
     without background Gaussians, nothing is fitted and both losses are 0. Raises ``ValueError`` for an image or points of
     another shape, and for points that are not finite.
     """
-    return _fit_problems([prepare(image, points, config, seed)], config, backend)[0]
+    return fit_problems([prepare(image, points, config, seed)], config, backend)[0]
 
 
 def fit_images(
@@ -121,7 +121,7 @@ def fit_images(
             problems.append(prepare(image, some, config, seed))
         except ValueError as error:
             raise ValueError(f"image {index}: {error}") from None
-    return _fit_problems(problems, config, backend)
+    return fit_problems(problems, config, backend)
 
 
 def prepare(image: np.ndarray, points: np.ndarray, config: FitConfig, seed: int) -> Problem:
@@ -140,15 +140,16 @@ def prepare(image: np.ndarray, points: np.ndarray, config: FitConfig, seed: int)
     return Problem(image, mask, start, len(points))
 
 
-def _fit_problems(problems: list[Problem], config: FitConfig, backend: str) -> list[FitResult]:
-    """All of them on the backend; the first error, once the others are done."""
+def fit_problems(problems: list[Problem], config: FitConfig, backend: str) -> list[FitResult]:
+    """Run Adam on all of them, by the backend; the first error, once the others are done.
+
+    The losses returned are those that the last iteration started from, as the released code reports them.
+    """
     backend = resolve_backend(backend, images=len(problems))
     if backend == "native":
         if len(problems) == 1:
             return [_fit_native(problems[0], config)]
-        with concurrent.futures.ThreadPoolExecutor(
-            default_workers()
-        ) as pool:  # its calls release the interpreter's lock
+        with concurrent.futures.ThreadPoolExecutor(default_workers()) as pool:  # its calls release the lock
             return list(pool.map(lambda problem: _fit_native(problem, config), problems))
     sizes = [problem.mask.shape for problem in problems]
     loads = [lambda problem=problem: problem for problem in problems]
@@ -213,10 +214,7 @@ def loss_terms(parameters: Parameters, image: Tensor, mask: Tensor, backend: str
     the elongation of the worst Gaussian beyond 1.5, on the raw parameters u.
     """
     height, width = mask.shape
-    gaussians = parameters.activate()
-    opacities = torch.ones_like(gaussians.means[:, 0])
-    shape = conics(gaussians.scales, gaussians.rotations)
-    drawing = draw(gaussians.means, shape, gaussians.colors, opacities, width, height, backend)
+    drawing = rasterize(parameters.activate(), width, height, backend)
     values = 3 * mask.sum()
     render = (drawing - image * mask[:, :, None]).abs().sum() / values if values > 0 else drawing.sum() * 0
     u1, u2 = parameters.scale.unbind(1)
@@ -246,17 +244,6 @@ def schedule(config: FitConfig) -> Generator[int, tuple[float, float], None]:
         steps = min(CHECK_EVERY, config.iterations - done) if config.tolerance > 0 else config.iterations
         losses.append((yield steps))
         done += steps
-
-
-def optimise(
-    image: np.ndarray, mask: np.ndarray, start: Parameters, annotated: int, config: FitConfig, backend: str
-) -> FitResult:
-    """Run Adam from ``start`` on ``image`` (uint8 [H, W, 3]) with the foreground ``mask`` (bool [H, W]).
-
-    The first ``annotated`` Gaussians are those of the points, the rest are background. The losses returned are those that the
-    last iteration started from, as the released code reports them.
-    """
-    return _fit_problems([Problem(image, mask, start, annotated)], config, backend)[0]
 
 
 def fit_side_by_side(

@@ -32,6 +32,19 @@ LARGEST_PARAMETER = 1e9  # of the kernel's parameters: squares and products of t
 SMALLEST_SHARE = 1e-7  # of a cell's mass: float32's resolution; less is not stored
 _REMEDY = "run python GS2D/build_kernels.py"
 
+
+class Parameters(NamedTuple):
+    """What K depends on besides the Gaussians and the crop; see ``transport_kernel``."""
+
+    stride: int = 8
+    background_ratio: float = 0.015
+    cut_off: float = 3.0
+    post_min: float = 1.0
+    post_max: float = 20.0
+    scale_ratio: float = 1.0
+    round_shapes: bool = False
+
+
 # Said once in every process by the first such tensor; what is used here, the product with a vector, works.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")  # by PyTorch 2.11
@@ -63,14 +76,12 @@ def transport_kernel(
     Raises ValueError for shapes that do not fit together, for NaN, infinite or negative values (naming the row) and for
     impossible parameters.
     """
-    options = {"background_ratio": background_ratio, "cut_off": cut_off, "post_min": post_min, "post_max": post_max}
+    parameters = Parameters(stride, background_ratio, cut_off, post_min, post_max, scale_ratio, round_shapes)
     if not takes_native(backend):
-        sizes = {"stride": stride, "scale_ratio": scale_ratio, "round_shapes": round_shapes}
-        return compress(dense_transport_kernel(means, scales, rotations, crop_size, **sizes, **options).float())
+        return compress(dense_transport_kernel(means, scales, rotations, crop_size, **parameters._asdict()).float())
     grid = cell_grid(crop_size, stride)
     device = means.device if isinstance(means, Tensor) else "cpu"
-    gaussians = _checked_gaussians(means, scales, rotations).float().cpu()
-    points, sigma, angles = _clamped(gaussians, stride, scale_ratio, round_shapes, **options)
+    points, sigma, angles = _clamped(_checked_gaussians(means, scales, rotations).float().cpu(), parameters)
     if not len(points):
         return compress(torch.ones(1, math.prod(grid))).to(device)
     half_log_det = sigma.prod(dim=1).log()
@@ -98,30 +109,18 @@ def gst_kernel(
 
 
 def dense_transport_kernel(
-    means: Array,
-    scales: Array,
-    rotations: Array,
-    crop_size: int | tuple[int, int],
-    *,
-    stride: int = 8,
-    background_ratio: float = 0.015,
-    cut_off: float = 3.0,
-    post_min: float = 1.0,
-    post_max: float = 20.0,
-    scale_ratio: float = 1.0,
-    round_shapes: bool = False,
+    means: Array, scales: Array, rotations: Array, crop_size: int | tuple[int, int], **parameters: float
 ) -> Tensor:
-    """K [N + 1, M] of `transport_kernel`, computed for every cell: the equations, for readers and tests.
+    """K [N + 1, M] of ``transport_kernel`` with these ``Parameters``, computed for every cell: the equations, to be read.
 
     float64 where an input is, else float32.
     """
-    height, width = cell_grid(crop_size, stride)
-    options = {"background_ratio": background_ratio, "cut_off": cut_off, "post_min": post_min, "post_max": post_max}
-    gaussians = _checked_gaussians(means, scales, rotations)
-    points, sigma, angles = _clamped(gaussians, stride, scale_ratio, round_shapes, **options)
+    values = Parameters(**parameters)
+    height, width = cell_grid(crop_size, values.stride)
+    points, sigma, angles = _clamped(_checked_gaussians(means, scales, rotations), values)
     if not len(points):
         return points.new_ones(1, height * width)
-    y, x = centres(height, stride, points), centres(width, stride, points)
+    y, x = centres(height, values.stride, points), centres(width, values.stride, points)
     dx, dy = (torch.cartesian_prod(y, x).flip(1) - points[:, None]).unbind(2)  # [N, M]
     a, b, c, d = _whitening(sigma, angles).split(1, dim=1)  # [N, 1]
     # Each product and sum rounded by itself, as the engine does it: where two Gaussians are equally near, both must find
@@ -130,8 +129,8 @@ def dense_transport_kernel(
     log_det = 2 * sigma.prod(dim=1, keepdim=True).log()  # of Sigma, [N, 1]
     z_max, nearest = z.max(dim=0)
     likelihood = z - log_det / 2
-    log_ratio = math.log(background_ratio) if background_ratio else -math.inf
-    background = -(cut_off**2) / 2 - z_max - log_det[nearest, 0] + log_ratio
+    log_ratio = math.log(values.background_ratio) if values.background_ratio else -math.inf
+    background = -(values.cut_off**2) / 2 - z_max - log_det[nearest, 0] + log_ratio
     return torch.cat([likelihood, background[None]]).softmax(dim=0)
 
 
@@ -265,26 +264,18 @@ def _checked_gaussians(means: Array, scales: Array, rotations: Array) -> Tensor:
     return checked_columns({"means": (means, 2), "scales": (scales, 2), "rotations": (rotations, 1)}, ("scales",))
 
 
-def _clamped(
-    gaussians: Tensor,
-    stride: int,
-    scale_ratio: float,
-    round_shapes: bool,
-    background_ratio: float,
-    cut_off: float,
-    post_min: float,
-    post_max: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _clamped(gaussians: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
     """Means [N, 2], clamped standard deviations [N, 2], angles [N, 1]; ValueError for impossible parameters."""
-    may_be_0 = {"background_ratio": background_ratio, "cut_off": cut_off}
-    for name, value in {**may_be_0, "post_min": post_min, "post_max": post_max, "scale_ratio": scale_ratio}.items():
-        if not 0 <= value <= LARGEST_PARAMETER or (value == 0 and name not in may_be_0):
-            bound = f"{'at least' if name in may_be_0 else 'above'} 0 and at most {LARGEST_PARAMETER:g}"
+    for name, value in parameters._asdict().items():
+        may_be_0 = name in ("background_ratio", "cut_off", "round_shapes")
+        if not 0 <= value <= LARGEST_PARAMETER or (value == 0 and not may_be_0):
+            bound = f"{'at least' if may_be_0 else 'above'} 0 and at most {LARGEST_PARAMETER:g}"
             raise ValueError(f"{name}: {value}, must be {bound}")
     points, sigma, angles = gaussians.split([2, 2, 1], dim=1)
-    if round_shapes:
+    if parameters.round_shapes:
         sigma = sigma.prod(dim=1, keepdim=True).sqrt().expand_as(sigma)
-    return points, (scale_ratio * sigma).clamp(min(stride / post_min, post_max), post_max), angles
+    smallest, largest = parameters.stride / parameters.post_min, parameters.post_max
+    return points, (parameters.scale_ratio * sigma).clamp(min(smallest, largest), largest), angles
 
 
 def _whitening(sigma: Tensor, angles: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from GS2D.kernel import LARGEST_PARAMETER
+from GS2D.kernel import LARGEST_PARAMETER, Parameters
 from utils.config import number
 from utils.pixels import STRIDE
 
@@ -22,8 +22,7 @@ def add_kernel_options(add: Callable[..., Any]) -> None:
     ):
         kind = number(float, 0, LARGEST_PARAMETER, above=above)
         add(name, type=kind, default=default, metavar="X", help=f"kernel: {text}")
-    shapes = "kernel: round Gaussians of the same area"
-    add("--round-shapes", action="store_true", help=shapes)
+    add("--round-shapes", action="store_true", help="kernel: round Gaussians of the same area")
 
 
 def check_kernel_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -37,8 +36,7 @@ def check_kernel_options(parser: argparse.ArgumentParser, arguments: argparse.Na
 
 def kernel_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The chosen parameters as keyword arguments of ``transport_kernel``."""
-    names = ("cut_off", "background_ratio", "scale_ratio", "post_min", "post_max", "round_shapes")
-    return {"stride": STRIDE, **{name: getattr(arguments, name) for name in names}}
+    return {"stride": STRIDE, **{name: getattr(arguments, name) for name in Parameters._fields if name != "stride"}}
 
 
 KERNEL_OPTIONS = add_kernel_options, check_kernel_options

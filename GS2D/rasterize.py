@@ -6,7 +6,7 @@ gsplat 1.5.3 and needs CUDA. ``native`` is the CPU engine in ``GS2D/native``.
 What is drawn (gsplat 1.5.3, Gaussians given in the image plane):
 
     q     = a dx^2 / 2 + b dx dy + c dy^2 / 2      (dx, dy) from the mean to the pixel's centre, (a, b, c) the conic
-    alpha = min(0.999, opacity exp(-q))            skipped below 1/255
+    alpha = min(0.999, exp(-q))                    skipped below 1/255
     C    += T alpha rgb;  T *= 1 - alpha           in the order of the index, T = 1 before the first;
                                                    a Gaussian that would bring T to 1e-4 or below ends the pixel undrawn
 """
@@ -22,6 +22,7 @@ from GS2D.gaussians import Gaussians2D
 
 ALPHA_MAX = 0.999  # gsplat 1.5.3 (later versions: 0.99); keeps 1 - alpha invertible in the backward pass
 ALPHA_MIN = 1 / 255  # below one step of an 8-bit image a contribution is skipped
+REACH = 3.33  # standard deviations, a little more than where exp(-q) falls to 1/255
 TRANSMITTANCE_MIN = 1e-4  # a pixel is opaque from here on
 TILE = 16  # pixels; gsplat's tile size
 
@@ -31,41 +32,35 @@ def rasterize(gaussians: Gaussians2D, width: int, height: int, backend: str = "a
 
     ``auto`` takes gsplat for tensors on CUDA and the native engine, if it can be built, for tensors on the CPU.
     """
-    shape, opacities = conics(gaussians.scales, gaussians.rotations), torch.ones_like(gaussians.means[:, 0])
-    return draw(gaussians.means, shape, gaussians.colors, opacities, width, height, backend)
+    shape = conics(gaussians.scales, gaussians.rotations)
+    return draw(gaussians.means, shape, gaussians.colors, width, height, backend)
 
 
 def draw(
-    means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int, backend: str = "auto"
-) -> Tensor:
-    """Draw Gaussians given by means [N, 2], conics [N, 3], colors [N, 3] and opacities [N] -> [height, width, 3]."""
-    if width < 1 or height < 1:
-        raise ValueError(f"width x height: {width} x {height}, an image has at least one pixel")
-    backend = resolve_backend(backend, means.device)
-    function = {"reference": rasterize_reference, "native": rasterize_native, "gsplat": rasterize_gsplat}[backend]
-    return function(means, conics, colors, opacities, width, height)
-
-
-def draw_pages(
     means: Tensor,
     conics: Tensor,
     colors: Tensor,
-    opacities: Tensor,
-    page: Tensor,
-    pages: int,
     width: int,
     height: int,
-    backend: str,
+    backend: str = "auto",
+    page: Tensor | None = None,
+    pages: int = 1,
     extent: Tensor | None = None,
 ) -> Tensor:
-    """Draw on several pages of one size at once -> [pages, height, width, 3]; ``reference`` or ``gsplat``.
+    """Draw opaque Gaussians given by means [N, 2], conics [N, 3] and colors [N, 3] -> [height, width, 3].
 
-    page int64 [N]: the page that a Gaussian is drawn on, in that page's own coordinates; it is seen on no other.
-    ``extent`` (float, [N, 2], pixels): what ``radii`` gives, where the caller has it already.
+    page int64 [N]: the page that a Gaussian is drawn on, of several of one size -> [pages, height, width, 3]. It has that page's
+    own coordinates and is seen on no other; ``reference`` and ``gsplat``. ``extent`` [N, 2]: what ``radii`` gives, where the
+    caller has it already.
     """
+    if width < 1 or height < 1:
+        raise ValueError(f"width x height: {width} x {height}, an image has at least one pixel")
+    backend = resolve_backend(backend, means.device)
+    if backend == "native":
+        return rasterize_native(means, conics, colors, width, height)
     if backend == "gsplat":
-        return rasterize_gsplat(means, conics, colors, opacities, width, height, page, pages, extent)
-    return rasterize_reference(means, conics, colors, opacities, width, height, page, pages)
+        return rasterize_gsplat(means, conics, colors, width, height, page, pages, extent)
+    return rasterize_reference(means, conics, colors, width, height, page, pages)
 
 
 def conics(scales: Tensor, rotations: Tensor) -> Tensor:
@@ -80,37 +75,28 @@ def conics(scales: Tensor, rotations: Tensor) -> Tensor:
     return torch.stack([cos**2 * i1 + sin**2 * i2, cos * sin * (i1 - i2), sin**2 * i1 + cos**2 * i2], dim=-1)
 
 
-def radii(conics: Tensor, opacities: Tensor) -> Tensor:
-    """Half sizes (x, y) [N, 2] in pixels of the box outside which alpha < 1/255.
+def radii(conics: Tensor) -> Tensor:
+    """Half sizes (x, y) [N, 2] in pixels of a box outside which alpha = exp(-q) < 1/255.
 
-    alpha = o exp(-q) >= 1/255 is the ellipse q <= log(255 o), and its extent along an axis is sqrt(2 log(255 o) * variance).
+    That is the ellipse q <= log 255, whose extent along an axis is sqrt(2 log(255) variance).
     """
     a, b, c = conics.unbind(-1)
-    variances = torch.stack([c, a], dim=-1) / (a * c - b * b)[:, None]
-    return torch.sqrt(2 * torch.log(255 * opacities).clamp(min=0)[:, None] * variances)
+    return REACH * torch.sqrt(torch.stack([c, a], dim=-1) / (a * c - b * b)[:, None])
 
 
 def rasterize_reference(
-    means: Tensor,
-    conics: Tensor,
-    colors: Tensor,
-    opacities: Tensor,
-    width: int,
-    height: int,
-    page: Tensor | None = None,
-    pages: int = 1,
+    means: Tensor, conics: Tensor, colors: Tensor, width: int, height: int, page: Tensor | None = None, pages: int = 1
 ) -> Tensor:
-    """The readable twin: any device, any float type, gradients by autograd. See ``draw``; with ``page`` see ``draw_pages``."""
+    """The readable twin: any device, any float type, gradients by autograd. See ``draw``."""
     if page is None:
         page = torch.zeros(len(means), dtype=torch.int64, device=means.device)
-        return rasterize_reference(means, conics, colors, opacities, width, height, page)[0]
+        return rasterize_reference(means, conics, colors, width, height, page)[0]
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
     background = (colors.sum() + means.sum() + conics.sum()) * 0  # keeps the graph where nothing is drawn
     canvas = torch.zeros(pages * tiles_y * tiles_x, TILE * TILE, 3, dtype=means.dtype, device=means.device) + background
-    shape = [t.detach() for t in (means, conics, opacities)]
     parts = [
-        (tiles, _draw_tiles(tiles, members, means, conics, colors, opacities, tiles_x, tiles_y))
-        for tiles, members in _tile_lists(*shape, page, tiles_x, tiles_y)
+        (tiles, _draw_tiles(tiles, members, means, conics, colors, tiles_x, tiles_y))
+        for tiles, members in _tile_lists(means.detach(), conics.detach(), page, tiles_x, tiles_y)
     ]
     if parts:
         tiles, pixels = map(torch.cat, zip(*parts))
@@ -120,18 +106,18 @@ def rasterize_reference(
 
 
 @torch.no_grad()
-def _tile_lists(means: Tensor, conics: Tensor, opacities: Tensor, page: Tensor, tiles_x: int, tiles_y: int):
+def _tile_lists(means: Tensor, conics: Tensor, page: Tensor, tiles_x: int, tiles_y: int):
     """Yield (tiles [T], members [T, K]): tiles that hold about the same number of Gaussians, in index order, padded by -1.
 
     Tiles are numbered through all pages, row by row.
     """
-    extent = radii(conics, opacities)
+    extent = radii(conics)
     limit = torch.tensor([tiles_x, tiles_y], device=means.device)
     # Pixel centres lie at +0.5; a box widened by one pixel cannot miss one by rounding.
     first = torch.minimum(((means - extent - 1) / TILE).floor().clamp(min=0), limit).long()
     last = torch.minimum(((means + extent + 1) / TILE).ceil().clamp(min=0), limit).long()
     spans = (last - first).clamp(min=0)
-    counts = torch.where(opacities >= ALPHA_MIN, spans[:, 0] * spans[:, 1], 0)
+    counts = spans[:, 0] * spans[:, 1]
     index = torch.repeat_interleave(torch.arange(len(means), device=means.device), counts)
     rank = torch.arange(len(index), device=means.device) - (counts.cumsum(0) - counts)[index]
     row = page[index] * tiles_y + first[index, 1] + rank // spans[index, 0]
@@ -154,14 +140,7 @@ def _tile_lists(means: Tensor, conics: Tensor, opacities: Tensor, page: Tensor, 
 
 
 def _draw_tiles(
-    tiles: Tensor,
-    members: Tensor,
-    means: Tensor,
-    conics: Tensor,
-    colors: Tensor,
-    opacities: Tensor,
-    tiles_x: int,
-    tiles_y: int,
+    tiles: Tensor, members: Tensor, means: Tensor, conics: Tensor, colors: Tensor, tiles_x: int, tiles_y: int
 ) -> Tensor:
     """Pixels [T, TILE * TILE, 3] of the given tiles."""
     offsets = torch.arange(TILE, dtype=means.dtype, device=means.device) + 0.5
@@ -173,7 +152,7 @@ def _draw_tiles(
     dy = y[:, :, None] - means[members, 1][:, None]
     a, b, c = (conics[members, i][:, None] for i in range(3))
     q = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
-    alpha = (opacities[members][:, None] * torch.exp(-q)).clamp(max=ALPHA_MAX)
+    alpha = torch.exp(-q).clamp(max=ALPHA_MAX)
     alpha = torch.where(present & (alpha >= ALPHA_MIN) & (q >= 0), alpha, 0)
     after = torch.cumprod(1 - alpha, dim=2)  # transmittance behind each Gaussian
     before = torch.cat([torch.ones_like(after[:, :, :1]), after[:, :, :-1]], dim=2)
@@ -185,9 +164,9 @@ class _NativeRasterizer(torch.autograd.Function):
     """The native engine's forward and backward as one differentiable operation."""
 
     @staticmethod
-    def forward(ctx, means, conics, colors, opacities, width, height):
-        ctx.save_for_backward(means, conics, colors, opacities)
-        arrays = (t.detach().numpy() for t in (means, conics, colors, opacities))
+    def forward(ctx, means, conics, colors, width, height):
+        ctx.save_for_backward(means, conics, colors)
+        arrays = (t.detach().numpy() for t in (means, conics, colors))
         return torch.from_numpy(native.render(*arrays, width, height))
 
     @staticmethod
@@ -198,11 +177,9 @@ class _NativeRasterizer(torch.autograd.Function):
         return (*map(torch.from_numpy, gradients), None, None)
 
 
-def rasterize_native(
-    means: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, width: int, height: int
-) -> Tensor:
+def rasterize_native(means: Tensor, conics: Tensor, colors: Tensor, width: int, height: int) -> Tensor:
     """The CPU engine; float32 on the CPU only. See ``draw``."""
-    tensors = (means, conics, colors, opacities)
+    tensors = (means, conics, colors)
     if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
         raise ValueError(
             f"backend: native takes float32 on the CPU, got {means.dtype} on {means.device}; use 'reference'"
@@ -214,28 +191,23 @@ def rasterize_gsplat(
     means: Tensor,
     conics: Tensor,
     colors: Tensor,
-    opacities: Tensor,
     width: int,
     height: int,
     page: Tensor | None = None,
     pages: int = 1,
     extent: Tensor | None = None,
 ) -> Tensor:
-    """Stock gsplat 1.5.3 on CUDA, without a camera. See ``draw``; with ``page`` see ``draw_pages``."""
-    if means.device.type != "cuda":
-        raise ValueError(f"backend: gsplat takes tensors on CUDA, got {means.device}; use 'native' or 'reference'")
+    """Stock gsplat 1.5.3 on CUDA, without a camera. See ``draw``."""
     if len(means) == 0:
         return torch.zeros(*([] if page is None else [pages]), height, width, 3, device=means.device)
     import gsplat
 
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
     with torch.no_grad():
-        # 3.33 standard deviations: where exp(-q) falls to 1/255. Depths only keep the order of the index.
-        if extent is None:
-            a, b, c = conics.unbind(-1)
-            extent = 3.33 * torch.sqrt(torch.stack([c, a], dim=-1) / (a * c - b * b)[:, None])
-        extent = torch.ceil(extent).to(torch.int32)
+        extent = torch.ceil(radii(conics) if extent is None else extent).to(torch.int32)
+        # Depths only keep the order of the index.
         depths = torch.arange(1, len(means) + 1, dtype=torch.float32, device=means.device)
+    opacities = torch.ones_like(means[:, 0])
     # One image has a leading dimension of 1; several are "packed": one row a Gaussian, and which image it belongs to.
     packed = page is not None
     gaussians = [t if packed else t[None] for t in (means, conics, colors, opacities)]

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import common
 from GS2D.atlas import Atlas, Entry
-from GS2D.fitting import MAX_RATIO, SHAPE_WEIGHT, FitConfig, Parameters, foreground, optimise
+from GS2D.fitting import MAX_RATIO, SHAPE_WEIGHT, FitConfig, Parameters, Problem, fit_problems, foreground
 from utils.cli import default_workers
 
 SIZES = {50: (384, 512), 800: (1024, 1536)}  # Gaussians -> height, width; 2048 x 3072 for others
@@ -53,7 +53,7 @@ def fit(count: int, seed: int, iterations: int, backend: str) -> float:
     """Seconds of a fit."""
     image, mask, start, _ = scene(count, seed)
     begin = time.perf_counter()
-    optimise(image, mask, start, count, FitConfig(iterations, learning_rate=STANDING), backend)
+    fit_problems([Problem(image, mask, start, count)], FitConfig(iterations, learning_rate=STANDING), backend)
     return time.perf_counter() - begin
 
 
@@ -69,10 +69,8 @@ def seconds_per_iteration(count: int, backend: str, repeats: int, pairs: float) 
 def full_atlas(images: int, count: int, backend: str) -> Atlas:
     """An atlas of so many images with ``count`` Gaussians; on the current GPU for gsplat."""
     device = torch.device("cuda", torch.cuda.current_device()) if backend == "gsplat" else torch.device("cpu")
-    atlas, scenes = (
-        Atlas(backend, device, SHAPE_WEIGHT, MAX_RATIO),
-        [scene(count, seed) for seed in range(min(images, 8))],
-    )
+    atlas = Atlas(backend, device, SHAPE_WEIGHT, MAX_RATIO)
+    scenes = [scene(count, seed) for seed in range(min(images, 8))]
     chosen = [scenes[index % len(scenes)] for index in range(images)]
     atlas.hold([Entry(image, mask, torch.cat(start, dim=1), len(start.means)) for image, mask, start, _ in chosen])
     return atlas

@@ -94,8 +94,8 @@ class Crowd(Dataset):
     A training sample is a function of (seed, epoch, index): ``crowd[epoch, index]``, or ``crowd[index]`` in the epoch that
     ``set_epoch`` says. Without ``use_gaussians``
     no fitted Gaussians are read: scales are then a sixth of the neighbour distance, which also replaces fitted scales that
-    are NaN, and rotations are 0. With ``skip_bad`` the next image takes the place of a training image that cannot be read,
-    and the sample says why. ``whole_targets``: see ``crop``, ``jitter``: see
+    are NaN, and rotations are 0. With ``skip_bad`` the next image takes the place of an image that cannot be read, and a
+    training sample says why. ``whole_targets``: see ``crop``, ``jitter``: see
     ``draw_augmentation``. A test split without any annotation file is one whose annotations are kept secret
     (NWPU-Crowd): its counts are NaN.
 
@@ -164,20 +164,24 @@ class Crowd(Dataset):
         self._epoch = epoch
 
     def __getitem__(self, index: int | tuple[int, int]) -> TrainSample | EvalSample:
-        if not self.training:
-            path = self.images[index]
-            count = len(read_points(points_path(path))) if self.annotated else math.nan
-            return EvalSample(to_planes(load_image(path)), float(count), path.stem)
         epoch, index = index if isinstance(index, tuple) else (self._epoch, index)
         skipped = []
         for step in range(len(self)):
             try:
-                return self._crop(epoch, (index + step) % len(self))._replace(skipped=tuple(skipped))
+                place = (index + step) % len(self)
+                return (
+                    self._crop(epoch, place)._replace(skipped=tuple(skipped)) if self.training else self._whole(place)
+                )
             except (OSError, ValueError) as error:
                 if not self.skip_bad:
                     raise
                 skipped.append(str(error))
         raise ValueError(f"{self.root / self.split}: none of {len(self)} images can be used; the last: {skipped[-1]}")
+
+    def _whole(self, index: int) -> EvalSample:
+        path = self.images[index]
+        count = len(read_points(points_path(path))) if self.annotated else math.nan
+        return EvalSample(to_planes(load_image(path)), float(count), path.stem)
 
     def _crop(self, epoch: int, index: int) -> TrainSample:
         path, parameters = self.images[index], self.kernel_parameters

@@ -6,6 +6,7 @@ GST, BL and BL+ differ in their kernel alone: ``losses.KERNELS``. K needs no gra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +58,7 @@ class TransportedMassLoss(nn.Module):
             received.append(torch.nn.functional.pad(target, (0, kernel.shape[0] - len(target))))
         blocks = block_diagonal([kernel.cpu() for kernel in kernels])
         blocks, received = [part.to(density.device) for part in blocks], torch.cat(received).to(density.device)
-        return transported_mass_loss(density, _Kernels(BlockKernel(*blocks), received))
-
-
-class _Kernels:
-    def __init__(self, kernel: BlockKernel, received: Tensor) -> None:
-        self.kernel, self.received = kernel, received
+        return transported_mass_loss(density, SimpleNamespace(kernel=BlockKernel(*blocks), received=received))
 
 
 class _TransportedMass(torch.autograd.Function):

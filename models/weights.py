@@ -74,9 +74,9 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if isinstance(checkpoint.get("average"), dict):
         averaged = {name: value for name, value in checkpoint["average"].items() if name != "n_averaged"}
         checkpoint["trained_state_dict"], state = state, {str(n).removeprefix("module."): averaged[n] for n in averaged}
-    for found in (state, checkpoint.get("trained_state_dict", state)):
-        tensors = isinstance(found, dict) and found and all(isinstance(value, torch.Tensor) for value in found.values())
-        if not tensors or not all(isinstance(name, str) for name in found):
+    for named in (state, checkpoint.get("trained_state_dict", state)):
+        tensors = isinstance(named, dict) and named and all(isinstance(value, torch.Tensor) for value in named.values())
+        if not tensors or not all(isinstance(name, str) for name in named):
             raise ValueError(
                 f"{path}: neither a state_dict nor a checkpoint with model_state_dict, save model.state_dict()"
             )
@@ -182,10 +182,10 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], path: str | os.
 def _likely_cause(model: nn.Module, state: dict[str, torch.Tensor]) -> str:
     """What the names say about where the weights come from, and what to do."""
     heads = {"vgg_trans": "reg_layer_0.", "vgg": "reg_layer."}
-    found = [name for name, prefix in heads.items() if any(key.startswith(prefix) for key in state)]
-    if len(found) == 1 and found[0] != model.name:
-        return f"they fit --model-name {found[0]}"
-    if len(found) == 1:
+    networks = [name for name, prefix in heads.items() if any(key.startswith(prefix) for key in state)]
+    if len(networks) == 1 and networks[0] != model.name:
+        return f"they fit --model-name {networks[0]}"
+    if len(networks) == 1:
         return f"an incomplete or modified checkpoint of {model.name}"
     if any(key.startswith(("features.", "classifier.", "0.")) for key in state):
         return "for the features alone use --backbone-weights"

@@ -20,7 +20,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from GS2D.gaussians import Gaussians2D
-from GS2D.kernel import cell_grid, transport_kernel
+from GS2D.kernel import Parameters, cell_grid, transport_kernel
 from GS2D.visualize import summarise_kernel
 from scripts.experiments import guess_counts
 from utils.cli import run_script
@@ -32,7 +32,6 @@ from utils.files import atomic_write, gaussians_path, list_images, points_path, 
 from utils.images import load_image
 from utils.pixels import STRIDE
 
-KERNEL_NAMES = ("background_ratio", "cut_off", "post_min", "post_max", "scale_ratio")
 # What the demo should reach: MAE as a share of the mean count, F1 at half a nucleus' radius and more, and at its radius.
 MAE_SHARE, F1 = 0.06, {8.0: 0.7, 12.0: 0.84}
 SMALL = 420  # pixels of a picture in a row of three
@@ -52,10 +51,10 @@ class Tested(NamedTuple):
 def read_tested(data: Path, out: Path) -> list[Tested]:
     """The test images with what test.py left of them in ``out``."""
     lines = map(json.loads, (out / "report_data.jsonl").read_text(encoding="utf-8").splitlines())
-    found = {line["image"]: line for line in lines}
+    by_name = {line["image"]: line for line in lines}
     tested = []
     for path in list_images(data / "test"):
-        line, points = found[path.stem], read_points(points_path(path))[:, :2]
+        line, points = by_name[path.stem], read_points(points_path(path))[:, :2]
         density = np.load(out / "densities" / f"{path.stem}.npy", allow_pickle=False)
         heads = np.array(line["heads"]).reshape(-1, 2)
         tested.append(Tested(path.stem, load_image(path), points, heads, density, line["predicted"]))
@@ -121,7 +120,7 @@ def draw_owners(gaussians: Gaussians2D, height: int, width: int, run: Path) -> n
     The kernel has the options of the training in ``run``.
     """
     settings = yaml.safe_load((run / "config.yml").read_text(encoding="utf-8"))
-    options = {"stride": STRIDE, **{name: settings[name] for name in KERNEL_NAMES}}
+    options = {name: settings[name] for name in Parameters._fields if name in settings}
     kernel = transport_kernel(gaussians.means, gaussians.scales, gaussians.rotations, (height, width), **options)
     owner, background, _ = summarise_kernel(kernel, cell_grid((height, width), STRIDE))
     colors = owner_colors(owner, background, len(gaussians))
@@ -187,9 +186,9 @@ def main() -> None:
     limit = MAE_SHARE * float(np.mean([result.truth for result in results]))
     scores = localisation_scores([image.heads for image in tested], [image.points for image in tested], radii=tuple(F1))
     figures = [("MAE, nuclei an image", f"{mae:.1f}", f"{limit:.1f} or less", mae <= limit)]
-    for at in scores["at"]:
-        f1, wanted = at["f1"] or 0.0, F1[at["radius"]]
-        figures.append((f"F1 within {at['radius']:g} px", f"{f1:.2f}", f"{wanted:.2f} or more", f1 >= wanted))
+    for radius, wanted in F1.items():
+        f1 = scores[f"{radius:g}"]["f1"] or 0.0
+        figures.append((f"F1 within {radius:g} px", f"{f1:.2f}", f"{wanted:.2f} or more", f1 >= wanted))
 
     table = write_table(
         out / "results.md", results, guesses, [*figures, ("MSE (root of the mean square)", f"{rmse:.1f}", "", True)]

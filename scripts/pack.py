@@ -1,36 +1,33 @@
 """One archive of a trained model: weights as pth and safetensors, model card, configuration, and results with their report.
 
-    python scripts/pack.py runs/qnrf_vgg --results results/vgg --data-dir data/UCF-Train-Val-Test
+    python scripts/pack.py runs/qnrf_vgg --results results/vgg
 
-It is unpacked again and loaded; with --data-dir its network counts the split of the results again, image by image.
+It is unpacked again and loaded; results are packed with the weights that counted them alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hubconf import Counter
 from models import load_model
 from models.export import require, to_safetensors
 from utils.cli import run_script
 from utils.config import make_parser
 from utils.evaluation.model_card import write_card
-from utils.evaluation.results import read_counts
-from utils.files import atomic_write, file_hash, list_images, make_folder, read_json
+from utils.files import atomic_write, file_hash, make_folder, read_json
 from utils.training.run_folder import BEST, CARD, RunFolder, shareable
 
 RUN_FILES = (BEST, CARD, "metrics.jsonl", "environment.json")
 RESULT_FILES = ("results.csv", "summary.json", "report.html")
-AGREEMENT = 1e-3  # of a count: another machine rounds otherwise
 
 
 def pack(run: Path, results: Path | None, archive: Path) -> list[str]:
@@ -57,25 +54,6 @@ def check(folder: Path) -> None:
         raise ValueError(f"{folder.name}: the two forms of its weights differ once unpacked; pack it again")
 
 
-def count_again(folder: Path, options: dict[str, Any], data_dir: Path, device: str) -> str:
-    """Count the split of the results in an unpacked folder with its network -> what was seen.
-
-    ``options``: those of the results. ``ValueError``, naming the run, for another count.
-    """
-    if options["precision"] != "32":
-        return f"not counted again, since its results are of --precision {options['precision']}"
-    windows = {"window": options["window"], "overlap": options["overlap"], "flip": options["flip_average"]}
-    counter = Counter(folder / "model.safetensors", device, **windows)
-    packed = {result.name: result.predicted for result in read_counts(folder / "results" / "results.csv")}
-    images = list_images(data_dir / options["split"])
-    for path in images:
-        counted, expected = counter.count(path), packed.get(path.stem)
-        if expected is None or abs(counted - expected) > AGREEMENT * max(1, expected):
-            reason = f"{path.stem}: {counted:.3f} counted, the results say {expected}"
-            raise ValueError(f"{folder.name}: {reason}; pack results of these weights and this data")
-    return f"{len(images)} images counted as in its results"
-
-
 def main() -> None:
     """Pack, unpack, compare."""
     parser = make_parser("Pack a trained model to hand on.")
@@ -83,29 +61,23 @@ def main() -> None:
     add("run", type=Path, metavar="RUN", help="folder of a training run")
     add("--results", type=Path, metavar="DIR", help="folder that test.py --out wrote, to be packed too")
     add("--out", type=Path, metavar="FILE", help="the archive (default: RUN.zip)")
-    add("--data-dir", "--root-path", type=Path, metavar="P", help="prepared data set, to count its results again")
-    add("--device", default="auto", metavar="D", help="GPU id or cpu; auto: the first GPU if any")
+    add("--data-dir", "--root-path", "--device", help=argparse.SUPPRESS)  # of former commands, which counted again
     arguments = parser.parse_args()
-    run, results, data_dir = arguments.run.resolve(), arguments.results, arguments.data_dir
-    if data_dir and not results:
-        parser.error("--data-dir: there is nothing to compare its counts with; add --results DIR")
+    run, results = arguments.run.resolve(), arguments.results
     archive = arguments.out or run.with_name(f"{run.name}.zip")
     make_folder(archive.parent)
     require("safetensors")
     if write_card(run) is None:
         raise ValueError(f"{run}: holds no {BEST} or no config.yml; give the folder that train_gs.py wrote")
-    summary = read_json(results / "summary.json", {}) if results else {}
-    if results and summary.get("weights_sha256") != file_hash(run / BEST):
+    if results and read_json(results / "summary.json", {}).get("weights_sha256") != file_hash(run / BEST):
         raise ValueError(f"--results {results}: not of this {BEST}; give a folder that test.py --out wrote with it")
-    seen = "both forms of the weights load and are equal"
     with atomic_write(archive) as partial, tempfile.TemporaryDirectory() as scratch:  # it gets its name after the check
         names = pack(run, results, partial)
         zipfile.ZipFile(partial).extractall(scratch)
         check(Path(scratch, run.name))
-        if data_dir:
-            seen += f"; {count_again(Path(scratch, run.name), summary['configuration'], data_dir, arguments.device)}"
     print("\n".join(names))
-    print(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB; unpacked: {seen}")
+    size = archive.stat().st_size / 1e6
+    print(f"{archive}: {size:.1f} MB; unpacked, both forms of the weights load and are equal")
     if any(name.endswith("report.html") for name in names):
         print("its report.html shows photographs of the data set: mind their licence before you hand it on")
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One archive of a trained model to hand on: bash scripts/pack.sh RUN [--results DIR] [--data-dir P] [--out FILE.zip]
+# One archive of a trained model to hand on: bash scripts/pack.sh RUN [--results DIR] [--out FILE.zip]
 set -euo pipefail
 set -- requirements-export.txt "$@"
 source "$(dirname "$0")/venv.sh"

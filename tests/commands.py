@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import importlib
 import importlib.util
 import io
@@ -55,6 +56,17 @@ def call(script, *arguments, code=0):
         except SystemExit as stop:
             status = stop.code or 0
     return _checked(status, out.getvalue(), err.getvalue(), code)
+
+
+def evaluate(weights, *options, code=0):
+    """test.py on the CPU -> (stdout, stderr)."""
+    return call("test.py", "--save-path", weights, "--device", "cpu", *options, code=code)
+
+
+def table(path):
+    """The rows of a CSV file."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def free_port():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +20,22 @@ class Crop(NamedTuple):
     scales: Tensor
     rotations: Tensor
     targets: Tensor
+
+
+def random_crop(count, size=128, seed=0, low=-0.1, high=1.1) -> Crop:
+    """Points (some outside, where low and high allow it), scales, rotations, targets."""
+    random = torch.Generator().manual_seed(seed)
+    points = (torch.rand(count, 2, generator=random, dtype=torch.float64) * (high - low) + low) * size
+    scales = torch.exp(torch.randn(count, 2, generator=random, dtype=torch.float64) * 0.6 + 2)
+    rotations = torch.rand(count, 1, generator=random, dtype=torch.float64) * math.pi
+    targets = 0.3 + 0.7 * torch.rand(count, generator=random, dtype=torch.float64)
+    return Crop(points.float(), scales.float(), rotations.float(), targets.float())
+
+
+def random_density(*shape, seed=0, total=None) -> Tensor:
+    """Uniform numbers, scaled to a sum of ``total``."""
+    density = torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (density if total is None else density * (total / density.sum())).float()
 
 
 def crop_at(points, targets=None, scale=8.0) -> Crop:

@@ -1,8 +1,6 @@
 """Small raw data sets in the layouts of the published ones, and the preprocessing scripts run as commands."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -103,15 +101,6 @@ def make_sh(part, folder="ground_truth", train=10, test=2):
     return part
 
 
-def script(source, output, *options, name="ucf", **kwargs):
-    """Run preprocess_dataset_NAME.py as a user does -> (exit code, stdout, stderr)."""
-    paths = ["--input-dataset-path", str(source), "--output-dataset-path", str(output)]
-    command = [sys.executable, f"preprocess_dataset_{name}.py", *paths, *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **kwargs)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
-
-
 def record(root):
     """The entries of the record by image."""
     entries = [json.loads(line) for line in (root / "preprocess.jsonl").read_text().splitlines()]
@@ -125,11 +114,6 @@ def contents(folder):
 def prepared(folder):
     """The contents of a prepared data set but for its report, which names the folder."""
     return {name: data for name, data in contents(folder).items() if name != "dataset_report.json"}
-
-
-def errors(stderr):
-    """The lines of stderr that are no warnings."""
-    return [line for line in stderr.splitlines() if not line.startswith("warning: ")]
 
 
 def times(folder):

@@ -76,24 +76,29 @@ def test_a_variable_that_is_there_twice(tmp_path):
 
 
 WHOLE = {
-    "ucf": saved(annPoints=np.arange(12.0).reshape(6, 2)),
-    "sh": saved(image_info=image_info(np.arange(8.0).reshape(4, 2))),
+    "ucf": (read_ucf, saved(annPoints=np.arange(12.0).reshape(6, 2))),
+    "ucf, compressed": (read_ucf, saved(True, annPoints=np.arange(12.0).reshape(6, 2))),
+    "sh": (read_sh, saved(image_info=image_info(np.arange(8.0).reshape(4, 2)))),
 }
 
 
-@pytest.mark.parametrize("kind", ["ucf", "sh"])
-def test_every_word_may_be_wrong(tmp_path, kind):
-    """Type codes out of range, as in byte 192 of the first file, end ``scipy.io.loadmat`` with a segmentation fault."""
-    path, read = tmp_path / "a.mat", read_ucf if kind == "ucf" else read_sh
-    refused = 0
-    for position in range(128, min(len(WHOLE[kind]), 460), 4):
+def damaged(whole):
+    """Every part of the file, and the file with every word as one of several codes."""
+    yield from (whole[:length] for length in range(len(whole)))
+    for position in range(128, min(len(whole), 460), 4):
         for word in (0, 15, 16, 255, 65536 * 4 + 99, 0x7FFFFFFF, 0xFFFFFFFF):
-            damaged = bytearray(WHOLE[kind])
-            damaged[position : position + 4] = struct.pack("<I", word)
-            path.write_bytes(damaged)
-            try:
-                assert read(path).shape[1] == 2
-            except ValueError as error:
-                assert str(path) in str(error) and "\n" not in str(error)
-                refused += 1
-    assert refused > 60
+            yield whole[:position] + struct.pack("<I", word) + whole[position + 4 :]
+
+
+@pytest.mark.parametrize("read, whole", WHOLE.values(), ids=WHOLE)
+def test_every_word_may_be_wrong(tmp_path, read, whole):
+    """Type codes out of range, as in byte 192 of the first file, end ``scipy.io.loadmat`` with a segmentation fault."""
+    path, refused = tmp_path / "a.mat", 0
+    for contents in damaged(whole):
+        path.write_bytes(contents)
+        try:
+            assert read(path).shape[1] == 2
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > len(whole) + 60

@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from GS2D import backends
+from GS2D import backends, native
 from GS2D.backends import choose_backend, resolve_backend
 
 NO_ENGINE = "the CPU engine could not be built: no C++ compiler; install g++"
@@ -17,23 +17,17 @@ NO_ENGINE = "the CPU engine could not be built: no C++ compiler; install g++"
 @pytest.fixture
 def machine(monkeypatch):
     """A machine with a GPU, the engine and a gsplat of our choosing: ``machine(version, operations)``."""
-    for cached in (backends.gsplat_problem, backends.native_problem, backends._warn_once):
-        monkeypatch.setattr(backends, cached.__name__, cached.__wrapped__)
+    monkeypatch.setattr(backends, "gsplat_problem", backends.gsplat_problem.__wrapped__)
+    monkeypatch.setattr(backends, "_warn_once", backends._warn_once.__wrapped__)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "NVIDIA H200")
 
     def make(version="1.5.3", operations=True, engine=True):
-        package, modules = types.ModuleType("gsplat"), {}
-        package.__version__, package.__path__ = version, []
-        modules["gsplat"] = package if version else None
-        modules["gsplat.cuda"] = types.ModuleType("gsplat.cuda")
-        modules["gsplat.cuda"].__path__ = []
-        modules["gsplat.cuda._backend"] = types.ModuleType("gsplat.cuda._backend")
-        modules["gsplat.cuda._backend"]._C = object() if operations else None
+        modules = {name: types.ModuleType(name) for name in ("gsplat", "gsplat.cuda", "gsplat.cuda._backend")}
         for name, module in modules.items():
-            monkeypatch.setitem(sys.modules, name, module)
-        if not engine:
-            monkeypatch.setattr(backends, "native_problem", lambda: NO_ENGINE)
+            module.__version__, module.__path__, module._C = version, [], object() if operations else None
+            monkeypatch.setitem(sys.modules, name, module if version else None)
+        monkeypatch.setattr(native, "problem", lambda: None if engine else NO_ENGINE)
 
     return make
 
@@ -41,42 +35,35 @@ def machine(monkeypatch):
 def test_a_gpu_takes_many_images_and_cores_take_few(machine):
     machine()
     assert choose_backend() == ("gsplat", "NVIDIA H200 takes many images side by side")
-    assert choose_backend(images=64).backend == resolve_backend("auto", images=64) == "gsplat"
+    assert choose_backend(images=64)[0] == resolve_backend("auto", images=64) == "gsplat"
     assert choose_backend(images=1) == ("native", "a core is faster than the GPU for 1 to 3 images")
     assert resolve_backend("auto", "cuda:0") == "gsplat" and resolve_backend("auto", "cpu") == "native"
+    assert choose_backend(device="cpu") == ("native", "gsplat does not run on a CPU")
+    with pytest.raises(ValueError, match="^backend: gsplat does not run on a CPU; use 'native' or 'reference'$"):
+        choose_backend("gsplat", "cpu")
     machine(engine=False)
-    assert choose_backend(images=1).backend == "gsplat"
+    assert choose_backend(images=1)[0] == "gsplat"
 
 
 @pytest.mark.parametrize(
     ("gsplat", "reason"),
     [
         ({"version": None}, r"gsplat cannot be imported \(ModuleNotFoundError: .*\); pip install gsplat==1.5.3"),
-        (
-            {"version": "1.5.4"},
-            "gsplat 1.5.4 draws differently from 1.5.3, which the method prescribes; pip install gsplat==1.5.3",
-        ),
-        (
-            {"operations": False},
-            "gsplat's operations are not compiled and there is no nvcc to do it; install the CUDA .* toolkit",
-        ),
+        ({"version": "1.5.4"}, "gsplat 1.5.4 draws differently from 1.5.3, .*; pip install gsplat==1.5.3"),
+        ({"operations": False}, "gsplat's operations are not compiled .*; install the CUDA .* toolkit"),
     ],
     ids=["missing", "other version", "no compiler"],
 )
 def test_a_gsplat_that_cannot_draw_is_named_and_the_engine_fits(machine, gsplat, reason):
     machine(**gsplat)
-    choice = choose_backend()
-    assert choice.backend == "native"
     with pytest.raises(ValueError, match=f"^backend: {reason}; use 'native' or 'reference'$"):
         resolve_backend("gsplat")
     with pytest.warns(UserWarning, match=f"^backend native: {reason}$"):
         assert resolve_backend("auto", images=100) == "native"
-    with pytest.warns(
-        UserWarning, match=f"^backend reference: {reason}; the tensors are on the GPU; this is many times slower"
-    ):
+    with pytest.warns(UserWarning, match=f"^backend reference: {reason}; the tensors are on the GPU; this is many"):
         assert resolve_backend("auto", "cuda") == "reference"
     machine(**gsplat, engine=False)
-    assert choose_backend().backend == "reference" and NO_ENGINE in choose_backend().reason
+    assert choose_backend()[0] == "reference" and NO_ENGINE in choose_backend()[1]
 
 
 def test_a_build_that_fails_is_one_line(machine, monkeypatch):

@@ -70,20 +70,19 @@ def test_training(tmp_path, monkeypatch, capsys):
     for name, text in (("TRAIN", RUN), ("TEST", EVALUATION)):
         (tmp_path / f"{name}.py").write_text(text)
         monkeypatch.setattr(bench_training, name, tmp_path / f"{name}.py")
-    data = make_data(tmp_path / "data", 4, 192, 10)
-    fixed = ["--data-dir", str(data), "--backbone-weights", "none", "--device", "cpu"]
-    bench_training.steps(tmp_path / "run", [("vgg", 2, 64, [], 1)], fixed, loaders=0, times=2)
+    few, many = (make_data(tmp_path / str(count), count, 192, 10) for count in (4, 6))
+    fixed, lengths, build = ["--backbone-weights", "none", "--device", "cpu"], [], train_gs.crop_loader
+    monkeypatch.setattr(
+        train_gs, "crop_loader", lambda data, *rest, **named: lengths.append(len(data)) or build(data, *rest, **named)
+    )
+    bench_training.steps(tmp_path / "run", [("vgg", 2, 64, [], 1)], fixed, few, many, loaders=0, times=2)
+    assert lengths == [4, 6]  # the rate with loading processes is that of many
+    assert all(bench_training.MANY >= 30 * batch for _, batch, *_ in bench_training.STEPS)
     bench_training.whole_runs(tmp_path, fixed, minutes=0.02, loaders=0)
-    bench_training.evaluation(data, tmp_path, "cpu")
+    bench_training.evaluation(few, tmp_path, "cpu")
     rows = table(capsys.readouterr().out)
-    assert [row[0].partition(",")[0] for row in rows] == [
-        "step",
-        "crops a second",
-        "a run of 1 s",
-        "four runs side by side",
-        "test.py",
-        "test.py",
-    ]
+    names = "step", "crops a second", "a run of 1 s", "four runs side by side", "test.py", "test.py"
+    assert tuple(row[0].partition(",")[0] for row in rows) == names
     assert rows[1][2] == "1: ok" and rows[4][2] == "20: ok" and rows[5][2] == "30: missed"
     assert rows[3][1:] == ["32 crops a second, one at batch 32 32", "as many: ok"]
     step, alone, ratio = map(float, re.fullmatch(r"([\d.]+) ms .* alone ([\d.]+): ([\d.]+) times", rows[0][1]).groups())

@@ -17,12 +17,12 @@ from GS2D.gaussians import Gaussians2D
 from GS2D.options import KERNEL_OPTIONS
 from scripts import demo_report, demo_time
 from utils.evaluation import Window
-from utils.evaluation.results import ResultsFolder
+from utils.evaluation.results import results_folder
 from utils.files import gaussians_path, points_path
 from utils.images import save_jpeg
 from utils.training.train_options import parse_train_options
 
-OPTIONS = {"background_ratio": 0.755, "cut_off": 1.0, "post_min": 4.0, "post_max": 20.0, "scale_ratio": 0.5}
+OPTIONS = dict(background_ratio=0.755, cut_off=1.0, post_min=4.0, post_max=20.0, scale_ratio=0.5, round_shapes=False)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def finished(tmp_path):
     (run / "config.yml").write_text(yaml.dump(OPTIONS))
     epochs = [{"epoch": 0, "loss": 90.0}, {"epoch": 1, "loss": 9.0, "val_mae": 4.0}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
-    with ResultsFolder(tmp_path, "npy", figures=False) as folder:
+    with results_folder(tmp_path, "npy", figures=False) as folder:
         for split, number in (("train", 1), ("val", 4), ("test", 2), ("test", 3)):
             path = data / split / f"IMG_{number:04}.jpg"
             gaussians_path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -52,9 +52,8 @@ def finished(tmp_path):
 
 def test_the_demo_says_what_it_reached_and_shows_every_step(finished, monkeypatch):
     monkeypatch.setattr(demo_report, "F1", {8.0: 0.5, 12.0: 0.75})
-    out, _ = call(
-        "scripts/demo_report.py", "--data-dir", finished / "nuclei", "--run", finished / "run", "--out", finished
-    )
+    options = "--data-dir", finished / "nuclei", "--run", finished / "run", "--out", finished
+    out, _ = call("scripts/demo_report.py", *options)
     assert "| IMG_0003 | 4 | 6.0 | 4.0 |" in out and "| MAE |  | 1.0 | 0.0 |" in out
     # Heads of the second image are 14 px away: matched within neither radius.
     assert "| F1 within 8 px | 0.50 | 0.50 or more | yes |" in out
@@ -69,9 +68,8 @@ def test_the_demo_says_what_it_reached_and_shows_every_step(finished, monkeypatc
 
 
 def test_each_pixel_has_its_owners_color_and_the_background_is_black(tmp_path):
-    gaussians = Gaussians2D(
-        np.array([[12.0, 12.0], [52.0, 12.0]]), np.full((2, 2), 8.0), np.zeros((2, 1)), np.ones((2, 3))
-    )
+    points, colors = np.array([[12.0, 12.0], [52.0, 12.0]]), np.ones((2, 3))
+    gaussians = Gaussians2D(points, np.full((2, 2), 8.0), np.zeros((2, 1)), colors)
     (tmp_path / "config.yml").write_text(yaml.dump(OPTIONS))
     colors = demo_report.draw_owners(gaussians, 24, 64, tmp_path).astype(int)
     assert colors.shape == (24, 64, 3)

@@ -4,63 +4,46 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
+import re
 import subprocess
 import sys
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from commands import ROOT, call, errors
-from golden_weights import fill
 from PIL import Image
 
-from models import build_model, load_model
-from models.export import compare, run_network, traceable_in_degree_index
+from models import load_model
+from models.export import compare, traceable_in_degree_index
 from models.vgg_trans import in_degree_index
 from utils.evaluation import count
 from utils.images import load_image
 from utils.pixels import normalise, to_planes
-from utils.training.run_folder import save_weights
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "safetensors"))
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="pip install -r requirements-export.txt")
-DESCRIPTION = {"model_name": "vgg", "topk": 0.3, "usenum": 18}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("export")
-    for name in ("vgg", "vgg_trans"):
-        save_weights(root / f"{name}.pth", fill(build_model(name)).state_dict(), {**DESCRIPTION, "model_name": name})
-    yield root
-    shutil.rmtree(root)
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr("models.export.CHECKED", ((64, 96), (112, 64), (32, 48)))
-
-
-def export(folder, name, form, *options, code=0):
-    path = folder / f"{name}.{form}"
-    return path, *call(
-        "models/export.py", "--save-path", folder / f"{name}.pth", "--format", form, "--out", path, *options, code=code
-    )
+def export(run, form, *options, code=0):
+    path = run / f"exported.{form}"
+    return path, *call("models/export.py", "--save-path", run, "--format", form, "--out", path, *options, code=code)
 
 
 @pytest.mark.parametrize("name", ["vgg", "vgg_trans"])
-def test_onnx_agrees_at_sizes_it_was_not_traced_with(folder, name):
+def test_onnx_agrees_at_sizes_it_was_not_traced_with(golden_runs, tmp_path, monkeypatch, name):
+    """And the example counts with it as the evaluation does."""
     import onnx
     import onnxruntime
 
-    path, out, _ = export(folder, name, "onnx")
+    monkeypatch.setattr("models.export.CHECKED", ((64, 96), (112, 64), (32, 48)))
+    run = golden_runs / "runs" / f"qnrf_{name}"
+    path, out, _ = export(run, "onnx")
     assert len(out.splitlines()) == 4 and f"{path}: {name}, onnx, " in out
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert json.loads(said["gst"])["model_name"] == name
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    network = load_model(folder / f"{name}.pth")[0]
+    network = load_model(run)[0]
     for batch, height, width in ((1, 80, 80), (2, 48, 128), (3, 32, 16)):
         image = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
         with torch.no_grad():
@@ -69,29 +52,23 @@ def test_onnx_agrees_at_sizes_it_was_not_traced_with(folder, name):
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * float(expected.max()))
 
-
-@pytest.mark.parametrize("model", ["vgg", "vgg_trans"])
-def test_the_example_counts_as_the_evaluation_does(folder, tmp_path, model):
-    path, _, _ = export(folder, model, "onnx")
-    pixels = np.random.default_rng(0).integers(0, 255, (9, 60, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((531, 79)).save(
-        tmp_path / "photo.png"
-    )  # two windows, sides that are no multiples of 16
-    command = [sys.executable, ROOT / "examples" / "onnx_count.py", path, tmp_path / "photo.png"]
+    pixels, photo = np.random.default_rng(0).integers(0, 255, (9, 60, 3), dtype=np.uint8), tmp_path / "photo.png"
+    Image.fromarray(pixels).resize((531, 79)).save(photo)  # two windows, sides that are no multiples of 16
+    command = [sys.executable, ROOT / "examples" / "onnx_count.py", path, photo]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert not done.returncode, done.stderr
-    expected = count(load_model(folder / f"{model}.pth")[0], normalise(to_planes(load_image(tmp_path / "photo.png"))))
-    name, _, number = done.stdout.strip().rpartition(": ")
-    assert name.endswith("photo.png") and float(number) == pytest.approx(expected, rel=1e-4)
+    where, _, number = done.stdout.strip().rpartition(": ")
+    expected = count(network, normalise(to_planes(load_image(photo))))
+    assert where.endswith("photo.png") and float(number) == pytest.approx(expected, rel=1e-4)
 
 
-def test_safetensors_is_a_checkpoint(folder, tmp_path):
-    path, out, _ = export(folder, "vgg_trans", "safetensors")
+def test_safetensors_is_a_checkpoint(golden_runs, tmp_path):
+    run = golden_runs / "runs" / "qnrf_vgg_trans"
+    path, out, _ = export(run, "safetensors")
     network, said = load_model(path)
-    assert said == {**DESCRIPTION, "model_name": "vgg_trans"}
-    expected = torch.load(folder / "vgg_trans.pth", weights_only=True)
+    assert said == {"model_name": "vgg_trans", "topk": 0.3, "usenum": 18}
+    expected = torch.load(run / "best_model.pth", weights_only=True)
     assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
-    assert path.stat().st_mode & 0o777 == (folder / "vgg_trans.pth").stat().st_mode & 0o777
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match="cut.safetensors: not a readable PyTorch weights file"):
@@ -106,41 +83,35 @@ def test_the_traceable_graph_is_the_graph(topk, length):
     assert torch.equal(traceable_in_degree_index(tokens, topk, 18), in_degree_index(tokens, topk, 18))
 
 
-def test_a_difference_is_not_written(folder):
-    network = load_model(folder / "vgg.pth")[0]
-    run = partial(run_network, network)
-
-    def wrong(image):
-        density, found = run(image)
-        density[0, 0, 1, 1] += 1e-3 * density.max()
-        return density, found
-
-    assert len(compare(network, run, ((32, 32),), 1e-4)) == 1
-    with pytest.raises(
-        ValueError, match=r"largest difference 1.0e-03 of the largest cell; more than 0.0001: not written"
-    ):
-        compare(network, wrong, ((32, 32),), 1e-4)
-
-
-def test_another_graph_is_named_and_the_rest_is_compared(folder):
+def test_a_difference_is_not_written_but_that_of_another_graph(golden_runs):
     """A token at the border of two indexes: the network is held to what it says with the other's graph."""
-    network, other = (load_model(folder / "vgg_trans.pth")[0] for _ in range(2))
-    index_of = other.encoder.in_degree_index
+    network, other = (load_model(golden_runs / "runs/qnrf_vgg_trans")[0] for _ in range(2))
+    indexes, index_of, error = [], in_degree_index, 0.0
 
     def nudged(*arguments):
         index = index_of(*arguments)
         index[0, 3] = (index[0, 3] + 1) % 18
+        indexes.append(index)
         return index
 
+    def exported(image):
+        indexes.clear()
+        density = other(image).density
+        density[0, 0, 1, 1] += error * density.max()
+        return density, list(indexes)
+
     other.encoder.in_degree_index = nudged
-    (line,) = compare(network, partial(run_network, other), ((64, 64),), 1e-4)
-    assert line.endswith("with the same graph (2 of 32 in-degree indexes differ)")
-    assert float(line.split("largest difference ")[1].split()[0]) > 1e-4
+    (line,) = compare(network, exported, ((64, 64),), 1e-4)
+    found, held = map(float, re.findall(r"difference (\S+) of the largest cell, (\S+) with the same graph$", line)[0])
+    assert held < 1e-5 < 1e-4 < found
+    error = 1e-3
+    with pytest.raises(ValueError, match=r"1.0e-03 with the same graph; more than 0.0001: not written"):
+        compare(network, exported, ((64, 64),), 1e-4)
 
 
-def test_what_is_missing_is_one_line(folder, monkeypatch):
+def test_what_is_missing_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    _, _, err = export(folder, "vgg", "onnx", code=1)
+    _, _, err = export(tmp_path, "onnx", code=1)
     assert errors(err) == ["error: format onnx: needs the package onnxruntime: pip install -r requirements-export.txt"]
-    _, _, err = export(folder, "vgg", "safetensors", "--out", folder / "a.onnx", code=1)
+    _, _, err = export(tmp_path, "safetensors", "--out", tmp_path / "a.onnx", code=1)
     assert "a.onnx: .safetensors is the suffix of --format safetensors alone" in errors(err)[0]

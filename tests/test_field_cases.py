@@ -1,17 +1,9 @@
 """What people really fed in, and what must come of it. The sources are issues of the tools' own trackers."""
 
-import cv2
-import numpy as np
 import pytest
-import torch
-from commands import call, errors
 from own_folders import photos, points, prepare, sizes, write
-from training_runs import Tiny
 
-import models
-from utils.evaluation.sources import find_sources, open_images
-from utils.evaluation.video import is_cut_off
-from utils.images import load_image
+from utils.evaluation.sources import find_sources
 
 STEMS = ("train/a", "train/b", "val/c")
 
@@ -19,18 +11,9 @@ STEMS = ("train/a", "train/b", "val/c")
 @pytest.mark.parametrize(
     "form, name, text, reason",
     [
-        (
-            "coco",
-            "all.json",
-            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}',
-            "the COCO exports of CVAT",
-        ),
-        ("yolo", "{}.txt", "", "the YOLO exports of CVAT and Label Studio leave points out: export"),
+        ("coco", "a.json", '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}', "the COCO exports"),
         ("auto", "{}.txt", "", "the YOLO exports of CVAT and Label Studio leave points out: export"),
         ("csv", "{}.csv", "x,y\n", "annotate objects, or check --format and how the annotations were exported"),
-        ("xy", "{}.txt", "\n", "annotate objects"),
-        ("json", "{}.json", "[]", "annotate objects"),
-        ("labelme", "{}.json", '{"shapes": []}', "annotate objects"),
     ],
 )
 def test_annotations_without_one_object(tmp_path, form, name, text, reason):
@@ -40,16 +23,11 @@ def test_annotations_without_one_object(tmp_path, form, name, text, reason):
         write(folder / name.format(stem), text)
     _, _, err = prepare(folder, form, code=1)
     place, count = (folder / name, 1) if form == "coco" else (folder, 3)
-    assert err.splitlines()[-1].startswith(
-        f"error: {place}: lists {count} images and no annotation, not one object; {reason}"
-    )
-    if form == "yolo":
+    line = f"error: {place}: lists {count} images and no annotation, not one object; {reason}"
+    assert err.splitlines()[-1].startswith(line)
+    if form == "auto":  # one object tells that the others are empty
         write(folder / "val" / "c.txt", "0 .5 .5 .1 .1\n")
-        assert {stem: len(rows) for stem, rows in points(prepare(folder, "yolo")[0]).items()} == {
-            "a": 0,
-            "b": 0,
-            "c": 1,
-        }
+        assert [len(rows) for rows in points(prepare(folder, "yolo")[0]).values()] == [0, 0, 1]
 
 
 def test_what_columns_mean_is_printed_once(tmp_path):
@@ -84,13 +62,9 @@ def test_labels_are_printed_and_chosen(tmp_path):
         assert "--category bus: no object has this label; found: 'head' 3, 'car' 3" in err
     err = prepare(folder, "via", "--annotations", via, "--label-attribute", "kind", code=1)[2]
     assert "--label-attribute kind: is not there; found: type" in err
-    err = prepare(folder, "coco", "--annotations", via, "--label-attribute", "x", code=1)[2]
-    assert "--label-attribute x: format coco has its labels in one place; drop it" in err
     table = write(tmp_path / "labels.csv", "image,x,y\na.jpg,1,2\nb.jpg,1,2\nc.jpg,1,2\n")
     err = prepare(folder, "csv", "--annotations", table, "--category", "head", code=1)[2]
-    assert (
-        "--category head: these annotations give no labels; drop it, or name with --label-attribute the column" in err
-    )
+    assert "--category head: these annotations give no labels; drop it, or name with --label-attribute" in err
 
 
 @pytest.mark.parametrize(
@@ -99,18 +73,9 @@ def test_labels_are_printed_and_chosen(tmp_path):
         (
             [(10, 390), (20, 300), (30, 200)],
             1,
-            "9 of 12 points lie outside their image; with x and y exchanged 0 would: write",
+            "9 of 12 points lie outside their image; with x and y exchanged 0 would",
         ),
-        (
-            [(10, 390), (20, 30), (30, 20)],
-            0,
-            "3 of 12 points lie outside their image; with x and y exchanged 0 would: write x",
-        ),
-        (
-            [(1000, 390), (2000, 30), (30, 20)],
-            0,
-            "6 of 12 points lie outside their image; were the images scaled or cut",
-        ),
+        ([(10, 390), (20, 30), (30, 20)], 0, "3 of 12 points lie outside their image; with x and y exchanged 0 would"),
     ],
 )
 def test_points_outside_their_images(tmp_path, far, code, line):
@@ -139,9 +104,7 @@ def test_labelme_files_named_otherwise_than_their_image(tmp_path):
     assert points(out) == {name: [[10, 20]] for name in "abc"} and "belong to no image" not in err
 
 
-@pytest.mark.parametrize(
-    "of_images, of_annotations", [(int, str), (str, int), (int, float), (float, int), (str, float)]
-)
+@pytest.mark.parametrize("of_images, of_annotations", [(int, str), (float, int), (str, float)])
 def test_coco_ids_that_are_text_here_and_numbers_there(tmp_path, of_images, of_annotations):
     """VIA's COCO export writes text, pandas writes 1.0."""
     folder = photos(tmp_path / "in")
@@ -157,10 +120,8 @@ def test_coco_ids_that_are_ambiguous(tmp_path):
     folder = photos(tmp_path / "in")
     images = [{"id": key, "file_name": f"{name}.jpg"} for key, name in ((1, "a"), ("1", "b"), (2, "c"))]
     boxes = [{"image_id": "3", "bbox": [1, 2, 2, 2]}]
-    path = write(folder / "coco.json", {"images": images, "annotations": boxes})
+    write(folder / "coco.json", {"images": images, "annotations": boxes})
     assert "images: entry 2: its id '1' is none, or there twice" in prepare(folder, "coco", code=1)[2]
-    write(path, {"images": images[1:], "annotations": boxes})
-    assert "entry 1: image_id '3' is not among the images" in prepare(folder, "coco", code=1)[2]
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".bmp", ".webp"])
@@ -181,36 +142,15 @@ def test_images_of_kinds_that_are_not_read_are_named(tmp_path):
     assert f"warning: {folder}: {unread}; convert them to JPEG, or they are left out\n" in err
     assert f"warning: 2 annotated images are not in the input (first {table}: 'b.HEIC'): {unread}\n" in err
     (folder / "train/a.jpg").unlink(), (folder / "val/c.jpg").unlink()
-    assert (
-        prepare(folder, "csv", "--annotations", table, code=1)[2]
-        == f"error: {folder}: {unread}; convert them to JPEG\n"
-    )
-    renamed = folder / "e.jpg"
-    (folder / "train/b.HEIC").rename(renamed)
-    with pytest.raises(ValueError, match=f"{renamed}: cannot read this image .*, or convert it to JPEG or PNG"):
-        load_image(renamed)
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-@pytest.mark.parametrize("kind", [np.uint16, np.float32])
-def test_images_deeper_than_8_bits_are_never_nearly_black(tmp_path, channels, suffix, kind):
-    if kind is np.float32 and suffix == ".png":
-        return
-    path = tmp_path / f"a{suffix}"
-    assert cv2.imwrite(str(path), np.full((20, 30, channels), 4000).astype(kind))
-    with pytest.raises(ValueError, match=r"cannot read this image \((more than 8 bits per channel|cannot identify)"):
-        load_image(path)
+    _, _, err = prepare(folder, "csv", "--annotations", table, code=1)
+    assert err == f"error: {folder}: {unread}; convert them to JPEG\n"
 
 
 def test_lists_that_windows_wrote(tmp_path):
     folder = photos(tmp_path / "in", "a.jpg", "b.jpg", "c.jpg")
     for stem in "abc":
         write(folder / f"{stem}.csv", "1,2\n")
-    lists = [
-        write(tmp_path / f"{name}.txt", text)
-        for name, text in (("train", "x\\a.jpg\r\n.\\b\r\n"), ("val", "c.jpg\r\n"))
-    ]
+    lists = write(tmp_path / "train.txt", "x\\a.jpg\r\n.\\b\r\n"), write(tmp_path / "val.txt", "c.jpg\r\n")
     out, *_ = prepare(folder, "csv", "--train-list", lists[0], "--val-list", lists[1])
     assert sorted(path.name for path in out.glob("*/*.jpg")) == ["a.jpg", "b.jpg", "c.jpg"]
     assert (out / "train" / "b.jpg").exists()
@@ -220,69 +160,5 @@ def test_nothing_done_is_not_called_up_to_date(tmp_path):
     folder = photos(tmp_path / "in")
     for stem in STEMS:
         write(folder / f"{stem}.csv", "1,2,3,4\n")
-    _, said, err = prepare(folder, "csv", code=1)
+    _, said, _ = prepare(folder, "csv", code=1)
     assert "up to date" not in said and "no image was prepared: none of 3 has an annotation that can be read" in said
-    assert errors(err)[-1] == "error: 3 of 3 failed; mend them and run the same command again"
-
-
-def video(path, frames=10, codec="MJPG"):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10, (64, 48))
-    for i in range(frames):
-        writer.write(np.random.default_rng(i).integers(0, 255, (48, 64, 3), dtype=np.uint8))
-    writer.release()
-    return path
-
-
-def announce(path, frames):
-    """Write another number of frames into the header of an AVI file, as programs do that only guess it."""
-    data = bytearray(path.read_bytes())
-    at = data.index(b"avih") + 8 + 16
-    data[at : at + 4] = frames.to_bytes(4, "little")
-    at = data.index(b"strh") + 8 + 32
-    data[at : at + 4] = frames.to_bytes(4, "little")
-    path.write_bytes(data)
-
-
-def test_a_header_that_announces_too_many_frames_is_no_damage(tmp_path, monkeypatch, capsys):
-    """video2x#742, annolid#2, PosePipeline#59, opencv#16821."""
-    path = video(tmp_path / "clip.avi")
-    announce(path, 66)
-    times = []
-    found = list(open_images(find_sources([path])[0], 3, times.append))
-    assert [name for name, _ in found] == [f"clip.avi frame 00000{i}" for i in (0, 3, 6, 9)]
-    assert all(isinstance(image, np.ndarray) for _, image in found)
-    assert capsys.readouterr().err == f"{path}: the header announces about 66 frames, 10 could be read\n"
-    assert times[0] == "clip.avi 00:00 of about 00:06" and len(times) == 4
-    torch.save(Tiny().state_dict(), tmp_path / "best_model.pth")
-    monkeypatch.setattr(models, "build_model", Tiny)
-    out, err = call("test.py", "--device", "cpu", "--save-path", tmp_path / "best_model.pth", "--images", path)
-    assert "10 images counted, 0 scored, 0 failed" in out and not errors(err)
-
-
-@pytest.mark.parametrize("suffix, codec", [(".avi", "MJPG"), (".mp4", "mp4v"), (".mkv", "MJPG")])
-def test_a_video_that_was_cut_off_is_shorter_than_it_says(tmp_path, suffix, codec):
-    path = video(tmp_path / f"clip{suffix}", codec=codec)
-    assert not is_cut_off(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
-    assert is_cut_off(path)
-    (*_, (name, reason)) = open_images(find_sources([path])[0], 1, lambda text: None)
-    assert name == f"clip{suffix}" and "cut off" in reason
-
-
-def test_an_avi_in_several_pieces_ends_with_the_last(tmp_path):
-    pieces = b"RIFF" + (8).to_bytes(4, "little") + bytes(8) + b"RIFF" + (20).to_bytes(4, "little") + bytes(20)
-    assert not is_cut_off(write(tmp_path / "clip.avi", pieces)) and is_cut_off(write(tmp_path / "cut.avi", pieces[:-1]))
-
-
-def test_what_is_no_container_says_nothing_of_its_length(tmp_path):
-    for content in (
-        b"",
-        b"RIFF",
-        b"\x1a\x45\xdf\xa3",
-        b"\x1a\x45\xdf\xa3\x01",
-        b"\0\0\0\0ftyp",
-        b"\0\0\0\1ftyp" + bytes(8),
-        b"no",
-    ):
-        path = write(tmp_path / "clip.mp4", content)
-        assert not is_cut_off(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,8 +12,7 @@ import torch
 from commands import call, errors
 from PIL import Image
 
-from GS2D import fit_dataset
-from GS2D.backends import Choice
+from GS2D import backends, fit_dataset
 from GS2D.fitting import fit_side_by_side
 from GS2D.gaussians import Gaussians2D
 
@@ -28,11 +28,8 @@ def gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(
-        fit_dataset,
-        "choose_backend",
-        lambda device=None: Choice("native", "-") if device else Choice("gsplat", "NVIDIA H200 takes many images"),
-    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(backends, "gsplat_problem", lambda: None)
 
     def draw_by_reference(sizes, loads, config, backend, *, workers):
         assert backend == "gsplat"
@@ -56,7 +53,7 @@ def data(tmp_path):
 def test_a_data_set_goes_through_the_atlas(data, gpus):
     out, _ = call(SCRIPT, "--root-path", data, "--num-epochs", 12, "--downsample-ratio", 2)
     assert out.splitlines()[:2] == [
-        "backend gsplat: NVIDIA H200 takes many images",
+        "backend gsplat: NVIDIA H200 takes many images side by side",
         "train: 5 images, 0 already there, 5 to fit (gsplat)",
     ]
     assert gpus == [0]
@@ -64,15 +61,12 @@ def test_a_data_set_goes_through_the_atlas(data, gpus):
     assert [len(Gaussians2D.load(path)) for path in files] == [5, 3, 0, 4, 2]
     with (data / "train" / "gs_params" / "loss_results.csv").open() as file:
         assert [row[0] for row in csv.reader(file)] == [path.name for path in files]
-    one = files[0]
-    one.unlink()
-    out, _ = call(SCRIPT, "--root-path", data, "--num-epochs", 12, "--downsample-ratio", 2)
-    assert "4 already there, 1 to fit" in out
-    got, means = Gaussians2D.load(one), np.load(data / "train" / "0.npy")
-    np.testing.assert_allclose(got.means, means, rtol=1e-6)
-    one.unlink()
-    call(SCRIPT, "--root-path", data, "--num-epochs", 12, "--downsample-ratio", 2, "--backend", "reference")
-    np.testing.assert_allclose(Gaussians2D.load(one).params, got.params, rtol=0, atol=1e-3)
+    got = Gaussians2D.load(files[0])
+    np.testing.assert_allclose(got.means, np.load(data / "train" / "0.npy"), rtol=1e-6)
+    files[0].unlink()
+    again = "--root-path", data, "--num-epochs", 12, "--downsample-ratio", 2, "--backend", "reference"
+    assert "4 already there, 1 to fit" in call(SCRIPT, *again)[0]
+    np.testing.assert_allclose(Gaussians2D.load(files[0]).params, got.params, rtol=0, atol=1e-3)
 
 
 def test_what_cannot_be_fitted_is_named_and_the_others_are(data, gpus, monkeypatch):
@@ -92,15 +86,11 @@ def test_what_cannot_be_fitted_is_named_and_the_others_are(data, gpus, monkeypat
 def test_several_gpus_get_a_process_each(data, gpus, monkeypatch):
     commands = []
 
-    class Process:
-        def __init__(self, command):
-            commands.append(command)
-            self.code = len(commands) - 1
+    def start(command):
+        commands.append(command)
+        return Mock(wait=lambda code=len(commands) - 1: code)
 
-        def wait(self):
-            return self.code
-
-    monkeypatch.setattr(fit_dataset.subprocess, "Popen", Process)
+    monkeypatch.setattr(fit_dataset.subprocess, "Popen", start)
     call(SCRIPT, "--root-path", data, "--device", "0,1", code=1)  # the second process ends with 1
     same = [sys.executable, SCRIPT, "--root-path", str(data), "--device", "0,1"]
     assert commands == [[*same, "--shard", f"{i + 1}/2", "--device", str(i)] for i in range(2)]
@@ -119,6 +109,8 @@ def test_torchrun_gives_each_process_its_gpu(data, gpus, monkeypatch):
 
 def test_the_device_may_be_the_cpu_and_must_exist(data, gpus):
     out, _ = call(SCRIPT, "--root-path", data, "--num-epochs", 2, "--device", "cpu")
-    assert out.startswith("backend native: --device cpu\n") and gpus == []
+    assert out.startswith("backend native: gsplat does not run on a CPU\n") and gpus == []
+    _, err = call(SCRIPT, "--root-path", data, "--device", "cpu", "--backend", "gsplat", code=1)
+    assert errors(err) == ["error: backend: gsplat does not run on a CPU; use 'native' or 'reference'"]
     _, err = call(SCRIPT, "--root-path", data, "--device", "7", code=1)
     assert errors(err) == ["error: --device 7: this machine has 2 GPUs, no GPU 7; try --device cpu"]

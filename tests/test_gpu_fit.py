@@ -10,12 +10,13 @@ import pytest
 import torch
 from commands import call, errors
 from PIL import Image
+from test_rasterize import draw_slowly, make_scene
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.bench_splat import STANDING, full_atlas
 from GS2D.fitting import FitConfig, fit_image, fit_images
 from GS2D.gaussians import Gaussians2D
-from GS2D.rasterize import ALPHA_MIN, conics, draw, draw_pages
+from GS2D.rasterize import draw
 
 ON_GPU = torch.cuda.is_available()
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")]
@@ -35,54 +36,27 @@ def photographs(count):
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
-@pytest.mark.parametrize("single", [True, False], ids=["one page", "three pages"])
-def test_values_and_gradients_are_those_of_the_reference(backend, device, single):
-    """Pixels where the 1/255 rule is undecided are set apart."""
-    random, pages, width, height, count = np.random.default_rng(7), 1 if single else 3, 70, 50, 60
-    page = torch.arange(pages).repeat_interleave(count)
-
-    def uniform(low, high, *shape):
-        return torch.tensor(random.uniform(low, high, shape), dtype=torch.float32)
-
-    means = uniform(-3, 3, pages * count, 2) + uniform(0, 1, pages * count, 2) * torch.tensor([width, height])
-    shape = conics(uniform(0.8, 6, pages * count, 2), uniform(0, 3.14, pages * count, 1))
-    tensors = means, shape, uniform(0, 1, pages * count, 3), uniform(0.5, 1, pages * count)
-
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    dx, dy = (axis.double() - means[:, i, None, None].double() for i, axis in enumerate((x, y)))
-    a, b, c = (shape[:, i, None, None].double() for i in range(3))
-    alpha = tensors[3][:, None, None] * torch.exp(-(a * dx * dx + c * dy * dy) / 2 - b * dx * dy)
-    undecided = ((alpha - ALPHA_MIN).abs() < 1e-6).reshape(pages, count, height, width).any(1)  # [pages, H, W]
-    weight = torch.tensor(random.standard_normal((pages, height, width, 3)), dtype=torch.float32)
+@pytest.mark.parametrize("pages", [1, 3])
+def test_values_and_gradients_are_those_of_the_loop(backend, device, pages):
+    """Also of scenes side by side; pixels where a rule is undecided are set apart."""
+    width, height, count = 70, 50, 60
+    scenes = [make_scene(width, height, count, low=1, high=6, margin=3.0, seed=100 * page) for page in range(pages)]
+    exact = [torch.cat(parts).requires_grad_() for parts in zip(*scenes)]
+    drawn = [draw_slowly(*parts, width, height) for parts in zip(*(leaf.split(count) for leaf in exact))]
+    expected, undecided = (torch.stack(parts) for parts in zip(*drawn))
+    undecided = undecided < 3e-4  # [pages, H, W]
+    weight = torch.randn(expected.shape, generator=torch.manual_seed(7), dtype=torch.float64)
     weight[undecided] = 0
+    slopes = torch.autograd.grad((expected * weight).sum(), exact)
 
-    def run(backend, device):
-        leaves = [tensor.to(device).requires_grad_() for tensor in tensors]
-        if single:
-            image = draw(*leaves, width, height, backend)[None]
-        else:
-            image = draw_pages(*leaves, page.to(device), pages, width, height, backend)
-        gradients = torch.autograd.grad((image * weight.to(device)).sum(), leaves)
-        return image.detach().cpu(), [gradient.cpu() for gradient in gradients]
-
-    (expected, slopes), (image, gradients) = run("reference", "cpu"), run(backend, device)
+    leaves = [leaf.detach().float().to(device).requires_grad_() for leaf in exact]
+    page = torch.arange(pages, device=device).repeat_interleave(count)
+    image = draw(*leaves, width, height, backend, *((page, pages) if pages > 1 else ())).reshape(expected.shape)
+    gradients = torch.autograd.grad((image * weight.float().to(device)).sum(), leaves)
     assert undecided.float().mean() < 0.01
-    assert (image - expected).abs()[~undecided].max() <= 1e-5
+    assert (image.detach().cpu() - expected).abs()[~undecided].max() <= 1e-5
     for gradient, slope in zip(gradients, slopes, strict=True):
-        assert (gradient - slope).abs().max() <= 1e-4 * slope.abs().max()
-
-
-@pytest.mark.parametrize(
-    ("backend", "count", "iterations"), [pytest.param("gsplat", 8, 200, marks=GPU), ("reference", 3, 5)]
-)
-def test_images_side_by_side_are_fitted_as_alone(backend, count, iterations):
-    images, points = photographs(count)
-    points[-1] = points[-1][:0]
-    config = FitConfig(iterations=iterations)
-    together = fit_images(images, points, config, backend=backend)
-    for image, some, fitted in zip(images, points, together, strict=True):
-        alone = fit_image(image, some, config, backend=backend)
-        assert abs(fitted.render_loss - alone.render_loss) <= 1e-4 and len(fitted.gaussians) == len(some)
+        assert (gradient.cpu() - slope).abs().max() <= 1e-4 * slope.abs().max()
 
 
 @pytest.mark.parametrize(
@@ -90,13 +64,17 @@ def test_images_side_by_side_are_fitted_as_alone(backend, count, iterations):
     [
         pytest.param("gsplat", 8, FitConfig(iterations=300), marks=GPU),
         pytest.param("gsplat", 8, FitConfig(iterations=800, tolerance=1e-3), marks=GPU),
-        ("reference", 2, FitConfig(iterations=10)),
+        ("reference", 2, FitConfig(iterations=5)),
     ],
 )
-def test_fits_are_as_good_as_the_native_engine_s(backend, count, config):
+def test_images_side_by_side_are_fitted_as_alone_and_as_well_as_by_the_native_engine(backend, count, config):
     images, points = photographs(count)
-    ours, theirs = (fit_images(images, points, config, backend=name) for name in (backend, "native"))
-    assert all(one.render_loss <= 1.01 * other.render_loss for one, other in zip(ours, theirs, strict=True))
+    points[-1] = points[-1][:0]
+    together, native = (fit_images(images, points, config, backend=name) for name in (backend, "native"))
+    for image, some, fitted, other in zip(images, points, together, native, strict=True):
+        alone = fit_image(image, some, config, backend=backend)
+        assert abs(fitted.render_loss - alone.render_loss) <= 1e-4 and len(fitted.gaussians) == len(some)
+        assert fitted.render_loss <= 1.01 * other.render_loss
 
 
 @pytest.mark.gpu

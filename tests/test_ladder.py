@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loss_batches import Crop, loss_and_gradient, loss_on_crops
+from loss_batches import loss_and_gradient, loss_on_crops, random_crop, random_density
 
 from losses import build_kernel
 
@@ -12,12 +12,7 @@ SIZE = 128
 
 
 def crops():
-    generator = torch.Generator().manual_seed(5)
-    for number in (40, 1, 7):
-        points = torch.rand(number, 2, generator=generator) * (SIZE + 8) - 4  # some lie just outside
-        scales = torch.rand(number, 2, generator=generator) * 20 + 0.5
-        angles = torch.rand(number, 1, generator=generator) * 3
-        yield Crop(points, scales, angles, torch.rand(number, generator=generator) * 0.7 + 0.3)
+    return [random_crop(number, SIZE, seed=5) for number in (40, 1, 7)]
 
 
 def kernel_of(name, crop, **options):
@@ -33,17 +28,17 @@ def test_round_gaussians_of_8_pixels_without_background_are_bayesian_loss(backen
         gst, bl = kernel_of("gst", crop, **same), kernel_of("bl", crop, backend=backend)
         assert gst.shape == (len(crop.points) + 1, SIZE**2 // 64) and not gst[-1].any()
         torch.testing.assert_close(gst[:-1], bl, rtol=0, atol=1e-6)
-    density = torch.rand(3, 1, SIZE // 8, SIZE // 8, generator=torch.Generator().manual_seed(1))
-    value, gradient = loss_and_gradient(loss_on_crops("gst", **same), density, list(crops()))
-    expected, expected_gradient = loss_and_gradient(loss_on_crops("bl", backend=backend), density, list(crops()))
+    density = random_density(3, 1, SIZE // 8, SIZE // 8)
+    value, gradient = loss_and_gradient(loss_on_crops("gst", **same), density, crops())
+    expected, expected_gradient = loss_and_gradient(loss_on_crops("bl", backend=backend), density, crops())
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-6)
-    published = kernel_of("gst", next(crops()), backend=backend)
-    assert (published[:-1] - kernel_of("bl", next(crops()), backend=backend)).abs().max() > 0.1
+    published = kernel_of("gst", crops()[0], backend=backend)
+    assert (published[:-1] - kernel_of("bl", crops()[0], backend=backend)).abs().max() > 0.1
 
 
 def test_round_shapes_keep_the_area():
-    crop = next(crops())
+    crop = crops()[0]
     area = crop.scales.prod(dim=1, keepdim=True).sqrt().expand(-1, 2)
     free = {"post_min": 16.0}
     for backend in ("auto", "reference"):

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import call, errors
+from commands import call, errors, evaluate
 from training_runs import Tiny, make_data, metrics, train
 
-import models
 import train_gs
 from models import load_model
 from utils.evaluation.model_card import write_card
@@ -35,13 +34,8 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def run(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "build_model", Tiny)
+def run(trained, tmp_path, tiny):
     return shutil.copytree(trained / "run", tmp_path / "run")
-
-
-def evaluate(run, data, *options):
-    return call("test.py", "--save-path", run, "--device", "cpu", "--data-dir", data, *options)
 
 
 def table(card, heading):
@@ -57,10 +51,8 @@ def test_the_card_says_what_the_run_was(trained, run):
     assert f"SHA-256 `{file_hash(run / 'best_model.pth')}`, of epoch {best['epoch']} |" in text
     assert "| data | qnrf, 4 train, 1 val, 1 test images |" in text
     assert "| licence of the data | research \\| only |" in text
-    assert (
-        "| recipe | Adam, learning rate 5e-06 (constant), weight decay 1e-05, batch 1 x crops of 64, seed 4073 |"
-        in text
-    )
+    recipe = "Adam, learning rate 5e-06 (constant), weight decay 1e-05, batch 1 x crops of 64, seed 4073"
+    assert f"| recipe | {recipe} |" in text
     assert "h for 2 of 2 epochs" in text and "torch 2." in text and "| hardware | CPU, " in text
     assert str(trained) not in text  # no path of this machine
     val, test = table(run / "model_card.md", "## Errors")
@@ -73,8 +65,8 @@ def test_the_card_says_what_the_run_was(trained, run):
 def test_an_evaluation_is_added_once_and_linked(trained, run, tmp_path):
     out = tmp_path / "results"
     for _ in range(2):
-        evaluate(run, trained / "data", "--out", out)
-    evaluate(run, trained / "data", "--window", 64, "--flip-average")
+        evaluate(run, "--data-dir", trained / "data", "--out", out)
+    evaluate(run, "--data-dir", trained / "data", "--window", 64, "--flip-average")
     summary = json.loads((out / "summary.json").read_text())
     assert summary["model_card"] == "../run/model_card.md" and (out / summary["model_card"]).is_file()
     assert 'href="../run/model_card.md"' in (out / "report.html").read_text()
@@ -92,7 +84,7 @@ def test_weights_without_a_card_get_none(trained, run, tmp_path):
     alone = tmp_path / "alone.pth"
     shutil.copy(run / "best_model.pth", alone)
     before = sorted(tmp_path.iterdir())
-    call("test.py", "--save-path", alone, "--device", "cpu", "--data-dir", trained / "data", "--out", tmp_path / "o")
+    evaluate(alone, "--data-dir", trained / "data", "--out", tmp_path / "o")
     assert json.loads((tmp_path / "o" / "summary.json").read_text())["model_card"] is None
     assert sorted(path for path in tmp_path.iterdir() if path.name != "o") == before
     assert write_card(tmp_path) is None
@@ -113,76 +105,41 @@ def test_the_hash_of_a_split_is_that_of_names_and_points(trained, tmp_path):
     assert changed["test"] == found["test"] and split_hashes(str(tmp_path / "none")) == {}
 
 
-@pytest.fixture
-def root(trained, tmp_path, monkeypatch):
-    """The run with results of its test split."""
-    pytest.importorskip("safetensors", reason="pip install -r requirements-export.txt")
-    monkeypatch.setattr(models, "build_model", Tiny)
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    evaluate(tmp_path / "run", tmp_path / "data", "--out", tmp_path / "results")
-    return tmp_path
-
-
 def pack(root, *options, code=0):
-    return call("scripts/pack.py", root / "run", "--device", "cpu", *options, code=code)
+    pytest.importorskip("safetensors", reason="pip install -r requirements-export.txt")
+    return call("scripts/pack.py", root / "run", *options, code=code)
 
 
-def test_the_archive_holds_all_and_counts_the_same(root):
-    out, _ = pack(root, "--results", root / "results", "--data-dir", root / "data")
-    assert "unpacked: both forms of the weights load and are equal; 1 images counted as in its results" in out
-    assert "mind their licence" in out
-    with zipfile.ZipFile(root / "run.zip") as archive:
-        archive.extractall(root / "unpacked")
+def test_the_archive_holds_weights_and_the_results_of_these(trained, run, tmp_path):
+    results = "--results", tmp_path / "results"
+    evaluate(run, "--data-dir", trained / "data", "--out", results[1])
+    out, _ = pack(tmp_path, *results, "--data-dir", trained / "data")
+    assert "unpacked, both forms of the weights load and are equal" in out and "mind their licence" in out
+    with zipfile.ZipFile(tmp_path / "run.zip") as archive:
+        archive.extractall(tmp_path / "unpacked")
         names = {name.removeprefix("run/") for name in archive.namelist()}
-    results = {f"results/{name}" for name in ("results.csv", "summary.json", "report.html")}
     weights = {"best_model.pth", "model.safetensors", "model_card.md"}
-    assert names == weights | results | {"config.yml", "metrics.jsonl", "environment.json"}
-    folder = root / "unpacked" / "run"
-    assert (folder / "best_model.pth").read_bytes() == (root / "run" / "best_model.pth").read_bytes()
+    files = {f"results/{name}" for name in ("results.csv", "summary.json", "report.html")}
+    assert names == weights | files | {"config.yml", "metrics.jsonl", "environment.json"}
+    folder = tmp_path / "unpacked" / "run"
+    assert (folder / "best_model.pth").read_bytes() == (run / "best_model.pth").read_bytes()
     options = yaml.safe_load((folder / "config.yml").read_text())
-    assert (
-        options["lr"] == 5e-6 and "data_dir" not in options and "| test | 1 |" in (folder / "model_card.md").read_text()
-    )
+    assert options["lr"] == 5e-6 and "data_dir" not in options
+    assert "| test | 1 |" in (folder / "model_card.md").read_text()
     network, said = load_model(folder / "model.safetensors")
-    assert said["dataset"] == "qnrf" and torch.equal(
-        network.layers[0].weight, load_model(root / "run")[0].layers[0].weight
-    )
-    first = (root / "run.zip").read_bytes()
-    pack(root, "--results", root / "results")
-    assert (root / "run.zip").read_bytes() == first
+    assert said["dataset"] == "qnrf" and torch.equal(network.layers[0].weight, load_model(run)[0].layers[0].weight)
+    first = (tmp_path / "run.zip").read_bytes()
+    pack(tmp_path, *results)
+    assert (tmp_path / "run.zip").read_bytes() == first
+    (tmp_path / "run.zip").unlink()
+    shutil.copy(next(run.glob("*_ckpt.tar")), run / "best_model.pth")
+    _, err = pack(tmp_path, *results, code=1)
+    assert f"--results {results[1]}: not of this best_model.pth" in errors(err)[0]
+    assert not (tmp_path / "run.zip").exists()
 
 
-def test_results_that_are_counted_otherwise_are_found_out(root):
-    table = root / "results" / "results.csv"
-    head, row = table.read_text().splitlines()
-    name, truth, predicted, *rest = row.split(",")
-    table.write_text("\n".join([head, ",".join([name, truth, str(float(predicted) + 1), *rest])]))
-    _, err = pack(root, "--results", root / "results", "--data-dir", root / "data", code=1)
-    assert errors(err)[0].startswith("error: run: IMG_0000: ") and "counted, the results say" in errors(err)[0]
-    assert not (root / "run.zip").exists()
-
-
-def test_results_are_counted_again_with_their_own_windows(root):
-    windows = "--window", 48, "--overlap", 16, "--flip-average", "--split", "val"
-    evaluate(root / "run", root / "data", "--out", root / "more", *windows)
-    out, _ = pack(root, "--results", root / "more", "--data-dir", root / "data")
-    assert "1 images counted as in its results" in out
-    evaluate(root / "run", root / "data", "--out", root / "half", "--precision", "bf16-mixed")
-    out, _ = pack(root, "--results", root / "half", "--data-dir", root / "data")
-    assert "not counted again, since its results are of --precision bf16-mixed" in out
-
-
-def test_results_of_other_weights_are_found_out_without_data(root):
-    shutil.copy(next((root / "run").glob("*_ckpt.tar")), root / "run" / "best_model.pth")
-    _, err = pack(root, "--results", root / "results", code=1)
-    assert f"--results {root / 'results'}: not of this best_model.pth" in errors(err)[0]
-    assert not (root / "run.zip").exists()
-    _, err = pack(root, "--data-dir", root / "data", code=2)
-    assert "add --results" in errors(err)[-1]
-
-
-def test_what_is_no_run_is_one_line(root, tmp_path):
-    (root / "run" / "config.yml").unlink()
-    _, err = pack(root, code=1)
+def test_what_is_no_run_is_one_line(run, tmp_path):
+    (run / "config.yml").unlink()
+    _, err = pack(tmp_path, code=1)
     reason = "holds no best_model.pth or no config.yml; give the folder that train_gs.py wrote"
-    assert errors(err) == [f"error: {root / 'run'}: {reason}"] and not (root / "run.zip").exists()
+    assert errors(err) == [f"error: {run}: {reason}"] and not (tmp_path / "run.zip").exists()

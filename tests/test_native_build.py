@@ -24,26 +24,6 @@ def run_python(code, **environment):
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **environment}, **pipes)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-def test_memory():
-    """20,000 Gaussians on 2048 x 3072 pixels, everything included, stay below 1 GiB."""
-    code = r"""
-import re
-import numpy as np
-from GS2D import native
-random = np.random.default_rng(0)
-n, height, width = 20000, 2048, 3072
-image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-means, u = random.uniform((0, 0), (width, height), (n, 2)), random.uniform(2, 6, (n, 2))
-native.fit(image, np.ones((height, width), bool), means, u, np.zeros((n, 1)), np.zeros((n, 3)), iterations=2)
-print(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])
-"""
-    process = run_python(code)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert int(output) < 2**20  # KiB
-
-
 def test_several_processes_build_at_once(tmp_path):
     code = "from GS2D import native; native.load(); print('loaded')"
     processes = [run_python(code, GST_CACHE=str(tmp_path / "new"), GST_CXXFLAGS="-O0") for _ in range(4)]
@@ -88,12 +68,8 @@ def test_compiler_that_fails(compiler, tmp_path):
     assert "\n" not in str(caught.value) and not list((tmp_path / "cache").iterdir())
 
 
-WRONG_LIBRARY = "echo 'extern \"C\" int gst_render() { return 1; }' | $CXX -shared -xc++ - -o $out"
-
-
-@pytest.mark.parametrize("answer", ["exit 1", WRONG_LIBRARY], ids=["refuses", "builds what fails the self-test"])
-def test_portable_flags_where_march_native_does_not_work(compiler, tmp_path, answer):
-    compiler(f'for out; do :; done\ncase "$*" in *-march=native*) {answer} ;; *) exec $CXX "$@" ;; esac')
+def test_portable_flags_where_march_native_does_not_work(compiler, tmp_path):
+    compiler('case "$*" in *-march=native*) exit 1 ;; *) exec $CXX "$@" ;; esac')
     path = build.build_library()
     assert [path] == list((tmp_path / "cache").iterdir())
 
@@ -116,7 +92,7 @@ def test_under_sanitizers(tmp_path):
         LD_PRELOAD=":".join(runtimes),
         ASAN_OPTIONS="detect_leaks=0",
     )
-    files = [f"tests/test_{name}.py" for name in ("native", "native_kernel", "transforms")]
+    files = [f"tests/test_{name}.py" for name in ("native", "rasterize", "transforms", "transport")]
     code = f"import sys, pytest; sys.exit(pytest.main([*{files}, '-s']))"
     process = run_python(code, **environment)
     output, errors = process.communicate(timeout=900)

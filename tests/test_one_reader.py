@@ -12,7 +12,7 @@ import pytest
 import torch
 from commands import call, errors, run
 from own_folders import photo
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 from training_runs import Tiny
 
 import hubconf
@@ -137,40 +137,34 @@ def counter(weights):
 
 
 def test_a_picture_is_read_as_it_is_shown(files):
-    """From its file, and opened, loaded or copied by Pillow."""
     for path, expected in files[0].items():
-        loaded = Image.open(path)
-        loaded.load()
         assert load_image(path).shape == PIXELS.shape  # as it is stored, which the published annotations refer to
-        for source in (path, str(path), Image.open(path), loaded, loaded.copy()):
-            found = load_image(source, upright=True)
-            assert found.shape == expected.shape and np.abs(found - expected.astype(float)).max() <= 1, path
+        found = load_image(str(path), upright=True)
+        assert found.shape == expected.shape and np.abs(found - expected.astype(float)).max() <= 1, path
 
 
 def test_what_is_no_single_picture_of_8_bits_is_refused(files):
-    """Also when it was opened by Pillow; a page of several that was copied is a picture."""
     for path, reason in files[1].items():
-        for source in (path, Image.open(path)):
-            with pytest.raises(ValueError, match=re.escape(f"{path}: cannot read this image ({reason}")) as caught:
-                load_image(source)
-            assert "pages" not in reason or ("image.copy()" in str(caught.value)) == (source is not path)
-        assert "pages" not in reason or load_image(Image.open(path).copy()).shape[2] == 3
+        remedy = "save each" if "pages" in reason else "save it"
+        expected = re.escape(f"{path}: cannot read this image ({reason}")
+        with pytest.raises(ValueError, match=f"^{expected}.*; {remedy}"):
+            load_image(path)
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "I;16", "I;16B"])
+def test_deep_images_of_pillow_are_refused(counter, mode):
+    kind = {"F": np.float32, "I": np.int32, "I;16": np.uint16, "I;16B": ">u2"}[mode]
+    image = Image.frombytes(mode, (80, 48), VALUES.astype(kind).tobytes())
+    with pytest.raises(ValueError, match=r"^image: \S+ \[48, 80, 3\]; give a path, a PIL image, or an array uint8"):
+        counter.count(image)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"])
-def test_every_mode_has_its_right_values(mode):
+def test_images_of_every_mode_have_their_right_values(counter, mode):
     image = Image.new("LAB", (80, 48), (128, 20, 40)) if mode == "LAB" else Image.fromarray(PIXELS)
     image = image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
     assert image.mode == mode
-    np.testing.assert_array_equal(load_image(image), np.array(image.convert("RGB")))
-
-
-@pytest.mark.parametrize("suffix", [".tif", ".jpg"])
-def test_a_picture_that_was_loaded_keeps_what_was_drawn_on_it(tmp_path, suffix):
-    Image.new("RGB", (80, 64)).save(tmp_path / f"a{suffix}")
-    image = Image.open(tmp_path / f"a{suffix}")
-    ImageDraw.Draw(image).rectangle((8, 8, 40, 40), fill=(200, 90, 90))
-    assert tuple(load_image(image)[20, 20]) == (200, 90, 90)
+    assert counter.count(image) == counter.count(np.array(image.convert("RGB")))
 
 
 def test_the_counter_takes_paths_and_images(counter, files):

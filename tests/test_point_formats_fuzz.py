@@ -9,11 +9,12 @@ from own_folders import of_image, read
 from raw_data import write
 from test_point_formats import BOM, CVAT, VIA3, VIA_SHAPES, coco, result, shape, task, via
 
+from datasets.raw.annotations import read_jhu, read_nwpu
 from datasets.raw.formats import FORMATS
 
-CELLS = st.sampled_from(["1", "2.5", "1,5", "nan", "x", "y", "image", "a.jpg", "", '"', "é", "1e999"]) | st.text(
-    max_size=4
-)
+CELLS = st.sampled_from(
+    ["1", "10 20 6 8 1 0", "2.5", "1,5", "nan", "x", "y", "image", "a.jpg", "", '"', "é", "1e999"]
+) | st.text(max_size=4)
 TABLES = st.lists(st.lists(CELLS, min_size=1, max_size=4), max_size=5)
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from(["a.jpg", "point", "rect", "1"])
@@ -52,10 +53,11 @@ def replace_somewhere(data, value, new):
     return value
 
 
-def read_or_refuse(path, forms):
+def read_or_refuse(path, forms, *published):
     """Every reader gives finite marks or one line."""
     reads = [lambda form=form: read(form, path) for form in forms if FORMATS[form].files != "each"]
     reads += [lambda form=form: {"": (of_image(form, path),)} for form in forms if FORMATS[form].files != "all"]
+    reads += [lambda read=read: {"": (read(path),)} for read in published]
     for get in reads:
         try:
             found = get()
@@ -70,7 +72,7 @@ def read_or_refuse(path, forms):
 def test_fuzzed_tables(tmp_path_factory, rows, separator, end, mark):
     text = end.join(separator.join(row) for row in rows).encode("utf-8", "surrogatepass")
     path = write(tmp_path_factory.getbasetemp() / "fuzz.csv", (BOM if mark else b"") + text)
-    read_or_refuse(path, ["csv", "via", "yolo", "xy"])
+    read_or_refuse(path, ["csv", "via", "yolo", "xy"], read_jhu)
 
 
 @settings(max_examples=200, deadline=None)
@@ -80,7 +82,7 @@ def test_fuzzed_json(tmp_path_factory, data):
     text = json.dumps(value)
     cut = data.draw(st.sampled_from([0, 0, 0, 1, 10]))
     path = write(tmp_path_factory.getbasetemp() / "fuzz.json", text[: len(text) - cut])
-    read_or_refuse(path, ["coco", "labelme", "via", "json", "labelstudio", "pnt"])
+    read_or_refuse(path, ["coco", "labelme", "via", "json", "labelstudio", "pnt"], read_nwpu)
 
 
 @settings(max_examples=100, deadline=None)

@@ -9,18 +9,18 @@ import scipy.io
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from raw_data import make_raw
+from raw_data import save_noise
 
 from datasets.raw.annotations import read_ucf
-from datasets.raw.preprocess import Job, Settings, points_inside, prepare_image, resized_size
+from datasets.raw.grids import points_inside
+from datasets.raw.preprocess import Job, Settings, prepare_image, resized_size
 from GS2D.points import mean_neighbour_distance
 from utils.files import points_path
 from utils.images import load_image, save_jpeg
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "misc.npz")
-GOLDEN_CASES = [
-    key[len("pre/out/") : -len("/hw")] for key in GOLDEN.files if key[:8] == "pre/out/" and key[-3:] == "/hw"
-]
+GOLDEN_CASES = [key[8:-3] for key in GOLDEN.files if key[:8] == "pre/out/" and key[-3:] == "/hw"]
+NOBODY = np.zeros((0, 2))
 
 
 @pytest.mark.parametrize("case", GOLDEN_CASES)
@@ -92,8 +92,8 @@ def test_neighbour_distance_of_few_points():
 
 def test_points_on_the_border_are_inside():
     points = np.array([[0, 0], [64, 48], [64, 0], [-1e-6, 5], [64.001, 5], [5, -0.01], [5, 48.1], [48, 64]], float)
-    assert points_inside(points, height=48, width=64).tolist() == [True] * 3 + [False] * 5
-    assert points_inside(np.zeros((0, 2)), 48, 64).shape == (0,)
+    assert points_inside(points, width=64, height=48).tolist() == [True] * 3 + [False] * 5
+    assert points_inside(np.zeros((0, 2)), 64, 48).shape == (0,)
 
 
 def assert_same_jpeg(one, other):
@@ -104,38 +104,25 @@ def assert_same_jpeg(one, other):
 
 
 def test_resampling_is_bilinear_and_the_file_is_a_jpeg_of_that_quality(tmp_path):
-    raw = make_raw(tmp_path / "raw")
-    image, annotation = raw / "Train" / "img_0002.jpg", raw / "Train" / "img_0002_ann.mat"
+    image = save_noise(tmp_path / "a.jpg")
     pixels = load_image(image)
     for name, flag in (("bilinear", cv2.INTER_LINEAR), ("bicubic", cv2.INTER_CUBIC)):
         expected = tmp_path / f"expected_{name}.jpg"
         Image.fromarray(cv2.resize(pixels, (128, 96), interpolation=flag)).save(expected, quality=80)
-        prepare_image(Job(image, annotation, read_ucf, tmp_path / "out.jpg", True, Settings(96, 512, name, 80)))
+        prepare_image(Job(image, NOBODY, None, tmp_path / "out.jpg", True, Settings(96, 512, name, 80)))
         assert_same_jpeg(tmp_path / "out.jpg", expected)
     assert (tmp_path / "expected_bilinear.jpg").read_bytes() != (tmp_path / "expected_bicubic.jpg").read_bytes()
 
 
 def test_an_image_that_keeps_its_size_is_encoded_again(tmp_path):
-    raw = make_raw(tmp_path / "raw")
-    image = raw / "Train" / "img_0002.jpg"
+    image = save_noise(tmp_path / "a.jpg")
     Image.fromarray(load_image(image)).save(tmp_path / "expected.jpg", quality=75)
-    prepare_image(
-        Job(image, raw / "Train" / "img_0002_ann.mat", read_ucf, tmp_path / "out.jpg", False, Settings(32, 48))
-    )
+    prepare_image(Job(image, NOBODY, None, tmp_path / "out.jpg", False, Settings(32, 48)))
     assert_same_jpeg(tmp_path / "out.jpg", tmp_path / "expected.jpg")
 
 
 def test_an_image_too_long_for_a_jpeg(tmp_path):
-    raw = make_raw(tmp_path / "raw")
-    Image.new("RGB", (1, 200)).save(raw / "Train" / "img_0002.jpg")
-    job = Job(
-        raw / "Train" / "img_0002.jpg",
-        raw / "Train" / "img_0002_ann.mat",
-        read_ucf,
-        tmp_path / "a.jpg",
-        True,
-        Settings(),
-    )
-    with pytest.raises(ValueError, match=r"img_0002.jpg: becomes 512 x 102400 pixels"):
-        prepare_image(job)
-    assert not (tmp_path / "a.jpg").exists()
+    Image.new("RGB", (1, 200)).save(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match=r"a.jpg: becomes 512 x 102400 pixels"):
+        prepare_image(Job(tmp_path / "a.jpg", NOBODY, None, tmp_path / "out.jpg", True, Settings()))
+    assert not (tmp_path / "out.jpg").exists()

@@ -46,49 +46,24 @@ def test_every_format_is_recognised(tmp_path, form):
     assert all(np.allclose(found, ONE) for found in points(out).values()) and len(points(out)) == 3
 
 
-def test_several_formats_ask_for_one(tmp_path):
-    folder = photos(tmp_path / "in")
-    write(folder / "train" / "a.txt", "10 20\n")
-    write(folder / "train" / "a.csv", "x,y\n1,2\n")
-    err = prepare(folder, "auto", code=1)[2]
-    assert err == (
-        f"error: {folder}: the annotations may be csv ({folder}/train/a.csv); xy ({folder}/train/a.txt); choose with "
-        "--format\n"
-    )
-    (folder / "train" / "a.txt").unlink(), (folder / "train" / "a.csv").unlink()
-    err = prepare(folder, "auto", code=1)[2]
-    assert (
-        "holds no annotations that are recognised (it has no file .csv, " in err and "choose with --format {csv," in err
-    )
-
-
 SUPERVISELY = {"description": "", "tags": [], "size": {"height": 150, "width": 200}, "objects": []}
-DARWIN = {"version": "2.0", "item": {"name": "a.jpg"}, "annotations": [{"name": "head", "bounding_box": {"x": 1}}]}
 QUPATH = [{"type": "Feature", "geometry": {"type": "Point", "coordinates": [40, 30]}, "properties": {}}]
 UNREAD = {
-    "a.xml": ("<!-- by <me> --><annotation><object/></annotation>", "is Pascal VOC's, which is not read: export COCO"),
-    "a.txt": ("10 20 30 40 1\n", "as CARPK's, which is not read: write it as a csv table with the columns xmin"),
-    "cells.geojson": (
-        {"type": "FeatureCollection", "features": QUPATH},
-        "as QuPath writes it, which is not read: measure",
-    ),
-    "cells.json": (QUPATH, "as QuPath writes it, which is not read: measure"),
-    "a.jpg.json": (SUPERVISELY, "is of Supervisely, which is not read: export COCO"),
-    "a.json": (DARWIN, "is Darwin's, of V7, which is not read: export COCO"),
+    "a.xml": ("<!-- by <me> --><annotation><object/></annotation>", "is <annotation>; export 'CVAT for images 1.1'"),
+    "a.txt": ("10 20 30 40 1\n", "line 1: [20.0, 30.0, 40.0, 1.0] is not in parts of the image"),
+    "cells.geojson": ({"type": "FeatureCollection"}, "as QuPath writes it, which is not read: measure"),
+    "cells.json": (QUPATH, "no list 'annotations'"),
+    "a.jpg.json": (SUPERVISELY, "no text 'filename'"),
     "RoiSet.zip": (b"PK", "such as ImageJ's RoiSet.zip, which is not read: "),
     "0001.roi": (b"Iout", "is a ROI of ImageJ, which is not read: measure the ROIs"),
-    "CellCounter_a.xml": (
-        '<?xml version="1.0"?>\n<CellCounter_Marker_File><Marker_Data/></CellCounter_Marker_File>',
-        "is of ImageJ's Cell Counter, which is not read: measure the markers",
-    ),
     "counts.xlsx": (b"PK\3\4", "is a spreadsheet, which is not read: save it as csv"),
-    "labels.ndjson": ("{}\n", "is a list of JSON lines, as of Labelbox, which is not read: export COCO"),
+    "labels.ndjson": ("{}\n", "is a list of JSON lines, which is not read: export COCO"),
     "a.csv": ("index,axis-0,axis-1\n0,30,40\n", "line 1: the header 'index, axis-0, axis-1' lacks x and y"),
     "b.csv": ("x,y\n1,2,3\n", "line 2: 3 columns instead of 2"),
     "objects.csv": ("x,y\n1,2\n", "the header 'x, y' lacks image"),
-    "other.xml": ("<svg/>", "begins with svg, where CVAT's file begins with annotations"),
-    "b.json": ({"a": 1}, "an object with the keys 'a', of no format that is read"),
-    "b.txt": ("a 10 20\n", "begins with 'a 10 20', neither x y nor YOLO's"),
+    "b.json": ({"a": 1}, "no text 'filename'"),
+    "min.json": ([{"image": "a.jpg", "kp": [{"x": 1, "y": 2}]}], "task 1: no list 'annotations'"),
+    "b.txt": ("a 10 20\n", "line 1: 3 values; write the five values"),
     "c.json": ("[[1, 2", "not valid JSON"),
 }
 
@@ -107,12 +82,4 @@ def test_files_beside_their_image_are_taken(tmp_path, name, separator):
     folder = photos(tmp_path / "in", *NAMES)
     for stem, found in TRUTH.items():
         write(folder / name.format(stem), "".join(f"{x}{separator}{y}\n" for x, y in found))
-    assert points(prepare(folder, "auto")[0]) == ROWS
-
-
-def test_a_table_of_cellprofiler(tmp_path):
-    folder = photos(tmp_path / "in", *NAMES)
-    rows = [f"{i},{name}.jpg,{x},{y}" for name, found in TRUTH.items() for i, (x, y) in enumerate(found)]
-    header = "ObjectNumber,FileName_DNA,Location_Center_X,Location_Center_Y"
-    write(folder / "Nuclei.csv", "\n".join([header, *rows]))
     assert points(prepare(folder, "auto")[0]) == ROWS

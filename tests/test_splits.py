@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from raw_data import write
 
 from datasets.raw.splits import split_train_val
 
@@ -19,24 +20,14 @@ IMAGES = [Path("Train") / f"img_{i:04}.jpg" for i in range(1, 31)]
 NAMES = [path.name for path in IMAGES]
 
 
-def write(path, text):
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
-
-
 def test_seeded_split(tmp_path, capsys):
     first = split(IMAGES, tmp_path)
     assert len(first["val"]) == 3 and sorted(first["train"] + first["val"]) == NAMES
-    assert json.loads((tmp_path / "split.json").read_text()) == {
-        "train_list": None,
-        "val_list": None,
-        "val_fraction": 0.1,
-        "seed": 4073,
-        **first,
-    }
-    assert str(tmp_path / "split.json") in capsys.readouterr().out
+    options = {"train_list": None, "val_list": None, "val_fraction": 0.1, "seed": 4073}
+    assert json.loads((tmp_path / "split.json").read_text()) == options | first
+    assert f"written to {tmp_path / 'split.json'}" in capsys.readouterr().out
     written = (tmp_path / "split.json").stat().st_mtime_ns
-    assert split(IMAGES, tmp_path) == first and "kept" in capsys.readouterr().out
+    assert split(IMAGES, tmp_path) == first
     assert (tmp_path / "split.json").stat().st_mtime_ns == written
     assert split(list(reversed(IMAGES)), tmp_path / "..") == first
     assert split(IMAGES, tmp_path, seed=1) != first
@@ -45,30 +36,10 @@ def test_seeded_split(tmp_path, capsys):
     assert len(split(IMAGES[:2], tmp_path, fraction=0.9)["train"]) == 1
 
 
-def test_a_split_that_was_edited_is_respected_until_the_images_change(tmp_path):
-    made = split(IMAGES, tmp_path)
-    edited = json.loads((tmp_path / "split.json").read_text())
-    edited["train"], edited["val"] = sorted(made["train"][1:] + made["val"]), made["train"][:1]
-    (tmp_path / "split.json").write_text(json.dumps(edited))
-    assert split(IMAGES, tmp_path)["val"] == made["train"][:1]
-    again = split(IMAGES[:-1], tmp_path)
-    assert sorted(again["train"] + again["val"]) == NAMES[:-1]
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"seed": 4073, "val_fraction": 0.1, "train_list": null, "val_list": null}']
-)
-def test_a_damaged_split_file(tmp_path, text):
-    (tmp_path / "split.json").write_text(text)
-    with pytest.raises(ValueError, match=r"split.json: .*delete it"):
-        split(IMAGES, tmp_path)
-
-
 def test_lists_as_they_come(tmp_path):
     train = write(tmp_path / "train.txt", b"\xef\xbb\xbf" + "\r\n".join(NAMES[:20]).encode() + b"\r\n\r\n")
-    val = write(
-        tmp_path / "val.txt", "\n".join([*(name[:-4] for name in NAMES[20:25]), "", "  IMG_0026.jpg  ", "IMG_0027"])
-    )
+    names = [*(name[:-4] for name in NAMES[20:25]), "", "  IMG_0026.jpg  ", "IMG_0027"]
+    val = write(tmp_path / "val.txt", "\n".join(names))
     made = split(IMAGES[:27], tmp_path, train, val)
     assert made == {"train": NAMES[:20], "val": NAMES[20:27]}
     stored = json.loads((tmp_path / "split.json").read_text())
@@ -93,7 +64,6 @@ def test_one_list_leaves_the_rest_to_the_other_split(tmp_path):
         ("img_0001\n\nimg_0099.jpg", "img_0002", r"train.txt: line 3: .*img_0099.jpg"),
         ("img_0001\nimg_0002", "img_0003\nIMG_0002.jpg", r"val.txt: IMG_0002 also in .*train.txt"),
         ("img_0001", " \n", r"val.txt: names no image"),
-        ("img_0001", b"\xff\xfe\x00i", r"val.txt: not a UTF-8"),
         (None, "\n".join(NAMES), r"val.txt: leaves no image for train"),
     ],
 )
@@ -111,7 +81,6 @@ def test_a_test_split_is_drawn_after_val(tmp_path, capsys):
     assert made["val"] == split(IMAGES, tmp_path / "..")["val"]
     assert "21 train, 3 val and 6 test images" in capsys.readouterr().out
     assert split(IMAGES, tmp_path, test_fraction=0.2) == made
-    assert "kept from" in capsys.readouterr().out
     assert list(split(IMAGES, tmp_path)) == ["train", "val"]
     with pytest.raises(ValueError, match="cannot be divided into train, val and test"):
         split(IMAGES[:2], tmp_path, test_fraction=0.2)
@@ -121,13 +90,8 @@ def test_a_test_list_leaves_the_rest_to_the_others(tmp_path):
     test = write(tmp_path / "test.txt", "\n".join(NAMES[:10]))
     made = split(IMAGES, tmp_path, test_list=test, test_fraction=0.5)
     assert made["test"] == NAMES[:10] and len(made["val"]) == 2 and len(made["train"]) == 18
-    write(test, "\n".join(NAMES[:5]))  # the stored split is not that of this list any more
+    write(test, "\n".join(NAMES[:5]))
     assert len(split(IMAGES, tmp_path, test_list=test, test_fraction=0.5)["test"]) == 5
     val = write(tmp_path / "val.txt", NAMES[4])
     with pytest.raises(ValueError, match=r"test.txt: IMG_0005 also in .*val.txt"):
         split(IMAGES, tmp_path, val=val, test_list=test, test_fraction=0.5)
-
-
-def test_images_of_one_name(tmp_path):
-    with pytest.raises(ValueError, match="b/1.jpg: would be written under the name of a/1.png too"):
-        split([Path("a/1.png"), Path("b/1.jpg")], tmp_path)

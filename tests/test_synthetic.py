@@ -7,13 +7,11 @@ import json
 import cv2
 import numpy as np
 import pytest
-import scipy.io
 from commands import call, errors
-from PIL import Image
 from raw_data import contents, partials
 
 from datasets import synthetic
-from datasets.synthetic import LAYOUTS, MAX_HEAD, MIN_HEAD, SPACING, scene
+from datasets.synthetic import MAX_HEAD, MIN_HEAD, SPACING, scene
 
 SMALL = ["--images", "6", "--height", "64", "--width", "96", "--max-people", "25"]
 
@@ -75,23 +73,6 @@ def test_too_many_people():
         scene(0, 48, 64, 5000)
     with pytest.raises(ValueError, match="give 32 pixels"):
         scene(0, 31, 64, 1)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout(layout, tmp_path):
-    """What is written where; ``test_preprocess_synthetic`` reads it."""
-    out, _ = write(layout, tmp_path)
-    images = truth_of(tmp_path)
-    assert len(images) == 6 and f"6 images with {sum(len(entry['points']) for entry in images):,} heads" in out
-    assert list(dict.fromkeys(entry["split"] for entry in images)) == list(LAYOUTS[layout][0])
-    for entry in images:
-        with Image.open(tmp_path / entry["image"]) as image:
-            assert image.size == (entry["width"], entry["height"]) and image.format == "JPEG"
-        assert layout != "shb" or (entry["height"], entry["width"]) == (64, 96)
-        if layout == "ucf50":
-            path = tmp_path / entry["image"]
-            found = scipy.io.loadmat(path.with_name(f"{path.stem}_ann.mat"))["annPoints"]
-            np.testing.assert_array_equal(found, np.reshape(entry["points"], (-1, 2)))
 
 
 def test_the_same_bytes_at_any_number_of_workers_and_another_seed_differs(tmp_path):

@@ -85,6 +85,14 @@ def test_what_is_not_finite_stops_the_run_with_the_state_before_it(
     assert [row["epoch"] for row in metrics(tmp_path / "again")] == list(range(epoch, 2))
 
 
+def test_all_crops_of_the_batch_are_named_and_set_aside(data, tmp_path, monkeypatch):
+    break_at(monkeypatch, [1], "loss")
+    _, err = train(data, tmp_path, "--epochs", 1, "--batch-size", 2, code=1)
+    names = [list_images(data / "train")[index].stem for index in list(EpochSampler(4, 4073))[2:]]
+    assert f"epoch 0, batch 1: the loss of {', '.join(names)} is not finite" in err
+    assert torch.load(tmp_path / "trouble" / "epoch0_step1_batch.pt", weights_only=True)["names"] == names
+
+
 @pytest.fixture
 def float16(monkeypatch):
     """Precision with a scaler, as a GPU has it -> a function that sets the scale it begins with."""

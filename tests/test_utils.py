@@ -165,10 +165,10 @@ class Ones(torch.nn.Module):
 
 
 def test_evaluation_by_hand():
-    model, images = Ones().train(), {"a": (torch.zeros(3, 16, 24), 4), "b": (torch.zeros(3, 80, 8), 14)}
+    model, images = Ones().train(), {"a": (torch.zeros(3, 16, 24), 4), "b": (torch.zeros(3, 80, 16), 24)}
     samples = [SimpleNamespace(image=image, count=count, name=name) for name, (image, count) in images.items()]
     results = evaluate(model, samples, "cpu")
-    assert model.training and results == [Result("a", 4, 6), Result("b", 14, 10)]
+    assert model.training and results == [Result("a", 4, 6), Result("b", 24, 20)]
     assert mae_mse(results) == (3, pytest.approx(np.sqrt((4 + 16) / 2)))
     with pytest.raises(ValueError, match="no annotated image was evaluated"):
         mae_mse([])

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from commands import call, errors
-from training_runs import Tiny
+from commands import errors, evaluate, table
 
-import models
-from test import own_images
 from utils.evaluation import Window
-from utils.evaluation.sources import find_sources
+from utils.evaluation.sources import find_sources, own_images
 from utils.evaluation.video import SHOWN, VideoCounts, draw_density
-from utils.training.run_folder import save_weights
 
 
 def write_video(path, frames, rate=5, size=(96, 64), code="MJPG"):
@@ -31,22 +26,12 @@ def write_video(path, frames, rate=5, size=(96, 64), code="MJPG"):
     return path
 
 
-@pytest.fixture
-def weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "build_model", Tiny)
-    torch.manual_seed(0)
-    path = tmp_path / "best_model.pth"
-    save_weights(path, Tiny().state_dict(), {"model_name": "vgg"})
-    return path
-
-
-def evaluate(weights, *options, code=0):
-    return call("test.py", "--save-path", weights, "--device", "cpu", *options, code=code)
-
-
-def rows(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
+def announce(path, frames):
+    """Write another number of frames into the header of an AVI file, as programs do that only guess it."""
+    data = bytearray(path.read_bytes())
+    for at in data.index(b"avih") + 24, data.index(b"strh") + 40:
+        data[at : at + 4] = frames.to_bytes(4, "little")
+    path.write_bytes(data)
 
 
 def picture(path, value=0, size=(20, 30)):
@@ -55,10 +40,10 @@ def picture(path, value=0, size=(20, 30)):
     return path
 
 
-def opened(*paths, every=1):
+def opened(*paths, every=1, progress=lambda text: None):
     """What ``test.py`` gets: (name, image or one-line reason) of each, and the notes."""
     sources, notes = find_sources(paths)
-    return [picture[:2] for picture in own_images(sources, every, 1, lambda text: None)], notes
+    return [picture[:2] for picture in own_images(sources, every, 1, lambda image: None, progress)], notes
 
 
 def test_mixed_folders_are_read_with_their_subfolders(tmp_path):
@@ -73,12 +58,16 @@ def test_mixed_folders_are_read_with_their_subfolders(tmp_path):
     assert notes == [f"{tmp_path / 'in'}: skipped 2 of 6 files, neither pictures nor videos"]
 
 
-def test_names_are_unique_and_files_taken_once(tmp_path):
+def test_names_are_unique_files_taken_once_and_links_to_folders_followed_once(tmp_path):
     first, second = picture(tmp_path / "x" / "a.png"), picture(tmp_path / "y" / "a.png", 200)
     (tmp_path / "link.png").symlink_to(first)
     names = [name for name, _ in opened(first, tmp_path / "y", first, tmp_path / "link.png")[0]]
     assert names == [str(first), str(second)]
     assert [name for name, _ in opened(tmp_path / "x", str(first))[0]] == ["a.png"]
+    picture(tmp_path / "z" / "b.png")
+    (tmp_path / "x" / "link").symlink_to(tmp_path / "z")
+    (tmp_path / "z" / "back").symlink_to(tmp_path / "x")
+    assert [name for name, _ in opened(tmp_path / "x")[0]] == ["a.png", "link/b.png"]
 
 
 def test_what_cannot_be_opened_is_named_and_the_rest_goes_on(tmp_path):
@@ -89,57 +78,60 @@ def test_what_cannot_be_opened_is_named_and_the_rest_goes_on(tmp_path):
     (tmp_path / "notes.txt").write_text("named itself, so it counts")
     paths = [tmp_path / name for name in ("no.png", "cut.png", "empty.jpg", "empty", "notes.txt")]
     found, notes = opened(*paths, good)
-    assert [name for name, _ in found] == [
-        "no.png",
-        "cut.png",
-        "empty.jpg",
-        str(tmp_path / "empty"),
-        "notes.txt",
-        "good.png",
-    ]
+    names = ["no.png", "cut.png", "empty.jpg", str(tmp_path / "empty"), "notes.txt", "good.png"]
+    assert [name for name, _ in found] == names
     for (_, reason), path in zip(found, paths):
         assert str(path) in reason and "\n" not in reason
     assert "no such file or folder" in found[0][1] and "holds no picture or video" in found[3][1]
     assert "cut off or no image" in found[4][1] and found[5][1].shape == (20, 30, 3) and not notes
 
 
-def test_links_to_folders_are_followed_once(tmp_path):
-    picture(tmp_path / "in" / "a.png"), picture(tmp_path / "other" / "b.png")
-    (tmp_path / "in" / "link").symlink_to(tmp_path / "other")
-    (tmp_path / "other" / "back").symlink_to(tmp_path / "in")
-    assert [name for name, _ in opened(tmp_path / "in")[0]] == ["a.png", "link/b.png"]
-
-
-def test_frames_of_a_video(tmp_path):
-    path = write_video(tmp_path / "clip.avi", 10)
+def test_frames_of_a_video_and_of_one_that_announces_too_many(weights, tmp_path, capsys):
+    """video2x#742, annolid#2, PosePipeline#59, opencv#16821: an estimate, where the rate varies or the sound is longer."""
+    path, times = write_video(tmp_path / "clip.avi", 10), []
     found, _ = opened(path)
     assert [name for name, _ in found] == [f"clip.avi frame {i:06d}" for i in range(10)]
     for i, (_, image) in enumerate(found):
         assert image.shape == (64, 96, 3) and image.dtype == np.uint8
         assert np.abs(image.astype(int) - (0, 255 * i // 9, 255 * i // 9)).max() < 12
-    assert [name[-6:] for name, _ in opened(path, every=4)[0]] == ["000000", "000004", "000008"]
+    announce(path, 11)
+    names = [name for name, _ in opened(path, every=4, progress=times.append)[0]]
+    assert [name[-6:] for name in names] == ["000000", "000004", "000008"]
+    assert times[0] == "clip.avi 00:00 of about 00:02" and len(times) == 3
+    assert capsys.readouterr().err == f"{path}: the header announces about 11 frames, 10 could be read\n"
+    out, err = evaluate(weights, "--images", path)
+    assert "10 images counted, 0 scored, 0 failed" in out and not errors(err)
+    announce(path, 66)
+    out, err = evaluate(weights, "--images", path, code=1)
+    assert "10 images counted, 0 scored, 1 failed" in out and "about 66 frames, 10 could be read; it is cut off" in err
 
 
-@pytest.mark.parametrize("content", [b"", b"no video at all"])
-def test_a_video_that_cannot_be_decoded_is_reported(tmp_path, content):
-    (tmp_path / "clip.mp4").write_bytes(content)
-    (found,), _ = opened(tmp_path)
-    assert found == (
-        "clip.mp4",
-        f"{tmp_path / 'clip.mp4'}: cannot decode this video; it is cut off or of a kind that OpenCV does not know",
-    )
+@pytest.mark.parametrize("suffix, code", [(".avi", "MJPG"), (".mp4", "mp4v"), (".mkv", "MJPG")])
+def test_a_video_that_was_cut_off_is_shorter_than_it_says(tmp_path, suffix, code):
+    path = write_video(tmp_path / f"clip{suffix}", 50, code=code)
+    assert len(opened(path)[0]) == 50
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
+    assert "cut off" in opened(path)[0][-1][1]
+    path.write_bytes(b"no video at all")
+    reason = "cannot decode this video; it is cut off or of a kind that OpenCV does not know"
+    assert opened(path)[0] == [(path.name, f"{path}: {reason}")]
 
 
-def test_counts_over_time_and_the_annotated_video(weights, tmp_path):
+def test_counts_of_pictures_folders_and_a_video_over_time_and_the_annotated_video(weights, tmp_path):
     clip, out = write_video(tmp_path / "clip.avi", 9), tmp_path / "results"
+    picture(tmp_path / "photos" / "sub" / "<b>.PNG"), (tmp_path / "photos" / "notes.txt").touch()
+    sources = picture(tmp_path / "a.png"), tmp_path / "no.jpg", tmp_path / "photos", clip
     options = "--every", 2, "--out", out, "--video-out", tmp_path / "films" / "shown.mp4"
-    text, _ = evaluate(weights, "--images", clip, *options)
-    table = rows(out / "videos" / "clip.avi.csv")
-    assert [(row["frame"], row["time"]) for row in table] == [
-        (str(frame), f"{frame / 5:.3f}") for frame in (0, 2, 4, 6, 8)
-    ]
-    counts = [float(row["count"]) for row in table]
-    assert counts == [float(row["predicted"]) for row in rows(out / "results.csv")]
+    text, err = evaluate(weights, "--images", *sources, *options, code=1)
+    assert "skipped 1 of 2 files" in err and "7 images counted, 0 scored, 1 failed" in text
+    assert ["no.jpg: no such file" in line for line in errors(err)] == [True]
+    all_rows, rows = table(out / "results.csv"), table(out / "videos" / "clip.avi.csv")
+    names = [f"clip.avi frame {i:06d}" for i in (0, 2, 4, 6, 8)]
+    assert [row["image"] for row in all_rows] == ["a.png", "sub/<b>.PNG", *names]
+    assert "<b>" not in (out / "report.html").read_text().partition("</title>")[0]
+    assert [(row["frame"], row["time"]) for row in rows] == [(str(i), f"{i / 5:.3f}") for i in (0, 2, 4, 6, 8)]
+    counts = [float(row["count"]) for row in rows]
+    assert counts == [float(row["predicted"]) for row in all_rows[2:]]
     facts = json.loads((out / "summary.json").read_text())["videos"]["clip.avi"]
     peak = int(np.argmax(counts))
     assert facts["frames"] == 5 and facts["mean"] == pytest.approx(np.mean(counts), abs=1e-3)
@@ -150,10 +142,8 @@ def test_counts_over_time_and_the_annotated_video(weights, tmp_path):
     shown = cv2.VideoCapture(str(tmp_path / "films" / "shown.mp4"))
     assert shown.get(cv2.CAP_PROP_FPS) == pytest.approx(2.5) and shown.get(cv2.CAP_PROP_FRAME_COUNT) == 5
     pictures = [shown.read()[1] for _ in range(5)]
-    assert (
-        pictures[0].shape == (64, 96, 3)
-        and abs(int(pictures[-1][60, 90].mean()) - int(pictures[0][60, 90].mean())) > 60
-    )
+    brightness = [int(picture[60, 90].mean()) for picture in pictures]
+    assert pictures[0].shape == (64, 96, 3) and abs(brightness[-1] - brightness[0]) > 60
     assert not list(tmp_path.rglob("*.partial*"))
 
 
@@ -161,8 +151,8 @@ def test_a_long_video_shows_some_of_its_frames_and_counts_all(weights, tmp_path,
     monkeypatch.setattr("utils.evaluation.video.SHOWN", 4)
     clip, out = write_video(tmp_path / "clip.avi", 30, size=(32, 16)), tmp_path / "results"
     text, _ = evaluate(weights, "--images", clip, "--out", out)
-    assert "30 images counted, 0 scored, 0 failed" in text and len(rows(out / "videos" / "clip.avi.csv")) == 30
-    names = [row["image"] for row in rows(out / "results.csv")]
+    assert "30 images counted, 0 scored, 0 failed" in text and len(table(out / "videos" / "clip.avi.csv")) == 30
+    names = [row["image"] for row in table(out / "results.csv")]
     assert names == [f"clip.avi frame {frame:06d}" for frame in (0, 8, 16, 24)]
     evaluate(weights, "--images", clip, "--out", tmp_path / "all", "--save-density", "npy")
     assert len(list((tmp_path / "all" / "densities").iterdir())) == 30
@@ -177,13 +167,8 @@ def test_frames_that_no_header_announced_are_shown_ever_farther_apart(tmp_path):
     said = videos.save()
     assert shown[:SHOWN] == list(range(SHOWN)) and len(shown) < 8 * SHOWN and shown[-1] > 19_900
     assert videos.left_out == 20_000 - len(shown)
-    assert videos.facts["live.avi"] == {
-        "frames": 20_000,
-        "frames_per_second": 25.0,
-        "mean": 9999.5,
-        "peak": 19_999.0,
-        "peak_time": 799.96,
-    }
+    facts = {"frames": 20_000, "frames_per_second": 25.0, "mean": 9999.5, "peak": 19_999.0, "peak_time": 799.96}
+    assert videos.facts["live.avi"] == facts
     assert said == ["live.avi: 20000 frames counted, mean 9999.50, peak 19999.00 at 13:19"]
 
 

@@ -50,8 +50,8 @@ class Shape(NamedTuple):
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
-def load_image(source: Path | str | Image.Image, upright: bool = False) -> np.ndarray:
-    """Decode an image file, or take a PIL image, to uint8 [H, W, 3], RGB.
+def load_image(path: Path | str, upright: bool = False) -> np.ndarray:
+    """Decode an image file to uint8 [H, W, 3], RGB.
 
     The stored pixel grid is returned, to which the annotations of the published data sets refer; with ``upright`` the
     image is turned by its EXIF orientation, as photographs are shown. Grey, palette and CMYK images become RGB, and what
@@ -59,10 +59,10 @@ def load_image(source: Path | str | Image.Image, upright: bool = False) -> np.nd
     one that is empty, cut off, no image, deeper than 8 bits a channel, of several pages, transparent everywhere, larger
     than ``MAX_PIXELS`` or than its bytes can hold; both name the file.
     """
-    with _checked(source, whole=True) as image:
+    with _checked(path, whole=True) as image:
         # Asked before decoding, after which Pillow has turned a TIFF and forgotten that it was.
         orientation, turned = _orientation(image), image.format == "TIFF"
-        pixels = _decode(image, given=image is source)
+        pixels = _decode(image)
     if upright == turned or orientation == 1:
         return pixels
     return np.ascontiguousarray(turn(pixels, orientation if upright else INVERSE[orientation]))
@@ -104,8 +104,8 @@ def image_shape(path: Path | str) -> Shape:
         return Shape(height, width, orientation)
 
 
-def _decode(image: Image.Image, given: bool) -> np.ndarray:
-    if image.format == "JPEG" and image.mode == "RGB" and not given:
+def _decode(image: Image.Image) -> np.ndarray:
+    if image.format == "JPEG" and image.mode == "RGB":
         # A third of Pillow's time for the same pixels; what it finds wrong or does not know is Pillow's to judge.
         with contextlib.suppress(ValueError):
             return simplejpeg.decode_jpeg(image.fp.getvalue(), "RGB", strict=True)
@@ -190,16 +190,13 @@ def _kind_of_page(image: Image.Image, page: int) -> int:
 
 
 @contextlib.contextmanager
-def _checked(source: Path | str | Image.Image, whole: bool = False) -> Iterator[Image.Image]:
+def _checked(path: Path | str, whole: bool = False) -> Iterator[Image.Image]:
     """The opened image, before its pixels are decoded; errors of the block are about this file. ``whole``: read into memory."""
-    given = isinstance(source, Image.Image)
-    name = (getattr(source, "filename", None) or "image") if given else source
     try:
-        with contextlib.nullcontext(source) if given else _open(source, whole) as image:
-            _check(image, None if given else os.stat(source).st_size)
+        with Image.open(io.BytesIO(Path(path).read_bytes()) if whole else path, formats=_FORMATS) as image:
+            _check(image, os.stat(path).st_size)
             if (pages := _pages(image)) > 1:
-                remedy = "give one of them, image.copy()" if given else "save each as an image of its own"
-                raise _Refused(f"it holds {pages} pages", remedy)
+                raise _Refused(f"it holds {pages} pages", "save each as an image of its own")
             yield image
             return
     except _Refused as refused:
@@ -214,22 +211,18 @@ def _checked(source: Path | str | Image.Image, whole: bool = False) -> Iterator[
         if isinstance(error, UnidentifiedImageError):  # its message names a buffer in memory
             reason = f"cannot identify image file: none of {', '.join(_FORMATS)}"
             remedy = f"{_GET_AGAIN}, or convert it to JPEG or PNG if it is of another kind, such as HEIC"
-    raise ValueError(f"{name}: cannot read this image ({reason}); {remedy}")
+    raise ValueError(f"{path}: cannot read this image ({reason}); {remedy}")
 
 
-def _open(path: Path | str, whole: bool) -> Image.Image:
-    return Image.open(io.BytesIO(Path(path).read_bytes()) if whole else path, formats=_FORMATS)
-
-
-def _check(image: Image.Image, size: int | None) -> None:
-    """Refuse an image by its header; ``size``: bytes of its file, if that is known."""
+def _check(image: Image.Image, size: int) -> None:
+    """Refuse an image by its header; ``size``: bytes of its file."""
     width, height = image.size
     bits = width * height * _BITS.get(image.mode, 8 * len(image.getbands()))
     if width * height > MAX_PIXELS:
         raise _Refused(f"{width} x {height} pixels, more than {MAX_PIXELS:,}", "make it smaller beforehand")
     if _depth(image) > 8:
         raise _Refused(f"more than 8 bits per channel, mode {image.mode}", "save it with 8 bits per channel")
-    if size is not None and image.format in _SHRINKS and bits / 8 > _SHRINKS[image.format] * size:
+    if image.format in _SHRINKS and bits / 8 > _SHRINKS[image.format] * size:
         raise _Refused(f"{width} x {height} pixels, more than its bytes can hold", _GET_AGAIN)
 
 

@@ -14,11 +14,10 @@ import numpy as np
 
 from GS2D.native.build import NativeUnavailable, build_library, unavailable
 
-MAX_SIDE = 1 << 20  # pixels; coordinates beyond lose the half pixel in float32
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 _ARGUMENTS = {  # of the functions in engine.cpp
-    "gst_render": "ippppiip",
-    "gst_render_backward": "ippppiippppp",
+    "gst_render": "ipppiip",
+    "gst_render_backward": "ipppiipppp",
     "gst_loss_and_gradients": "ppiiipffpp",
     "gst_fit": "ppiiipidiffdipp",
     "gst_kernel_nearest": "ipiiffpp",
@@ -41,28 +40,34 @@ def load() -> ctypes.CDLL:
 
 
 @functools.cache
-def works() -> bool:
-    """Whether the engine can be had on this machine; the first call may build it."""
+def problem() -> str | None:
+    """Why the engine cannot be had on this machine, or None; the first call may build it."""
     try:
-        return load() is not None
-    except NativeUnavailable:
-        return False
+        load()
+    except NativeUnavailable as error:
+        return str(error)
+    return None
 
 
-def render(means, conics, colors, opacities, width: int, height: int) -> np.ndarray:
-    """Draw Gaussians given by means [N, 2], conics [N, 3], colors [N, 3], opacities [N] -> float32 [height, width, 3].
+def works() -> bool:
+    """Whether the engine can be had on this machine."""
+    return problem() is None
+
+
+def render(means, conics, colors, width: int, height: int) -> np.ndarray:
+    """Draw opaque Gaussians given by means [N, 2], conics [N, 3], colors [N, 3] -> float32 [height, width, 3].
 
     Raises ``ValueError`` for other shapes, numbers that are not finite, conics that are not positive definite.
     """
-    arrays = _gaussians(means, conics, colors, opacities, width, height)
+    arrays = _gaussians(means, conics, colors)
     image = np.empty((height, width, 3), np.float32)
     _call("gst_render", len(arrays[0]), *arrays, width, height, image)
     return image
 
 
-def render_backward(means, conics, colors, opacities, width: int, height: int, grad_image) -> tuple[np.ndarray, ...]:
-    """Gradients by means, conics, colors, opacities of a function of the drawing whose gradient is ``grad_image``."""
-    arrays = _gaussians(means, conics, colors, opacities, width, height)
+def render_backward(means, conics, colors, width: int, height: int, grad_image) -> tuple[np.ndarray, ...]:
+    """Gradients by means, conics, colors of a function of the drawing whose gradient is ``grad_image``."""
+    arrays = _gaussians(means, conics, colors)
     grad_image = _floats("grad_image", grad_image, height, width, 3)
     gradients = tuple(map(np.empty_like, arrays))
     _call("gst_render_backward", len(arrays[0]), *arrays, width, height, grad_image, *gradients)
@@ -85,7 +90,7 @@ def fit(
     tolerance: float = 0.0,
     check_every: int = 50,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, float, int]:
-    """Run Adam (betas 0.9 and 0.999, eps 1e-8) on the loss of ``loss_and_gradients``; every Gaussian has opacity 1.
+    """Run Adam (betas 0.9 and 0.999, eps 1e-8) on the loss of ``loss_and_gradients``.
 
     The first ``fixed_means`` means stay where they are (default: all). With a ``tolerance`` above 0 the fit ends where
     ``GS2D.fitting.has_stalled`` says so, which is asked every ``check_every`` iterations.
@@ -96,8 +101,6 @@ def fit(
     """
     target, params = _target(image, foreground), _parameters(means, u, v, c)
     fixed_means = len(params) if fixed_means is None else fixed_means
-    if not (iterations >= 0 and 0 <= fixed_means <= len(params)):
-        raise ValueError(f"iterations: {iterations}, fixed_means: {fixed_means}; expected >= 0, and 0 to {len(params)}")
     losses, done = np.full(2, np.nan), np.zeros(1, np.int32)
     options = iterations, learning_rate, fixed_means, shape_weight, max_ratio, tolerance, check_every
     _call("gst_fit", *target, len(params), params, *options, losses, done)
@@ -205,13 +208,10 @@ def _call(function: str, *arguments) -> None:
 def _target(image: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Image uint8 [H, W, 3] and mask uint8 [H, W], contiguous, width and height."""
     image, foreground = np.asarray(image), np.asarray(foreground)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image: {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]; convert it to 8-bit RGB")
-    height, width, _ = image.shape
-    _check_size(width, height)
-    if foreground.shape != (height, width) or foreground.dtype not in (np.bool_, np.uint8):
-        found = f"{foreground.dtype} {list(foreground.shape)}"
-        raise ValueError(f"foreground: {found}, expected bool or uint8 {[height, width]} as the image has")
+    if image.dtype != np.uint8 or image.shape != (*foreground.shape, 3) or foreground.dtype not in (bool, np.uint8):
+        given = f"{image.dtype} {list(image.shape)}, {foreground.dtype} {list(foreground.shape)}"
+        raise ValueError(f"image, foreground: {given}; expected uint8 [H, W, 3], bool or uint8 [H, W]")
+    height, width = foreground.shape
     return np.ascontiguousarray(image), np.ascontiguousarray(foreground).view(np.uint8), width, height
 
 
@@ -226,8 +226,7 @@ def _columns(params: np.ndarray) -> list[np.ndarray]:
     return [np.ascontiguousarray(part) for part in np.split(params, (2, 4, 5), axis=1)]
 
 
-def _gaussians(means, conics, colors, opacities, width: int, height: int) -> list[np.ndarray]:
-    _check_size(width, height)
+def _gaussians(means, conics, colors) -> list[np.ndarray]:
     columns = ("means", means, 2), ("conics", conics, 3), ("colors", colors, 3)
     arrays = [_floats(name, array, len(means), width) for name, array, width in columns]
     a, b, c = arrays[1].astype(np.float64).T
@@ -235,7 +234,7 @@ def _gaussians(means, conics, colors, opacities, width: int, height: int) -> lis
     if bad.size:
         row = bad[0]
         raise ValueError(f"conics: row {row} is {arrays[1][row].tolist()}; not positive definite (a > 0, a c > b^2)")
-    return [*arrays, _floats("opacities", opacities, len(means))]
+    return arrays
 
 
 def _floats(name: str, array, *shape: int, finite: bool = True) -> np.ndarray:
@@ -249,8 +248,3 @@ def _floats(name: str, array, *shape: int, finite: bool = True) -> np.ndarray:
     if bad.size:
         raise ValueError(f"{name}: row {bad[0]} is {array[bad[0]].tolist()}; expected finite numbers")
     return array
-
-
-def _check_size(width: int, height: int) -> None:
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise ValueError(f"width x height: {width} x {height}, expected 1 to {MAX_SIDE} pixels a side")

@@ -75,7 +75,7 @@ double render_loss(Scene& scene, const Target& target, int n, int fixed, const f
         const float* p = params + 8 * (size_t)i;
         gaussians.emplace_back(p);
         const Activated& g = gaussians.back();
-        scene.place(i, p[0], p[1], g.a, g.b, g.c, 1.0f, 255.0f * g.rgb[0], 255.0f * g.rgb[1], 255.0f * g.rgb[2]);
+        scene.place(i, p[0], p[1], g.a, g.b, g.c, 255.0f * g.rgb[0], 255.0f * g.rgb[1], 255.0f * g.rgb[2]);
     }
     double distances[LANES] = {};
     int64_t untouched = target.total;  // values of pixels that no Gaussian is near
@@ -83,7 +83,7 @@ double render_loss(Scene& scene, const Target& target, int n, int fixed, const f
         const int32_t* values = &target.tiles[target.first_row(column, k) * LANES];
         for (int i = first; i < last; i++) __builtin_prefetch(values + i * LANES);
     };
-    scene.sweep<true, false>(fetch, [&](int column, int k, int first, int last, Row* rows) {
+    scene.sweep<true>(fetch, [&](int column, int k, int first, int last, Row* rows) {
         const size_t tile = target.first_row(column, k);
         vf distance{};
         const auto compare = [&](vf& color, vi value) {
@@ -178,11 +178,10 @@ int guarded(Function function) {
     }
 }
 
-void place_all(Scene& scene, int n, const float* means, const float* conics, const float* colors,
-               const float* opacities) {
+void place_all(Scene& scene, int n, const float* means, const float* conics, const float* colors) {
     for (int i = 0; i < n; i++) {
         const float *m = means + 2 * (size_t)i, *q = conics + 3 * (size_t)i, *rgb = colors + 3 * (size_t)i;
-        scene.place(i, m[0], m[1], q[0], q[1], q[2], opacities[i], rgb[0], rgb[1], rgb[2]);
+        scene.place(i, m[0], m[1], q[0], q[1], q[2], rgb[0], rgb[1], rgb[2]);
     }
 }
 
@@ -193,13 +192,13 @@ void no_fetch(int, int, int, int) {}
 // Functions return 0, or 1 where memory did not suffice. Arrays are contiguous; shapes as in GS2D/native/__init__.py.
 extern "C" {
 
-int gst_render(int n, const float* means, const float* conics, const float* colors, const float* opacities, int width,
-               int height, float* image) {
+int gst_render(int n, const float* means, const float* conics, const float* colors, int width, int height,
+               float* image) {
     return guarded([&] {
         Scene scene(n, width, height);
-        place_all(scene, n, means, conics, colors, opacities);
+        place_all(scene, n, means, conics, colors);
         std::fill(image, image + (size_t)3 * width * height, 0.0f);
-        scene.sweep<false, false>(no_fetch, [&](int column, int k, int first, int last, const Row* rows) {
+        scene.sweep<false>(no_fetch, [&](int column, int k, int first, int last, const Row* rows) {
             const int left = column * LANES, right = std::min(left + LANES, width);
             for (int i = first; i < last; i++)
                 for (int j = left; j < right; j++) {
@@ -212,13 +211,12 @@ int gst_render(int n, const float* means, const float* conics, const float* colo
     });
 }
 
-int gst_render_backward(int n, const float* means, const float* conics, const float* colors, const float* opacities,
-                        int width, int height, const float* grad_image, float* g_means, float* g_conics,
-                        float* g_colors, float* g_opacities) {
+int gst_render_backward(int n, const float* means, const float* conics, const float* colors, int width, int height,
+                        const float* grad_image, float* g_means, float* g_conics, float* g_colors) {
     return guarded([&] {
         Scene scene(n, width, height);
-        place_all(scene, n, means, conics, colors, opacities);
-        scene.sweep<true, true>(no_fetch, [&](int column, int k, int first, int last, Row* rows) {
+        place_all(scene, n, means, conics, colors);
+        scene.sweep<true>(no_fetch, [&](int column, int k, int first, int last, Row* rows) {
             const int left = column * LANES, right = std::min(left + LANES, width);
             for (int i = first; i < last; i++) {
                 rows[i] = Row{};
@@ -238,7 +236,6 @@ int gst_render_backward(int n, const float* means, const float* conics, const fl
             g_conics[3 * i + 1] = -s[XY];
             g_conics[3 * i + 2] = -0.5f * s[YY];
             std::copy(s + RED, s + SUMS, g_colors + 3 * i);
-            g_opacities[i] = opacities[i] >= MIN_ALPHA ? scene.opacity_sums[i] / opacities[i] : 0.0f;
         }
     });
 }

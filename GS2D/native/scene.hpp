@@ -28,8 +28,8 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 constexpr int ROWS = 32;
-constexpr float MIN_ALPHA = 1.0f / 255.0f, MAX_ALPHA = 0.999f, MIN_TRANSMITTANCE = 1e-4f;
-constexpr float MIN_LEVEL = -7.9943534368588579f;  // log2(MIN_ALPHA)
+constexpr float MAX_ALPHA = 0.999f, MIN_TRANSMITTANCE = 1e-4f;
+constexpr float MIN_LEVEL = -7.9943534368588579f;  // log2(1 / 255), the smallest alpha that is drawn
 constexpr int32_t MAX_ALPHA_BITS = 0x3f7fbe77, ONE_BITS = 0x3f800000;
 constexpr double LOG2_E = 1.4426950408889634, PI = 3.1415926535897932;
 
@@ -90,8 +90,8 @@ const struct Steps {  // row[i]: i in all lanes
     }
 } steps;
 
-struct Splat {  // alpha = 2^(level + a dx^2 + b dx dy + c dy^2)
-    float x, y, a, b, c, level, red, green, blue;
+struct Splat {  // alpha = 2^(a dx^2 + b dx dy + c dy^2)
+    float x, y, a, b, c, red, green, blue;
 };
 
 struct Span {  // rows [row0, row1) of a column of tiles that a Gaussian reaches
@@ -121,8 +121,7 @@ struct Scene {
     std::vector<Entry> entries;
     std::vector<size_t> starts;  // of each tile's entries
     std::vector<Sample> samples;
-    std::vector<float> sums;          // [N, SUMS]
-    std::vector<float> opacity_sums;  // [N], of -dL/dq
+    std::vector<float> sums;  // [N, SUMS]
 
     Scene(int n, int width, int height)
         : width(width),
@@ -132,13 +131,12 @@ struct Scene {
           splats(n) {}
 
     // Find the pixels where Gaussian i, with conic (a, b, c), gives alpha >= 1/255: an ellipse. NaN draws nothing.
-    void place(int i, float x, float y, float a, float b, float c, float opacity, float red, float green, float blue) {
-        if (!(opacity >= MIN_ALPHA) || !std::isfinite(x + y + a + b + c)) return;
-        const float level = std::log2(opacity);
+    void place(int i, float x, float y, float a, float b, float c, float red, float green, float blue) {
+        if (!std::isfinite(x + y + a + b + c)) return;
         const float half = -0.5 * LOG2_E;
-        splats[i] = {x, y, half * a, 2 * half * b, half * c, level, red, green, blue};
+        splats[i] = {x, y, half * a, 2 * half * b, half * c, red, green, blue};
         // Of 2 q, a little too large, so that rounding cuts nothing off.
-        const double limit = (level - MIN_LEVEL) * (2.002 / LOG2_E) + 1e-3;
+        const double limit = -MIN_LEVEL * (2.002 / LOG2_E) + 1e-3;
         const double det = (double)a * c - (double)b * b;
         const double reach = std::sqrt(limit * c / det), top = std::sqrt(limit * a / det), top_x = -b * top / a;
         // A conic that is singular to double precision is searched for in the whole image.
@@ -181,11 +179,10 @@ struct Scene {
 
     // Draw every tile that is reached. fetch(column, tile_row, first, last) may prefetch what shade(..., rows) needs.
     // shade sees rows [first, last); on a way back it leaves the gradient by the colors in their place, and 0 in t.
-    template <bool BACKWARD, bool OPACITY, class Fetch, class Shade>
+    template <bool BACKWARD, class Fetch, class Shade>
     void sweep(Fetch fetch, Shade shade) {
         list_tiles();
         if (BACKWARD) sums.assign(splats.size() * SUMS, 0.0f);
-        if (OPACITY) opacity_sums.assign(splats.size(), 0.0f);
         Row rows[ROWS];
         for (int k = 0; k < tile_rows; k++)
             for (int column = 0; column < columns; column++) {
@@ -211,8 +208,7 @@ struct Scene {
                 shade(column, k, first, last, rows);
                 while (BACKWARD && end-- > begin) {
                     sample -= end->rows();
-                    walk_back<OPACITY>(end->splat, x, k * ROWS + end->row0 + 0.5f, rows + end->row0, end->rows(),
-                                       sample);
+                    walk_back(end->splat, x, k * ROWS + end->row0 + 0.5f, rows + end->row0, end->rows(), sample);
                 }
             }
     }
@@ -221,7 +217,7 @@ struct Scene {
     static void draw(const Splat& s, vf x, float y, Row* rows, int count, Sample* samples) {
         const vf dx = x - s.x;
         const float dy = y - s.y;
-        const vf p0 = s.level + s.a * dx * dx + dy * (s.b * dx + s.c * dy), p1 = s.b * dx + 2.0f * s.c * dy;
+        const vf p0 = dy * (s.b * dx + s.c * dy) + s.a * dx * dx, p1 = s.b * dx + 2.0f * s.c * dy;
         const vi most = vi{} + MAX_ALPHA_BITS;
         for (int i = 0; i < count; i++) {
             Row& row = rows[i];
@@ -239,7 +235,6 @@ struct Scene {
         }
     }
 
-    template <bool OPACITY>
     void walk_back(int splat, vf x, float y, Row* rows, int count, const Sample* samples) {
         const Splat& s = splats[splat];
         const vf dx = x - s.x;
@@ -262,7 +257,6 @@ struct Scene {
         const vf wx = w * dx, wy = w1 + w * dy;
         vf v[SUMS] = {wx, wy, wx * dx, wy * dx, w2 + dy * (w1 + wy), red, green, blue};
         add_lanes(v, &sums[(size_t)splat * SUMS]);
-        for (int i = 0; OPACITY && i < LANES; i++) opacity_sums[splat] += w[i];
     }
 };
 

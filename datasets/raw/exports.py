@@ -15,7 +15,16 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from datasets.raw.marks import Annotated, Mark, Request, add_image, no_object, shape, stated_size
-from datasets.raw.raw_text import entries, json_number, json_numbers, json_points, member, parse_number, read_json
+from datasets.raw.raw_text import (
+    OtherFormatError,
+    entries,
+    json_number,
+    json_numbers,
+    json_points,
+    member,
+    parse_number,
+    read_json,
+)
 from utils.cli import warn
 from utils.files import PICTURES
 
@@ -37,11 +46,13 @@ def read_points_json(path: Path, request: Request = Request()) -> dict[str, Anno
     """Lists of points: ``[[x, y], ...]`` or ``{"points": [[x, y], ...]}``; of many images an object of these by name."""
     contents = read_json(path)
     if request.named and not isinstance(contents, dict):
-        raise ValueError(f'{path}: no object; write {{"a.jpg": [[x, y], ...], ...}}')
+        raise OtherFormatError(f'{path}: no object; write {{"a.jpg": [[x, y], ...], ...}}')
     images: dict[str, Annotated] = {}
     for name, value in contents.items() if request.named else [("", contents)]:
         where = f"{path}: {name!r:.80}" if request.named else f"{path}"
         value = member(value, "points", list, where) if isinstance(value, dict) else value
+        if not isinstance(value, list) or (value and not isinstance(value[0], list)):
+            raise OtherFormatError(f"{where}: holds no list of points [[x, y], ...]; check --format")
         images[name] = Annotated([Mark(x, y) for x, y in json_points(value, where).tolist()])
     return images
 
@@ -70,34 +81,35 @@ def read_coco(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     contents = read_json(path)
     listed = entries(contents, "images", f"{path}")
     categories = entries(contents, "categories", f"{path}") if "categories" in contents else []
-    labels = {str(_whole(entry.get("id"))): str(entry.get("name")) for entry in categories}
+    labels = {_coco_id(entry.get("id")): str(entry.get("name")) for entry in categories}
     images: dict[str, Annotated] = {}
     by_id: dict[str, list[Mark]] = {}
     for i, image in enumerate(listed, start=1):
-        where, key = f"{path}: images: entry {i}", _whole(image.get("id"))
-        if not isinstance(key, (int, str)) or str(key) in by_id:
-            raise ValueError(f"{where}: its id {key!r:.40} is none, or there twice; give each image its own")
+        where, key = f"{path}: images: entry {i}", _coco_id(image.get("id"))
+        if key == "None" or key in by_id:
+            raise ValueError(f"{where}: its id {image.get('id')!r:.40} is none, or there twice; give each its own")
         size = stated_size(image, "width", "height", where)
-        by_id[str(key)] = add_image(images, image.get("file_name"), where, size)
+        by_id[key] = add_image(images, image.get("file_name"), where, size)
     crowds = several = 0
     for i, annotation in enumerate(entries(contents, "annotations", f"{path}"), start=1):
         where = f"{path}: annotations: entry {i}"
-        key = _whole(annotation.get("image_id"))
-        if not isinstance(key, (int, str)) or str(key) not in by_id:
-            raise ValueError(f"{where}: image_id {key!r:.40} is not among the images; add it or remove the entry")
+        key = _coco_id(annotation.get("image_id"))
+        if key not in by_id:
+            unknown = f"image_id {annotation.get('image_id')!r:.40} is not among the images"
+            raise ValueError(f"{where}: {unknown}; add it or remove the entry")
         if any(annotation.get(key) not in (None, "", 0, "0") for key in ("iscrowd", "ignore")):
             crowds += 1
             continue
         visible = _coco_keypoints(annotation.get("keypoints") or [], where)
         several += len(visible) > 2
-        category = str(_whole(annotation.get("category_id", "")))
+        category = _coco_id(annotation.get("category_id", ""))
         label, box, mark = labels.get(category, category), annotation.get("bbox"), None
         if box:
             numbers = box if isinstance(box, list) and len(box) == 4 else [box]
             mark = shape("corner", [json_number(value, f"{where}: bbox") for value in numbers], label, where)
         if visible and (mark is None or math.isnan(mark.size)):
             mark = shape("polygon", visible, label, where)
-        by_id[str(key)].append(mark or no_object("region without bbox", ("bbox", "visible keypoints"), label, where))
+        by_id[key].append(mark or no_object("region without bbox", ("bbox", "visible keypoints"), label, where))
     if crowds:
         warn(f"{path}: {crowds} regions marked iscrowd or ignore are not counted; their images miss objects")
     if several:
@@ -105,9 +117,9 @@ def read_coco(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     return images
 
 
-def _whole(key: Any) -> Any:
-    """A table program writes the id 1 as 1.0."""
-    return int(key) if isinstance(key, float) and key.is_integer() else key
+def _coco_id(value: Any) -> str:
+    """An id as text: some tools write the number 1 as "1", and table programs as 1.0."""
+    return str(value).removesuffix(".0")
 
 
 def _coco_keypoints(values: Any, where: str) -> list[float]:
@@ -119,7 +131,7 @@ def _coco_keypoints(values: Any, where: str) -> list[float]:
 
 
 def read_labelme(path: Path, request: Request = Request()) -> dict[str, Annotated]:
-    """LabelMe's shapes, of one image: points, rectangles, polygons and circles."""
+    """LabelMe's shapes, of one image: points, rectangles, polygons and circles. If ``named``, the file says of which."""
     contents = read_json(path)
     marks = []
     for i, drawn in enumerate(entries(contents, "shapes", f"{path}"), start=1):
@@ -136,17 +148,8 @@ def read_labelme(path: Path, request: Request = Request()) -> dict[str, Annotate
             marks.append(shape("corners", (x - radius, y - radius, x + radius, y + radius), label, where))
         else:
             marks.append(shape("point" if kind == "point" else "polygon", points.ravel().tolist(), label, where))
-    return {"": Annotated(marks, stated_size(contents, "imageWidth", "imageHeight", f"{path}"))}
-
-
-def labelme_image(path: Path) -> str | None:
-    """The image that a LabelMe file says it is about, whatever its own name."""
-    try:
-        contents = read_json(path)
-    except (OSError, ValueError):
-        return None
-    name = contents.get("imagePath") if isinstance(contents, dict) and "shapes" in contents else None
-    return name if isinstance(name, str) else None
+    name = member(contents, "imagePath", str, f"{path}") if request.named else ""
+    return {name: Annotated(marks, stated_size(contents, "imageWidth", "imageHeight", f"{path}"))}
 
 
 def read_cvat(path: Path, request: Request = Request()) -> dict[str, Annotated]:
@@ -159,7 +162,7 @@ def read_cvat(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     root = _xml_root(path)
     if root.tag != "annotations" or root.find("track") is not None:
         kind = "CVAT for video, with tracks" if root.tag == "annotations" else f"<{root.tag}>"
-        raise ValueError(f"{path}: is {kind:.60}; export 'CVAT for images 1.1' and take its annotations.xml")
+        raise OtherFormatError(f"{path}: is {kind:.60}; export 'CVAT for images 1.1', its annotations.xml, or COCO")
     images: dict[str, Annotated] = {}
     for i, image in enumerate(root.iter("image"), start=1):
         where = f"{path}: image {i}"
@@ -205,21 +208,17 @@ def _cvat_points(drawn: Element, where: str) -> list[float]:
 
 
 def read_labelstudio(path: Path, request: Request = Request()) -> dict[str, Annotated]:
-    """The tasks of Label Studio's JSON or JSON-MIN, by the name of their image; coordinates are in percent of its size.
+    """The tasks of Label Studio's JSON, by the name of their image; coordinates are in percent of its size.
 
     A task that nobody finished is left out; one with several annotations is refused, since each would count.
     """
-    contents = read_json(path)
-    if not isinstance(contents, list) or not all(isinstance(task, dict) for task in contents):
-        raise ValueError(f"{path}: no list of tasks; export the project from Label Studio as JSON")
     images: dict[str, Annotated] = {}
-    for i, task in enumerate(contents, start=1):
+    for i, task in enumerate(entries({"tasks": read_json(path)}, "tasks", f"{path}"), start=1):
         where = f"{path}: task {task.get('id', i)!r:.20}"
-        data = task["data"] if isinstance(task.get("data"), dict) else task
-        results = _studio_results(task, where) if "data" in task else _studio_results_min(task)
+        results = _studio_results(task, where)
         if results is not None:
             marks, size = _studio_marks(results, where)
-            add_image(images, _studio_image(data), where, size).extend(marks)
+            add_image(images, _studio_image(member(task, "data", dict, where)), where, size).extend(marks)
     return images
 
 
@@ -248,24 +247,13 @@ def without_upload_prefix(name: str) -> str | None:
 
 def _studio_results(task: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
     """The results of the annotation that counts; None where the task is not finished."""
-    done = entries(task, "annotations" if "annotations" in task else "completions", where)
+    done = entries(task, "annotations", where)
     done = [entry for entry in done if not entry.get("was_cancelled")]
     truths = [entry for entry in done if entry.get("ground_truth")]
     done = truths if len(truths) == 1 else done
     if len(done) > 1:
         raise ValueError(f"{where}: has {len(done)} annotations; keep one, or mark one as ground truth")
     return entries(done[0], "result", where) if done else None
-
-
-def _studio_results_min(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """The results of JSON-MIN, where a control's name maps to its values; it lists finished tasks alone."""
-    lists = [values for values in task.values() if isinstance(values, list)]
-    values = [value for values in lists for value in values if isinstance(value, dict) and "original_width" in value]
-    results = []
-    for i, value in enumerate(values):
-        kind = next((key for key in value if key.endswith("labels")), "rectangle" if "height" in value else "keypoint")
-        results.append({**value, "id": i, "type": kind, "value": value})
-    return results
 
 
 def _studio_marks(results: list[dict[str, Any]], where: str) -> tuple[list[Mark], tuple[float, float] | None]:

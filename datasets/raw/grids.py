@@ -23,9 +23,9 @@ def grid_size(shape: Shape, grid: str) -> tuple[int, int]:
     return width, height
 
 
-def outside(points: np.ndarray, width: int, height: int) -> int:
-    """How many of the points [N, 2] lie outside [0, width] x [0, height]."""
-    return int(((points < 0) | (points > (width, height))).any(axis=1).sum())
+def points_inside(points: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Which points (x, y) lie in [0, width] x [0, height], borders included: bool [N]."""
+    return ((points >= 0) & (points <= (width, height))).all(axis=1)
 
 
 def fitting_grid(value: Annotated, shape: Shape, source: Path, image: Path) -> str | None:
@@ -39,8 +39,8 @@ def fitting_grid(value: Annotated, shape: Shape, source: Path, image: Path) -> s
         what = f"made for an image of {made_for} pixels, but {image} is stored as {stored}"
         raise ValueError(f"{source}: {what}; annotate the image as it is, without scaling or cutting it")
     points = np.array([mark[:2] for mark in value.marks]).reshape(-1, 2)
-    lost = {grid: outside(points, *grid_size(shape, grid)) for grid in grids}
-    best = [grid for grid in grids if lost[grid] == min(lost.values())]
+    fit = {grid: points_inside(points, *grid_size(shape, grid)).sum() for grid in grids}
+    best = [grid for grid in grids if fit[grid] == max(fit.values())]
     return best[0] if len(best) == 1 else None
 
 

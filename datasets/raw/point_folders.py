@@ -11,10 +11,10 @@ from pathlib import Path, PurePath, PureWindowsPath
 import numpy as np
 
 from datasets.raw.exports import without_upload_prefix
-from datasets.raw.formats import FORMATS, recognise, why_other
+from datasets.raw.formats import FORMATS, recognise
 from datasets.raw.grids import STORED, UPRIGHT, choose_grids, fitting_grid, grid_size
 from datasets.raw.marks import Annotated, Request, Sizes, counted
-from datasets.raw.raw_text import one_form
+from datasets.raw.raw_text import OtherFormatError, one_form
 from datasets.raw.suspicion import refuse_corners, refuse_empty, suspect
 from utils.cli import one_line, warn
 from utils.files import PICTURES, UNREAD, find_files, unread_kinds
@@ -130,11 +130,11 @@ class _Reading:
             raise ValueError(f"{annotations}: {self.format} has a file for each image; give --annotations their folder")
         if not for_all:
             self._read_each(annotations, request._replace(named=False))
-        if for_all or (self.form.files == "both" and not annotations and not self.annotated):
+        if for_all or (self.form.files == "both" and not self.annotated):
             self._read_shared(annotations, request)
 
     def _read_each(self, folder: Path | None, request: Request) -> None:
-        """Each image from a file of its own name, or from one that names it."""
+        """Each image from a file of its own name."""
         files: dict[tuple[str, str], Path] = {}
         for path in find_files(folder or self.root):
             if path.suffix.lower() in self.form.suffixes:
@@ -153,13 +153,6 @@ class _Reading:
                 raise ValueError(f"{path}: is for {owner[path]} and for {image}; use folders like those of the images")
             if path:
                 owner[path] = image
-        owned = set(owner.values())
-        for path in files.values():
-            name = self.form.image_named(path) if self.form.image_named and path not in owner else None
-            image = self._image_named(name, path, str(path)) if name else None
-            if image and image not in owned:
-                owner[path] = image
-                owned.add(image)
         lone = [path for path in files.values() if path not in owner]
         if lone and owner:
             warn(f"{len(lone)} files belong to no image and are not read (first {lone[0]})")
@@ -178,28 +171,28 @@ class _Reading:
             paths = [source]
         else:
             paths = [path for path in find_files(source or self.root) if path.suffix.lower() in self.form.suffixes]
-            others = {path: why for path in paths if len(paths) > 1 and (why := why_other(path, self.format))}
-            if len(others) < len(paths):
-                paths = [path for path in paths if path not in others]
-                for why in others.values():
-                    warn(f"not read, being no annotations of format {self.format}: {why}")
         named_by: dict[Path, str] = {}
         strangers: dict[str, str] = {}
+        others: list[OtherFormatError] = []
         for path in paths:
-
-            def image_of(name: str, path: Path = path) -> Path | None:
-                return self._image_named(name, path, f"{path}: {name!r:.200}")
-
-            request = request._replace(sizes=lambda name, of=image_of: self._sizes(of(name)))
-            images = counted(self.form.read(path, request), self.categories)
+            request = request._replace(sizes=lambda name, path=path: self._sizes(self._image_named(name, path)))
+            try:
+                images = counted(self.form.read(path, request), self.categories)
+            except OtherFormatError as error:
+                others.append(error)
+                continue
             for name, value in images.items():
-                entry, image = f"{path}: {name!r:.200}", image_of(name)
+                entry, image = f"{path}: {name!r:.200}", self._image_named(name, path)
                 if image is None:
                     strangers[entry] = name
                     continue
                 if image in named_by:
                     raise ValueError(f"{entry}: means {image}, and so does {named_by[image]}; keep one of the two")
                 named_by[image], self.sources[image], self.annotated[image] = entry, path, value
+        if others and len(others) == len(paths):
+            raise others[0]
+        for error in others:
+            warn(f"not read, being no annotations of format {self.format}: {error}")
         if strangers:
             unread = unread_kinds(list(strangers.values()))
             line = f"{len(strangers)} annotated images are not in the input (first {next(iter(strangers))})"
@@ -227,7 +220,7 @@ class _Reading:
         except (OSError, ValueError):  # the image's problem, not that of the file that speaks of many
             return None
 
-    def _image_named(self, name: str, path: Path, entry: str) -> Path | None:
+    def _image_named(self, name: str, path: Path) -> Path | None:
         """The image that ``name`` in the file ``path`` means: its path may begin elsewhere, its ending may differ.
 
         Of several, the one that agrees in most folders, counted from the image upwards. ``ValueError`` for a tie.
@@ -248,9 +241,10 @@ class _Reading:
                 ranked.append((folders_shared, own[-1] == file.name, image))
         ranked.sort(key=lambda rank: rank[:2], reverse=True)
         if len(ranked) > 1 and ranked[0][:2] == ranked[1][:2]:
-            raise ValueError(f"{entry}: may mean {ranked[0][2]} or {ranked[1][2]}; name images with their folder")
+            which = f"may mean {ranked[0][2]} or {ranked[1][2]}"
+            raise ValueError(f"{path}: {name!r:.200}: {which}; name images with their folder")
         if not ranked and (plain := without_upload_prefix(name)) is not None:
-            return self._image_named(plain, path, entry)
+            return self._image_named(plain, path)
         return ranked[0][2] if ranked else None
 
 

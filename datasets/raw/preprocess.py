@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from datasets.raw.annotations import prepared_stem
+from datasets.raw.grids import points_inside
 from datasets.report import CROP_SIZES, RECORD, read_record, write_report
 from GS2D.points import mean_neighbour_distance
 from utils.cli import Outcome, default_workers, for_each, report_failures, warn
@@ -75,11 +76,6 @@ def resized_size(height: int, width: int, minimum: int, maximum: int) -> tuple[i
     return round(height * ratio), round(width * ratio), ratio
 
 
-def points_inside(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Which points (x, y) lie in [0, width] x [0, height], borders included: bool [N]."""
-    return ((points >= 0) & (points <= (width, height))).all(axis=1)
-
-
 def prepare_image(job: Job) -> Prepared:
     """Resize one image and its points; write the JPEG and the npy, float32 [N, 2], or [N, 3] with distances.
 
@@ -103,7 +99,7 @@ def prepare_image(job: Job) -> Prepared:
     save_jpeg(image, job.output, quality)
     if rows is None:
         return Prepared(None, 0, height, width, grey, orientation)
-    inside = points_inside(rows[:, :2], raw_height, raw_width)
+    inside = points_inside(rows[:, :2], raw_width, raw_height)
     # float32 before the product, as in the released data: large coordinates then agree to the last bit.
     with np.errstate(over="ignore"):
         rows = rows[inside].astype(np.float32) * np.float32(ratio)
@@ -276,8 +272,7 @@ def _append_record(root: Path, entry: Mapping[str, Any]) -> None:
         with (root / RECORD).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
     except OSError as error:
-        reason = f"cannot write this file ({error.strerror}); check its permissions and the space left"
-        raise OSError(f"{root / RECORD}: {reason}") from None
+        raise OSError(error.errno, error.strerror, str(root / RECORD)) from None
 
 
 def _remove_moved(root: Path, planned: Mapping[str, Job], record: dict[str, dict[str, Any]]) -> bool:

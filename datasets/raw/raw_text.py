@@ -22,6 +22,10 @@ class DamagedError(ValueError):
     """A file that is not what its kind of file must be, whatever it was meant to say."""
 
 
+class OtherFormatError(ValueError):
+    """A file that lacks what every file of this format has: it is of another."""
+
+
 def one_form(text: str) -> str:
     """``text`` as labels and names are compared: file systems and tools differ in how they compose accents."""
     return unicodedata.normalize("NFC", text)
@@ -84,7 +88,7 @@ def member(contents: Any, key: str, kind: type, where: str) -> Any:
     """The value of ``key`` in a JSON object; ``ValueError`` that starts with ``where`` if it is not of that kind."""
     value = contents.get(key) if isinstance(contents, dict) else None
     if not isinstance(value, kind):
-        raise ValueError(f"{where}: no {_KINDS[kind]} {key!r}; {_AGAIN}")
+        raise OtherFormatError(f"{where}: no {_KINDS[kind]} {key!r}; {_AGAIN}")
     return value
 
 
@@ -92,7 +96,7 @@ def entries(contents: Any, key: str, where: str) -> list[dict[str, Any]]:
     """The list of objects under ``key``."""
     values = member(contents, key, list, where)
     if not all(isinstance(value, dict) for value in values):
-        raise ValueError(f"{where}: no list {key!r} of objects; {_AGAIN}")
+        raise OtherFormatError(f"{where}: no list {key!r} of objects; {_AGAIN}")
     return values
 
 

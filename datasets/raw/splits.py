@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,10 +61,10 @@ def split_train_val(images: Sequence[Path], arguments: argparse.Namespace) -> di
     """Divide the raw images, say how, and write the result to ``split.json`` in the output folder.
 
     ``arguments`` are those of ``add_split_options``. With lists (one image name a line) the lists decide; without that of
-    train or of val, that split is the rest. Without both, ``val_fraction`` of the images is drawn. Without any list so is
-    ``test_fraction``, and a ``split.json`` for the same seed, fractions and images is used as it stands. There is a test
-    split only with ``test_list`` or ``test_fraction``. Raises ``ValueError`` or ``OSError``, naming the file, for lists that
-    cannot be read or do not fit, and ``ValueError`` for images of one name.
+    train or of val, that split is the rest. Without both, ``val_fraction`` of the images is drawn, and without any list
+    ``test_fraction``: the same ones for the same seed and names. There is a test split only with ``test_list`` or
+    ``test_fraction``. Raises ``ValueError`` or ``OSError``, naming the file, for lists that cannot be read or do not fit, and
+    ``ValueError`` for images of one name.
     """
     by_stem = unique_stems(images)
     path = arguments.output_dataset_path / "split.json"
@@ -75,16 +74,13 @@ def split_train_val(images: Sequence[Path], arguments: argparse.Namespace) -> di
     if test_fraction := 0.0 if lists else getattr(arguments, "test_fraction", 0.0):
         fractions["test"] = test_fraction
     splits = SPLITS if "test" in (*lists, *fractions) else SPLITS[:2]
-    given = {name: str(lists[name]) if name in lists else None for name in SPLITS}
-    origin: dict[str, object] = {"train_list": given["train"], "val_list": given["val"]}
-    origin |= {"val_fraction": fractions.get("val"), "seed": arguments.seed if drawn else None}
-    if len(splits) == 3:
-        origin |= {"test_list": given["test"], "test_fraction": fractions.get("test")}
+    origin: dict[str, object] = {f"{name}_list": str(lists[name]) if name in lists else None for name in splits}
+    origin |= {f"{name}_fraction": fractions.get(name) for name in splits[1:]}
+    origin["seed"] = arguments.seed if drawn else None
     stems, rest = _read_lists(lists, by_stem)
     make_folder(path.parent)
-    stored = None if lists else _stored_split(path, origin, by_stem, splits)
     if drawn:
-        stems = stored or stems | _seeded_split(sorted(rest), fractions, arguments.seed)
+        stems |= _seeded_split(sorted(rest), fractions, arguments.seed)
     elif others := {"train", "val"} - lists.keys():
         stems |= {others.pop(): rest}
     elif rest:
@@ -100,8 +96,7 @@ def split_train_val(images: Sequence[Path], arguments: argparse.Namespace) -> di
         how = f"{'test by the list' if lists else 'no lists'} given, seed {arguments.seed}"
         how += "".join(f", {name} fraction {fraction:g}" for name, fraction in fractions.items())
     counts = [f"{len(split[name])} {name}" for name in splits]
-    written = "kept from" if stored else "written to"
-    print(f"split: {', '.join(counts[:-1])} and {counts[-1]} images ({how}), {written} {path}")
+    print(f"split: {', '.join(counts[:-1])} and {counts[-1]} images ({how}), written to {path}")
     return split
 
 
@@ -144,21 +139,3 @@ def _seeded_split(stems: Sequence[str], fractions: Mapping[str, float], seed: in
         size = min(max(1, round(fractions[name] * len(stems))), len(ranked) - left)
         split[name], ranked = set(ranked[:size]), ranked[size:]
     return split | {"train": set(ranked)}
-
-
-def _stored_split(
-    path: Path, origin: Mapping[str, object], by_stem: Mapping[str, Path], splits: Sequence[str]
-) -> dict[str, set[str]] | None:
-    """The split of an earlier run, if it was made the same way and of the same images."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if any(stored.get(key) != value for key, value in origin.items()):
-            return None
-        names = {name: [prepared_stem(Path(image).stem) for image in stored[name]] for name in splits}
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path}: not a split that this script wrote; delete it to have it made anew") from None
-    if sorted(stem for stems in names.values() for stem in stems) != sorted(by_stem):
-        return None
-    return {name: set(stems) for name, stems in names.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.raw.grids import outside
+from datasets.raw.grids import points_inside
 from datasets.raw.marks import Annotated
 from utils.cli import warn
 
@@ -16,7 +16,7 @@ _LEAVES_POINTS_OUT = (
     "Label Studio's JSON and --format labelstudio, which keep them"
 )
 _FEW = 4  # points from which on a data set, or an image, can be judged
-MANY = 8  # points or objects from which on it can be said where they lie
+_MANY = 8  # points from which on it can be said where they lie
 
 
 def refuse_empty(format: str, annotated: Mapping[Path, Annotated], sources: Collection[Path], place: Path) -> None:
@@ -32,36 +32,23 @@ def refuse_empty(format: str, annotated: Mapping[Path, Annotated], sources: Coll
 def refuse_corners(annotated: Mapping[Path, Annotated], sizes: Mapping[Path, tuple[int, int]], place: Path) -> None:
     """``ValueError`` where boxes with width and height leave images in which all fit if those are the other corner.
 
-    Or where each of many follows the place of its box (``near_own``). ``sizes`` holds (width, height) of each image, in the
-    grid that its annotations mean.
+    ``sizes`` holds (width, height) of each image, in the grid that its annotations mean.
     """
 
     def inside(low: float, high: float, side: int) -> bool:
         return -0.01 * side <= low < high <= 1.01 * side
 
-    wrong, corners = 0, []
+    wrong = boxes = 0
     for image, value in annotated.items():
         marks = [mark for mark in value.marks if mark.box]
         ways = [[*zip(m[:2], m.box[:2], m.box[2:], sizes[image], strict=True)] for m in marks]
         if all(inside(first, last, side) for way in ways for _, first, last, side in way):
-            corners += [mark.box for mark in marks]
+            boxes += len(marks)
             wrong += sum(not all(inside(x - last / 2, x + last / 2, side) for x, _, last, side in way) for way in ways)
-    if wrong >= max(2, 0.1 * len(corners)) or (len(corners) >= MANY and near_own(corners).all()):
+    if wrong >= max(2, 0.1 * boxes):
         what = "by where they lie the last two numbers of all are no width and height but the right and bottom corner"
         remedy = "write right - left and bottom - top, or xmin, ymin, xmax, ymax"
-        raise ValueError(f"{place}: {wrong} of {len(corners)} boxes leave their image, and {what}; {remedy}")
-
-
-def near_own(boxes: Sequence[Sequence[float]]) -> np.ndarray:
-    """Of which boxes the third and fourth number, as a point, lie nearer to the first two than to half of the others': bool [N].
-
-    Second corners do so; widths and heights lie as near to the place of another box as to that of their own.
-    """
-    corners = np.array([numbers[:4] for numbers in boxes], np.float64).reshape(-1, 2, 2)
-    others = corners[:: len(corners) // 200 + 1, 0]
-    away = np.linalg.norm(corners[:, None, 1] - others, axis=2)
-    away -= np.linalg.norm(corners[:, 1] - corners[:, 0], axis=1)[:, None]
-    return np.sign(away).sum(axis=1) > 0
+        raise ValueError(f"{place}: {wrong} of {boxes} boxes leave their image, and {what}; {remedy}")
 
 
 def suspect(points: Mapping[Path, tuple[np.ndarray, tuple[int, int]]], place: Path) -> None:
@@ -81,7 +68,7 @@ def suspect(points: Mapping[Path, tuple[np.ndarray, tuple[int, int]]], place: Pa
     # that. In images where all people stand in one place, that place lies anywhere: that it is in the same part, of this
     # area, of every image has the probability area ** images.
     parts = np.concatenate([rows / (width, height) for rows, width, height in whole] or [np.zeros((0, 2))])
-    if len(parts) < MANY:
+    if len(parts) < _MANY:
         return
     first, last = np.clip(parts.min(axis=0), 0, None), parts.max(axis=0)
     if (first <= 0.4 * last).all() and last.max() <= 0.9 and last.prod() <= 0.5 and last.prod() ** len(whole) <= 0.03:
@@ -98,10 +85,10 @@ def _doubt(images: Sequence[tuple[np.ndarray, int, int]], place: Path) -> str | 
     if ((every >= 0) & (every <= 1)).all() and len(np.unique(every, axis=0)) > 1:
         remedy = "they are parts of the image, it seems: multiply x by its width and y by its height"
         raise ValueError(f"{place}: all {total} points lie within 0..1, on each other; {remedy}")
-    lost = sum(outside(*image) for image in images)
+    lost = total - sum(points_inside(*image).sum() for image in images)
     if lost < max(2, 0.05 * total):
         return None
-    exchanged = sum(outside(points[:, ::-1], width, height) for points, width, height in images)
+    exchanged = total - sum(points_inside(points[:, ::-1], *size).sum() for points, *size in images)
     why = "were the images scaled or cut after they were annotated, or are x and y parts or percent of them?"
     if exchanged <= 0.1 * lost:
         why = f"with x and y exchanged {exchanged} would: write x, the column, first"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.raw.marks import LABEL_NAMES, Annotated, Mark, Request, label_name, shape
-from datasets.raw.raw_text import DamagedError, one_form, parse_number, read_rows, read_text
-from utils.cli import warn
+from datasets.raw.raw_text import DamagedError, OtherFormatError, one_form, parse_number, read_rows, read_text
 from utils.files import PICTURES
 
 
@@ -34,10 +32,8 @@ _CORNERS += _named("bbox*min bbox*max", "bbox*1 bbox*2")
 # What may be the image's size comes last.
 _SIZE = _named("bboxwidth bboxheight", "boxwidth boxheight", "bboxw bboxh", "w h", "width height")
 _IMAGE_SIZE = _named("imagewidth imageheight", "imgwidth imgheight", "imagew imageh", "imgw imgh")
-_SLICE = _named("slice", "frame")
 # A picture's name; ImageJ writes what is drawn in it behind a colon.
 _PICTURE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, PICTURES))}))(?::.*)?", re.IGNORECASE)
-_SNIFFED = 20  # rows that are looked at to recognise a table
 
 Row = tuple[list[str], str]  # the fields, and where they stand
 
@@ -51,7 +47,6 @@ class Columns(NamedTuple):
     image: int | None = None
     label: int | None = None
     image_size: Sequence[int] = ()
-    slices: Sequence[int] = ()
 
     def image_name(self, fields: Sequence[str]) -> str:
         """The name in the column of the image; "" where there is none."""
@@ -68,8 +63,8 @@ def read_csv(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     width, height, or as xmin, ymin, xmax, ymax; ``label`` or ``class``, or the column ``request.attribute``; others are
     ignored. Beside a whole box x, y is the object's place, and must lie in it. Without a column called image it is the one
     that holds names of pictures. What is taken for what is noted where it is more than a point. Width and height that are the
-    image's in every row, by ``request.sizes``, are no box. Without a header the columns must be image, x, y, or those of
-    make-sense, RetinaNet or SKU-110K. Commas, semicolons or tabs separate; below a header numbers may have decimal commas.
+    image's in every row, by ``request.sizes``, are no box. Without a header the columns must be image, x, y. Commas,
+    semicolons or tabs separate; below a header numbers may have decimal commas.
     A row that names an image and leaves x and y empty says that nobody is in it.
     """
     header, rows = _split_header(_read_rows(path))
@@ -80,9 +75,6 @@ def read_csv(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     columns = _without_own_corner(_without_image_size(columns, rows, request), rows)
     if header and (columns.box or columns.label is not None):
         request.notice(_meaning(columns, header[0]))
-    pages = {(columns.image_name(fields), *(fields[i] for i in columns.slices)) for fields, _ in rows}
-    if len(pages) > len({name for name, *_ in pages}):
-        warn(f"{path}: points of several slices or frames are put into one image")
     for fields, where in rows:
         name = columns.image_name(fields)
         if request.named and not name:
@@ -92,14 +84,6 @@ def read_csv(path: Path, request: Request = Request()) -> dict[str, Annotated]:
         if not request.named or any(fields[i] for i in (*columns.place, *columns.box)):
             images[name].marks.append(_mark(columns, fields, where))
     return images
-
-
-def check_table(path: Path, named: bool) -> None:
-    """``ValueError`` with the reason where ``read_csv`` finds no columns of points or boxes in a file."""
-    header, rows = _split_header(itertools.islice(_read_rows(path), _SNIFFED))
-    if not header and not rows:
-        raise ValueError(f"{path}: is empty; write a line x, y for each object")
-    find_columns(header, rows, named, None)
 
 
 def _read_rows(path: Path) -> Iterator[Row]:
@@ -173,7 +157,7 @@ def find_columns(header: Row | None, rows: Sequence[Row], named: bool, attribute
     labels = [name for i, name in enumerate(lower) if name in LABEL_NAMES and i != image and i not in pictures]
     chosen = label_name(others, attribute.lower(), where) if attribute else label_name(labels, None, where)
     label = None if chosen is None else lower.index(chosen)
-    columns = _places(find)._replace(image=image, label=label, image_size=find(_IMAGE_SIZE), slices=find(_SLICE))
+    columns = _places(find)._replace(image=image, label=label, image_size=find(_IMAGE_SIZE))
     lacking = ["image"] if named and image is None else []
     if not (columns.place or columns.box):
         width = ["width and height (or right and bottom)"]
@@ -181,7 +165,7 @@ def find_columns(header: Row | None, rows: Sequence[Row], named: bool, attribute
     if lacking:
         wanted = "image, x, y" if named else "x, y"
         what = f"the header {shown!r} lacks {' and '.join(lacking)}"
-        raise ValueError(f"{where}: {what}; it must name each of {wanted} once, or the columns of a box")
+        raise OtherFormatError(f"{where}: {what}; it must name each of {wanted} once, or the columns of a box")
     return columns
 
 
@@ -200,16 +184,11 @@ def _places(find: Callable[[Sequence[Sequence[str]]], list[int]]) -> Columns:
 
 def _by_place(fields: Sequence[str], where: str, named: bool) -> Columns:
     """The columns of a table without a header."""
-    names = [i for i, field in enumerate(fields) if field.lower().endswith(PICTURES)]
-    if named and (len(fields), names) == (6, [3]):  # make-sense's points, then its boxes
-        return Columns((1, 2), image=3, label=0, image_size=(4, 5))
-    if named and (len(fields), names) == (8, [5]):
-        return Columns(box=(1, 2, 3, 4), kind="corner", image=5, label=0, image_size=(6, 7))
-    if named and len(fields) in (6, 8) and names == [0]:  # RetinaNet's boxes, SKU-110K's
-        return Columns(box=(1, 2, 3, 4), kind="corners", image=0, label=5, image_size=(6, 7)[: len(fields) - 6])
     if len(fields) != (3 if named else 2):
         wanted = "image, x, y" if named else "x, y"
-        raise ValueError(f"{where}: {len(fields)} columns and no header; begin the file with a line like {wanted}")
+        raise OtherFormatError(
+            f"{where}: {len(fields)} columns and no header; begin the file with a line like {wanted}"
+        )
     return Columns((1, 2), image=0) if named else Columns((0, 1))
 
 

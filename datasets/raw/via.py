@@ -117,11 +117,12 @@ def _read_table(path: Path) -> Iterator[_Region]:
     header = [name.strip() for name in remarks["CSV_HEADER"].split(",")] if version3 else next(rows, ([], ""))[0]
     needed = ("file_list", "spatial_coordinates") if version3 else ("filename", "region_shape_attributes")
     attributes = "metadata" if version3 else "region_attributes"
-    if not set(needed) <= set(header):
-        raise ValueError(f"{path}: lacks the columns {' and '.join(needed)}; export the table from VIA again")
+    columns = dict.fromkeys(header, "")
+    for name in needed:
+        member(columns, name, str, f"{path}: the columns")
     seen = set()
     for fields, where in rows:
-        row = dict.fromkeys(header, "") | dict(zip(header, fields))
+        row = columns | dict(zip(header, fields))
         name = row[needed[0]]
         if version3:
             files = _cell(name, f"{where}: file_list")

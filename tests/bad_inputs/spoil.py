@@ -13,7 +13,6 @@ from pathlib import Path
 import cv2
 import h5py
 import numpy as np
-import scipy.io
 import torch
 from commands import call
 from PIL import Image
@@ -74,24 +73,19 @@ def mine(name: str, contents) -> Callable[[Work], object]:
     return lambda work: write(work.mine / name, contents)
 
 
-def save_mat(**contents) -> Callable[[Work], object]:
-    return lambda work: scipy.io.savemat(work.mat, contents)
-
-
 def npy_header(shape: str) -> bytes:
     head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head.encode()
 
 
-def params(array=None, change: Callable | None = None, **options) -> Callable[[Work], None]:
-    """Write the file of Gaussians anew with another dataset "params", what ``change`` makes of it, or none at all."""
+def params(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Work], None]:
+    """Write the file of Gaussians anew with what ``change`` makes of them."""
 
     def spoil(work: Work) -> None:
         with h5py.File(work.gs) as file:
-            rows = change(file["params"][()]) if change else array
+            rows = change(file["params"][()])
         with h5py.File(work.gs, "w") as file:
-            if rows is not None or options:
-                file.create_dataset("params", data=rows, **options)
+            file["params"] = rows
 
     return spoil
 
@@ -148,15 +142,3 @@ class Foreign:
 def coco(annotations: list[dict]) -> dict:
     images = [{"id": i, "file_name": f"{name}.jpg"} for i, name in enumerate("abc")]
     return {"images": images, "annotations": annotations}
-
-
-def via3(shape: list) -> dict:
-    """A project of VIA's third version with one region."""
-    file = {"1": {"fname": "a.jpg", "type": 2}}
-    return {"file": file, "view": {"1": {"fid_list": ["1"]}}, "metadata": {"m": {"vid": "1", "xy": shape}}}
-
-
-def task(kind: str, annotations: int = 1) -> dict:
-    """A task of Label Studio, annotated that many times."""
-    result = [{"type": kind, "value": {}}]
-    return {"id": 4, "data": {"image": "a.jpg"}, "annotations": [{"result": result}] * annotations}

@@ -9,7 +9,6 @@ import os
 import resource
 import shutil
 import warnings
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,6 @@ from datasets.raw.annotations import read_jhu, read_nwpu, read_sh, read_ucf
 from datasets.raw.exports import read_coco, read_labelme, read_points_json
 from datasets.raw.lines import read_yolo
 from datasets.raw.marks import Request
-from datasets.raw.splits import split_train_val
 from datasets.raw.tables import read_csv
 from datasets.raw.via import read_via
 from GS2D.gaussians import Gaussians2D, read_file
@@ -100,11 +98,6 @@ def _read_config(path: Path) -> None:
         raise ValueError(stderr.getvalue().strip().splitlines()[-1].partition("error: --config ")[2]) from None
 
 
-def _read_split(path: Path) -> None:
-    images = [path.with_name(f"{name}.jpg") for name in "abcd"]
-    split_train_val(images, Namespace(output_dataset_path=path.parent, val_fraction=0.25, seed=1))
-
-
 def _read_status(path: Path) -> None:
     data_status(path.parent, path.parent)
 
@@ -143,10 +136,9 @@ READERS = [
     Reader("json", "a.json", _text({"a.jpg": [[1, 2]], "b.jpg": []}), read_points_json),
     Reader("coco", "a.json", _text(_COCO), read_coco),
     Reader("yolo", "a.txt", _text("0 0.5 0.5 0.1 0.2\n1 0.1 0.2 0.1 0.1\n"), lambda path: read_yolo(path, _OF_IMAGE)),
-    Reader("labelme", "a.json", _text(_LABELME), read_labelme),
+    Reader("labelme", "a.json", _text(_LABELME), lambda path: read_labelme(path, _OF_IMAGE)),
     Reader("via", "a.json", _text({"a": {"filename": "a.jpg", "regions": _SHAPES}}), read_via),
     Reader("configuration", "a.yml", _text("# a comment\nlr: 5.0e-6\nnames: [a, b]\n"), _read_config),
-    Reader("split.json", "split.json", _read_split, _read_split),
     Reader("run's options", "config.yml", _options, _read_options),
     Reader("run's metrics", "metrics.jsonl", _text(_METRICS), _read_status),
     Reader("preparation's record", "preprocess.jsonl", _text(json.dumps(_RECORD) + "\n"), _read_status),

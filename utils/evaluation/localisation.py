@@ -102,22 +102,18 @@ def localisation_scores(
     TP / truth, F1 = 2 TP / (predicted + truth). What would divide by zero is None: precision where nothing was predicted,
     recall where there is no truth, F1 where both are empty.
 
-    Returns ``at``, for each of ``radii`` (pixels): radius, matched, precision, recall, f1; and ``qnrf`` (``qnrf_scores``).
+    Returns by radius (pixels, as text) a dict of ``precision``, ``recall`` and ``f1``, and ``qnrf`` (``qnrf_scores``).
     """
     heads, true = sum(map(len, predicted)), sum(map(len, truth))
-    at = []
+    scores = {}
     for radius in radii:
         matched = sum(len(match(*image, radius)) for image in zip(predicted, truth, strict=True))
-        at.append(
-            {
-                "radius": float(radius),
-                "matched": matched,
-                "precision": matched / heads if heads else None,
-                "recall": matched / true if true else None,
-                "f1": 2 * matched / (heads + true) if heads + true else None,
-            }
-        )
-    return {"at": at, "qnrf": qnrf_scores(predicted, truth)}
+        scores[f"{radius:g}"] = {
+            "precision": matched / heads if heads else None,
+            "recall": matched / true if true else None,
+            "f1": 2 * matched / (heads + true) if heads + true else None,
+        }
+    return {**scores, "qnrf": qnrf_scores(predicted, truth)}
 
 
 def qnrf_scores(predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> dict:
@@ -130,12 +126,12 @@ def qnrf_scores(predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray]) ->
     """
     heads, true = sum(map(len, predicted)), sum(map(len, truth))
     distance, mass = [np.zeros(0)], [np.zeros(0)]
-    for found, points in zip(predicted, truth, strict=True):
-        pairs, distances = match_greedily(found, points, QNRF_RADII[-1])
-        of_head = np.full(len(found), np.inf)
+    for heads_found, points in zip(predicted, truth, strict=True):
+        pairs, distances = match_greedily(heads_found, points, QNRF_RADII[-1])
+        of_head = np.full(len(heads_found), np.inf)
         of_head[pairs[:, 0]] = distances
         distance.append(of_head)
-        mass.append(np.asarray(found)[:, 2] if np.shape(found)[-1] > 2 else np.ones(len(found)))
+        mass.append(np.asarray(heads_found)[:, 2] if np.shape(heads_found)[-1] > 2 else np.ones(len(heads_found)))
     distance, mass = np.concatenate(distance), np.concatenate(mass)
     order = np.argsort(-mass, kind="stable")
     distance = distance[order]

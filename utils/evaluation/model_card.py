@@ -32,8 +32,8 @@ def write_card(path: Path) -> Path | None:
     scores = [("val", *errors, val, how)]
     for entry in read_json(path / EVALUATIONS, []):
         if entry["weights_sha256"] == sha256:
-            found = entry["images"], entry["split_hash"]
-            scores.append((entry["split"], f"{entry['mae']:.2f}", f"{entry['mse']:.2f}", found, entry["options"]))
+            evaluated = entry["images"], entry["split_hash"]
+            scores.append((entry["split"], f"{entry['mae']:.2f}", f"{entry['mse']:.2f}", evaluated, entry["options"]))
     with atomic_write(path / CARD) as partial:
         partial.write_text(_card(folder, options, best, sha256, scores), encoding="utf-8")
     return path / CARD

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
@@ -18,26 +17,39 @@ import numpy as np
 from utils.evaluation.figures import save_density_figure
 from utils.evaluation.localisation import localisation_scores, locate_windows
 from utils.evaluation.report import report_line
-from utils.evaluation.windows import Result, Window, density_map, in_threads
+from utils.evaluation.windows import Result, Window, density_map
 from utils.files import atomic_write, make_folder, remove_stale_partials
 from utils.h5file import add_array, write_h5
 from utils.pixels import STRIDE
 
-Item = TypeVar("Item")
 COLUMNS = ("image", "truth", "predicted", "error", "relative_error", "seconds", "width", "height")
 AHEAD = 4  # results that may wait to be written
 
 
-def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, made by a thread while their predecessors are used."""
-    iterator, end = iter(items), object()
-    return itertools.takewhile(
-        lambda item: item is not end, in_threads(lambda _: next(iterator, end), itertools.count(), 1)
-    )
+@contextlib.contextmanager
+def results_folder(folder: Path, density: str | None, figures: bool) -> Iterator[ResultsFolder]:
+    """A ``ResultsFolder`` that writes to ``folder``; at the end of the block all is on the disk."""
+    for name in ("densities", "figures"):
+        for parent, _, _ in os.walk(folder / name):
+            remove_stale_partials(Path(parent))
+    with (
+        atomic_write(make_folder(folder) / "report_data.jsonl") as partial,
+        partial.open("w", encoding="utf-8") as lines,
+    ):
+        thread = ThreadPoolExecutor(1)
+        try:
+            results = ResultsFolder(folder, density, figures, lines, thread)
+            yield results
+            for future in results.waiting:
+                future.result()
+        finally:
+            thread.shutdown(cancel_futures=True)
+        with atomic_write(folder / "results.csv") as table, table.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([COLUMNS, *results.rows])
 
 
 class ResultsFolder:
-    """Writes what ``add`` is given, in a thread of its own, to ``folder``; a context, at whose end all is on the disk.
+    """Writes what ``add`` is given to ``folder``, in a thread of its own.
 
     The thread also draws the map of what ``predict`` found and looks for heads, which ``heads`` then has, and ``truths`` the
     annotations, of each image in order.
@@ -45,22 +57,14 @@ class ResultsFolder:
     pixel. ``figures``: figures/<image>.png and .pdf.
     """
 
-    def __init__(self, folder: Path, density: str | None, figures: bool) -> None:
-        self.folder, self.density, self.figures = make_folder(folder), density, figures
+    def __init__(
+        self, folder: Path, density: str | None, figures: bool, lines: TextIO, thread: ThreadPoolExecutor
+    ) -> None:
+        self.folder, self.density, self.figures, self.lines, self.thread = folder, density, figures, lines, thread
         self.rows: list[tuple] = []
         self.heads: list[np.ndarray] = []
         self.truths: list[np.ndarray | None] = []
-
-    def __enter__(self) -> ResultsFolder:
-        for name in ("densities", "figures"):
-            for parent, _, _ in os.walk(self.folder / name):
-                remove_stale_partials(Path(parent))
-        self.stack = contextlib.ExitStack()
-        partial = self.stack.enter_context(atomic_write(self.folder / "report_data.jsonl"))
-        self.lines = self.stack.enter_context(partial.open("w", encoding="utf-8"))
-        self.thread = ThreadPoolExecutor(1)
         self.waiting: list[Future] = []
-        return self
 
     def add(
         self,
@@ -75,21 +79,6 @@ class ResultsFolder:
         if len(self.waiting) >= AHEAD:
             self.waiting.pop(0).result()
         self.waiting.append(self.thread.submit(self._write, name, image, points, parts, predicted, seconds))
-
-    def __exit__(self, kind, error, traceback) -> None:
-        try:
-            self.thread.shutdown(cancel_futures=error is not None)
-            if error is None:
-                for future in self.waiting:
-                    future.result()
-                with atomic_write(self.folder / "results.csv") as partial:
-                    with partial.open("w", newline="", encoding="utf-8") as file:
-                        csv.writer(file).writerows([COLUMNS, *self.rows])
-        except BaseException as failure:
-            if not self.stack.__exit__(type(failure), failure, failure.__traceback__):
-                raise
-        else:
-            self.stack.__exit__(kind, error, traceback)
 
     def _write(self, name, image, points, parts, predicted, seconds) -> None:
         density, heads = density_map(parts).numpy(), locate_windows(parts)
@@ -125,15 +114,9 @@ class ResultsFolder:
 
 
 def localisation(heads: Sequence[np.ndarray], points: Sequence[np.ndarray | None]) -> dict[str, Any] | None:
-    """The ``localisation`` of ``summary.json``: scores at each radius and over QNRF's radii; None without annotations."""
+    """The ``localisation`` of ``summary.json``: the scores of the annotated images; None without one."""
     annotated = [(found, truth) for found, truth in zip(heads, points, strict=True) if truth is not None]
-    if not annotated:
-        return None
-    scores = localisation_scores(*zip(*annotated))
-    places = {
-        f"{entry['radius']:g}": {key: entry[key] for key in ("precision", "recall", "f1")} for entry in scores["at"]
-    }
-    return {**places, "qnrf": scores["qnrf"]}
+    return localisation_scores(*zip(*annotated)) if annotated else None
 
 
 def read_counts(path: Path) -> list[Result]:

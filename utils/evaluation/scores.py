@@ -57,7 +57,12 @@ def count_scores(results: Sequence[Result], seed: int = 0) -> dict:
     |error| / truth over images with people in them, None without any. Where nothing was scored, value, low and high are
     None. Raises ``ValueError`` for a predicted count or truth that is no number.
     """
-    scored = _scored(results)
+    for name, truth, predicted in results:
+        if not np.isfinite(predicted):
+            raise ValueError(f"{name}: predicted count {predicted}; check the weights and the precision")
+        if np.isinf(truth) or truth < 0:
+            raise ValueError(f"{name}: truth {truth}, must be a count >= 0, or NaN where nobody annotated the image")
+    scored = [result for result in results if not np.isnan(result.truth)]
     truth = np.array([result.truth for result in scored], np.float64)
     errors = np.array([result.predicted for result in scored], np.float64) - truth
     crowded = truth > 0
@@ -95,13 +100,3 @@ def _interval(values: np.ndarray, statistic: Callable, seed: int) -> dict:
         return {"value": None, "low": None, "high": None}
     low, high = bootstrap(values, statistic, seed)
     return {"value": float(statistic(values)), "low": low, "high": high}
-
-
-def _scored(results: Sequence[Result]) -> list[Result]:
-    """The results with truth."""
-    for name, truth, predicted in results:
-        if not np.isfinite(predicted):
-            raise ValueError(f"{name}: predicted count {predicted}; check the weights and the precision")
-        if np.isinf(truth) or truth < 0:
-            raise ValueError(f"{name}: truth {truth}, must be a count >= 0, or NaN where nobody annotated the image")
-    return [result for result in results if not np.isnan(result.truth)]

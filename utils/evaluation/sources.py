@@ -12,8 +12,12 @@ import numpy as np
 
 from utils.cli import one_line
 from utils.evaluation.video import frames_of
+from utils.evaluation.windows import in_threads, read_ahead
 from utils.files import PICTURES, find_files, unread_kinds
+from utils.images import load_image
 
+# Name; image uint8 [H, W, 3], or why there is none in one line; points [N, 2] where annotated.
+Picture = tuple[str, np.ndarray | str, np.ndarray | None]
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 
@@ -26,7 +30,7 @@ class Source(NamedTuple):
 
     @property
     def is_video(self) -> bool:
-        return self.path.suffix.lower() in VIDEOS
+        return not self.reason and self.path.suffix.lower() in VIDEOS
 
 
 def find_sources(paths: Sequence[Path | str]) -> tuple[list[Source], list[str]]:
@@ -38,7 +42,7 @@ def find_sources(paths: Sequence[Path | str]) -> tuple[list[Source], list[str]]:
     below the folder; where two are the same, it is the whole path. What is missing, and a folder without pictures, is a
     source with a reason.
     """
-    found: dict[str, Source] = {}
+    unique: dict[str, Source] = {}
     notes = []
     for path in map(Path, paths):
         names = {path: path.name}
@@ -51,21 +55,44 @@ def find_sources(paths: Sequence[Path | str]) -> tuple[list[Source], list[str]]:
                 notes.append(f"{line}; {unread}: convert them to JPEG" if unread else line)
             if not names:
                 reason = f"{path}: holds no picture or video ({', '.join(PICTURES + VIDEOS)}); check the path"
-                found.setdefault(os.path.realpath(path), Source(str(path), path, reason))
+                unique.setdefault(os.path.realpath(path), Source(str(path), path, reason))
         for file, name in names.items():
             reason = None if file.exists() else f"{file}: no such file or folder; check the path"
-            found.setdefault(os.path.realpath(file), Source(name, file, reason))
-    uses = Counter(source.name for source in found.values())
-    sources = [s if uses[s.name] == 1 else s._replace(name=os.path.abspath(s.path)) for s in found.values()]
+            unique.setdefault(os.path.realpath(file), Source(name, file, reason))
+    uses = Counter(source.name for source in unique.values())
+    sources = [s if uses[s.name] == 1 else s._replace(name=os.path.abspath(s.path)) for s in unique.values()]
     return sources, notes
 
 
-def open_images(
-    sources: Sequence[Source], every: int, progress: Callable[[str], None]
-) -> Iterator[tuple[str, Path | np.ndarray | str]]:
-    """Each picture's path and each ``every``-th frame of each video (``frames_of``), with its name, or why there is none."""
-    for source in sources:
-        if source.is_video and not source.reason:
-            yield from frames_of(*source[:2], every, progress)
-        else:
-            yield source.name, source.reason or source.path
+def own_images(
+    sources: Sequence[Source],
+    every: int,
+    threads: int,
+    check: Callable[[np.ndarray], None],
+    progress: Callable[[str], None],
+) -> Iterator[Picture]:
+    """Each picture and each ``every``-th frame of each video (``frames_of``), without points.
+
+    Pictures are decoded by threads while those before them are counted, the frames of videos by one. What ``check`` refuses
+    with ``ValueError`` has its reason in the place of the image.
+    """
+
+    def opened() -> Iterator[tuple[str, Path | np.ndarray | str]]:
+        for source in sources:
+            if source.is_video:
+                yield from frames_of(*source[:2], every, progress)
+            else:
+                yield source.name, source.reason or source.path
+
+    def decode(item: tuple[str, Path | np.ndarray | str]) -> Picture:
+        name, image = item
+        try:
+            if isinstance(image, Path):
+                image = load_image(image, upright=True)  # as people see it, and as OpenCV turns videos
+            if not isinstance(image, str):
+                check(image)
+        except (OSError, ValueError, MemoryError) as error:
+            image = one_line(error)
+        return name, image, None
+
+    return in_threads(decode, read_ahead(opened()), threads)

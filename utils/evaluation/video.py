@@ -20,6 +20,7 @@ from utils.evaluation import Window, density_map
 from utils.evaluation.figures import save_counts_figure
 from utils.files import atomic_write, make_folder
 
+WHOLE = 0.9  # of the frames that a header announces, an estimate: fewer are a video that was cut off
 SHOWN = 200  # frames of a video in the report: its pictures would be more than a browser can hold
 OPACITY = 0.65  # of the highest density
 CODECS = {".mp4": ("avc1", "mp4v"), ".avi": ("MJPG",)}  # the first that OpenCV can write here
@@ -43,8 +44,9 @@ def frames_of(
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """Each ``every``-th frame of a video: its name (``clip.mp4 frame 000120``, from 0) and uint8 [H, W, 3] RGB, or a reason.
 
-    A video that is cut off, or of which nothing can be decoded, yields a reason after its frames; that its header announces
-    more frames is only a line on stderr. ``progress`` gets where in the video the frame is, in time.
+    A video that ends far before its header says, or of which nothing can be decoded, yields a reason after its frames; that
+    its header announces a few more, an estimate, is only a line on stderr. ``progress`` gets where in the video the frame
+    is, in time.
     """
     (rate, announced), frame = header(path), 0
     length = _clock(announced / rate) if announced else "unknown length"
@@ -64,39 +66,12 @@ def frames_of(
         capture.release()
     if not frame:
         yield name, f"{path}: cannot decode this video; it is cut off or of a kind that OpenCV does not know"
-    elif is_cut_off(path):
-        yield name, f"{path}: ends after {frame} frames, before its container says; it is cut off, get it again"
     elif frame < announced:
-        tqdm.write(f"{path}: the header announces about {announced} frames, {frame} could be read", file=sys.stderr)
-
-
-def is_cut_off(path: Path) -> bool:
-    """Whether a file ends before its container says: AVI, MP4 (MOV, M4V), Matroska (WebM); other kinds do not tell.
-
-    The number of frames in a header is duration times rate, an estimate where the rate varies or the sound is longer than
-    the picture. The lengths of the outermost elements are exact.
-    """
-    length, position = path.stat().st_size, 0
-    with path.open("rb") as file:
-        while position + 8 <= length and (size := _element_length(file.read(16))):
-            position += size
-            file.seek(position)
-    return position > length
-
-
-def _element_length(head: bytes) -> int:
-    """Bytes of the outermost element that begins so, with its head; 0 where it is none, or does not say."""
-    if head[:4] == b"RIFF":
-        return 8 + int.from_bytes(head[4:8], "little")
-    if head[:4] in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # Matroska's header and segment, RFC 8794
-        following = 8 - head[4].bit_length()  # bytes of the length after its first; all ones: unknown, a live recording
-        unknown = (1 << 7 * (following + 1)) - 1
-        size = int.from_bytes(head[4 : 5 + following], "big") & unknown
-        return 5 + following + size if size != unknown else 0
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"sidx", b"wide", b"free", b"skip"):  # ISO 14496-12
-        size = int.from_bytes(head[:4], "big")
-        return int.from_bytes(head[8:16], "big") if size == 1 else size
-    return 0
+        line = f"{path}: the header announces about {announced} frames, {frame} could be read"
+        if frame < WHOLE * announced:
+            yield name, f"{line}; it is cut off or its header is wrong: get it again, or convert it"
+        else:
+            tqdm.write(line, file=sys.stderr)
 
 
 class Series:

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, repeat, takewhile
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -46,8 +46,6 @@ def tile(height: int, width: int, window: int = WINDOW) -> list[tuple[int, int, 
     Parts are H // rows by W // columns; the last row and column take the rest. An image of at most ``window`` on both sides
     is one part.
     """
-    if window < COARSEST:
-        raise ValueError(f"window: {window}, must be at least {COARSEST} pixels, the network's coarsest stride")
     rows, columns = math.ceil(height / window), math.ceil(width / window)
     tops = [row * (height // rows) for row in range(rows)] + [height]
     lefts = [column * (width // columns) for column in range(columns)] + [width]
@@ -61,11 +59,19 @@ def images_together(device: torch.device) -> int:
     return IMAGES_AT_ONCE if device.type == "cuda" else 1
 
 
-def windows_of(height: int, width: int, window: int) -> list[tuple[int, int, int, int]]:
-    """``tile``, or ``ValueError`` where parts of an image that is large enough for the networks are not."""
+def windows_of(height: int, width: int, window: int, overlap: int = 0) -> list[tuple[int, int, int, int]]:
+    """Where the windows of ``predict`` stand; ``ValueError`` where the networks cannot take them or the image."""
+    if min(height, width) < COARSEST:
+        raise ValueError(
+            f"images must be at least {COARSEST} x {COARSEST} pixels, got {height} x {width}: enlarge or pad them"
+        )
+    if window < COARSEST:
+        raise ValueError(f"window: {window}, must be at least {COARSEST} pixels, the network's coarsest stride")
+    if overlap:
+        return _blended_windows(height, width, window, overlap)[0]
     parts = tile(height, width, window)
     for _, _, rows, columns in parts:
-        if min(rows, columns) < COARSEST <= min(height, width):
+        if min(rows, columns) < COARSEST:
             raise ValueError(
                 f"window: {window} cuts an image of {height} x {width} pixels into parts of {rows} x "
                 f"{columns}, smaller than {COARSEST} on a side; use a window of at least {2 * COARSEST}"
@@ -87,12 +93,9 @@ def predict(
     stand at steps of ``window - overlap`` pixels and are blended by linear ramps into one Window for the whole image, in
     cells of 8 pixels of which the last reach over the border by up to 7 (see ``_blend``). ``flip``: the mean with the
     mirrored windows' densities, mirrored back. Raises ``ValueError`` for a ``window`` or ``overlap`` that does not fit the
-    networks' strides and for an image below 16 pixels (without overlap that is the networks' own complaint).
+    networks' strides and for an image below 16 pixels.
     """
-    (parts,) = predict_together(model, [image], window, overlap, flip, batch)
-    if isinstance(parts, ValueError):
-        raise parts
-    return parts
+    return predict_together(model, [image], window, overlap, flip, batch)[0]
 
 
 @torch.no_grad()
@@ -103,34 +106,19 @@ def predict_together(
     overlap: int = 0,
     flip: bool = False,
     batch: int = WINDOWS_AT_ONCE,
-) -> list[list[Window] | ValueError]:
-    """``predict`` of several images, whose windows of one size share batches; for an image that it refuses, the error."""
-    found: list[list | ValueError] = []  # of each image its windows, whose density is None until it is known
+) -> list[list[Window]]:
+    """``predict`` of several images, whose windows of one size share batches."""
+    # Of each image its windows, whose density is None until it is known.
+    windows = [[Window(*place, None) for place in windows_of(*image.shape[1:], window, overlap)] for image in images]
     by_size: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for index, image in enumerate(images):
-        try:
-            size = image.shape[1:]
-            places = _blended_windows(*size, window, overlap)[0] if overlap else windows_of(*size, window)
-        except ValueError as error:
-            found.append(error)
-            continue
-        found.append([Window(*place, None) for place in places])
-        for number, place in enumerate(places):
-            by_size[place[2:]].append((index, number))
+    for index, parts in enumerate(windows):
+        for number, part in enumerate(parts):
+            by_size[part.height, part.width].append((index, number))
     for (height, width), chosen in by_size.items():
-        corners = [(images[index], *found[index][number][:2]) for index, number in chosen]
-        try:
-            for (index, number), density in zip(chosen, _densities(model, corners, height, width, flip, batch)):
-                found[index][number] = found[index][number]._replace(density=density)
-        except ValueError as error:  # the networks' own, about this size
-            for index in {index for index, _ in chosen}:
-                found[index] = error
-    if overlap:
-        return [
-            parts if isinstance(parts, ValueError) else [_blend(image, parts, window, overlap)]
-            for image, parts in zip(images, found)
-        ]
-    return found
+        corners = [(images[index], *windows[index][number][:2]) for index, number in chosen]
+        for (index, number), density in zip(chosen, _densities(model, corners, height, width, flip, batch)):
+            windows[index][number] = windows[index][number]._replace(density=density)
+    return [[_blend(image, parts, window, overlap)] for image, parts in zip(images, windows)] if overlap else windows
 
 
 def _densities(
@@ -165,9 +153,7 @@ def _blended_windows(
     They cover the image's sides up to multiples of 16, so that every window's cells are those of one grid and no border is
     left out.
     """
-    if min(height, width) < COARSEST:
-        raise ValueError(f"image: {height} x {width} pixels, must be at least {COARSEST} on a side: enlarge or pad it")
-    if window < COARSEST or window % COARSEST:
+    if window % COARSEST:
         raise ValueError(f"window: {window}, must be a multiple of {COARSEST} pixels where windows overlap")
     if not 0 < overlap < window or overlap % STRIDE:
         raise ValueError(
@@ -244,8 +230,7 @@ def density_map(parts: list[Window]) -> Tensor:
 
 def _cells_of(pixels: int, cells: int) -> Tensor:
     """The cell that each of a side's pixels shows: [pixels]; the last one also beyond the last multiple of 16."""
-    seen = pixels - pixels % COARSEST if pixels >= COARSEST else pixels
-    return ((torch.arange(pixels) + 0.5) * (cells / seen)).long().clamp(max=cells - 1)
+    return ((torch.arange(pixels) + 0.5) * (cells / (pixels - pixels % COARSEST))).long().clamp(max=cells - 1)
 
 
 def _spread(density: Tensor, height: int, width: int) -> Tensor:
@@ -269,6 +254,13 @@ def in_threads(load: Callable[[int], Item], indices: Iterable[int], threads: int
                 future.cancel()
 
 
+def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, made by a thread while their predecessors are used."""
+    iterator, end = iter(items), object()
+    made = in_threads(lambda _: next(iterator, end), repeat(None), 1)
+    return takewhile(lambda item: item is not end, made)
+
+
 @torch.no_grad()
 def evaluate(
     model: torch.nn.Module, samples: Iterable, device: torch.device | str, window: int = WINDOW
@@ -281,13 +273,10 @@ def evaluate(
     model.eval()
     try:
         samples, results = iter(samples), []
-        while some := list(islice(samples, IMAGES_AT_ONCE)):
-            found = predict_together(model, [s.image.to(device, non_blocking=True) for s in some], window)
-            for error in found:
-                if isinstance(error, ValueError):
-                    raise error
-            counts = torch.stack([total(parts) for parts in found]).tolist()  # the device is waited for once
-            results += [Result(s.name, float(s.count), predicted) for s, predicted in zip(some, counts)]
+        while group := list(islice(samples, IMAGES_AT_ONCE)):
+            windows = predict_together(model, [s.image.to(device, non_blocking=True) for s in group], window)
+            counts = torch.stack([total(parts) for parts in windows]).tolist()  # the device is waited for once
+            results += [Result(s.name, float(s.count), predicted) for s, predicted in zip(group, counts)]
         return results
     finally:
         model.train(training)
