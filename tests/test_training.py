@@ -111,7 +111,7 @@ def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, no_dropout):
     data = shutil.copytree(data, tmp_path / "data")
     for path in (data / "train").glob("IMG_0001.*"):  # two images to validate on, one for each process
         shutil.copy(path, data / "val")
-    options = "--epochs", 3, "--lr", 1e-3, "--loss", "dm-count", "--batch-size"
+    options = "--epochs", 3, "--lr", 1e-3, "--loss", "dm-count", "--calibrate", "--batch-size"
     train(data, tmp_path / "one", *options, 2)
     train(data, tmp_path / "other", *options, 1)
     (code, first, err), (other_code, second, _) = two_processes(data, tmp_path / "two", *options, 1, machines=2)
@@ -120,7 +120,7 @@ def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, no_dropout):
     one, two, other = (weights(tmp_path / name) for name in ("one", "two", "other"))
     assert largest_difference(one, two) <= 1e-5 < 1e-3 < largest_difference(one, other)
     for here, there in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
-        for key in {"loss", "mae", "mse", "gradient_norm", "val_mae", "val_mse"} & here.keys():
+        for key in {"loss", "mae", "mse", "gradient_norm", "val_mae", "val_mse", "calibration"} & here.keys():
             assert here[key] == pytest.approx(there[key], rel=1e-5), key
         assert here["mae"] <= here["mse"] < 2 * here["mae"]
     assert here["val_mae"] < here["val_mse"] < 2 * here["val_mae"]

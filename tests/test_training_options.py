@@ -16,13 +16,15 @@ import torch
 import yaml
 from commands import errors
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import checkpoint, largest_difference, metrics, train, weights
+from training_runs import Tiny, checkpoint, largest_difference, metrics, train, weights
 
+from datasets.crowd import Crowd
 from GS2D.gaussians import Gaussians2D
 from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
 from utils.config import option_values
+from utils.evaluation import evaluate
 from utils.training.train_options import parse_train_options
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -159,6 +161,27 @@ def test_validation_and_files_follow_their_options(data, tmp_path):
     # A finished run keeps as many as are asked for now: a kill between two files leaves one too many.
     out, _ = train(data, tmp_path, *options, 1)
     assert "nothing to do" in out and [path.name for path in tmp_path.glob("*.tar")] == ["5_ckpt.tar"]
+
+
+@pytest.mark.parametrize("options", [[], ["--ema", 0.5], ["--skip-bad-samples"]])
+def test_calibrated_densities_sum_up_to_the_people_of_the_training_photographs(data, tmp_path, monkeypatch, options):
+    """Those of the best model; the training goes on with its own."""
+    folders = tmp_path / "plain", tmp_path / "calibrated"
+    common = "--epochs", 2, "--lr", 1e-3, "--val-start", 1, *options
+    if "--skip-bad-samples" in options:
+        data = shutil.copytree(data, tmp_path / "data")
+        (data / "train" / "IMG_0002.jpg").write_bytes(b"")
+    train(data, folders[0], *common)
+    train(data, folders[1], *common, "--calibrate")
+    plain, found = (metrics(folder)[-1] for folder in folders)
+    assert found["loss"] == plain["loss"] and abs(found["calibration"] - 1) > 0.01 and "calibration" not in plain
+    assert largest_difference(*map(weights, folders)) == 0
+    network = Tiny().eval()
+    network.load_state_dict(torch.load(folders[1] / "best_model.pth", weights_only=True))
+    samples = Crowd(data, 64, "train", training=False, skip_bad=True)
+    samples = [samples[index] for index in range(len(samples))]
+    results = evaluate(network, samples, "cpu")
+    assert sum(r.predicted for r in results) == pytest.approx(sum(r.truth for r in results), rel=1e-5)
 
 
 def test_the_board_shows_figures_and_densities_and_every_best_model_is_kept(data, tmp_path):
