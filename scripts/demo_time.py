@@ -18,7 +18,7 @@ from utils.cli import run_script
 
 MEASURED = 1.0  # seconds of steps
 FOR_EACH_STEP = 1.15  # of the network's time: optimizer, kernel, loading
-EVALUATED = 2**22  # pixels through the network without gradient: validations and test photographs
+EVALUATED = 2**23  # pixels through the network without gradient: calibration, validation and test photographs
 BESIDES = 60  # seconds: preparing, fitting, the pages
 
 
