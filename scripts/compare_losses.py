@@ -22,10 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from losses import LOSSES
 from scripts import experiments
-from scripts.experiments import ROOT, Results
-from utils.cli import run_script
+from scripts.experiments import ROOT, Children, Results
+from utils.cli import interrupted_by_sigterm, run_script
+from utils.config import make_parser, number
 from utils.files import list_images, make_folder
 
+# Options of train_gs.py that are set here.
+OURS = ("--data-dir", "--root-path", "--loss", "--seed", "--save-dir", "--resume", "--overwrite")
 # GST with its published kernel, whatever kernel the options give "gst".
 PUBLISHED = "--loss gst --scale-ratio 1 --post-min 1 --post-max 20 --cut-off 3 --background-ratio 0.015".split()
 PUBLISHED += ["--background-weight", "1"]
@@ -54,7 +57,6 @@ GROUPS = {
     "ladder": ["bl", "bl+", "gst-round", "gst-round-area", "gst-published", *FITS, "gst-2px", "gst-sharp", "gst-edge"],
     "losses": ["gst-published", "gst-sharp", "bl", "bl+", "dm-count", "mse-4", "bl-trans", "gst-sharp-trans"],
 }
-RECIPES = {"bl": "bl", "bl+": "bl", "dm-count": "dm-count", "gloss": "gloss"}  # loss -> name of its recipe's files
 REMARK = (
     "Mean ± standard deviation over the seeds. MSE: root of the mean squared error. Error: predicted minus true count, the mean "
     "over the half of the pictures with fewer people and over that with more; below zero people are missed, above invented. "
@@ -78,30 +80,36 @@ COLUMNS = {
 def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str], dict[str, list[str]]]:
     """Our options, those that go on to ``train_gs.py``, and the losses that are asked for; wrong ones end the script."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    own = (None, "test", Path("runs/comparison"))
-    crowds = (Path("data/SHA-Train-Val-Test"), "val", Path("runs/crowds"))
-    what = "Compare losses: the same network, options and seeds"
-    parser = experiments.experiment_parser(what, *(crowds if "--crowds" in argv else own))
-    parser.add_argument("--crowds", action="store_true", help="by default, from BL to GST on real crowds (ladder, val)")
-    default = "ladder" if "--crowds" in argv else "all"
-    shown = f"groups ({', '.join(GROUPS)}) or some of {', '.join(CHOICES)}"
-    options = {"nargs": "+", "choices": [*GROUPS, *CHOICES], "default": [default], "metavar": "L", "help": shown}
-    parser.add_argument("--losses", "--rungs", **options)
-    recipes = "each loss with its own configs/<loss>_<dataset>.yml; mse with gst's"
-    parser.add_argument("--recipes", action="store_true", help=recipes)
+    parser = make_parser("Compare losses; options that are not listed go to train_gs.py, the same for every run.")
+    parser.usage = "%(prog)s DATA [options] [options of train_gs.py]"
+    add = parser.add_argument
+    add("data", type=Path, metavar="DATA", help="prepared data set, with fitted Gaussians for gst")
+    add("--crowds", action="store_true", help="other defaults: from BL to GST on real crowds (ladder, val)")
+    names = f"groups ({', '.join(GROUPS)}) or some of {', '.join(CHOICES)}"
+    choices = [*GROUPS, *CHOICES]
+    add("--losses", "--rungs", nargs="+", choices=choices, default=["all"], metavar="L", help=names)
+    add("--recipes", action="store_true", help="each loss with its own configs/<loss>.yml; mse with gst's")
+    seeds = f"runs of each, from seed {experiments.FIRST_SEED} on"
+    add("--seeds", type=number(int, 1), default=3, metavar="N", help=seeds)
+    jobs = "trainings at once, with one thread each if several"
+    add("--jobs", type=number(int, 1), default=1, metavar="N", help=jobs)
+    add("--split", choices=("test", "val"), default="test", help="split that is counted in the end")
+    add("--out", type=Path, default=Path("runs/comparison"), metavar="P", help="folder of runs and tables")
+    add("--keep-models", action="store_true", help="keep best_model.pth of every run (86 MB each with vgg)")
+    if "--crowds" in argv:
+        parser.set_defaults(losses=["ladder"], split="val", out=Path("runs/crowds"))
     arguments, passed = parser.parse_known_args(argv)
-    experiments.refuse(parser, passed, [*experiments.OURS, *(["--config"] if arguments.recipes else [])])
-    common = experiments.train_options(["--data-dir", str(arguments.data), *passed])
+    for option in [*OURS, *(["--config"] if arguments.recipes else [])]:
+        if any(word.partition("=")[0] == option for word in passed):
+            parser.error(f"{option}: this script sets it for each run; see --help")
+    dataset = experiments.train_options(["--data-dir", str(arguments.data), *passed]).dataset
     names = [name for asked in arguments.losses for name in GROUPS.get(asked, [asked])]
     chosen = {name: CHOICES[name] for name in names}
     for name in chosen.keys() & FITS:
         chosen[name] = [*chosen[name], "--data-dir", str(arguments.out / name)]
     if arguments.recipes:
-        for name in chosen.keys() & RECIPES:
-            recipe = ROOT / "configs" / f"{RECIPES[name]}_{common.dataset}.yml"
-            if not recipe.is_file():
-                raise ValueError(f"{recipe}: no such recipe; leave {name} out with --losses, or drop --recipes")
-            chosen[name] = ["--config", str(recipe), *chosen[name]]
+        for name in chosen:
+            chosen[name] = [*experiments.recipe(name.rstrip("+"), dataset), *chosen[name]]
     return arguments, passed, chosen
 
 
@@ -111,7 +119,7 @@ def refit(data: Path, folder: Path, options: Sequence[str]) -> None:
         link = make_folder((folder / path.relative_to(data)).parent) / path.name
         if not link.exists():
             link.symlink_to(path.resolve())
-    with experiments.ended_with_us() as children:
+    with interrupted_by_sigterm(), Children() as children:
         for script in (["2dgs_counting_1gs_gsplat.py", *options], ["GS2D/process_gaussians.py"]):
             children.run([str(ROOT / script[0]), *script[1:], "--root-path", str(folder)])
 

@@ -11,12 +11,11 @@ import csv
 import json
 import math
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +26,7 @@ from tqdm import tqdm
 from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
-from utils.cli import EXIT_FAILED, ProgressBar, default_workers, one_line
-from utils.config import make_parser, number
+from utils.cli import EXIT_FAILED, ProgressBar, default_workers, interrupted_by_sigterm, one_line
 from utils.evaluation import Result, mae_mse
 from utils.evaluation.results import read_counts
 from utils.files import atomic_write, list_images, make_folder, points_path, read_points, write_json
@@ -40,8 +38,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN, TEST = ROOT / "train_gs.py", ROOT / "test.py"
 FIRST_SEED = 4073
 RADII = {"f1": "8", "f1_4px": "4"}  # key of a result -> radius in ``summary.json``, pixels
-# Options of train_gs.py that are set here.
-OURS = ("--data-dir", "--root-path", "--loss", "--seed", "--save-dir", "--resume", "--overwrite")
 
 Results = Mapping[str, list[dict[str, Any]]]  # of the finished runs, by name
 
@@ -57,32 +53,15 @@ class Run(NamedTuple):
     evaluation: list[str]  # options of test.py
 
 
-def experiment_parser(description: str, data: Path | None, split: str, out: Path) -> argparse.ArgumentParser:
-    """The options that every experiment has, with the defaults of this one."""
-    parser = make_parser(f"{description}; other options go to train_gs.py, the same for every run.")
-    parser.usage = "%(prog)s DATA [options] [options of train_gs.py]"
-    add = parser.add_argument
-    text = "prepared data set, with fitted Gaussians for gst"
-    add("data", type=Path, metavar="DATA", nargs="?" if data else None, default=data, help=text)
-    add("--seeds", type=number(int, 1), default=3, metavar="N", help=f"runs of each, from seed {FIRST_SEED} on")
-    jobs = "trainings at once, with one thread each if several"
-    add("--jobs", type=number(int, 1), default=1, metavar="N", help=jobs)
-    add("--split", choices=("test", "val"), default=split, help="split that is counted in the end")
-    add("--out", type=Path, default=out, metavar="P", help="folder of runs and tables")
-    add("--keep-models", action="store_true", help="keep best_model.pth of every run (86 MB each with vgg)")
-    return parser
-
-
-def refuse(parser: argparse.ArgumentParser, passed: Sequence[str], options: Sequence[str] = OURS) -> None:
-    """End with a usage error where one of ``options``, which the experiment sets for each run, is passed to them all."""
-    for option in options:
-        if any(word.partition("=")[0] == option for word in passed):
-            parser.error(f"{option}: this script sets it for each run; see --help")
-
-
 def train_options(options: Sequence[str]) -> argparse.Namespace:
     """What ``train_gs.py`` would make of these; wrong ones end the script."""
     return parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, options)
+
+
+def recipe(loss: str, dataset: str) -> list[str]:
+    """The option that takes a loss's published recipe, that of the data set where there is one; empty for gst's, the default."""
+    paths = (ROOT / "configs" / f"{name}.yml" for name in (f"{loss}_{dataset}", loss))
+    return next((["--config", str(path)] for path in paths if path.is_file()), [])
 
 
 def plan(arguments: argparse.Namespace, passed: Sequence[str], choices: Mapping[str, Sequence[str]]) -> list[Run]:
@@ -105,11 +84,14 @@ def plan(arguments: argparse.Namespace, passed: Sequence[str], choices: Mapping[
 
 
 class Children:
-    """Commands that end when this process does."""
+    """A context in which commands run that a failure, Ctrl-C or a request to end this process takes along."""
 
     def __init__(self) -> None:
         self.running: set[subprocess.Popen] = set()
         self.lock, self.stopped = threading.Lock(), False
+
+    def __enter__(self) -> Children:
+        return self
 
     def run(self, command: Sequence[str], log: Path | None = None, env: Mapping[str, str] | None = None) -> None:
         """Run one of the project's scripts to its end, its output in ``log`` or, without one, where ours goes.
@@ -132,7 +114,7 @@ class Children:
             where = f"its whole output: {log}" if log else "mend it and run this again, finished work is kept"
             raise ValueError(f"{last or f'{Path(command[0]).name} ended with exit code {code}'} ({where})")
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """End what runs and let nothing new begin."""
         with self.lock:
             self.stopped, running = True, list(self.running)
@@ -140,18 +122,6 @@ class Children:
                 child.terminate()
         for child in running:  # a training writes what no checkpoint of it holds
             child.wait()
-
-
-@contextlib.contextmanager
-def ended_with_us() -> Iterator[Children]:
-    """Children that a failure, Ctrl-C or a request to end this process takes along."""
-    children = Children()
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield children
-    finally:
-        children.stop()
-        signal.signal(signal.SIGTERM, before)
 
 
 def read_result(run: Run) -> dict[str, Any] | None:
@@ -249,7 +219,7 @@ def run_experiment(arguments: argparse.Namespace, runs: Sequence[Run], table: Ca
             waiting.append(run)
     print(f"{len(runs)} runs, {len(results)} of them were there; {arguments.out}")
     report()
-    with ended_with_us() as children, contextlib.ExitStack() as stack:
+    with interrupted_by_sigterm(), Children() as children, contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor(arguments.jobs)
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         pending = {pool.submit(execute, run, arguments, children): run for run in waiting}

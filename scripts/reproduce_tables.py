@@ -4,8 +4,8 @@
     python scripts/reproduce_tables.py qnrf --checkpoint best_model.pth       evaluate a released checkpoint instead
     python scripts/reproduce_tables.py sha bl gst --train-options "--minutes 60"    two losses on ShanghaiTech A, an hour each
 
-Without names every data set, both networks and the losses with published numbers, those other than GST's on vgg. The same command goes on where it
-was interrupted: each stage skips what is done.
+Without names: every data set, both networks and the losses with published numbers, those other than GST's on vgg. The same command
+goes on where it was interrupted: each stage skips what is done.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.raw.annotations import FOLDS
 from models import MODELS
-from scripts.experiments import ROOT, ended_with_us, write_table
-from utils.cli import run_script
+from scripts.experiments import ROOT, Children, recipe, write_table
+from utils.cli import interrupted_by_sigterm, run_script
 from utils.config import make_parser, parse_arguments
 from utils.evaluation import mae_mse
 from utils.evaluation.results import read_counts
@@ -46,30 +46,20 @@ class Source(NamedTuple):
     title: str
     origin: str  # where to get it
     raw: str  # folder in --data
-    parts: Sequence[str]  # what the raw folder holds; "|" between names of which one is there
     script: str  # preprocess_dataset_<script>.py
     options: tuple[str, ...] = ()  # of the script
     measured: str = "test"  # split whose annotations are public
     folds: int = 0  # of cross validation, each prepared, trained and measured on its own
 
 
-def shanghaitech(part: str) -> Source:
-    """One of its two parts, whose folders have two names in circulation."""
-    parts = [f"part_{part}/{split}_data|part_{part}_final/{split}_data" for split in ("train", "test")]
-    origin = "https://github.com/desenzhou/ShanghaiTechDataset"
-    return Source(f"ShanghaiTech {part}", origin, "ShanghaiTech", parts, "sh", ("--part", part))
-
-
-JHU_PARTS = [f"{split}/{part}" for split in ("train", "val", "test") for part in ("images", "gt")]
-NWPU_PARTS = ["images|images_part1", "mats|jsons", "train.txt", "val.txt", "test.txt"]
-CRCV = "https://www.crcv.ucf.edu/data"
+CRCV, SHANGHAITECH = "https://www.crcv.ucf.edu/data", "https://github.com/desenzhou/ShanghaiTechDataset"
 SOURCES = {
-    "qnrf": Source("UCF-QNRF", f"{CRCV}/ucf-qnrf/", "UCF-QNRF_ECCV18", ["Train", "Test"], "ucf"),
-    "jhu": Source("JHU-Crowd++", "http://www.crowd-counting.com", "jhu_crowd_v2.0", JHU_PARTS, "jhu"),
-    "nwpu": Source("NWPU-Crowd", f"{SERVER}/nwpucrowd.html", "NWPU-Crowd", NWPU_PARTS, "nwpu", measured="val"),
-    "ucf50": Source("UCF_CC_50", f"{CRCV}/ucf-cc-50/", "UCF_CC_50", ["1.jpg|UCF_CC_50"], "ucf50", folds=FOLDS),
-    "sha": shanghaitech("A"),
-    "shb": shanghaitech("B"),
+    "qnrf": Source("UCF-QNRF", f"{CRCV}/ucf-qnrf/", "UCF-QNRF_ECCV18", "ucf"),
+    "jhu": Source("JHU-Crowd++", "http://www.crowd-counting.com", "jhu_crowd_v2.0", "jhu"),
+    "nwpu": Source("NWPU-Crowd", f"{SERVER}/nwpucrowd.html", "NWPU-Crowd", "nwpu", measured="val"),
+    "ucf50": Source("UCF_CC_50", f"{CRCV}/ucf-cc-50/", "UCF_CC_50", "ucf50", folds=FOLDS),
+    "sha": Source("ShanghaiTech A", SHANGHAITECH, "ShanghaiTech", "sh", ("--part", "A")),
+    "shb": Source("ShanghaiTech B", SHANGHAITECH, "ShanghaiTech", "sh", ("--part", "B")),
 }
 # MAE, MSE on test, by data set and loss.
 PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
@@ -122,14 +112,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def missing(arguments: argparse.Namespace) -> list[str]:
     """One line for each data set that is not where it should be: what to put where."""
-    lines = []
-    for name in arguments.datasets:
-        source = SOURCES[name]
-        raw = arguments.data / source.raw
-        absent = [part for part in source.parts if not any((raw / choice).exists() for choice in part.split("|"))]
-        if absent:
-            parts = ", ".join(absent).replace("|", " or ")
-            lines.append(f"{raw}: has no {parts}; unpack {source.title} ({source.origin}) there")
+    folders = [(arguments.data / source.raw, source) for source in map(SOURCES.get, arguments.datasets)]
+    lines = [f"{raw}: no such folder; unpack {of.title} ({of.origin}) there" for raw, of in folders if not raw.is_dir()]
     if arguments.checkpoint and not arguments.checkpoint.is_file():
         lines.append(f"--checkpoint {arguments.checkpoint}: no such file")
     return lines
@@ -192,8 +176,7 @@ def model_commands(row: Row, arguments: argparse.Namespace, data: Path, folder: 
     checkpoint = arguments.checkpoint or folder / "best_model.pth"
     if not arguments.checkpoint:
         place = ["--dataset", name, "--data-dir", str(data), "--save-dir", str(folder), "--device", arguments.device]
-        recipe = ["--config", str(ROOT / "configs" / f"{row.loss}_{name}.yml")] if row.loss != "gst" else []
-        yield ["train_gs.py", *recipe, *network, *place, *shlex.split(arguments.train_options)]
+        yield ["train_gs.py", *recipe(row.loss, name), *network, *place, *shlex.split(arguments.train_options)]
     device = arguments.device.partition(",")[0]
     test = ["test.py", "--save-path", str(checkpoint), *network, "--data-dir", str(data), "--device", device]
     counted, submission = folder / source.measured, folder / "submission.txt"
@@ -253,7 +236,7 @@ def main() -> int:
         print("\n".join(shlex.join(["python", *command]) for command in all_commands(arguments, todo)))
         return 0
     make_folder(arguments.runs)
-    with ended_with_us() as children:
+    with interrupted_by_sigterm(), Children() as children:
         for command in all_commands(arguments, todo):
             children.run([str(ROOT / command[0]), *command[1:]])
             if command[0] == "test.py":

@@ -35,20 +35,24 @@ def run(*command, code=0, **environment):
     return _checked(done.returncode, done.stdout, done.stderr, code)
 
 
-def call(script, *arguments, code=0):
-    """The same in this process: the script's ``main`` behind ``run_script``."""
+def script_main(script):
+    """The ``main`` of a script, given by its path from the project's root."""
     if script == "test.py":  # the standard library has a package of that name
         spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / script)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    else:
-        name = "GS2D/fit_dataset.py" if script.startswith("2dgs") else script
-        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+        return module.main
+    name = "GS2D/fit_dataset.py" if script.startswith("2dgs") else script
+    return importlib.import_module(name.removesuffix(".py").replace("/", ".")).main
+
+
+def call(script, *arguments, code=0):
+    """The same in this process: the script's ``main`` behind ``run_script``."""
+    main, argv = script_main(script), [script, *map(str, arguments)]
     out, err, status = io.StringIO(), io.StringIO(), 0
-    argv = [script, *map(str, arguments)]
     with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            run_script(module.main)
+            run_script(main)
         except SystemExit as stop:
             status = stop.code or 0
     return _checked(status, out.getvalue(), err.getvalue(), code)

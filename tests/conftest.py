@@ -1,9 +1,12 @@
 """Settings for all tests, and what the tests of training share."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from commands import ROOT, errors
+from forked import Started
 from golden_weights import fill
 from training_runs import Recorded, Tiny, make_data
 
@@ -64,3 +67,20 @@ def golden_runs(tmp_path_factory):
 @pytest.fixture
 def steps(monkeypatch):
     return Recorded(monkeypatch)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """The commands of an experiment, run with the small network -> each and what it printed, as they end."""
+    done = []
+
+    def run(children, command, log=None, environment=None):
+        command = [str(Path(command[0]).relative_to(ROOT)), *command[1:]]
+        started = Started(command[0], command[1:])
+        out, err = started.communicate()
+        done.append((command, out))
+        if started.returncode:
+            raise ValueError(errors(err)[0].partition("error: ")[2])
+
+    monkeypatch.setattr("scripts.experiments.Children.run", run)
+    return done

@@ -1,4 +1,4 @@
-"""Which package may import which: scripts use all, the packages below only what is listed."""
+"""Which package may import which: scripts use all, the packages below only what is listed, so that there are no circles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"GS2D", "datasets", "losses", "models", "utils"}
 ALLOWED = {
     "utils": set(),
     "GS2D": {"utils"},
@@ -16,38 +15,27 @@ ALLOWED = {
     "losses": {"GS2D", "utils"},
     "datasets": {"GS2D", "utils"},
 }
+OPTIONAL = {"geomloss", "gsplat", "onnx", "onnxruntime", "safetensors", "torchvision"}
 
 
 def imports(path):
-    """(node, top-level package) of every import of a file, wherever it stands."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """(top-level package, whether it stands at the top of the file) of every import of a file."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((node, alias.name.split(".")[0]) for alias in node.names)
+            yield from ((alias.name.split(".")[0], node in tree.body) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node, node.module.split(".")[0]
+            yield node.module.split(".")[0], node in tree.body
 
 
-@pytest.mark.parametrize("package", sorted(PACKAGES))
+@pytest.mark.parametrize("package", sorted(ALLOWED))
 def test_directions(package):
+    """Siblings are imported at the top of a file, and only those below; what is optional is imported where it is used."""
     for path in (ROOT / package).rglob("*.py"):
-        siblings = {name for _, name in imports(path)} & PACKAGES - {package}
-        assert siblings <= ALLOWED[package], f"{path} imports {siblings - ALLOWED[package]}"
-
-
-@pytest.mark.parametrize("package", sorted(PACKAGES))
-def test_no_sibling_is_imported_inside_a_function(package):
-    """No exception: what is imported late is a heavy or optional package of others, such as gsplat, matplotlib or geomloss."""
-    for path in (ROOT / package).rglob("*.py"):
-        tops = {node.lineno for node in ast.parse(path.read_text()).body}
-        late = [node.lineno for node, name in imports(path) if name in PACKAGES - {package} and node.lineno not in tops]
-        assert not late, f"{path}: lines {late}"
-
-
-def test_no_circles():
-    """Every package stands on those that come before it."""
-    order = ["utils", "GS2D", "models", "losses", "datasets"]
-    for package, allowed in ALLOWED.items():
-        assert all(order.index(name) < order.index(package) for name in allowed)
+        found = set(imports(path))
+        siblings = {(name, at_top) for name, at_top in found if name in ALLOWED.keys() - {package}}
+        assert siblings <= {(name, True) for name in ALLOWED[package]}, f"{path} imports {siblings}"
+        assert not found & {(name, True) for name in OPTIONAL}, path
 
 
 def test_utils_is_small():

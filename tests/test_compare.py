@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import time
-from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import pytest
-import yaml
-from commands import ROOT, call, errors
-from training_runs import Tiny, make_data
+from commands import call, errors
+from training_runs import make_data, metrics, wait_until
 
-import train_gs
 from GS2D.gaussians import Gaussians2D
+from losses import LOSSES
 from scripts import compare_losses, experiments
-from scripts.experiments import Children, ended_with_us
+from scripts.experiments import Children
 from utils.evaluation import mae_mse
 from utils.files import gaussians_path, list_images, points_path, read_points
+from utils.training.run_folder import RunFolder
 
 FAST = "--backbone-weights none --crop-size 64 --device cpu --num-workers 0 --epochs 1 --lr 1e-4".split()
-# Stand-ins that import nothing: a training of one epoch each 20 ms that goes on where it was, and its evaluation.
-SLOW_TRAINING = """
-import json, pathlib, sys, time
+# Stand-ins that import nothing: a training of which the first of a folder does not end, and an evaluation.
+TRAINING = """
+import json, os, pathlib, sys, time
 folder = pathlib.Path(sys.argv[sys.argv.index("--save-dir") + 1])
-(folder / "pids").open("a").write(f"{__import__('os').getpid()}\\n")
-metrics = folder / "metrics.jsonl"
-done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-for epoch in range(done, 100):
-    time.sleep(0.02)
-    figures = {"epoch": epoch, "val_mae": 1, "val_mse": 1, "seconds": 0.02, "time": {"loss": 0.01}}
-    metrics.open("a").write(json.dumps(figures) + "\\n")
-(folder / "best_model.pth").touch()
+with (folder / "pids").open("a") as pids:
+    first = pids.tell() == 0
+    pids.write(f"{os.getpid()}\\n")
+time.sleep(60 * first)
+figures = {"epoch": 0, "val_mae": 1, "val_mse": 1, "seconds": 0.02, "time": {"loss": 0.01}}
+(folder / "metrics.jsonl").write_text(json.dumps(figures) + "\\n")
 """
 EVALUATION = """
 import pathlib, sys
@@ -60,41 +56,6 @@ def data(tmp_path_factory):
     return root
 
 
-class Inline(Executor):
-    """Runs what it is given at once: redirected output is one for all threads of a process."""
-
-    def __init__(self, workers):
-        pass
-
-    def submit(self, function, *arguments):
-        future = Future()
-        try:
-            future.set_result(function(*arguments))
-        except ValueError as error:
-            future.set_exception(error)
-        return future
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """The commands of the runs in this process, with the small network; -> the commands so far."""
-    commands = []
-
-    def run(children, command, log=None, environment=None):
-        commands.append(command)
-        script = str(Path(command[0]).relative_to(ROOT))
-        try:
-            call(script, *command[1:])
-        except AssertionError as error:
-            raise ValueError(errors(str(error))[0].partition("error: ")[2]) from None
-
-    monkeypatch.setattr(Children, "run", run)
-    monkeypatch.setattr(experiments, "ThreadPoolExecutor", Inline)
-    monkeypatch.setattr(train_gs, "build_model", Tiny)
-    monkeypatch.setattr("models.build_model", Tiny)
-    return commands
-
-
 def compare(data, out, *options, code=0):
     return call("scripts/compare_losses.py", data, "--out", out, *options, code=code)
 
@@ -109,19 +70,18 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_runs_differ_in_the_loss_only(data, tmp_path, here):
-    compare(data, tmp_path, "--seeds", 1, *FAST)
-    runs, table = read(tmp_path / "runs.csv"), read(tmp_path / "table.csv")
-    assert [run["loss"] for run in runs] == [row["loss"] for row in table[:-1]] == compare_losses.GROUPS["all"]
-    options = [yaml.safe_load((tmp_path / f"{run['loss']}_seed4073" / "config.yml").read_text()) for run in runs]
-    common = [{k: v for k, v in o.items() if k not in ("loss", "sigma", "save_dir")} for o in options]
+def test_runs_differ_in_the_loss_only(data):
+    runs = planned(data, "--seeds", 1, *FAST)
+    assert [run.name for run in runs] == compare_losses.GROUPS["all"]
+    common = [{k: v for k, v in run.effective.items() if k not in ("loss", "sigma", "save_dir")} for run in runs]
     assert all(one == common[0] for one in common) and common[0]["seed"] == 4073
-    assert [(o["loss"], o["sigma"]) for o in options[-2:]] == [("mse", 15.0), ("mse", "adaptive")]
-    assert not list(tmp_path.rglob("*.tar")) + list(tmp_path.rglob("*.pth")) + list(tmp_path.rglob("*.partial*"))
+    assert [run.effective["loss"] for run in runs[:-1]] == list(LOSSES)
+    assert [(run.effective["loss"], run.effective["sigma"]) for run in runs[-2:]] == [("mse", 15), ("mse", "adaptive")]
 
 
-def test_the_table_holds_what_the_runs_found(data, tmp_path, here):
-    compare(data, tmp_path, "--losses", "bl", "mse", "--seeds", 2, *FAST)
+def test_the_tables_hold_what_the_runs_found_and_finished_runs_are_kept(data, tmp_path, here):
+    options = ("--losses", "bl", "mse", "--seeds", 2, "--jobs", 2, "--keep-models", *FAST)
+    compare(data, tmp_path, *options)
     runs, table = read(tmp_path / "runs.csv"), read(tmp_path / "table.csv")
     assert [(run["loss"], run["seed"]) for run in runs] == [(r, s) for r in ("bl", "mse") for s in ("4073", "4074")]
     for row in table[:-1]:
@@ -140,12 +100,18 @@ def test_the_table_holds_what_the_runs_found(data, tmp_path, here):
             assert 0 < float(run["loss_seconds"]) < float(run["train_seconds"])
     text = (tmp_path / "table.md").read_text()
     assert all(f"| {row['loss']} | {row['seeds']} | {row['MAE']} | {row['MSE']} |" in text for row in table)
+    assert not [path for pattern in ("*.tar", "*.partial*") for path in tmp_path.rglob(pattern)]
 
-
-def test_gst_published_has_the_published_kernel_beside_another_for_gst(tmp_path):
-    runs = planned("DATA", "--out", tmp_path, "--losses", "gst", "gst-published", "--cut-off", 1, "--post-min", 4)
-    kernels = [[run.effective[name] for name in ("loss", "cut_off", "post_min", "background_ratio")] for run in runs]
-    assert kernels == [["gst", 1.0, 4.0, 0.015], ["gst", 3.0, 1.0, 0.015]] * 3
+    here.clear()
+    (tmp_path / "mse_seed4074" / "result.json").unlink()
+    assert "4 runs, 3 of them were there" in compare(data, tmp_path, *options)[0]
+    assert [command[0] for command, _ in here] == ["train_gs.py", "test.py"]
+    assert read(tmp_path / "table.csv")[1]["MAE"] == table[1]["MAE"]
+    _, err = compare(data, tmp_path, *options, "--weight-decay", 0.5, code=1)
+    assert "weight_decay 1e-05 instead of 0.5; choose another --out" in errors(err)[0] and len(errors(err)) == 1
+    compare(data, tmp_path, "--losses", "bl", "bl", "--seeds", 1, *FAST)
+    assert len(list(tmp_path.rglob("best_model.pth"))) == 4 and len(read(tmp_path / "table.csv")) == 2
+    assert len(here) == 2
 
 
 def test_the_mean_predictor_is_the_mean_density_of_train_and_val(data):
@@ -156,23 +122,6 @@ def test_the_mean_predictor_is_the_mean_density_of_train_and_val(data):
     guess = statistics.mean(counts["train"] + counts["val"])  # all pictures are of one size
     expected = mae_mse([experiments.Result("", truth, guess) for truth in truths])
     assert mae_mse(experiments.guess_counts(data, "test")) == pytest.approx(expected)
-
-
-def test_finished_runs_are_kept_and_other_options_refused(data, tmp_path, here):
-    options = ("--losses", "bl", "mse", "--seeds", 1, "--keep-models", *FAST)
-    compare(data, tmp_path, *options)
-    assert len(here) == 4 and len(list(tmp_path.rglob("best_model.pth"))) == 2
-    table = (tmp_path / "table.md").read_text()
-    out, _ = compare(data, tmp_path, *options)
-    assert "2 runs, 2 of them were there" in out and len(here) == 4
-    (tmp_path / "mse_seed4073" / "result.json").unlink()
-    compare(data, tmp_path, *options)
-    assert [Path(command[0]).name for command in here[4:]] == ["train_gs.py", "test.py"]
-    assert read(tmp_path / "table.csv")[1]["MAE"] in table
-    _, err = compare(data, tmp_path, *options, "--weight-decay", 0.5, code=1)
-    assert "weight_decay 1e-05 instead of 0.5; choose another --out" in errors(err)[0] and len(errors(err)) == 1
-    compare(data, tmp_path, "--losses", "bl", "bl", "--seeds", 1, *FAST)
-    assert len(list(tmp_path.rglob("best_model.pth"))) == 2 and len(read(tmp_path / "table.csv")) == 2
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(data, tmp_path, here, monkeypatch):
@@ -192,8 +141,8 @@ def test_recipes(data, tmp_path):
     assert [runs["bl+"][key] for key in chosen] == [1e-5, 1e-4, 1, 512, 0, 3, "bl+"]
     assert [runs["dm-count"][key] for key in chosen] == [1e-5, 1e-4, 10, 256, 0, 3, "dm-count"]
     assert [runs["gloss"][key] for key in chosen] == [1e-5, 1e-5, 1, 256, 10, 3, "gloss"]
-    _, err = compare(data, tmp_path, "--recipes", "--dataset", "jhu", code=1)
-    assert "configs/dm-count_jhu.yml: no such recipe; leave dm-count out" in errors(err)[0]
+    (bl,) = planned(*options, "--dataset", "nwpu", "--losses", "bl")
+    assert [bl.effective[key] for key in chosen] == [1e-5, 1e-4, 1, 384, 0, 3, "bl"]
 
 
 @pytest.mark.parametrize(
@@ -224,90 +173,81 @@ def test_data_that_cannot_be_compared(data, tmp_path):
 
 def test_children_end_with_their_parent_and_say_why_they_failed(tmp_path):
     log = tmp_path / "log.txt"
-    with ended_with_us() as children:
+    with Children() as children:
         with pytest.raises(ValueError, match="bad luck .*log.txt"):
             children.run(["-c", "print('error: bad luck'); raise SystemExit(1)"], log)
+        with pytest.raises(ValueError, match="-c ended with exit code 2 .*finished work is kept"):
+            children.run(["-c", "raise SystemExit(2)"])
         children.running.add(child := subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
     assert child.wait(10) == -signal.SIGTERM
     with pytest.raises(ValueError, match="stopped"):
         children.run(["-c", ""], log)
 
 
-def test_an_unfinished_run_goes_on_and_ends_as_if_nothing_had_happened(data, tmp_path, here):
+def test_an_unfinished_run_goes_on(data, tmp_path, here, tiny):
     options = ("--losses", "mse", "--seeds", 1, *FAST, "--val-start", 1, "--epochs", 2)
-    compare(data, tmp_path / "whole", *options)
-    (run,) = planned(data, "--out", tmp_path / "broken", *options)
+    (run,) = planned(data, "--out", tmp_path, *options)
     call("train_gs.py", *run.options, "--epochs", 1)
-    assert list(run.folder.glob("0_ckpt.tar"))
-    compare(data, tmp_path / "broken", *options)
-    one, other = (
-        json.loads((tmp_path / name / run.folder.name / "result.json").read_text()) for name in ("whole", "broken")
-    )
-    timeless = [{k: v for k, v in r.items() if not k.endswith("seconds") and k != "options"} for r in (one, other)]
-    assert timeless[0] == timeless[1] and one["epochs"] == 2
+    (first,) = metrics(run.folder)
+    compare(data, tmp_path, *options)
+    assert metrics(run.folder)[0] == first and len(metrics(run.folder)) == 2  # with the seconds that it took
 
 
-def test_a_killed_comparison_takes_its_children_along_and_goes_on(data, tmp_path):
-    for name, text in (("train.py", SLOW_TRAINING), ("evaluate.py", EVALUATION)):
-        (tmp_path / name).write_text(text)
-    code = (
-        "from pathlib import Path; from scripts import compare_losses as c, experiments as e; from utils.cli import run_script; "
-        f"e.TRAIN, e.TEST = Path({str(tmp_path / 'train.py')!r}), Path({str(tmp_path / 'evaluate.py')!r}); "
-        "e.RunFolder.best = lambda self: {'epoch': 0, 'val_mae': 1, 'val_mse': 1}; run_script(c.main)"
+def test_a_killed_comparison_takes_its_children_along_and_goes_on(data, tmp_path, monkeypatch):
+    for name, text in (("TRAIN", TRAINING), ("TEST", EVALUATION)):
+        monkeypatch.setattr(experiments, name, tmp_path / f"{name}.py")
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(RunFolder, "best", lambda folder: {"epoch": 0, "val_mae": 1, "val_mse": 1})
+    out, options = tmp_path / "out", ("--losses", "bl", "mse", "--seeds", 1, "--jobs", 2)
+    driver = multiprocessing.get_context("fork").Process(
+        target=compare, args=(data, out, *options), kwargs={"code": 130}
     )
-    out = tmp_path / "out"
-    options = ["--losses", "bl", "mse", "--seeds", 1, "--jobs", 2, "--epochs", 100, "--out", out]
-    command = [sys.executable, "-c", code, *map(str, (data, *options))]
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    driver = subprocess.Popen(command, cwd=ROOT, **output)
-    metrics = [out / f"{label}_seed4073" / "metrics.jsonl" for label in ("bl", "mse")]
-    deadline = time.monotonic() + 120
-    while not all(path.exists() for path in metrics):
-        assert driver.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    driver.send_signal(signal.SIGTERM)
-    driver.communicate(timeout=60)
-    assert driver.returncode == 128 + signal.SIGTERM
-    for path in metrics:
-        (pid,) = map(int, (path.parent / "pids").read_text().split())
+    driver.start()
+    trainings = [out / f"{label}_seed4073" / "pids" for label in ("bl", "mse")]
+    wait_until(lambda: all(pids.exists() and pids.read_text() for pids in trainings), driver)
+    driver.terminate()
+    driver.join(60)
+    assert driver.exitcode == 0  # it ended with the 130 that ``compare`` expects
+    for pids in trainings:
         with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-        assert 1 <= len(path.read_text().splitlines()) < 100 and not (path.parent / "result.json").exists()
-    done = subprocess.run(command, cwd=ROOT, timeout=120, **output)
-    assert done.returncode == 0 and "2 runs, 0 of them were there" in done.stdout, done.stdout
-    for row in read(out / "runs.csv"):
-        assert (row["mae"], row["f1"], row["f1_4px"], row["epochs"]) == ("1.0", "0.25", "0.2", "100")
+            os.kill(int(pids.read_text()), 0)
+        assert not (pids.parent / "result.json").exists()
+    assert "2 runs, 0 of them were there" in compare(data, out, *options)[0]
+    for row, pids in zip(read(out / "runs.csv"), trainings):
+        assert (row["mae"], row["f1"], row["f1_4px"], row["epochs"]) == ("1.0", "0.25", "0.2", "1")
         assert (row["sparse_error"], row["dense_error"]) == ("2.0", "0.0")
-        assert len((out / f"{row['loss']}_seed4073" / "pids").read_text().split()) == 2
+        assert len(pids.read_text().split()) == 2
 
 
 def test_the_ladder_climbs_from_bl_to_gst(data, tmp_path, here, monkeypatch):
     monkeypatch.setitem(compare_losses.FITS, "gst-tolerance-0", ["--num-epochs", "5", "--workers", "1"])
-    ladder = ["bl", "gst-tolerance-0", "gst-edge"]
-    options = (data, "--out", tmp_path / "out", "--seeds", 2, *FAST, "--rungs")
-    call("scripts/compare_losses.py", "--crowds", *options, *ladder)
+    ladder = ["gst-tolerance-0", "gst-edge"]
+    options = ("--crowds", data, "--out", tmp_path / "out", "--seeds", 1, *FAST, "--rungs", *ladder)
+    call("scripts/compare_losses.py", *options)
     rows = read(tmp_path / "out" / "crowds.csv")
-    assert [row["rung"] for row in rows[:-1]] == ladder and all("±" in row["MAE"] for row in rows[:-1])
-    assert all(row["error, dense"][0] in "+-" for row in rows[:-1])
+    assert [row["rung"] for row in rows[:-1]] == ladder and all(row["error, dense"][0] in "+-" for row in rows[:-1])
     refitted = tmp_path / "out" / "gst-tolerance-0"
     for image in list_images(data / "train"):
         link = refitted / "train" / image.name
         assert link.resolve() == image.resolve()
         assert (Gaussians2D.load(gaussians_path(link)).scales != Gaussians2D.load(gaussians_path(image)).scales).any()
-    done = len(here)
-    call("scripts/compare_losses.py", "--crowds", *options, *ladder)
-    assert len(here) == done + 2  # the fit and the cleaning, which find all done
+    here.clear()
+    call("scripts/compare_losses.py", *options)
+    assert len(here) == 2  # the fit and the cleaning, which find all done
 
 
 def test_every_rung_of_the_ladder_is_a_run_that_can_be_started(data, tmp_path):
+    """With the published kernel where a rung says so, whatever kernel the options give."""
     options = ("--crowds", data, "--out", tmp_path, "--seeds", 1)
-    rungs = {run.name: run.effective for run in planned(*options, "--rungs", "ladder", "losses")}
+    other = ("--cut-off", 1, "--background-ratio", 0.5)
+    rungs = {run.name: run.effective for run in planned(*options, *other, "--rungs", "ladder", "losses", "gst")}
     ladder, losses = compare_losses.GROUPS["ladder"], compare_losses.GROUPS["losses"]
-    assert list(rungs) == list(dict.fromkeys([*ladder, *losses]))
+    assert list(rungs) == list(dict.fromkeys([*ladder, *losses, "gst"]))
     assert [run.name for run in planned(*options)] == ladder
     kernels = {
         name: [o[key] for key in ("post_min", "post_max", "cut_off", "background_ratio")] for name, o in rungs.items()
     }
     assert kernels["gst-published"] == [1, 20, 3, 0.015] and kernels["gst-edge"] == [4, 20, 1, 2]
     assert kernels["gst-round"] == [1, 8, 3, 0.015] and kernels["gst-2px"] == [4, 20, 3, 0.015]
+    assert kernels["gst"] == [1, 20, 1, 0.5]
     assert rungs["bl-trans"]["model_name"] == "vgg_trans" and rungs["mse-4"]["sigma"] == 4

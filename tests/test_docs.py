@@ -11,15 +11,18 @@ import contextlib
 import functools
 import importlib
 import io
+import itertools
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+import yaml
 from commands import ROOT, call
-from documents import COMMANDS, DOCS, FOLDERS, PACKAGES, Block, Command, blocks, braces, defines, importable, spans
 from raw_data import make_jhu, make_nwpu, make_raw, make_sh, make_ucf50, save_noise, write
 from training_runs import Tiny
 
@@ -27,28 +30,23 @@ import models
 import train_gs
 from models import Prediction
 
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PACKAGES = "GS2D datasets losses models utils".split()
+FOLDERS = [*PACKAGES, *"configs scripts examples tests benchmarks docs".split()]
 DATA, RUN = "data/UCF-Train-Val-Test", "runs/qnrf_vgg"
 
 # Commands that are not run: a pattern of the whole command, and why.
 NOT_RUN = {
     r"bash scripts/demo\.sh": "ten minutes and a download; each of its stages is a command of its own",
     r"bash scripts/test\.sh": "runs this test",
-    r"bash scripts/faults\.sh": "an hour of kills and restarts; its short form is in tests/faults",
     r"bash scripts/(compare_losses|experiments)\.sh": "trains for hours; tests/test_compare.py runs what it starts",
     r"bash scripts/reproduce_tables\.sh": "needs the original data sets and days on a GPU",
     r"bash scripts/pack\.sh": "installs; tests/test_model_card.py runs what it starts",
     r"python examples/onnx_count\.py": "a program of its own; tests/test_export.py runs it",
     r"mv downloads/": "files of the authors, which nobody has here",
-    r"python benchmarks/": "a measurement, minutes long",
-    r"python scripts/(compare_losses|reproduce_tables)\.py": "trains for hours",
-    r"(torchrun|srun|python) .*train_gs\.py.* --(device \d+,\d|num-nodes|compile)": "several GPUs, or minutes of compilation",
-    r"python 2dgs_counting_1gs_gsplat\.py --device \d+,\d": "several GPUs; tests/test_fit_gpu_script.py starts as if",
-    r"(torchrun|srun) .*train_gs\.py": "several processes; tests/test_training.py trains with two",
+    r"(torchrun|srun|python) .*train_gs\.py.* --(device \d+,\d|num-nodes|compile)": "several processes (tests/test_training.py), or compilation",
     r"(torchrun|srun) .*2dgs": "several processes; tests/test_fit_dataset.py divides images as they would",
-    r"(sbatch|squeue|scancel|ssh|rsync) ": "needs a cluster",
-    r"tensorboard ": "a server, which does not end",
     r"python -m utils\.evaluation\.report results/": "compares what two evaluations left; tests/test_report_page.py compares two",
-    r"git ": "changes a working copy, or needs a network",
     r"((python -m )?pip|python -m (venv|pytest)|ruff|source|cd|mkdir|export|module|apt) ?": "sets the shell or the machine up",
 }
 # Options that make a command quick, after those that the documentation gives: the last one wins.
@@ -65,6 +63,96 @@ QUICK = {
 CLUSTER = set(
     "--array --nodes --ntasks --ntasks-per-node --gpus-per-node --gres --cpus-per-task --mem --time --requeue".split()
 )
+
+
+class Block(NamedTuple):
+    """A fenced block: where it begins, its language, its text, and what the ``text`` block right after it holds."""
+
+    doc: Path
+    line: int
+    language: str
+    text: str
+    output: str | None
+
+    @property
+    def place(self) -> str:
+        return f"{self.doc.relative_to(ROOT)}:{self.line}"
+
+
+class Command(NamedTuple):
+    """One command of a ``bash`` block."""
+
+    block: Block
+    words: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return shlex.join(self.words)
+
+    @property
+    def script(self) -> tuple[str, list[str]] | None:
+        """The Python script it starts, by any launcher, with its arguments."""
+        words = list(self.words)
+        for i, word in enumerate(words):
+            if word == "-m" and Path(words[i - 1]).name.startswith("python"):
+                return words[i + 1].replace(".", "/") + ".py", words[i + 2 :]
+            if word.endswith(".py") and (i == 0 or words[0] == "torchrun" or Path(words[i - 1]).name == "python"):
+                return word, words[i + 1 :]
+        return None
+
+
+def blocks(language):
+    fence = re.compile(r"^```(\w+)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.M | re.S)
+    for doc in DOCS:
+        text = doc.read_text(encoding="utf-8")
+        for found in fence.finditer(text):
+            if found[1] == language:
+                yield Block(doc, text.count("\n", 0, found.start()) + 1, *found.groups())
+
+
+def split(block):
+    """The commands of a block: continued lines joined, comments and assignments before the command taken off."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        for operator, words in itertools.groupby(lexer, lambda word: set(word) <= set("&|;<>()")):
+            words = list(itertools.dropwhile(lambda word: re.match(r"\w+=", word), words))
+            if words and not operator:
+                yield Command(block, (re.sub(r"^(\.venv/bin/)(?=python|ruff)", "", words[0]), *words[1:]))
+
+
+COMMANDS = [command for block in blocks("bash") for command in split(block)]
+
+
+def spans(doc):
+    """The `code` spans of a document outside fenced blocks, each once."""
+    text = re.sub(r"^```.*?^```$", "", doc.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return sorted(set(re.findall(r"(?<![`$])`([^`\n]+)`(?![`$])", text)))
+
+
+def braces(text):
+    """a_{b,c}.py as a_b.py and a_c.py."""
+    found = re.search(r"\{([^}]*)\}", text)
+    return [text] if not found else [text.replace(found[0], choice) for choice in found[1].split(",")]
+
+
+def defines(body, names):
+    for node in body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        assigned = {n.id for t in targets if t is not None for n in ast.walk(t) if isinstance(n, ast.Name)}
+        if getattr(node, "name", None) == names[0] or names[0] in assigned:
+            return len(names) == 1 or defines(node.body, names[1:])
+    return False
+
+
+def importable(dotted):
+    module, _, rest = dotted, "", []
+    while True:
+        with contextlib.suppress(ModuleNotFoundError):
+            value = importlib.import_module(module)
+            return functools.reduce(lambda v, name: getattr(v, name, None), rest, value) is not None
+        module, _, name = module.rpartition(".")
+        rest.insert(0, name)
 
 
 def reason_not_to_run(command):
@@ -138,15 +226,9 @@ def provide(option, value, script):
 
 
 def make_points(root):
-    """Images with points in each of the formats that have a file an image."""
     for i in range(10):
         save_noise(root / f"{i}.jpg", seed=i)
         write(root / f"{i}.csv", "x,y\n10,12\n30,31\n")
-        write(root / f"{i}.txt", "0 0.5 0.5 0.1 0.1\n")
-    write(root / "via.json", {f"{i}.jpg": {"filename": f"{i}.jpg", "regions": []} for i in range(10)})
-    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(10)]
-    boxes = [{"image_id": i, "bbox": [5, 5, 6, 8]} for i in range(10)]
-    write(root / "annotations.json", {"images": images, "annotations": boxes})
 
 
 OWN_DATA = [c for c in COMMANDS if c.block.doc.name == "own-data.md" and not reason_not_to_run(c)]
@@ -215,14 +297,8 @@ def test_options_exist(command):
 def all_options():
     from torch.distributed.run import get_args_parser
 
-    scripts = [path.name for path in ROOT.glob("*.py") if path.name != "hubconf.py"] + [
-        "GS2D/build_kernels.py",
-        "GS2D/process_gaussians.py",
-    ]
-    for folder in ("benchmarks", "scripts"):
-        found = [path for path in (ROOT / folder).glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8")]
-        scripts += [str(path.relative_to(ROOT)) for path in found]
-    scripts += ["GS2D/visualize.py", *{c.script[0] for c in COMMANDS if c.script and (ROOT / c.script[0]).exists()}]
+    has_main = [path for path in ROOT.glob("*/*.py") if "\ndef main(" in path.read_text(encoding="utf-8")]
+    scripts = [str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.py"), *has_main) if path.name != "hubconf.py"]
     known = set().union(*map(options_of, scripts), *(action.option_strings for action in get_args_parser()._actions))
     return known | CLUSTER | {"--help"}
 
@@ -338,9 +414,6 @@ def test_what_the_diffs_import_exists():
 
 
 def test_the_citation_is_well_formed():
-    import yaml
-
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert {"cff-version", "message", "title", "authors"} <= set(citation) and citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors", "license"} <= set(citation) and citation["cff-version"] == "1.2.0"
     assert [author["family-names"] for author in citation["preferred-citation"]["authors"]] == ["Shang", "Hong"]
-    assert np.all([isinstance(citation[key], str) for key in ("message", "title", "license")])

@@ -26,14 +26,14 @@ def snapshot(folder):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """The trees after preprocess, splat (few iterations), clean and kernels."""
+    """The trees after preprocess, splat (few iterations), clean and kernels; started as files where their names need it."""
     data = tmp_path_factory.mktemp("trees") / "prepared"
     out, _ = call("preprocess_dataset_ucf.py", *RAW, data)
     assert "9 train and 1 val" in out
     out, _ = run("2dgs_counting_1gs_gsplat.py", "--root-path", data, "--num-epochs", 30, "--workers", 2)
     assert "9 to fit" in out
     run("GS2D/process_gaussians.py", "--root-path", data)
-    call("GS2D/build_kernels.py", "--root-path", data, "--workers", 2)
+    call("GS2D/build_kernels.py", "--root-path", data, "--workers", 1)
     return data
 
 
@@ -162,13 +162,3 @@ def test_an_output_folder_that_cannot_be_written_is_named(copy):
     (copy / "train" / "gs_params").write_text("a file where the folder should be")
     _, err = call("2dgs_counting_1gs_gsplat.py", "--root-path", copy, code=1)
     assert len(errors(err)) == 1 and "gs_params" in err
-
-
-def test_modules_import_without_gsplat_and_gpu():
-    folders = [ROOT / name for name in ("GS2D", "datasets", "losses", "models", "utils")]
-    paths = [path.relative_to(ROOT).with_suffix("") for folder in folders for path in folder.rglob("*.py")]
-    modules = sorted(".".join(path.parts).removesuffix(".__init__") for path in paths)
-    code = "import sys; sys.modules['gsplat'] = None\nimport importlib\n"
-    code += f"for name in {modules + ['train_gs', 'preprocess_dataset_ucf']!r}: importlib.import_module(name)"
-    out, _ = run("-c", code + "\nprint('imported')", CUDA_VISIBLE_DEVICES="")
-    assert out == "imported\n"

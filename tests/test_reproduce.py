@@ -5,48 +5,18 @@ from __future__ import annotations
 import csv
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 from commands import ROOT, call, errors
-from training_runs import Tiny
 
-import train_gs
 from scripts import reproduce_tables
-from scripts.experiments import Children
+from utils.files import list_images
 
 SMALL = (
     *("--device", "cpu", "--preprocess-options", "--min-size 64 --max-size 128 --workers 1"),
     *("--splat-options", "--num-epochs 5 --workers 1"),
     *("--train-options", "--epochs 1 --crop-size 64 --backbone-weights none --num-workers 0"),
 )
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    """Synthetic crowds of six images in the layout of each data set."""
-    data = tmp_path_factory.mktemp("reproduction") / "data"
-    for name, source in reproduce_tables.SOURCES.items():
-        if name == "shb":  # lies in the folder of part A
-            continue
-        size = ("--height", 64, "--width", 80, "--min-people", 2, "--max-people", 8, "--workers", 1)
-        call("datasets/synthetic.py", "--layout", name, "--out", data / source.raw, "--images", 6, *size)
-    return data
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """The stages in this process, with the small network; -> each command and what it printed."""
-    done = []
-
-    def run(children, command):
-        script = str(Path(command[0]).relative_to(ROOT))
-        done.append(([script, *command[1:]], call(script, *command[1:])[0]))
-
-    monkeypatch.setattr(Children, "run", run)
-    monkeypatch.setattr(train_gs, "build_model", Tiny)
-    monkeypatch.setattr("models.build_model", Tiny)
-    return done
 
 
 def reproduce(*options, code=0):
@@ -59,24 +29,18 @@ def table(runs):
 
 
 def test_missing_data_are_named_with_what_to_put_where(tmp_path):
+    _, err = reproduce(
+        "--data", tmp_path / "data", "--runs", tmp_path / "runs", "--checkpoint", tmp_path / "x.pth", code=2
+    )
+    assert "name the data set" in errors(err)[0]
     _, err = reproduce("--data", tmp_path / "data", "--runs", tmp_path / "runs", code=1)
     lines = errors(err)
     assert len(lines) == 6 and not list(tmp_path.iterdir())
-    assert lines[0] == (
-        f"error: {tmp_path / 'data' / 'UCF-QNRF_ECCV18'}: has no Train, Test; unpack UCF-QNRF "
-        "(https://www.crcv.ucf.edu/data/ucf-qnrf/) there"
-    )
-    assert "test/images, test/gt; unpack JHU-Crowd++" in lines[1]
-    assert "images or images_part1, mats or jsons, train.txt" in lines[2]
-    assert "UCF_CC_50: has no 1.jpg or UCF_CC_50; unpack UCF_CC_50 (https://" in lines[3]
-    (tmp_path / "data" / "UCF-QNRF_ECCV18" / "Train").mkdir(parents=True)
-    _, err = reproduce("qnrf", "--data", tmp_path / "data", "--checkpoint", tmp_path / "x.pth", code=1)
-    assert "has no Test; unpack" in errors(err)[0] and "x.pth: no such file" in errors(err)[1]
-
-
-def test_wrong_names(tmp_path):
+    remedy = "no such folder; unpack UCF-QNRF (https://www.crcv.ucf.edu/data/ucf-qnrf/) there"
+    assert lines[0] == f"error: {tmp_path / 'data' / 'UCF-QNRF_ECCV18'}: {remedy}"
+    _, err = reproduce("qnrf", "--data", tmp_path, "--checkpoint", tmp_path / "x.pth", code=1)
+    assert "x.pth: no such file" in errors(err)[1]
     assert "'qnfr': neither a data set" in errors(reproduce("qnfr", code=2)[1])[0]
-    assert "name the data set" in errors(reproduce("--checkpoint", tmp_path / "x.pth", code=2)[1])[0]
 
 
 def test_dry_run_prints_the_commands_and_does_nothing(tmp_path):
@@ -95,6 +59,8 @@ def test_dry_run_prints_the_commands_and_does_nothing(tmp_path):
     ]
     out, _ = reproduce("--data", data, "--runs", runs, "--dry-run")
     assert out.count("train_gs.py") == 26 and out.count("--nwpu-submission") == 2
+    out, _ = reproduce("shb", "dm-count", "gst", "--dry-run")
+    assert out.count("train_gs.py") == 3 and "GS2D/process_gaussians.py" in out
     out, _ = reproduce("jhu", "--data", data, "--checkpoint", "a.tar", "--dry-run")
     assert [line.split()[1] for line in out.splitlines()] == ["preprocess_dataset_jhu.py", "test.py"]
     assert "--save-path a.tar" in out and "--model-name" not in out and not list(tmp_path.iterdir())
@@ -109,40 +75,52 @@ def test_published_lists_of_qnrf_are_used_where_they_lie(tmp_path):
     assert f"--train-list {source / 'train.txt'} --val-list {source / 'val.txt'}" in out
 
 
-@pytest.mark.parametrize("name", ["qnrf", "jhu"])
-def test_from_raw_data_to_the_table(name, raw, tmp_path, here):
-    title, published = reproduce_tables.SOURCES[name].title, reproduce_tables.PUBLISHED[name]["gst"]
-    options = (name, "vgg", "--data", raw, "--runs", tmp_path, *SMALL)
-    out, _ = reproduce(*options)
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """A function that draws crowds of six images in the layout of a data set -> the folder of raw data."""
+    data = tmp_path_factory.mktemp("reproduction") / "data"
+
+    def draw(name):
+        size = ("--height", 64, "--width", 80, "--min-people", 2, "--max-people", 8, "--workers", 1)
+        source = data / reproduce_tables.SOURCES[name].raw
+        call("datasets/synthetic.py", "--layout", name, "--out", source, "--images", 6, *size)
+        return data
+
+    return draw
+
+
+def test_from_raw_data_to_the_table(raw, tmp_path, here):
+    mean, root = reproduce_tables.PUBLISHED["qnrf"]["gst"]
+    options = ("--data", raw("qnrf"), "--runs", tmp_path, *SMALL)
+    out, _ = reproduce("qnrf", "vgg", *options)
     scripts = [command[0] for command, _ in here]
     assert scripts[1:] == ["2dgs_counting_1gs_gsplat.py", "GS2D/process_gaussians.py", "train_gs.py", "test.py"]
     rows = table(tmp_path)
-    row = rows[title, "vgg"]
+    row = rows["UCF-QNRF", "vgg"]
     mae, mse = map(float, re.search(r"images?: MAE ([\d.]+), MSE ([\d.]+)", here[-1][1]).groups())
     assert row["measured MAE / MSE"] == f"{mae:.1f} / {mse:.1f}" and row["split"] == "test"
-    assert row["difference"] == f"{mae - published[0]:+.1f} / {mse - published[1]:+.1f}"
-    assert rows[title, "vgg_trans"]["measured MAE / MSE"] == "not measured yet" and len(rows) == 18
-    assert "does not name the backbone" in out and f"{published[0]} / {published[1]}" in out
+    assert row["difference"] == f"{mae - mean:+.1f} / {mse - root:+.1f}"
+    assert rows["UCF-QNRF", "vgg_trans"]["measured MAE / MSE"] == "not measured yet" and len(rows) == 18
+    assert "does not name the backbone" in out and f"{mean} / {root}" in out
     here.clear()
-    assert reproduce(*options)[0] == out and len(here) == 4  # the evaluation is newer than the checkpoint
+    assert reproduce("qnrf", "vgg", *options)[0] == out and len(here) == 4  # evaluated after the checkpoint was written
     for (command, text), done in zip(here, ("nothing to do", "0 to fit", "nothing to do", "nothing to do")):
         assert done in text, command
-    reproduce(
-        name, "--data", raw, "--runs", tmp_path, *SMALL, "--checkpoint", tmp_path / f"{name}_vgg" / "best_model.pth"
-    )
-    checked = table(tmp_path)[title, str(tmp_path / f"{name}_vgg" / "best_model.pth")]
-    assert checked["measured MAE / MSE"] == row["measured MAE / MSE"] and table(tmp_path)[title, "vgg"] == row
+    checkpoint = tmp_path / "qnrf_vgg" / "best_model.pth"
+    reproduce("qnrf", *options, "--checkpoint", checkpoint)
+    checked = table(tmp_path)
+    assert checked["UCF-QNRF", str(checkpoint)]["measured MAE / MSE"] == row["measured MAE / MSE"]
+    assert checked["UCF-QNRF", "vgg"] == row
 
 
 def test_nwpu_is_measured_on_val_and_gets_a_submission_for_test(raw, tmp_path, here):
-    out, _ = reproduce("nwpu", "vgg", "--data", raw, "--runs", tmp_path, *SMALL)
+    data = raw("nwpu")
+    out, _ = reproduce("nwpu", "vgg", "--data", data, "--runs", tmp_path, *SMALL)
     row = table(tmp_path)["NWPU-Crowd", "vgg"]
     assert row["split"] == "val" and row["difference"] == "not comparable" and "/" in row["measured MAE / MSE"]
-    prepared = raw / "NWPU-Train-Val-Test" / "test"
-    lines = (tmp_path / "nwpu_vgg" / "submission.txt").read_text().splitlines()
-    assert [line.split()[0] for line in lines] == sorted(path.stem for path in prepared.glob("*.jpg"))
-    assert all(float(line.split()[1]) >= 0 for line in lines)
-    assert "test annotations are not public" in out
+    lines = [line.split() for line in (tmp_path / "nwpu_vgg" / "submission.txt").read_text().splitlines()]
+    assert [name for name, _ in lines] == [path.stem for path in list_images(data / "NWPU-Train-Val-Test" / "test")]
+    assert all(float(count) >= 0 for _, count in lines) and "test annotations are not public" in out
 
 
 def test_differences_to_the_published_numbers(tmp_path):
@@ -172,10 +150,8 @@ def test_cross_validation_is_the_mean_of_its_folds(tmp_path):
         f"python preprocess_dataset_ucf50.py --input-dataset-path {data / 'UCF_CC_50'} "
         f"--output-dataset-path {data / 'UCF50-Train-Val-Test' / 'fold2'} --fold 2"
     )
-    assert (
-        f"--save-dir {runs / 'ucf50_vgg' / 'fold2'}" in lines[8]
-        and f"--out {runs / 'ucf50_vgg/fold2/test'}" in lines[9]
-    )
+    folder = runs / "ucf50_vgg" / "fold2"
+    assert f"--save-dir {folder}" in lines[8] and f"--out {folder / 'test'}" in lines[9]
     listed = [reproduce_tables.Row("ucf50", "vgg", "gst", runs / "ucf50_vgg")]
     for fold, error in enumerate((1, 2, 3, 4, 10), start=1):
         results = runs / "ucf50_vgg" / f"fold{fold}" / "test" / "results.csv"
@@ -189,39 +165,24 @@ def test_cross_validation_is_the_mean_of_its_folds(tmp_path):
 
 
 def test_losses_on_shanghaitech_stand_beside_their_published_numbers(raw, tmp_path, here):
-    out, _ = reproduce("sha", "bl", "--data", raw, "--runs", tmp_path, *SMALL)
+    """They need no Gaussians."""
+    out, _ = reproduce("sha", "bl", "--data", raw("sha"), "--runs", tmp_path, *SMALL)
     commands = [command for command, _ in here]
-    assert [command[0] for command in commands] == [
-        "preprocess_dataset_sh.py",
-        "train_gs.py",
-        "test.py",
-    ]  # no Gaussians
+    assert [command[0] for command in commands] == ["preprocess_dataset_sh.py", "train_gs.py", "test.py"]
     assert commands[0][-8:-6] == ["--part", "A"] and str(ROOT / "configs" / "bl_sha.yml") in commands[1]
-    row = table(tmp_path)["ShanghaiTech A", "vgg, bl"]
+    rows = table(tmp_path)
+    row = rows["ShanghaiTech A", "vgg, bl"]
     assert row["published MAE / MSE (test)"] == "62.8 / 101.8"
     mae = float(row["measured MAE / MSE"].partition(" /")[0])
     assert float(row["difference"].partition(" /")[0]) == pytest.approx(mae - 62.8, abs=0.11)
-    assert table(tmp_path)["ShanghaiTech B", "vgg, gloss"]["published MAE / MSE (test)"] == "7.3 / 11.7"
+    assert rows["ShanghaiTech B", "vgg, gloss"]["published MAE / MSE (test)"] == "7.3 / 11.7"
     assert "GST's has no published number" in out
-    assert "not measured yet" in reproduce("ucf50", "bl", "--data", raw, "--runs", tmp_path / "none", *SMALL)[0]
-    listed, _ = reproduce("shb", "dm-count", "gst", "--dry-run")
-    assert listed.count("train_gs.py") == 3 and "GS2D/process_gaussians.py" in listed
 
 
-def test_a_stage_that_fails_ends_the_script():
-    with pytest.raises(ValueError, match="preprocess_dataset_ucf.py ended with exit code 2 .* finished work is kept"):
-        Children().run([str(ROOT / "preprocess_dataset_ucf.py"), "--nonsense"])
-
-
-@pytest.mark.parametrize("name", ["compare_losses", "reproduce_tables", "experiments"])
-def test_the_shell_scripts_name_existing_files(name):
-    script = ROOT / "scripts" / f"{name}.sh"
-    assert subprocess.run(["bash", "-n", script]).returncode == 0
-    for found in re.findall(r"scripts/(\w+\.py)|experiments\.sh\" (\w+)", script.read_text()):
-        assert (ROOT / "scripts" / (found[0] or f"{found[1]}.py")).exists()
-
-
-def test_another_experiment_is_wrong_usage():
+def test_the_shell_scripts_name_existing_experiments():
+    for name in ("compare_losses", "reproduce_tables"):
+        text = (ROOT / "scripts" / f"{name}.sh").read_text()
+        assert f'experiments.sh" {name} ' in text and (ROOT / "scripts" / f"{name}.py").exists()
     command = ["bash", str(ROOT / "scripts" / "experiments.sh"), "tables"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: 'tables' is no experiment; name compare_losses, ")

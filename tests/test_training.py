@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 import torch
-from commands import ROOT, free_port
-from training_runs import Tiny, checkpoint, largest_difference, metrics, options_of, train, two_processes, weights
+from commands import free_port
+from torch.distributed.run import main as torchrun
+from training_runs import Tiny, checkpoint, largest_difference, metrics, start, train, two_processes, weights
 
 from datasets.sampler import EpochSampler
 from utils.training.schedule import rate_factor
@@ -128,12 +127,19 @@ def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, no_dropout):
 
 
 def test_torchrun_starts_both(data, tmp_path):
-    launch = f"-m torch.distributed.run --nproc-per-node 2 --master-port {free_port()} tests/train_tiny.py"
-    command = [sys.executable, *launch.split(), *map(str, options_of(data, tmp_path, "--epochs", 1))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("2 x cpu") == 1 and len(metrics(tmp_path)) == 1 and (tmp_path / "best_model.pth").exists()
+    """Its two processes write down their environment, in which two trainings then begin."""
+    launch = f"--nproc-per-node 2 --master-port {free_port()} --no-python bash -c".split()
+    torchrun([*launch, f"env > {tmp_path}/$RANK"])
+    runs = []
+    for rank in "01":
+        given = dict(line.split("=", 1) for line in (tmp_path / rank).read_text().splitlines() if "=" in line)
+        world = {name: value for name, value in given.items() if os.environ.get(name) != value}
+        assert given["RANK"] == given["LOCAL_RANK"] == rank and given["WORLD_SIZE"] == "2"
+        runs.append(start(data, tmp_path / "run", "--epochs", 1, **{**world, "TORCHELASTIC_USE_AGENT_STORE": "False"}))
+    outputs = [run.communicate() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert [out.count("2 x cpu") for out, _ in outputs] == [1, 0] and len(metrics(tmp_path / "run")) == 1
+    assert (tmp_path / "run" / "best_model.pth").exists()
 
 
 def test_the_variance_of_attention_is_a_tenth_of_its_sum_in_the_loss(data, tmp_path, monkeypatch, no_dropout):

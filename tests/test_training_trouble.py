@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 
@@ -14,8 +13,7 @@ from lightning_fabric.plugins import MixedPrecision
 from training_runs import Tiny, checkpoint, largest_difference, metrics, train, two_processes, weights
 
 from datasets.sampler import EpochSampler
-from utils.files import list_images, make_folder
-from utils.lock import lock_folder
+from utils.files import list_images
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -241,11 +239,3 @@ def test_another_weight_decay_takes_effect_in_a_run_that_goes_on(data, tmp_path)
         (group,) = checkpoint(tmp_path / name)["optimizer_state_dict"]["param_groups"]
         assert group["weight_decay"] == decay and group["fused"] and not group["foreach"]
     assert largest_difference(weights(tmp_path / "same"), weights(tmp_path / "other")) > 1e-6
-
-
-def test_a_second_run_in_the_folder_is_told_who_is_there(data, tmp_path):
-    with lock_folder(make_folder(tmp_path / "run")):
-        _, err = train(data, tmp_path / "run", "--epochs", 1, code=1)
-    assert len(errors(err)) == 1 and f"{tmp_path / 'run'}: in use by process {os.getpid()}" in err
-    train(data, tmp_path / "run", "--epochs", 1)
-    assert not (tmp_path / "run" / ".run.lock").exists()

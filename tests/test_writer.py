@@ -92,7 +92,7 @@ def test_no_checkpoint_is_ahead_of_a_best_model_that_could_not_be_written(data, 
 @pytest.mark.parametrize("request_to_end", [signal.SIGTERM, signal.SIGINT], ids=["SLURM's", "Ctrl-C"])
 def test_a_request_to_end_keeps_the_epochs_that_no_checkpoint_holds(data, tmp_path, monkeypatch, request_to_end):
     """It reaches the loading processes too, whatever they are doing; five minutes have not passed."""
-    monkeypatch.setattr(Tiny, "dropout", 0)  # as train_tiny.py has it
+    monkeypatch.setattr(Tiny, "dropout", 0)  # as in the process that is started
     folder = tmp_path / "run"
     run = start(data, folder, "--epochs", 3000, "--num-workers", 1, "--lr", 1e-3)
     wait_until(lambda: (folder / "metrics.jsonl").exists() and len(metrics(folder)) > 2, run)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import torch
-from commands import ROOT, call, free_port
+from commands import call, free_port
+from forked import Started
 from torch import nn
 
 from GS2D.gaussians import Gaussians2D
@@ -83,17 +80,8 @@ def train(data, folder, *options, code=0):
 
 
 def start(data, folder, *options, **environment):
-    """The same in a process of its own, the first of a group; an interrupt reaches it, as it does not a background job."""
-    return subprocess.Popen(
-        list(map(str, [sys.executable, "tests/train_tiny.py", *options_of(data, folder, *options)])),
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    """The same in a process of its own, the first of a group."""
+    return Started("train_gs.py", options_of(data, folder, *options), **environment)
 
 
 def two_processes(data, folder, *options, machines=1, **environment):
@@ -102,20 +90,17 @@ def two_processes(data, folder, *options, machines=1, **environment):
     world["LOCAL_WORLD_SIZE"] = str(2 // machines)
     runs = []
     for rank in "01":
-        place = {
-            "RANK": rank,
-            "LOCAL_RANK": rank if machines == 1 else "0",
-            "GROUP_RANK": "0" if machines == 1 else rank,
-        }
+        on_own = {"LOCAL_RANK": "0", "GROUP_RANK": rank}
+        place = {"RANK": rank, **(on_own if machines == 2 else {"LOCAL_RANK": rank, "GROUP_RANK": "0"})}
         runs.append(start(data, folder, *options, "--num-nodes", machines, **world, **place, **environment))
-    outputs = [run.communicate(timeout=120) for run in runs]
+    outputs = [run.communicate() for run in runs]
     return [(run.returncode, *output) for run, output in zip(runs, outputs)]
 
 
 def wait_until(condition, run):
-    """Return when ``condition`` holds, while the processes of ``run`` work."""
+    """Return when ``condition`` holds, while ``run`` works: a ``Started``, or a process of ``multiprocessing``."""
     while not condition():
-        assert run.poll() is None, run.communicate()
+        assert getattr(run, "process", run).exitcode is None, run
         time.sleep(0.02)
 
 

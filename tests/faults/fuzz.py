@@ -37,19 +37,8 @@ from utils.training.run_folder import RunFolder, describe
 
 _OF_IMAGE = Request(named=False, sizes=lambda name: ((32, 24), (32, 24)))
 MEMORY = 3 << 30  # bytes that a reader may ask for, with a file of a few kilobytes
-_EXTREMES = (
-    b"\x00",
-    b"\xff",
-    b"\x7f\xff\xff\xff",
-    b"\xff\xff\xff\xff",
-    b"\x00" * 8,
-    b"\xff" * 8,
-    b"\n",
-    b'"',
-    b"[",
-    b"{",
-    b"-",
-)
+_WORDS = [b"\x00", b"\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\x00" * 8, b"\xff" * 8]
+_EXTREMES = [*_WORDS, *(bytes([byte]) for byte in b'\n"[{-')]
 
 
 class Reader(NamedTuple):
@@ -86,6 +75,14 @@ def _checkpoint(path: Path) -> None:
     torch.save({**state, "arguments": {"model_name": "vgg", "topk": 0.3}}, path)
 
 
+def _describe(path: Path) -> None:
+    describe(read_checkpoint(path))
+
+
+def _mat(do_compression: bool = False, **variables: Any) -> Callable[[Path], None]:
+    return lambda path: scipy.io.savemat(path, variables, do_compression=do_compression)
+
+
 def _text(contents: Any) -> Callable[[Path], object]:
     return lambda path: path.write_text(contents if isinstance(contents, str) else json.dumps(contents))
 
@@ -101,6 +98,20 @@ def _read_config(path: Path) -> None:
         raise ValueError(stderr.getvalue().strip().splitlines()[-1].partition("error: --config ")[2]) from None
 
 
+def _read_status(path: Path) -> None:
+    data_status(path.parent, path.parent)
+
+
+def _options(path: Path) -> None:
+    path.with_name("0_ckpt.tar").touch()
+    path.write_text("lr: 1.0\nepochs: 3\ndata_dir: d\n")
+
+
+def _read_options(path: Path) -> None:
+    RunFolder(path.parent).find_start("auto", False, {"lr": 1.0}, 1)
+    _read_status(path)
+
+
 _BOX = {"image_id": 1, "bbox": [1, 2, 3, 4], "category_id": 1}
 _COCO = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [_BOX], "categories": [{"id": 1, "name": "p"}]}
 _LABELME = {"shapes": [{"shape_type": "point", "points": [[1, 2]], "label": "p"}], "imageWidth": 9, "imageHeight": 9}
@@ -114,26 +125,11 @@ READERS = [
     Reader("npy", "a.npy", lambda path: np.save(path, np.ones((5, 3), np.float32)), read_points),
     Reader("gs_params", "a_gs_params.h5", lambda path: Gaussians2D.from_params(np.ones((9, 8))).save(path), read_file),
     Reader("kernel", "a_kernel.h5", _kernel, _read_kernel),
-    Reader("checkpoint", "1_ckpt.tar", _checkpoint, lambda path: describe(read_checkpoint(path))),
-    Reader(
-        "weights",
-        "a.pth",
-        lambda path: torch.save(Tiny().state_dict(), path),
-        lambda path: describe(read_checkpoint(path)),
-    ),
-    Reader("mat, QNRF", "a.mat", lambda path: scipy.io.savemat(path, {"annPoints": np.ones((5, 2))}), read_ucf),
-    Reader(
-        "mat, packed",
-        "a.mat",
-        lambda path: scipy.io.savemat(path, {"annPoints": np.ones((5, 2))}, do_compression=True),
-        read_ucf,
-    ),
-    Reader(
-        "mat, ShanghaiTech",
-        "a.mat",
-        lambda path: scipy.io.savemat(path, {"image_info": image_info(np.ones((5, 2)))}),
-        read_sh,
-    ),
+    Reader("checkpoint", "1_ckpt.tar", _checkpoint, _describe),
+    Reader("weights", "a.pth", lambda path: torch.save(Tiny().state_dict(), path), _describe),
+    Reader("mat, QNRF", "a.mat", _mat(annPoints=np.ones((5, 2))), read_ucf),
+    Reader("mat, packed", "a.mat", _mat(annPoints=np.ones((5, 2)), do_compression=True), read_ucf),
+    Reader("mat, ShanghaiTech", "a.mat", _mat(image_info=image_info(np.ones((5, 2)))), read_sh),
     Reader("JHU", "a.txt", _text("1 2 3 4 0 1\n5.5 6 7 8 0 1\n"), read_jhu),
     Reader("NWPU", "a.json", _text({"points": [[1, 2], [3.5, 4]]}), read_nwpu),
     Reader("csv", "a.csv", _text("image,x,y\na.jpg,1,2.5\nb.jpg,,\n"), read_csv),
@@ -143,22 +139,9 @@ READERS = [
     Reader("labelme", "a.json", _text(_LABELME), lambda path: read_labelme(path, _OF_IMAGE)),
     Reader("via", "a.json", _text({"a": {"filename": "a.jpg", "regions": _SHAPES}}), read_via),
     Reader("configuration", "a.yml", _text("# a comment\nlr: 5.0e-6\nnames: [a, b]\n"), _read_config),
-    Reader(
-        "run's options",
-        "config.yml",
-        lambda path: (path.with_name("0_ckpt.tar").touch(), _text("lr: 1.0\nepochs: 3\ndata_dir: d\n")(path)),
-        lambda path: (
-            RunFolder(path.parent).find_start("auto", False, {"lr": 1.0}, 1),
-            data_status(path.parent, path.parent),
-        ),
-    ),
-    Reader("run's metrics", "metrics.jsonl", _text(_METRICS), lambda path: data_status(path.parent, path.parent)),
-    Reader(
-        "preparation's record",
-        "preprocess.jsonl",
-        _text(json.dumps(_RECORD) + "\n"),
-        lambda path: data_status(path.parent, path.parent),
-    ),
+    Reader("run's options", "config.yml", _options, _read_options),
+    Reader("run's metrics", "metrics.jsonl", _text(_METRICS), _read_status),
+    Reader("preparation's record", "preprocess.jsonl", _text(json.dumps(_RECORD) + "\n"), _read_status),
 ]
 
 

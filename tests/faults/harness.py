@@ -6,13 +6,10 @@ import contextlib
 import csv
 import io
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +17,7 @@ import numpy as np
 import torch
 import yaml
 from commands import kill_group
+from forked import Started
 from raw_data import make_raw
 from training_runs import make_data
 
@@ -29,153 +27,91 @@ from models import read_checkpoint
 from utils.files import gaussians_path, list_images, read_points
 from utils.images import load_image
 
-ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("seconds", "images_per_second", "time", "val_seconds")
 
 
 class Stage(NamedTuple):
     """A command over a folder ``work`` that begins as a copy of ``inputs``."""
 
-    name: str
     inputs: Path
     script: str
     arguments: Callable[[Path], list[str]]
 
 
-class Server:
-    """The process of ``server.py``."""
-
-    def __enter__(self) -> Server:
-        command = [sys.executable, str(Path(__file__).with_name("server.py"))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-        assert self.process.stdout.readline() == "ready\n"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()
-        self.process.wait(60)
-
-    @contextlib.contextmanager
-    def start(self, *commands: tuple[str, list[str]], log: Path) -> Iterator[list[int]]:
-        """Yield the ids of scripts that run at the same time; then wait for their end, and keep exit codes and logs."""
-        logs = [log.with_name(f"{log.name}{i}") for i in range(len(commands))]
-        for path in logs:
-            path.unlink(missing_ok=True)
-        requests = [
-            {"script": script, "arguments": [str(argument) for argument in arguments], "log": str(path)}
-            for (script, arguments), path in zip(commands, logs, strict=True)
-        ]
-        self.process.stdin.write(json.dumps(requests) + "\n")
-        self.process.stdin.flush()
-        yield [int(word) for word in self.process.stdout.readline().split()]
-        self.codes = [int(word) for word in self.process.stdout.readline().split()]
-        self.logs = [path.read_text(errors="replace") if path.exists() else "" for path in logs]
-
-    def run(self, script: str, arguments: list[str], log: Path) -> tuple[int, str]:
-        """Run a script to its end -> exit code, its output."""
-        with self.start((script, arguments), log=log):
-            pass
-        return self.codes[0], self.logs[0]
-
-    def kill(self, script: str, arguments: list[str], log: Path, moment: float) -> bool:
-        """Kill a script and all its workers ``moment`` seconds after its start -> whether it still ran."""
-        with self.start((script, arguments), log=log) as processes:
-            time.sleep(moment)
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                kill_group(processes[0])
-        return self.codes[0] == -signal.SIGKILL
+def run(script: str, arguments: list[str]) -> tuple[int, str]:
+    """Run a script to its end -> exit code, its output."""
+    return end(Started(script, arguments))
 
 
-def make_stages(server: Server, root: Path, images: int = 6, epochs: int = 4) -> dict[str, Stage]:
+def end(run: Started) -> tuple[int, str]:
+    """Wait for the end of a script -> exit code, its output."""
+    output = "".join(run.communicate())
+    return run.returncode, output
+
+
+def kill(script: str, arguments: list[str], moment: float) -> bool:
+    """Kill a script and all its workers ``moment`` seconds after its start -> whether it still ran."""
+    run = Started(script, arguments)
+    time.sleep(moment)
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        kill_group(run.pid)
+    return end(run)[0] == -signal.SIGKILL
+
+
+def make_stages(root: Path, images: int = 6, epochs: int = 4) -> dict[str, Stage]:
     """The stages by name, each with the inputs that the stages before it made."""
-    root.mkdir(parents=True, exist_ok=True)
-    log = root / "log"
-
-    def done(stage: Stage) -> Stage:
-        code, output = server.run(stage.script, stage.arguments(stage.inputs), log)
-        assert code == 0, output
-        return stage
-
-    def copy(source: Path, name: str) -> Path:
-        return Path(shutil.copytree(source, root / name))
-
-    def prepare(work: Path, workers: int = 1) -> list[str]:
-        paths = ["--input-dataset-path", str(work / "raw"), "--output-dataset-path", str(work / "data")]
-        return [*paths, "--min-size", "64", "--max-size", "256", "--workers", str(workers)]
-
-    def on_data(*options: str) -> Callable[[Path], list[str]]:
-        return lambda work: ["--root-path", str(work / "data"), *options]
-
     stages = {}
+
+    def add(name: str, inputs: Path, script: str, options: str) -> None:
+        """Add a stage; ``{}`` stands in its options for the folder that it works in."""
+        stages[name] = Stage(inputs, script, lambda work: [word.format(work) for word in options.split()])
+
+    def after(name: str, copy: str) -> Path:
+        """A copy of a stage's inputs with what it made of them."""
+        inputs, script, arguments = stages[name]
+        folder = Path(shutil.copytree(inputs, root / copy))
+        code, output = run(script, arguments(folder))
+        assert code == 0, output
+        return folder
+
     make_raw(root / "preprocess" / "raw", train=images, test=2, size=(96, 128))
-    for name, workers in (("preprocess", 1), ("preprocess, 2 workers", 2)):
-        arguments = lambda work, n=workers: prepare(work, n)  # noqa: E731
-        stages[name] = Stage(name, root / "preprocess", "preprocess_dataset_ucf.py", arguments)
-    prepared = copy(root / "preprocess", "splat")
-    done(Stage("", prepared, "preprocess_dataset_ucf.py", prepare))
-    splat = on_data("--num-epochs", "1500", "--workers", "2")
-    stages["splat"] = Stage("splat", prepared, "2dgs_counting_1gs_gsplat.py", splat)
-    fitted = copy(prepared, "clean")
-    done(stages["splat"]._replace(inputs=fitted))
+    paths = "--input-dataset-path {0}/raw --output-dataset-path {0}/data --min-size 64 --max-size 256"
+    add("preprocess", root / "preprocess", "preprocess_dataset_ucf.py", f"{paths} --workers 1")
+    add("preprocess, 2 workers", root / "preprocess", "preprocess_dataset_ucf.py", f"{paths} --workers 2")
+    fit, data = "2dgs_counting_1gs_gsplat.py", "--root-path {}/data"
+    add("splat", after("preprocess", "splat"), fit, f"{data} --num-epochs 1500 --workers 2")
+    fitted = after("splat", "clean")
     for image in list_images(fitted / "data" / "train"):
         gaussians, _, attributes = read_file(gaussians_path(image))
         gaussians.scales[:, 0] = 2 * gaussians.scales[:, 1]
         gaussians.save(gaussians_path(image), attributes=attributes)
-    stages["clean"] = Stage("clean", fitted, "GS2D/process_gaussians.py", on_data())
-    cleaned = copy(fitted, "kernels")
-    done(stages["clean"]._replace(inputs=cleaned))
-    stages["kernels"] = Stage("kernels", cleaned, "GS2D/build_kernels.py", on_data("--workers", "2"))
-
-    def train(work: Path, *more: str) -> list[str]:
-        options = {
-            "epochs": epochs,
-            "val-start": 1,
-            "val-every": 1,
-            "crop-size": 64,
-            "num-workers": 0,
-            "lr": 1e-3,
-            "checkpoint-minutes": 0,
-        }
-        pairs = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-        paths = ["--data-dir", str(work / "data"), "--save-dir", str(work / "run")]
-        return [*paths, *pairs, "--device", "cpu", "--backbone-weights", "none", *more]
+    add("clean", fitted, "GS2D/process_gaussians.py", data)
+    add("kernels", after("clean", "kernels"), "GS2D/build_kernels.py", f"{data} --workers 2")
 
     make_data(root / "train" / "data")
-    stages["train"] = Stage("train", root / "train", "train_gs.py", train)
-    trained = copy(root / "train", "test")
-    done(stages["train"]._replace(inputs=trained))
-    anew = copy(trained, "train anew")
-    stages["train anew"] = Stage(
-        "train anew", anew, "train_gs.py", lambda work: train(work, "--seed", "1", "--overwrite")
+    options = (
+        "--data-dir {0}/data --save-dir {0}/run --device cpu --backbone-weights none --crop-size 64 --num-workers 0"
     )
-    from_file = copy(root / "train", "train from a file")
+    options += f" --val-start 1 --val-every 1 --lr 1e-3 --checkpoint-minutes 0 --epochs {epochs}"
+    add("train", root / "train", "train_gs.py", options)
+    trained = after("train", "test")
+    add("train anew", trained, "train_gs.py", f"{options} --seed 1 --overwrite")
+    from_file = Path(shutil.copytree(root / "train", root / "train from a file"))
     shutil.copy(trained / "run" / f"{epochs - 1}_ckpt.tar", from_file / "start.tar")
-    more = str(2 * epochs)
-    stages["train from a file"] = Stage(
-        "train from a file",
-        from_file,
-        "train_gs.py",
-        lambda w: train(w, "--epochs", more, "--resume", str(w / "start.tar")),
-    )
-
-    def evaluate(work: Path) -> list[str]:
-        paths = ["--save-path", str(work / "run" / "best_model.pth"), "--data-dir", str(work / "data")]
-        return [*paths, "--split", "val", "--device", "cpu", "--out", str(work / "out")]
-
-    stages["test"] = Stage("test", trained, "test.py", evaluate)
+    resumed = f"{options} --epochs {2 * epochs} --resume {{0}}/start.tar"
+    add("train from a file", from_file, "train_gs.py", resumed)
+    evaluation = "--save-path {0}/run/best_model.pth --data-dir {0}/data --split val --device cpu --out {0}/out"
+    add("test", trained, "test.py", evaluation)
     return stages
 
 
-def kill_stage(server: Server, stage: Stage, folder: Path, kills: int, seed: int) -> list[str]:
+def kill_stage(stage: Stage, folder: Path, kills: int, seed: int) -> list[str]:
     """Kill a stage ``kills`` times, the moments spread evenly over the time that it was seen to take -> what went wrong.
 
     Nothing may be broken after a kill; the same command then ends well, leaves no temporary file, and has written what an
     uninterrupted run writes.
     """
-    work, log = folder / "work", folder / "log"
-    folder.mkdir(parents=True, exist_ok=True)
+    work = folder / "work"
 
     def begin() -> list[str]:
         shutil.rmtree(work, ignore_errors=True)
@@ -184,7 +120,7 @@ def kill_stage(server: Server, stage: Stage, folder: Path, kills: int, seed: int
 
     arguments = begin()
     before = time.perf_counter()
-    code, output = server.run(stage.script, arguments, log)
+    code, output = run(stage.script, arguments)
     seconds = time.perf_counter() - before
     assert code == 0, output
     expected = contents(work)
@@ -193,10 +129,10 @@ def kill_stage(server: Server, stage: Stage, folder: Path, kills: int, seed: int
         part, running = (k + random.random()) / kills, False
         while not running:
             arguments = begin()
-            running = server.kill(stage.script, arguments, log, part * seconds)
+            running = kill(stage.script, arguments, part * seconds)
             part *= 0.9  # it had ended before: this time it was faster
         found = broken(work)
-        code, output = server.run(stage.script, arguments, log)
+        code, output = run(stage.script, arguments)
         if code:
             found.append(f"exit code {code}: {output[-500:]}")
         found += broken(work) + [f"{path} is left" for path in temporary(work)]

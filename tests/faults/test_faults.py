@@ -11,14 +11,13 @@ from pathlib import Path
 import harness
 import pytest
 from commands import call, errors
-from training_runs import Tiny
+from forked import Started
 
 import datasets.crowd
 import datasets.raw.preprocess
 import GS2D.build_kernels
 import GS2D.fit_dataset
 import GS2D.process_gaussians
-import models
 import train_gs
 import utils.cli
 from utils.files import list_images, points_path
@@ -51,7 +50,7 @@ def work(stages, tmp_path):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_full_disk_is_one_line_and_what_is_there_is_whole(name, server, work, disk, tmp_path):
+def test_a_full_disk_is_one_line_and_what_is_there_is_whole(name, work, disk, tmp_path):
     folder, script, arguments = work(name, disk / "work")
     before = harness.contents(folder)
     filler = disk / "filler"
@@ -59,61 +58,47 @@ def test_a_full_disk_is_one_line_and_what_is_there_is_whole(name, server, work, 
         while True:
             file.write(bytes(4096))
     os.truncate(filler, filler.stat().st_size - (8192 if name != "train" else 32768))
-    code, output = server.run(script, arguments, tmp_path / "log")
+    code, output = harness.run(script, arguments)
     assert code == 1 and "Traceback" not in output, output
-    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    lines = errors(output)
     assert lines and all(str(disk) in line for line in lines if "failed; mend" not in line), output
     assert "space" in output and not harness.broken(folder) and not harness.temporary(folder)
     filler.unlink()
-    code, output = server.run(script, arguments, tmp_path / "log")
+    code, output = harness.run(script, arguments)
     assert code == 0 and not harness.broken(folder) and not harness.temporary(folder), output
     assert harness.contents(folder).keys() > before.keys() or name == "clean"
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_read_only_disk_is_one_line(name, server, work, disk, tmp_path):
+def test_a_read_only_disk_is_one_line_and_what_is_finished_runs_again(name, work, disk):
     folder, script, arguments = work(name, disk / "work")
     before = harness.contents(folder)
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    code, output = server.run(script, arguments, tmp_path / "log")
-    lines = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert code == 1 and "Traceback" not in output and "Read-only file system" in lines[0], output
-    assert str(disk) in lines[0] and harness.contents(folder) == before
-
-
-@pytest.mark.parametrize("name", ["preprocess", "splat", "clean", "kernels"])
-def test_a_finished_stage_runs_again_on_a_read_only_disk(name, server, work, disk, tmp_path):
-    folder, script, arguments = work(name, disk / "work")
-    assert server.run(script, arguments, tmp_path / "log")[0] == 0
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    code, output = server.run(script, arguments, tmp_path / "log")
-    assert code == 0 and "error" not in output
-
-
-def unreadable(path, kind):
-    path.unlink()
-    if kind == "folder":
-        path.mkdir()
-    else:
-        path.symlink_to(path if kind == "loop" else "nowhere")
+    code, output = harness.run(script, arguments)
+    assert code == 1 and "Traceback" not in output and "Read-only file system" in errors(output)[0], output
+    assert str(disk) in errors(output)[0] and harness.contents(folder) == before
+    if name not in ("train", "test"):
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        assert harness.run(script, arguments)[0] == 0
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        code, output = harness.run(script, arguments)
+        assert code == 0 and "error" not in output
 
 
 @pytest.mark.parametrize("kind", ["folder", "loop", "dangling"])
 @pytest.mark.parametrize("name", STAGES)
-def test_an_unreadable_input_is_named(name, kind, work, monkeypatch):
+def test_an_unreadable_input_is_named(name, kind, work, tiny):
     folder, script, arguments = work(name)
     split = {"preprocess": "raw/Train", "test": "data/val"}.get(name, "data/train")
     image = list_images(folder / split)[0]
     path = folder / split / "gs_params" / f"{image.stem}_gs_params.h5" if name == "clean" else image
-    unreadable(path, kind)
-    monkeypatch.setattr(train_gs, "build_model", Tiny)
-    monkeypatch.setattr(models, "build_model", Tiny)
+    path.unlink()
+    path.mkdir() if kind == "folder" else path.symlink_to(path if kind == "loop" else "nowhere")
     _, err = call(script, *arguments, code=1)
-    lines = errors(err)
-    assert any(str(path) in line for line in lines) and len(lines) <= 2, err
+    assert any(str(path) in line for line in errors(err)) and len(errors(err)) <= 2, err
 
 
-def test_a_file_that_vanishes_after_it_was_listed(work, monkeypatch, tmp_path):
+def test_a_file_that_vanishes_after_it_was_listed(work, monkeypatch, tmp_path, tiny):
     """Each stage names it and does the rest."""
     real = utils.cli.for_each
 
@@ -139,7 +124,6 @@ def test_a_file_that_vanishes_after_it_was_listed(work, monkeypatch, tmp_path):
             self.images[0].unlink()
 
     monkeypatch.setattr(train_gs, "Crowd", Listed)
-    monkeypatch.setattr(train_gs, "build_model", Tiny)
     folder, script, arguments = work("train", tmp_path / "train")
     _, err = call(script, *arguments, code=1)
     assert len(errors(err)) == 1 and "IMG_0000.jpg: No such file or directory; check the path" in err
@@ -155,9 +139,7 @@ def test_a_file_that_vanishes_after_it_was_listed(work, monkeypatch, tmp_path):
         ("test", "out"),
     ],
 )
-def test_a_second_run_on_the_same_folder_says_who_is_there(name, held, work, monkeypatch):
-    monkeypatch.setattr(train_gs, "build_model", Tiny)
-    monkeypatch.setattr(models, "build_model", Tiny)
+def test_a_second_run_on_the_same_folder_says_who_is_there(name, held, work, tiny):
     folder, script, arguments = work(name)
     (folder / held).mkdir(parents=True, exist_ok=True)
     before = harness.contents(folder)
@@ -167,49 +149,48 @@ def test_a_second_run_on_the_same_folder_says_who_is_there(name, held, work, mon
     assert line.startswith(f"error: {folder / held}: in use by process {os.getpid()} on ")
     assert harness.contents(folder) == before
     call(script, *arguments)
+    assert not harness.temporary(folder)
 
 
-def test_two_preparations_at_once(server, work, stages, tmp_path):
+def test_two_preparations_at_once(work):
     folder, script, arguments = work("preprocess")
-    server.run(script, arguments, tmp_path / "log")
+    harness.run(script, arguments)
     expected = harness.contents(folder)
     shutil.rmtree(folder / "data")
-    with server.start((script, arguments), (script, arguments), log=tmp_path / "log"):
-        pass
-    assert sorted(server.codes)[0] == 0  # the other was refused, or came when this one had ended
-    assert all("in use by process" in log for code, log in zip(server.codes, server.logs, strict=True) if code)
+    runs = [harness.end(run) for run in [Started(script, arguments) for _ in range(2)]]
+    assert sorted(runs)[0][0] == 0  # the other was refused, or came when this one had ended
+    assert all("in use by process" in output for code, output in runs if code)
     assert harness.contents(folder) == expected
 
 
-def test_several_fits_of_one_folder_at_once_do_double_work_at_worst(server, work, tmp_path):
+def test_several_fits_of_one_folder_at_once_do_double_work_at_worst(work):
     folder, script, arguments = work("splat")
-    server.run(script, arguments, tmp_path / "log")
+    harness.run(script, arguments)
     expected = harness.contents(folder)
     shutil.rmtree(folder / "data" / "train" / "gs_params")
-    shares = [[], [], ["--shard", "1/2"], ["--shard", "2/2"]]
-    with server.start(*((script, [*arguments, *share]) for share in shares), log=tmp_path / "log"):
-        pass
-    assert server.codes == [0] * 4, server.logs
+    shares = [], [], ["--shard", "1/2"], ["--shard", "2/2"]
+    runs = [harness.end(run) for run in [Started(script, [*arguments, *share]) for share in shares]]
+    assert [code for code, _ in runs] == [0] * 4, runs
     assert harness.contents(folder) == expected and not harness.temporary(folder)
 
 
-@pytest.mark.parametrize("moment", [0, 4_000_000_000], ids=["past", "future"])
-def test_clocks_do_not_matter(moment, server, work, tmp_path):
-    """Files dated 1970 or 2096; outputs follow from contents. Only raw files that changed their date are prepared again."""
+def test_clocks_do_not_matter(work, tmp_path):
+    """Inputs dated 2096, then all but raw files 1970; only raw files that changed their date are prepared again."""
     for name in STAGES:
         folder, script, arguments = work(name, tmp_path / name)
         for path in (*folder.rglob("*"), folder):
-            os.utime(path, (moment, moment))
-        assert server.run(script, arguments, tmp_path / "log")[0] == 0
+            os.utime(path, (4_000_000_000,) * 2)
+        code, output = harness.run(script, arguments)
+        assert code == 0, output
         expected = harness.contents(folder)
         for path in folder.rglob("*"):
             if "raw" not in path.parts:
-                os.utime(path, (4_000_000_000 - moment,) * 2)
-        code, output = server.run(script, arguments, tmp_path / "log")
+                os.utime(path, (0, 0))
+        code, output = harness.run(script, arguments)
         assert code == 0 and harness.contents(folder) == expected, output
         if name == "preprocess":
             os.utime(list_images(folder / "raw" / "Train")[0], (1, 1))
-            code, output = server.run(script, arguments, tmp_path / "log")
+            code, output = harness.run(script, arguments)
             changed = harness.differences(expected, harness.contents(folder))
             assert "prepared 1 images" in output and changed == ["data/preprocess.jsonl differs"]
 
@@ -239,16 +220,17 @@ def kill_a_worker(process, name=b""):
 
 
 @pytest.mark.parametrize("name", ["preprocess, 2 workers", "train"])
-def test_a_worker_that_the_kernel_kills(name, server, work, tmp_path):
+def test_a_worker_that_the_kernel_kills(name, work):
     folder, script, arguments = work(name)
     if name == "train":
         arguments = [*arguments, "--num-workers", "1", "--epochs", "200"]
-    with server.start((script, arguments), log=tmp_path / "log") as (process,):
-        kill_a_worker(process, b"spawn_main" if name != "train" else b"server.py")
-    (line,) = [line for line in server.logs[0].splitlines() if line.startswith("error: ")]
-    assert server.codes == [1] and "out of memory" in line and "-workers" in line and "Traceback" not in server.logs[0]
+    run = Started(script, arguments)
+    kill_a_worker(run.pid, b"spawn_main" if name != "train" else b"forkserver")
+    code, output = harness.end(run)
+    (line,) = errors(output)
+    assert code == 1 and "out of memory" in line and "-workers" in line and "Traceback" not in output
     assert not harness.broken(folder)
     again = [*arguments, *(("--epochs", "2") if name == "train" else ("--workers", "1"))]
-    code, output = server.run(script, again, tmp_path / "log")
+    code, output = harness.run(script, again)
     assert code == 0 and not harness.temporary(folder), output
     assert all(points_path(image).exists() for image in list_images(folder / "data" / "train"))
