@@ -165,6 +165,8 @@ class Crowd(Dataset):
 
     def __getitem__(self, index: int | tuple[int, int]) -> TrainSample | EvalSample:
         epoch, index = index if isinstance(index, tuple) else (self._epoch, index)
+        if index >= len(self):  # which ends an iteration
+            raise IndexError(f"{self.root / self.split}: no image {index} among {len(self)}")
         skipped = []
         for step in range(len(self)):
             try:
