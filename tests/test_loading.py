@@ -59,7 +59,7 @@ def test_loading_processes_do_not_free_what_the_training_has_dropped(root, tmp_p
 
     def collecting(crowd, index):
         if os.getpid() != training:
-            gc.collect()
+            gc.collect(0)
         return read(crowd, index)
 
     monkeypatch.setattr(Crowd, "__getitem__", collecting)
