@@ -182,6 +182,20 @@ def test_corners_in_place_of_sizes(tmp_path, pictures, form):
         pictures(path, form)
 
 
+def test_corners_that_would_fit_as_sizes(tmp_path, pictures):
+    """In the upper left half no such box leaves its image; the same size everywhere is none."""
+    places = {name: [(8 + 14 * i, 6 + 11 * (i * k % 7)) for i in range(7)] for k, name in enumerate(TRUTH, 2)}
+
+    def boxes(of):
+        entries = [{"image_id": name, "bbox": of(*point)} for name, found in places.items() for point in found]
+        return {"images": [{"id": name, "file_name": f"{name}.jpg"} for name in places], "annotations": entries}
+
+    path = write(tmp_path / "a.json", boxes(lambda x, y: (x - 4, y - 3, x + 4, y + 3)))
+    with pytest.raises(ValueError, match="0 of 21 boxes leave their image, .* but the right and bottom corner; write"):
+        pictures(path, "coco")
+    pictures(write(path, boxes(lambda x, y: (1, 1, 190, 140))), "coco")
+
+
 @pytest.mark.parametrize("side", [1, 60, 160])
 def test_sizes_are_no_corners(tmp_path, pictures, side):
     """Also boxes that leave their image, as tools write those of people at its border."""

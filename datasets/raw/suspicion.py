@@ -16,7 +16,7 @@ _LEAVES_POINTS_OUT = (
     "Label Studio's JSON and --format labelstudio, which keep them"
 )
 _FEW = 4  # points from which on a data set, or an image, can be judged
-_MANY = 8  # points from which on it can be said where they lie
+_MANY = 8  # points or boxes from which on it can be said where they lie
 
 
 def refuse_empty(format: str, annotated: Mapping[Path, Annotated], sources: Collection[Path], place: Path) -> None:
@@ -32,23 +32,32 @@ def refuse_empty(format: str, annotated: Mapping[Path, Annotated], sources: Coll
 def refuse_corners(annotated: Mapping[Path, Annotated], sizes: Mapping[Path, tuple[int, int]], place: Path) -> None:
     """``ValueError`` where boxes with width and height leave images in which all fit if those are the other corner.
 
-    ``sizes`` holds (width, height) of each image, in the grid that its annotations mean.
+    Or where the last two numbers of many, as points, all lie nearer to the first two of their own than to half of the others',
+    as second corners do and sizes do not. ``sizes`` holds (width, height) of each image, in the grid that its annotations mean.
     """
 
     def inside(low: float, high: float, side: int) -> bool:
         return -0.01 * side <= low < high <= 1.01 * side
 
-    wrong = boxes = 0
+    wrong, boxes = 0, []
     for image, value in annotated.items():
         marks = [mark for mark in value.marks if mark.box]
         ways = [[*zip(m[:2], m.box[:2], m.box[2:], sizes[image], strict=True)] for m in marks]
         if all(inside(first, last, side) for way in ways for _, first, last, side in way):
-            boxes += len(marks)
+            boxes += [mark.box for mark in marks]
             wrong += sum(not all(inside(x - last / 2, x + last / 2, side) for x, _, last, side in way) for way in ways)
-    if wrong >= max(2, 0.1 * boxes):
+    if wrong >= max(2, 0.1 * len(boxes)) or (len(boxes) >= _MANY and _are_corners(np.array(boxes, np.float64))):
         what = "by where they lie the last two numbers of all are no width and height but the right and bottom corner"
         remedy = "write right - left and bottom - top, or xmin, ymin, xmax, ymax"
-        raise ValueError(f"{place}: {wrong} of {boxes} boxes leave their image, and {what}; {remedy}")
+        raise ValueError(f"{place}: {wrong} of {len(boxes)} boxes leave their image, and {what}; {remedy}")
+
+
+def _are_corners(boxes: np.ndarray) -> bool:
+    """Whether numbers 3 and 4 of all ``boxes`` [N, 4] lie nearer to the place of their own than to that of half of the others."""
+    places, ends = boxes[:, :2], boxes[:, 2:]
+    others = places[:: len(places) // 200 + 1]
+    away = np.linalg.norm(ends[:, None] - others, axis=2) - np.linalg.norm(ends - places, axis=1)[:, None]
+    return bool((np.sign(away).sum(axis=1) > 0).all())
 
 
 def suspect(points: Mapping[Path, tuple[np.ndarray, tuple[int, int]]], place: Path) -> None:
