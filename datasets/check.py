@@ -191,7 +191,7 @@ def _run(path: Path) -> dict[str, Any] | None:
     elif done >= epochs:
         state = "done"
     else:
-        state = "failed" if any((path / "trouble").glob("epoch*_batch.pt")) else "interrupted"
+        state = "interrupted"
     results = []  # of test.py, with the best model that is there now
     if folder.best_path.is_file() and (summaries := sorted(path.glob("**/summary.json"))):
         sha256 = file_hash(folder.best_path)
@@ -221,7 +221,7 @@ def _next(root: Path, stages: list[dict[str, Any]], runs: list[dict[str, Any]]) 
         return f"python GS2D/build_kernels.py --root-path {root}"
     states = {run["folder"]: run["state"].split()[0] for run in runs}
     for folder, state in states.items():
-        if state in ("interrupted", "failed"):
+        if state == "interrupted":
             return f"python train_gs.py --config {folder}/config.yml"
     for run in runs:
         if states[run["folder"]] == "done" and run["best"] and not run["results"]:
