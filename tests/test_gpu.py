@@ -15,7 +15,6 @@ from training_runs import Tiny, largest_difference, metrics, weights
 import train_gs
 from benchmarks.common import loss_and_gradient, make_data, random_batch
 from losses import LOSSES, build_loss
-from utils.training import steps
 from utils.training.run_folder import RunFolder
 
 ON_GPU = torch.cuda.is_available()
@@ -144,7 +143,6 @@ def test_a_step_never_waits_for_the_device(device, options, data, tmp_path, monk
             torch.cuda.set_sync_debug_mode(mode)
 
     monkeypatch.setattr(train_gs, "crop_loader", lambda *some, **named: Strict(make(*some, **named), warn))
-    monkeypatch.setattr(steps, "SHOW_SECONDS", 1e9)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         workers = 2 if device == "cuda" else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 
 import pytest
@@ -83,7 +82,6 @@ def root(tmp_path_factory):
 @pytest.mark.parametrize("loss", ["gst", "bl", "bl+", "dm-count"])
 def test_a_step_waits_for_nothing(root, monkeypatch, loss, options):
     """Guard and sums are read at the end of an epoch, and every 32 batches: twice the batches, no wait more."""
-    monkeypatch.setattr("utils.training.steps.SHOW_SECONDS", math.inf)
     words = f"--data-dir x --crop-size {CROP} --loss {loss} {options}".split()
     arguments = parse_train_options(("vgg",), tuple(LOSSES), KERNEL_OPTIONS, words)
     crowd = Crowd(root, CROP, "train", kernel=build_kernel(loss))

@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,16 +28,15 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 CHECK_EVERY = 32  # batches from one look at losses and gradients to the next: the device is waited for
-SHOW_SECONDS = 0.5  # from one look at loss and MAE to the next
 SMALLEST_SCALE = 2.0**-16  # of float16's gradients, from 2^16 on: it is halved after each that is not finite
 
 
 class Steps:
-    """The batches of a run's steps, with all that goes on beside forward pass, loss and gradient.
+    """The batches of a run's steps, their figures, and all else that goes on beside forward pass, loss and gradient.
 
-    Each batch of ``batches`` is answered by ``share``, with its loss, and at the end of a step by ``gradient_norm``. Whether
-    all is finite, the progress bar and the budget of time are looked at every ``CHECK_EVERY`` batches, and at the end of an
-    epoch: before anything of it is written.
+    Each batch of ``batches`` is answered by ``share``, with its loss, and at the end of a step by ``gradient_norm``. What these
+    are given stays on the device. Every ``CHECK_EVERY`` batches, and at the end of an epoch before anything of it is written,
+    it is read: whether all is finite, the progress bar and the budget of time are looked at then.
     """
 
     def __init__(self, fabric: Fabric, arguments: argparse.Namespace, budget: TimeBudget | None = None) -> None:
@@ -55,7 +54,11 @@ class Steps:
         fabric, arguments, processes = self.fabric, self.arguments, self.fabric.world_size
         all_crops, size, accumulate = len(loader.sampler), loader.batch_size, arguments.accumulate
         torch.backends.cudnn.benchmark = not arguments.deterministic  # all crops are of one size
-        self._sums, self._watch, shown = EpochSums(), Stopwatch(fabric.device), time.monotonic()
+        self._watch = Stopwatch(fabric.device)
+        # Of batches that were not read yet: losses, predicted counts and norms, and the annotated counts.
+        self._on_device, self._truths = ([], [], []), []
+        self._losses, self._errors, self._norms = [], [], []
+        self._names, self._skipped = [], 0  # of the images of each batch; how many could not be read
         if self._bar is None:
             total, done = (epochs * all_crops * processes for epochs in (arguments.epochs, epoch))
             self._bar = ProgressBar(
@@ -81,20 +84,19 @@ class Steps:
             yield images, batch, crops * processes, index + 1 == end
             self._watch.lap("backward")
             if batch:
-                self._sums.add(self._loss, self._counts, batch)
+                self._truths += batch.truths
+                self._names.append(batch.names)
+                self._skipped += len(batch.skipped)
                 for reason in batch.skipped:
                     tqdm.write(f"skipped: {reason}", file=sys.stderr)
             self._bar.update(len(images) * processes)
             done = index + 1
-            is_due = done % CHECK_EVERY == 0 or done == len(loader)
-            if is_due or time.monotonic() - shown > SHOW_SECONDS:
-                self._bar.set_postfix(self._sums.read(), refresh=False)
-                shown = time.monotonic()
-            if is_due:
+            if done % CHECK_EVERY == 0 or done == len(loader):
+                self._read()
                 with agreed(fabric):
                     if error:
                         raise error
-                    self._sums.check(epoch, accumulate, self.scaler)
+                    self._check(epoch)
                 if self.budget:
                     elapsed = fabric.broadcast(self.budget.elapsed())
                     arguments.epochs = self.budget.epochs(epoch + done / len(loader), elapsed)
@@ -107,7 +109,9 @@ class Steps:
 
     def share(self, loss: Tensor, density: Tensor) -> Tensor:
         """What is to be differentiated for the loss of a batch: its share of the step's."""
-        self._loss, self._counts = loss.detach(), density.detach().float().sum((1, 2, 3))
+        losses, counts, _ = self._on_device
+        losses.append(loss.detach().reshape(1))
+        counts.append(density.detach().float().sum((1, 2, 3)))
         self._watch.lap("loss")
         return loss if self._share == 1 else loss * self._share
 
@@ -115,27 +119,69 @@ class Steps:
         """Note the norm of the gradient of the step that ends here, and clip it as the options say."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer.optimizer)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._sums.add_norm(gradient_norm(parameters, self.arguments.grad_clip))
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # nn.utils.get_total_norm, without moving each parameter's norm to the device where it is.
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in parameters])))
+        self._on_device[2].append(norm.reshape(1))
+        if self.arguments.grad_clip:
+            nn.utils.clip_grads_with_norm_(parameters, self.arguments.grad_clip, norm)
+
+    def _read(self) -> None:
+        """Take over what the device has computed by now. Waits for it."""
+        losses, counts, norms = self._on_device
+        values = torch.cat([*losses, *counts, *norms]).tolist()
+        end = len(values) - len(norms)
+        self._losses += values[: len(losses)]
+        self._errors += [count - truth for count, truth in zip(values[len(losses) : end], self._truths)]
+        self._norms += values[end:]
+        self._on_device, self._truths = ([], [], []), []
+        mae = sum(map(abs, self._errors)) / max(len(self._errors), 1)
+        self._bar.set_postfix(
+            {"loss": f"{sum(self._losses) / len(self._losses):.2f}", "MAE": f"{mae:.2f}"}, refresh=False
+        )
+
+    def _check(self, epoch: int) -> None:
+        """Raise ``NotFinite`` for the first loss or gradient of what was read that is not finite.
+
+        A scaler leaves such a gradient out and halves its scale, which is how it finds one: unless none is small enough.
+        """
+        accumulate = self.arguments.accumulate
+        loss = next((index for index, loss in enumerate(self._losses) if not math.isfinite(loss)), math.inf)
+        steps = [step for step, norm in enumerate(self._norms) if not math.isfinite(norm)]
+        if self.scaler is not None:
+            steps = steps[-1:] if self.scaler.get_scale() < SMALLEST_SCALE else []
+        end = min((steps[0] + 1) * accumulate, len(self._names)) if steps else math.inf
+        if loss < end:
+            raise NotFinite("loss", epoch, loss, self._names[loss])
+        if steps:
+            names = [name for names in self._names[steps[0] * accumulate : end] for name in names]
+            raise NotFinite("gradient", epoch, end - 1, names)
 
     def metrics(self) -> dict[str, Any]:
-        """The epoch's means of loss, MAE, MSE and gradient norm over all processes, and where this one's time went."""
-        return self._sums.metrics(self.fabric, self._watch.seconds())
+        """Means over the epoch's crops on all processes, and the seconds of each part of its steps, which are this process's."""
+        times, errors = self._watch.seconds(), self._errors
+        norms = [norm for norm in self._norms if math.isfinite(norm)]  # float16's scaler left the others out
+        sums = [sum(self._losses), sum(map(abs, errors)), sum(error * error for error in errors), sum(norms)]
+        numbers = [len(self._losses), len(errors), len(norms), self._skipped]
+        own = torch.tensor(sums + numbers, dtype=torch.float64, device=self.fabric.device)
+        loss, absolute, squared, norm, batches, images, steps, skipped = self.fabric.all_reduce(
+            own, reduce_op="sum"
+        ).tolist()
+        return {
+            "loss": loss / batches,
+            "mae": absolute / images,
+            "mse": math.sqrt(squared / images),
+            "gradient_norm": norm / max(steps, 1),  # the scaler may have left out all
+            "skipped": int(skipped),
+            "seconds": sum(times.values()),
+            "images_per_second": images / sum(times.values()),
+            "time": times,
+        }
 
     def close(self) -> None:
         """End the line of the progress bar."""
         if self._bar is not None:
             self._bar.close()
-
-
-def gradient_norm(parameters: Sequence[nn.Parameter], clip: float) -> Tensor:
-    """The norm of all gradients, before they are clipped to ``clip`` (0: as they are): a scalar on their device."""
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    # nn.utils.get_total_norm, without moving each parameter's norm to the device where it is.
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([parameter.grad for parameter in parameters])))
-    if clip:
-        nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-    return norm
 
 
 class WeightAverage:
@@ -164,79 +210,6 @@ class WeightAverage:
         self.module.load_state_dict(
             {name.removeprefix("module."): state[name] for name in state if name != "n_averaged"}
         )
-
-
-class EpochSums:
-    """The figures of an epoch's batches; what batches give stays on the device until ``read``."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.errors: list[float] = []
-        self.norms: list[float] = []
-        self.names: list[list[str]] = []  # of the images of each batch
-        self.skipped = 0
-        self._unread: tuple[list[Tensor], ...] = ([], [], [])  # losses, counts, norms
-        self._truths: list[float] = []
-
-    def add(self, loss: Tensor, counts: Tensor, batch: Any) -> None:
-        """The loss of a batch and the predicted counts [B] of its crops."""
-        self._unread[0].append(loss.reshape(1))
-        self._unread[1].append(counts)
-        self._truths += batch.truths
-        self.names.append(batch.names)
-        self.skipped += len(batch.skipped)
-
-    def add_norm(self, norm: Tensor) -> None:
-        """The norm of the gradient of one step."""
-        self._unread[2].append(norm.reshape(1))
-
-    def read(self) -> dict[str, str]:
-        """Loss and MAE so far, for a progress bar. Waits for the device."""
-        parts = [part for parts in self._unread for part in parts]
-        values = torch.cat(parts).tolist() if parts else []
-        batches, images = len(self._unread[0]), len(self._truths)
-        self.losses += values[:batches]
-        self.errors += [count - truth for count, truth in zip(values[batches:], self._truths)]
-        self.norms += values[batches + images :]
-        self._unread, self._truths = ([], [], []), []
-        absolute = sum(map(abs, self.errors)) / max(len(self.errors), 1)
-        return {"loss": f"{sum(self.losses) / max(len(self.losses), 1):.2f}", "MAE": f"{absolute:.2f}"}
-
-    def check(self, epoch: int, accumulate: int, scaler: torch.amp.GradScaler | None) -> None:
-        """Raise ``NotFinite`` for the first loss or gradient of what was read that is not finite.
-
-        A scaler leaves such a gradient out and halves its scale, which is how it finds one: unless none is small enough.
-        """
-        loss = next((index for index, loss in enumerate(self.losses) if not math.isfinite(loss)), math.inf)
-        steps = [step for step, norm in enumerate(self.norms) if not math.isfinite(norm)]
-        if scaler is not None:
-            steps = steps[-1:] if scaler.get_scale() < SMALLEST_SCALE else []
-        end = min((steps[0] + 1) * accumulate, len(self.names)) if steps else math.inf
-        if loss < end:
-            raise NotFinite("loss", epoch, loss, self.names[loss])
-        if steps:
-            names = [name for names in self.names[steps[0] * accumulate : end] for name in names]
-            raise NotFinite("gradient", epoch, end - 1, names)
-
-    def metrics(self, fabric: Fabric, times: dict[str, float]) -> dict[str, Any]:
-        """Means over the epoch's crops on all processes, and the seconds of each part of its steps, which are this process's."""
-        norms = [norm for norm in self.norms if math.isfinite(norm)]  # float16's scaler left the others out
-        sums = [sum(self.losses), sum(map(abs, self.errors)), sum(e * e for e in self.errors), sum(norms)]
-        numbers = [len(self.losses), len(self.errors), len(norms), self.skipped]
-        own = torch.tensor(sums + numbers, dtype=torch.float64, device=fabric.device)
-        loss, absolute, squared, norm, batches, images, steps, skipped = fabric.all_reduce(
-            own, reduce_op="sum"
-        ).tolist()
-        return {
-            "loss": loss / batches,
-            "mae": absolute / images,
-            "mse": math.sqrt(squared / images),
-            "gradient_norm": norm / max(steps, 1),  # the scaler may have left out all
-            "skipped": int(skipped),
-            "seconds": sum(times.values()),
-            "images_per_second": images / sum(times.values()),
-            "time": times,
-        }
 
 
 class Stopwatch:
