@@ -1,16 +1,16 @@
-"""Cost of fitting Gaussians: nanoseconds for each covered pixel-Gaussian pair and iteration, by backend.
+"""Cost of fitting Gaussians, by backend; a time includes drawing, loss, backward pass, chain rule and optimiser step.
 
-    python benchmarks/bench_splat.py [--gaussians 50 800 5000 20000] [--atlas 1 4 16 64] [--device cuda]
+    python benchmarks/bench_splat.py                  on one core: nanoseconds for each covered pixel-Gaussian pair and iteration
+    python benchmarks/bench_splat.py --device cuda    many images in one atlas, by gsplat, beside the native engine on all cores
 
-A pair is covered when the pixel lies within the Gaussian's 1/255 footprint, an ellipse of 34.8 s1 s2 pixels. A time includes
-drawing, loss, backward pass, chain rule and optimiser step. Scenes are generated: random means, standard deviations of 3 to
-7 px, on an image that grows with their number. Then many images in one atlas, with ``--device cuda`` by gsplat, beside the
-native engine on all cores: milliseconds an image and iteration, and UCF-QNRF's images an hour.
+A pair is covered when the pixel lies within the Gaussian's 1/255 footprint, an ellipse of 34.8 s1 s2 pixels. Scenes are
+generated: random means, standard deviations of 3 to 7 px, on an image that grows with their number.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import math
 import statistics
 import sys
@@ -27,7 +27,8 @@ from GS2D.atlas import Atlas, Entry
 from GS2D.fitting import MAX_RATIO, SHAPE_WEIGHT, FitConfig, Parameters, Problem, fit_problems, foreground
 from utils.cli import default_workers
 
-SIZES = {50: (384, 512), 800: (1024, 1536)}  # Gaussians -> height, width; 2048 x 3072 for others
+SIZES = {50: (384, 512), 800: (1024, 1536), 5000: (2048, 3072), 20000: (2048, 3072)}  # Gaussians -> height, width
+ATLAS = 1, 16, 32, 64  # images side by side
 STANDING = 1e-9  # learning rate: every step is done, but scales, and so the number of pairs, stay what they are
 FOOTPRINT = 2 * math.pi * math.log(255)  # pixels of a Gaussian with s1 = s2 = 1: the ellipse q <= log 255
 QNRF_POINTS = 815  # in an image of UCF-QNRF (Idrees et al., ECCV 2018): 1,251,642 in 1535
@@ -35,35 +36,43 @@ ITERATIONS = 4000  # of a fit
 DRAWN = 5000  # Gaussians of the largest scene that the reference draws
 
 
-def scene(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, Parameters, float]:
-    """An image, its foreground, Gaussians of 3 to 7 px in the middle of a fit, and how many pairs they cover."""
-    height, width = SIZES.get(count, (2048, 3072))
+def scene(count: int, seed: int) -> Problem:
+    """An image and Gaussians of 3 to 7 px in the middle of a fit."""
+    height, width = SIZES[count]
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     image = np.ascontiguousarray(coarse.repeat(16, axis=0).repeat(16, axis=1))
-    means = random.uniform((0, 0), (image.shape[1], image.shape[0]), (count, 2)).astype(np.float32)
-    scales = random.uniform(3, 7, (count, 2))
-    others = random.uniform(-1, 1, (count, 1)), random.uniform(-1, 1, (count, 3))
-    tensors = (torch.from_numpy(np.asarray(a, np.float32)) for a in (means, scales - 1, *others))
-    pairs = FOOTPRINT * scales.prod(axis=1).sum()
-    return image, foreground(means, *image.shape[:2]), Parameters(*tensors), pairs
+    means = random.uniform((0, 0), (width, height), (count, 2)).astype(np.float32)
+    columns = (
+        means,
+        random.uniform(2, 6, (count, 2)),
+        random.uniform(-1, 1, (count, 1)),
+        random.uniform(-1, 1, (count, 3)),
+    )
+    tensors = (torch.from_numpy(np.asarray(column, np.float32)) for column in columns)
+    return Problem(image, foreground(means, height, width), Parameters(*tensors), count)
 
 
 def fit(count: int, seed: int, iterations: int, backend: str) -> float:
     """Seconds of a fit."""
-    image, mask, start, _ = scene(count, seed)
+    problem, config = scene(count, seed), FitConfig(iterations, learning_rate=STANDING)
     begin = time.perf_counter()
-    fit_problems([Problem(image, mask, start, count)], FitConfig(iterations, learning_rate=STANDING), backend)
+    fit_problems([problem], config, backend)
     return time.perf_counter() - begin
 
 
-def seconds_per_iteration(count: int, backend: str, repeats: int, pairs: float) -> float:
-    """Median seconds of an iteration; a longer and a shorter fit, so that the start does not count."""
-    # About half a second of work for the native engine, a few iterations for the others.
-    few, many = (5, 5 + max(10, int(1e8 / pairs))) if backend == "native" else (1, 4)
-    fit(count, count, 1, backend)
-    taken = [(fit(count, count, many, backend), fit(count, count, few, backend)) for _ in range(repeats)]
-    return statistics.median((long - short) / (many - few) for long, short in taken)
+def on_one_core() -> None:
+    """Print an iteration of each backend; a longer and a shorter fit, so that the start does not count."""
+    print("| Gaussians | backend | ms an iteration | ns a pair |\n|---:|---|---:|---:|")
+    for count in SIZES:
+        pairs = FOOTPRINT * float(scene(count, count).start.activate().scales.prod(dim=1).sum())
+        for backend in ("native", "reference") if count <= DRAWN else ("native",):
+            # About half a second of work for the native engine, three iterations for the other.
+            few, many, repeats = (5, 15 + int(1e8 / pairs), 5) if backend == "native" else (1, 4, 1)
+            fit(count, count, 1, backend)
+            taken = [fit(count, count, many, backend) - fit(count, count, few, backend) for _ in range(repeats)]
+            took = statistics.median(taken) / (many - few)
+            print(f"| {count} | {backend} | {1e3 * took:.3f} | {1e9 * took / pairs:.2f} |", flush=True)
 
 
 def full_atlas(images: int, count: int, backend: str) -> Atlas:
@@ -72,56 +81,37 @@ def full_atlas(images: int, count: int, backend: str) -> Atlas:
     atlas = Atlas(backend, device, SHAPE_WEIGHT, MAX_RATIO)
     scenes = [scene(count, seed) for seed in range(min(images, 8))]
     chosen = [scenes[index % len(scenes)] for index in range(images)]
-    atlas.hold([Entry(image, mask, torch.cat(start, dim=1), len(start.means)) for image, mask, start, _ in chosen])
+    atlas.hold([Entry(one.image, one.mask, torch.cat(one.start, dim=1), count) for one in chosen])
     return atlas
 
 
-def atlas_seconds(atlas: Atlas, iterations: int) -> float:
-    """Median seconds of an iteration of all images together; every run ends with the losses on the host."""
-    times = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        atlas.advance(iterations, STANDING)
-        times.append((time.perf_counter() - begin) / iterations)
-    return statistics.median(times[1:])
+def side_by_side(count: int, backend: str, iterations: int) -> None:
+    """Print an iteration of images in an atlas, and of two images a core by the native engine."""
+    print(f"| {count} Gaussians | ms an image and iteration | images of UCF-QNRF an hour |\n|---|---:|---:|")
 
+    def row(what: str, seconds: float) -> None:
+        print(
+            f"| {what} | {1e3 * seconds:.3f} | {3600 / (seconds * ITERATIONS * QNRF_POINTS / count):.0f} |", flush=True
+        )
 
-def main() -> None:
-    """Print the tables."""
-    parser = common.benchmark_parser(__doc__)
-    add = parser.add_argument
-    add("--gaussians", type=common.COUNT, nargs="*", default=[50, 800, 5000, 20000], help="numbers of Gaussians")
-    add("--atlas", type=common.COUNT, nargs="*", default=[1, 4, 16, 32, 64], help="images side by side; none: no atlas")
-    add("--repeats", type=common.COUNT, default=5, help="native fits of which the median counts (default: 5)")
-    arguments = common.parse_benchmark(parser)
-    torch.set_num_threads(1)
-    print("| Gaussians | backend | ms an iteration | ns a pair |\n|---:|---|---:|---:|")
-    for count in arguments.gaussians:
-        pairs = scene(count, count)[3]
-        for backend in ("native", "reference") if count <= DRAWN else ("native",):
-            took = seconds_per_iteration(count, backend, arguments.repeats if backend == "native" else 1, pairs)
-            print(f"| {count} | {backend} | {1e3 * took:.3f} | {1e9 * took / pairs:.2f} |", flush=True)
-    if not arguments.atlas:
-        return
-    count, backend, iterations = (800, "gsplat", 30) if arguments.device == "cuda" else (50, "reference", 2)
-    print(f"\n| {count} Gaussians | ms an image and iteration | images of UCF-QNRF an hour | |\n|---|---:|---:|---|")
-
-    def line(what: str, seconds: float) -> None:
-        hourly = 3600 / (seconds * ITERATIONS * QNRF_POINTS / count)
-        figure = f"{1e3 * seconds:.3f} | {hourly:.0f}"
-        if what.startswith("32 images"):
-            common.print_goal(what, seconds <= 2e-4, figure, "0.2 ms with 800 Gaussians")
-        else:
-            print(f"| {what} | {figure} | |", flush=True)
-
-    for images in arguments.atlas:
-        line(f"{images} images, {backend}", atlas_seconds(full_atlas(images, count, backend), iterations) / images)
+    for images in ATLAS:
+        atlas = full_atlas(images, count, backend)
+        took = common.milliseconds(functools.partial(atlas.advance, iterations, STANDING), "cpu", 3) / 1000
+        row(f"{images} images, {backend}", took / iterations / images)
     cores = default_workers()
     fit(count, 0, 1, "native")  # may build the engine
     with concurrent.futures.ThreadPoolExecutor(cores) as pool:
         begin = time.perf_counter()
         list(pool.map(lambda seed: fit(count, seed, 500, "native"), range(2 * cores)))
-        line(f"native, {cores} cores", (time.perf_counter() - begin) / (2 * cores * 500))
+        row(f"native, {cores} cores", (time.perf_counter() - begin) / (2 * cores * 500))
+
+
+def main() -> None:
+    """Print the table of the device."""
+    if common.parse_device(__doc__) == "cuda":
+        side_by_side(800, "gsplat", 30)
+    else:
+        on_one_core()
 
 
 if __name__ == "__main__":

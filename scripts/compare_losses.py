@@ -1,38 +1,45 @@
 """Train the same network with every loss, several seeds each, and compare accuracy and cost.
 
     python scripts/compare_losses.py DATA --epochs 100 --lr 1e-5 --crop-size 256 --jobs 2
-    python scripts/compare_losses.py --crowds DATA --jobs 4 --minutes 3 --batch-size 8 --precision bf16-mixed --device 0
+    python scripts/compare_losses.py DATA --losses ladder --split val --jobs 4 --minutes 3 --batch-size 8 --device 0
 
 Options that are not listed by --help go to train_gs.py, the same for every run; only the loss and the seed differ. DATA is a
-prepared data set with fitted Gaussians; where a loss wants others, its images are linked into --out and fitted there. Every run
-has its folder in --out; a finished one is kept, an unfinished one goes on. table.md and table.csv (a row a loss; crowds.md and
-crowds.csv with --crowds, which climbs from Bayesian loss to GST rung by rung) and runs.csv (a row a run) are written anew
-whenever a run ends.
+prepared data set with fitted Gaussians. The ladder climbs from Bayesian loss to GST rung by rung. Every run has its folder in
+--out; a finished one is kept, an unfinished one goes on. table.md and table.csv (a row a loss) and runs.csv (a row a run) are
+written anew whenever a run ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
-from scripts import experiments
-from scripts.experiments import ROOT, Children, Results
-from utils.cli import interrupted_by_sigterm, run_script
+from models import MODELS
+from scripts.experiments import Task, guess_counts, recipe, run_tasks, spread, write_table
+from utils.cli import default_workers, run_script
 from utils.config import make_parser, number
-from utils.files import list_images, make_folder
+from utils.evaluation import mae_mse
+from utils.evaluation.results import read_counts
+from utils.files import list_images, make_folder, points_path, write_json
+from utils.training.run_folder import MACHINE_OPTIONS, RunFolder, run_options
+from utils.training.train_options import default_loaders, parse_train_options
 
+FIRST_SEED = 4073
 # Options of train_gs.py that are set here.
 OURS = ("--data-dir", "--root-path", "--loss", "--seed", "--save-dir", "--resume", "--overwrite")
 # GST with its published kernel, whatever kernel the options give "gst".
 PUBLISHED = "--loss gst --scale-ratio 1 --post-min 1 --post-max 20 --cut-off 3 --background-ratio 0.015".split()
 PUBLISHED += ["--background-weight", "1"]
-EDGE = [*PUBLISHED, *"--post-min 4 --cut-off 1 --background-ratio 2".split()]
 # Small scales and a large cut-off: the border lies 8 px or more from a head, and a cell belongs wholly to one side of it.
 SHARP = [*PUBLISHED, *"--scale-ratio 0.5 --post-min 4 --cut-off 5 --background-ratio 0.1".split()]
 CHOICES = {name: ["--loss", name] for name in LOSSES} | {
@@ -40,10 +47,8 @@ CHOICES = {name: ["--loss", name] for name in LOSSES} | {
     "gst-round": [*PUBLISHED, "--post-max", "8"],  # every scale is 8 px, as in BL
     "gst-round-area": [*PUBLISHED, "--round-shapes"],  # of each point's fitted area
     "gst-published": PUBLISHED,
-    "gst-tolerance-0": PUBLISHED,
-    "gst-tolerance-1e-3": PUBLISHED,
     "gst-2px": [*PUBLISHED, "--post-min", "4"],
-    "gst-edge": EDGE,
+    "gst-edge": [*PUBLISHED, *"--post-min 4 --cut-off 1 --background-ratio 2".split()],
     "gst-sharp": SHARP,
     "gst-sharp-10": [*SHARP, "--cut-off", "6.4"],
     "gst-sharp-half": [*SHARP, "--background-weight", "0.5"],
@@ -51,10 +56,9 @@ CHOICES = {name: ["--loss", name] for name in LOSSES} | {
     "bl-trans": ["--loss", "bl", "--model-name", "vgg_trans"],
     "gst-sharp-trans": [*SHARP, "--model-name", "vgg_trans"],
 }
-FITS = {"gst-tolerance-0": ["--tolerance", "0"], "gst-tolerance-1e-3": ["--tolerance", "1e-3"]}
 GROUPS = {
     "all": [*LOSSES, "mse-adaptive"],
-    "ladder": ["bl", "bl+", "gst-round", "gst-round-area", "gst-published", *FITS, "gst-2px", "gst-sharp", "gst-edge"],
+    "ladder": ["bl", "bl+", "gst-round", "gst-round-area", "gst-published", "gst-2px", "gst-sharp", "gst-edge"],
     "losses": ["gst-published", "gst-sharp", "bl", "bl+", "dm-count", "mse-4", "bl-trans", "gst-sharp-trans"],
 }
 REMARK = (
@@ -77,73 +81,163 @@ COLUMNS = {
 }
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str], dict[str, list[str]]]:
-    """Our options, those that go on to ``train_gs.py``, and the losses that are asked for; wrong ones end the script."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+class Run(NamedTuple):
+    """One training: its place, the options of ``train_gs.py``, and what these come to."""
+
+    name: str
+    seed: int
+    folder: Path
+    options: list[str]
+    effective: dict[str, Any]  # what the result depends on
+    evaluation: list[str]  # options of test.py
+
+    @property
+    def result_path(self) -> Path:
+        return self.folder / "result.json"
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[Run]]:
+    """The options and the runs that they ask for, seed by seed: a table of all is there early. Wrong ones end the script."""
     parser = make_parser("Compare losses; options that are not listed go to train_gs.py, the same for every run.")
     parser.usage = "%(prog)s DATA [options] [options of train_gs.py]"
     add = parser.add_argument
     add("data", type=Path, metavar="DATA", help="prepared data set, with fitted Gaussians for gst")
-    add("--crowds", action="store_true", help="other defaults: from BL to GST on real crowds (ladder, val)")
     names = f"groups ({', '.join(GROUPS)}) or some of {', '.join(CHOICES)}"
-    choices = [*GROUPS, *CHOICES]
-    add("--losses", "--rungs", nargs="+", choices=choices, default=["all"], metavar="L", help=names)
+    add("--losses", "--rungs", nargs="+", choices=[*GROUPS, *CHOICES], default=["all"], metavar="L", help=names)
     add("--recipes", action="store_true", help="each loss with its own configs/<loss>.yml; mse with gst's")
-    seeds = f"runs of each, from seed {experiments.FIRST_SEED} on"
-    add("--seeds", type=number(int, 1), default=3, metavar="N", help=seeds)
+    add("--seeds", type=number(int, 1), default=3, metavar="N", help=f"runs of each, from seed {FIRST_SEED} on")
     jobs = "trainings at once, with one thread each if several"
     add("--jobs", type=number(int, 1), default=1, metavar="N", help=jobs)
     add("--split", choices=("test", "val"), default="test", help="split that is counted in the end")
     add("--out", type=Path, default=Path("runs/comparison"), metavar="P", help="folder of runs and tables")
-    add("--keep-models", action="store_true", help="keep best_model.pth of every run (86 MB each with vgg)")
-    if "--crowds" in argv:
-        parser.set_defaults(losses=["ladder"], split="val", out=Path("runs/crowds"))
     arguments, passed = parser.parse_known_args(argv)
     for option in [*OURS, *(["--config"] if arguments.recipes else [])]:
         if any(word.partition("=")[0] == option for word in passed):
             parser.error(f"{option}: this script sets it for each run; see --help")
-    dataset = experiments.train_options(["--data-dir", str(arguments.data), *passed]).dataset
-    names = [name for asked in arguments.losses for name in GROUPS.get(asked, [asked])]
-    chosen = {name: CHOICES[name] for name in names}
-    for name in chosen.keys() & FITS:
-        chosen[name] = [*chosen[name], "--data-dir", str(arguments.out / name)]
-    if arguments.recipes:
-        for name in chosen:
-            chosen[name] = [*experiments.recipe(name.rstrip("+"), dataset), *chosen[name]]
-    return arguments, passed, chosen
+    common = ["--data-dir", str(arguments.data), *passed]
+    if arguments.jobs > 1:
+        common = ["--num-workers", str(default_loaders(default_workers() // arguments.jobs)), *common]
+    dataset = train_options(common).dataset
+    names = dict.fromkeys(name for asked in arguments.losses for name in GROUPS.get(asked, [asked]))
+    runs = []
+    for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds):
+        for name in names:
+            own = recipe(name.rstrip("+"), dataset) if arguments.recipes else []
+            folder = arguments.out / f"{name}_seed{seed}"
+            options = [*common, *own, *CHOICES[name], "--seed", str(seed), "--save-dir", str(folder)]
+            parsed = train_options(options)
+            effective = {key: value for key, value in run_options(parsed).items() if key not in MACHINE_OPTIONS}
+            effective |= {"data": str(parsed.data_dir.resolve()), "split": arguments.split}
+            evaluation = ["--split", arguments.split, "--data-dir", str(arguments.data)]
+            evaluation += ["--device", parsed.device.partition(",")[0], "--window", str(parsed.window)]
+            runs.append(Run(name, seed, folder, options, effective, evaluation))
+    return arguments, runs
 
 
-def refit(data: Path, folder: Path, options: Sequence[str]) -> None:
-    """Fill ``folder`` with links to what ``data`` has prepared, and with Gaussians of its own; what is done is skipped."""
-    for path in (*data.glob("*.json"), *data.glob("train/*.*"), *data.glob("val/*.*")):
-        link = make_folder((folder / path.relative_to(data)).parent) / path.name
-        if not link.exists():
-            link.symlink_to(path.resolve())
-    with interrupted_by_sigterm(), Children() as children:
-        for script in (["2dgs_counting_1gs_gsplat.py", *options], ["GS2D/process_gaussians.py"]):
-            children.run([str(ROOT / script[0]), *script[1:], "--root-path", str(folder)])
+def train_options(options: Sequence[str]) -> argparse.Namespace:
+    """What ``train_gs.py`` would make of these; wrong ones end the script."""
+    return parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, options)
+
+
+def read_result(run: Run) -> dict[str, Any] | None:
+    """What a finished run found, or None; ``ValueError`` where it had other options."""
+    if not run.result_path.exists():
+        return None
+    result = json.loads(run.result_path.read_text(encoding="utf-8"))
+    for key, value in run.effective.items():
+        if result["options"].get(key) != value:
+            was = f"{key} {result['options'].get(key)} instead of {value}"
+            raise ValueError(f"{run.result_path}: of a run with {was}; choose another --out, or remove {run.folder}")
+    return result
+
+
+def train_and_evaluate(run: Run, split: str) -> Iterator[list[str]]:
+    """The commands of a run; behind them its result is written and its checkpoints are removed."""
+    folder, counted = RunFolder(make_folder(run.folder)), run.folder / split
+    anew = [] if folder.checkpoints() else ["--overwrite"]  # what was tidied up has nothing to go on from
+    yield ["train_gs.py", *run.options, *anew]
+    yield ["test.py", "--save-path", str(folder.best_path), *run.evaluation, "--out", str(counted)]
+    epochs, best = folder.metrics(), folder.best()
+    result = {
+        "loss": run.name,
+        "seed": run.seed,
+        **scores(counted),
+        "best_epoch": best["epoch"],
+        "val_mae": best["val_mae"],
+        "val_mse": best["val_mse"],
+        "epochs": len(epochs),
+        "train_seconds": sum(epoch["seconds"] for epoch in epochs),
+        "loss_seconds": sum(epoch["time"]["loss"] for epoch in epochs),
+        "options": run.effective,
+    }
+    write_json(run.result_path, result)
+    for path in (*folder.checkpoints(), folder.best_path):
+        path.unlink()
+    print("{loss}, seed {seed}: MAE {mae:.2f}, MSE {mse:.2f}".format(**result), flush=True)
+
+
+def scores(folder: Path) -> dict[str, float | None]:
+    """What ``test.py`` left in ``folder``: MAE, MSE, F1, and the mean error of the pictures with fewer and with more people.
+
+    An F1 is None where there are neither objects nor annotations.
+    """
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    counts = [count for count in read_counts(folder / "results.csv") if not math.isnan(count.truth)]
+    errors = [count.predicted - count.truth for count in sorted(counts, key=lambda count: count.truth)]
+    middle = len(errors) // 2
+    return {
+        "mae": summary["mae"]["value"],
+        "mse": summary["mse"]["value"],
+        "f1": summary["localisation"]["8"]["f1"],
+        "f1_4px": summary["localisation"]["4"]["f1"],
+        "sparse_error": statistics.mean(errors[:middle] or errors),
+        "dense_error": statistics.mean(errors[middle:]),
+    }
+
+
+def report(runs: Sequence[Run], folder: Path, images: int, guesses: tuple[float, float]) -> str:
+    """Write the tables of the runs that are finished -> the Markdown of that of the losses.
+
+    ``images``: of an epoch; ``guesses``: MAE and MSE of the mean predictor.
+    """
+    found: dict[str, list[Mapping[str, Any]]] = {run.name: [] for run in runs}
+    for run in runs:
+        if result := read_result(run):
+            found[run.name].append(result)
+    results = [result for some in found.values() for result in some]
+    if results:
+        keys = [key for key in results[0] if key != "options"]
+        write_table(folder, "runs", [keys, *([result[key] for key in keys] for result in results)])
+    rows: list[Sequence[object]] = [("loss", "seeds", *COLUMNS, "in the loss, ms a crop")]
+    for name, some in found.items():
+        if some:
+            per_crop = statistics.mean(result["loss_seconds"] / result["epochs"] for result in some) / images * 1000
+            figures = (spread(some, *column) for column in COLUMNS.values())
+            rows.append((name, len(some), *figures, f"{per_crop:.1f}"))
+    guessed = (f"{error:.1f}" for error in guesses)
+    rows.append(("mean density of the training images", "", *guessed, *[""] * (len(rows[0]) - 4)))
+    return write_table(folder, "table", rows, REMARK)
 
 
 def main() -> int:
-    """Fit what a loss wants fitted, do the runs that are missing, and report."""
-    arguments, passed, chosen = parse()
-    for name in chosen.keys() & FITS:
-        refit(arguments.data, arguments.out / name, FITS[name])
-    runs = experiments.plan(arguments, passed, chosen)
-    images = len(list_images(arguments.data / "train"))
-    first, table_name = ("rung", "crowds") if arguments.crowds else ("loss", "table")
+    """Do the runs that are missing, and report whenever one ends."""
+    arguments, runs = parse()
+    images = list_images(arguments.data / arguments.split)
+    if not any(points_path(image).exists() for image in images):
+        raise ValueError(f"{images[0].parent}: has no annotations to compare with; take --split val")
+    guesses = mae_mse(guess_counts(arguments.data, arguments.split))
+    about = arguments.out, len(list_images(arguments.data / "train")), guesses
 
-    def table(results: Results, guesses: tuple[float, float]) -> str:
-        rows: list[Sequence[object]] = [(first, "seeds", *COLUMNS, "in the loss, ms a crop")]
-        for name, found in results.items():
-            per_crop = statistics.mean(result["loss_seconds"] / result["epochs"] for result in found) / images * 1000
-            figures = (experiments.spread(found, *column) for column in COLUMNS.values())
-            rows.append((name, len(found), *figures, f"{per_crop:.1f}"))
-        errors = (f"{error:.1f}" for error in guesses)
-        rows.append(("mean density of the training images", "", *errors, *[""] * (len(rows[0]) - 4)))
-        return experiments.write_table(arguments.out, table_name, rows, REMARK)
+    def commands(run: Run) -> Iterator[list[str]]:
+        yield from train_and_evaluate(run, arguments.split)
+        report(runs, *about)
 
-    return experiments.run_experiment(arguments, runs, table)
+    missing = [run for run in runs if not read_result(run)]
+    print(f"{len(runs)} runs, {len(runs) - len(missing)} of them were there; {make_folder(arguments.out)}")
+    tasks = [Task(f"{run.name}, seed {run.seed}", commands(run), run.folder / "log.txt") for run in missing]
+    failures = run_tasks(tasks, arguments.jobs)
+    print(report(runs, *about), end="")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
