@@ -12,29 +12,24 @@ written anew whenever a run ends.
 from __future__ import annotations
 
 import argparse
-import json
-import math
+import functools
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
-from models import MODELS
-from scripts.experiments import Task, guess_counts, recipe, run_tasks, spread, write_table
+from scripts import experiments
+from scripts.experiments import FIRST_SEED, Run, spread
 from utils.cli import default_workers, run_script
 from utils.config import make_parser, number
 from utils.evaluation import mae_mse
-from utils.evaluation.results import read_counts
-from utils.files import list_images, make_folder, points_path, write_json
-from utils.training.run_folder import MACHINE_OPTIONS, RunFolder, run_options
-from utils.training.train_options import default_loaders, parse_train_options
+from utils.files import list_images, make_folder, points_path
+from utils.training.train_options import default_loaders
 
-FIRST_SEED = 4073
 # Options of train_gs.py that are set here.
 OURS = ("--data-dir", "--root-path", "--loss", "--seed", "--save-dir", "--resume", "--overwrite")
 # GST with its published kernel, whatever kernel the options give "gst".
@@ -81,21 +76,6 @@ COLUMNS = {
 }
 
 
-class Run(NamedTuple):
-    """One training: its place, the options of ``train_gs.py``, and what these come to."""
-
-    name: str
-    seed: int
-    folder: Path
-    options: list[str]
-    effective: dict[str, Any]  # what the result depends on
-    evaluation: list[str]  # options of test.py
-
-    @property
-    def result_path(self) -> Path:
-        return self.folder / "result.json"
-
-
 def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[Run]]:
     """The options and the runs that they ask for, seed by seed: a table of all is there early. Wrong ones end the script."""
     parser = make_parser("Compare losses; options that are not listed go to train_gs.py, the same for every run.")
@@ -117,82 +97,14 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[R
     common = ["--data-dir", str(arguments.data), *passed]
     if arguments.jobs > 1:
         common = ["--num-workers", str(default_loaders(default_workers() // arguments.jobs)), *common]
-    dataset = train_options(common).dataset
-    names = dict.fromkeys(name for asked in arguments.losses for name in GROUPS.get(asked, [asked]))
+    dataset = experiments.train_options(common).dataset
     runs = []
     for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds):
-        for name in names:
-            own = recipe(name.rstrip("+"), dataset) if arguments.recipes else []
+        for name in dict.fromkeys(name for asked in arguments.losses for name in GROUPS.get(asked, [asked])):
+            own = experiments.recipe(name.rstrip("+"), dataset) if arguments.recipes else []
             folder = arguments.out / f"{name}_seed{seed}"
-            options = [*common, *own, *CHOICES[name], "--seed", str(seed), "--save-dir", str(folder)]
-            parsed = train_options(options)
-            effective = {key: value for key, value in run_options(parsed).items() if key not in MACHINE_OPTIONS}
-            effective |= {"data": str(parsed.data_dir.resolve()), "split": arguments.split}
-            evaluation = ["--split", arguments.split, "--data-dir", str(arguments.data)]
-            evaluation += ["--device", parsed.device.partition(",")[0], "--window", str(parsed.window)]
-            runs.append(Run(name, seed, folder, options, effective, evaluation))
+            runs.append(experiments.plan(name, seed, folder, arguments.split, [*common, *own, *CHOICES[name]]))
     return arguments, runs
-
-
-def train_options(options: Sequence[str]) -> argparse.Namespace:
-    """What ``train_gs.py`` would make of these; wrong ones end the script."""
-    return parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, options)
-
-
-def read_result(run: Run) -> dict[str, Any] | None:
-    """What a finished run found, or None; ``ValueError`` where it had other options."""
-    if not run.result_path.exists():
-        return None
-    result = json.loads(run.result_path.read_text(encoding="utf-8"))
-    for key, value in run.effective.items():
-        if result["options"].get(key) != value:
-            was = f"{key} {result['options'].get(key)} instead of {value}"
-            raise ValueError(f"{run.result_path}: of a run with {was}; choose another --out, or remove {run.folder}")
-    return result
-
-
-def train_and_evaluate(run: Run, split: str) -> Iterator[list[str]]:
-    """The commands of a run; behind them its result is written and its checkpoints are removed."""
-    folder, counted = RunFolder(make_folder(run.folder)), run.folder / split
-    anew = [] if folder.checkpoints() else ["--overwrite"]  # what was tidied up has nothing to go on from
-    yield ["train_gs.py", *run.options, *anew]
-    yield ["test.py", "--save-path", str(folder.best_path), *run.evaluation, "--out", str(counted)]
-    epochs, best = folder.metrics(), folder.best()
-    result = {
-        "loss": run.name,
-        "seed": run.seed,
-        **scores(counted),
-        "best_epoch": best["epoch"],
-        "val_mae": best["val_mae"],
-        "val_mse": best["val_mse"],
-        "epochs": len(epochs),
-        "train_seconds": sum(epoch["seconds"] for epoch in epochs),
-        "loss_seconds": sum(epoch["time"]["loss"] for epoch in epochs),
-        "options": run.effective,
-    }
-    write_json(run.result_path, result)
-    for path in (*folder.checkpoints(), folder.best_path):
-        path.unlink()
-    print("{loss}, seed {seed}: MAE {mae:.2f}, MSE {mse:.2f}".format(**result), flush=True)
-
-
-def scores(folder: Path) -> dict[str, float | None]:
-    """What ``test.py`` left in ``folder``: MAE, MSE, F1, and the mean error of the pictures with fewer and with more people.
-
-    An F1 is None where there are neither objects nor annotations.
-    """
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    counts = [count for count in read_counts(folder / "results.csv") if not math.isnan(count.truth)]
-    errors = [count.predicted - count.truth for count in sorted(counts, key=lambda count: count.truth)]
-    middle = len(errors) // 2
-    return {
-        "mae": summary["mae"]["value"],
-        "mse": summary["mse"]["value"],
-        "f1": summary["localisation"]["8"]["f1"],
-        "f1_4px": summary["localisation"]["4"]["f1"],
-        "sparse_error": statistics.mean(errors[:middle] or errors),
-        "dense_error": statistics.mean(errors[middle:]),
-    }
 
 
 def report(runs: Sequence[Run], folder: Path, images: int, guesses: tuple[float, float]) -> str:
@@ -202,12 +114,12 @@ def report(runs: Sequence[Run], folder: Path, images: int, guesses: tuple[float,
     """
     found: dict[str, list[Mapping[str, Any]]] = {run.name: [] for run in runs}
     for run in runs:
-        if result := read_result(run):
+        if result := experiments.read_result(run):
             found[run.name].append(result)
     results = [result for some in found.values() for result in some]
     if results:
         keys = [key for key in results[0] if key != "options"]
-        write_table(folder, "runs", [keys, *([result[key] for key in keys] for result in results)])
+        experiments.write_table(folder, "runs", [keys, *([result[key] for key in keys] for result in results)])
     rows: list[Sequence[object]] = [("loss", "seeds", *COLUMNS, "in the loss, ms a crop")]
     for name, some in found.items():
         if some:
@@ -216,7 +128,7 @@ def report(runs: Sequence[Run], folder: Path, images: int, guesses: tuple[float,
             rows.append((name, len(some), *figures, f"{per_crop:.1f}"))
     guessed = (f"{error:.1f}" for error in guesses)
     rows.append(("mean density of the training images", "", *guessed, *[""] * (len(rows[0]) - 4)))
-    return write_table(folder, "table", rows, REMARK)
+    return experiments.write_table(folder, "table", rows, REMARK)
 
 
 def main() -> int:
@@ -225,18 +137,19 @@ def main() -> int:
     images = list_images(arguments.data / arguments.split)
     if not any(points_path(image).exists() for image in images):
         raise ValueError(f"{images[0].parent}: has no annotations to compare with; take --split val")
-    guesses = mae_mse(guess_counts(arguments.data, arguments.split))
-    about = arguments.out, len(list_images(arguments.data / "train")), guesses
-
-    def commands(run: Run) -> Iterator[list[str]]:
-        yield from train_and_evaluate(run, arguments.split)
-        report(runs, *about)
-
-    missing = [run for run in runs if not read_result(run)]
-    print(f"{len(runs)} runs, {len(runs) - len(missing)} of them were there; {make_folder(arguments.out)}")
-    tasks = [Task(f"{run.name}, seed {run.seed}", commands(run), run.folder / "log.txt") for run in missing]
-    failures = run_tasks(tasks, arguments.jobs)
-    print(report(runs, *about), end="")
+    guesses = mae_mse(experiments.guess_counts(arguments.data, arguments.split))
+    epoch = len(list_images(arguments.data / "train"))
+    write_tables = functools.partial(report, runs, make_folder(arguments.out), epoch, guesses)
+    missing = [run for run in runs if not experiments.read_result(run)]
+    print(f"{len(runs)} runs, {len(runs) - len(missing)} of them were there; {arguments.out}")
+    tasks = [
+        experiments.Task(
+            f"{run.name}, seed {run.seed}", experiments.carry_out(run, write_tables), run.folder / "log.txt"
+        )
+        for run in missing
+    ]
+    failures = experiments.run_tasks(tasks, arguments.jobs)
+    print(write_tables(), end="")
     return 1 if failures else 0
 
 

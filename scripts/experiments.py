@@ -1,25 +1,37 @@
-"""The runner of experiments: trainings and evaluations side by side, each going on where it stopped, and tables of what they found."""
+"""The runner of experiments: trainings and evaluations side by side, each going on where it stopped, and tables of what they found.
+
+See ``compare_losses.py`` and ``reproduce_tables.py``, which say what is trained and what the table shows.
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
+import json
 import math
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from GS2D.options import KERNEL_OPTIONS
+from losses import LOSSES
+from models import MODELS
 from utils.cli import interrupted_by_sigterm, one_line
 from utils.evaluation import Result
-from utils.files import atomic_write, list_images, points_path, read_points
+from utils.evaluation.results import read_counts
+from utils.files import atomic_write, list_images, make_folder, points_path, read_points, write_json
 from utils.images import image_size
+from utils.training.run_folder import MACHINE_OPTIONS, RunFolder, run_options
+from utils.training.train_options import parse_train_options
 
 ROOT = Path(__file__).resolve().parents[1]
+FIRST_SEED = 4073
 WAIT = 0.1  # seconds from one look at what runs to the next
 
 
@@ -79,6 +91,90 @@ def run_tasks(tasks: Sequence[Task], jobs: int = 1) -> int:
     if failures:
         print(f"error: {failures} of {len(tasks)} failed; mend it, the same command goes on", file=sys.stderr)
     return failures
+
+
+class Run(NamedTuple):
+    """One training and the evaluation of its best model, or this alone."""
+
+    name: str
+    seed: int
+    folder: Path
+    split: str  # that is counted in the end
+    commands: list[list[str]]
+    effective: dict[str, Any]  # what the result depends on
+
+
+def train_options(options: Sequence[str]) -> argparse.Namespace:
+    """What ``train_gs.py`` would make of these; wrong ones end the script."""
+    return parse_train_options(tuple(MODELS), tuple(LOSSES), KERNEL_OPTIONS, options)
+
+
+def plan(name: str, seed: int, folder: Path, split: str, options: Sequence[str]) -> Run:
+    """A run with these options of ``train_gs.py``; wrong ones end the script."""
+    options, best = [*options, "--seed", str(seed), "--save-dir", str(folder)], RunFolder(folder).best_path
+    parsed = train_options(options)
+    effective = {key: value for key, value in run_options(parsed).items() if key not in MACHINE_OPTIONS}
+    effective |= {"data": str(parsed.data_dir.resolve()), "split": split}
+    anew = [] if RunFolder(folder).checkpoints() else ["--overwrite"]  # what was tidied up has nothing to go on from
+    test = ["test.py", "--save-path", str(best), "--data-dir", str(parsed.data_dir), "--split", split]
+    test += ["--device", parsed.device.partition(",")[0], "--window", str(parsed.window), "--out", str(folder / split)]
+    return Run(name, seed, folder, split, [["train_gs.py", *options, *anew], test], effective)
+
+
+def read_result(run: Run) -> dict[str, Any] | None:
+    """What a finished run found, or None; ``ValueError`` where it had other options."""
+    path = run.folder / "result.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in run.effective.items():
+        if result["options"].get(key) != value:
+            was = f"{key} {result['options'].get(key)} instead of {value}"
+            raise ValueError(f"{path}: is of a run with {was}; choose another folder, or remove {run.folder}")
+    return result
+
+
+def carry_out(run: Run, report: Callable[[], object]) -> Iterator[list[str]]:
+    """The commands of a run; behind them its result is written, its checkpoints are removed and the tables are written."""
+    folder = RunFolder(make_folder(run.folder))
+    yield from run.commands
+    epochs, best = folder.metrics(), folder.best() or {}
+    result = {
+        "loss": run.name,
+        "seed": run.seed,
+        **scores(run.folder / run.split),
+        "best_epoch": best.get("epoch"),
+        "val_mae": best.get("val_mae"),
+        "val_mse": best.get("val_mse"),
+        "epochs": len(epochs),
+        "train_seconds": sum(epoch["seconds"] for epoch in epochs),
+        "loss_seconds": sum(epoch["time"]["loss"] for epoch in epochs),
+        "options": run.effective,
+    }
+    write_json(run.folder / "result.json", result)
+    for path in folder.checkpoints():
+        path.unlink()
+    print(f"{run.folder}: MAE {result['mae']:.2f}, MSE {result['mse']:.2f}", flush=True)
+    report()
+
+
+def scores(folder: Path) -> dict[str, float | None]:
+    """What ``test.py`` left in ``folder``: MAE, MSE, F1, and the mean error of the pictures with fewer and with more people.
+
+    An F1 is None where there are neither objects nor annotations.
+    """
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    counts = [count for count in read_counts(folder / "results.csv") if not math.isnan(count.truth)]
+    errors = [count.predicted - count.truth for count in sorted(counts, key=lambda count: count.truth)]
+    middle = len(errors) // 2
+    return {
+        "mae": summary["mae"]["value"],
+        "mse": summary["mse"]["value"],
+        "f1": summary["localisation"]["8"]["f1"],
+        "f1_4px": summary["localisation"]["4"]["f1"],
+        "sparse_error": statistics.mean(errors[:middle] or errors),
+        "dense_error": statistics.mean(errors[middle:]),
+    }
 
 
 def recipe(loss: str, dataset: str) -> list[str]:

@@ -94,7 +94,7 @@ def test_the_tables_hold_what_the_runs_found_and_finished_runs_are_kept(data, tm
             assert 0 < float(run["loss_seconds"]) < float(run["train_seconds"])
     text = (tmp_path / "table.md").read_text()
     assert all(f"| {row['loss']} | {row['seeds']} | {row['MAE']} | {row['MSE']} |" in text for row in rows)
-    assert not [path for pattern in ("*.tar", "*.pth", "*.partial*") for path in tmp_path.rglob(pattern)]
+    assert not [path for pattern in ("*.tar", "*.partial*") for path in tmp_path.rglob(pattern)]
 
     here.clear()
     (tmp_path / "mse_seed4074" / "result.json").unlink()
@@ -102,7 +102,7 @@ def test_the_tables_hold_what_the_runs_found_and_finished_runs_are_kept(data, tm
     assert [command[0] for command, _ in here] == ["train_gs.py", "test.py"]
     assert table(tmp_path / "table.csv")[1]["MAE"] == rows[1]["MAE"]
     _, err = compare(data, tmp_path, *options, "--weight-decay", 0.5, code=1)
-    assert "weight_decay 1e-05 instead of 0.5; choose another --out" in errors(err)[0] and len(errors(err)) == 1
+    assert "weight_decay 1e-05 instead of 0.5; choose another folder" in errors(err)[0] and len(errors(err)) == 1
     compare(data, tmp_path, "--losses", "bl", "bl", "--seeds", 1, *FAST)
     assert len(table(tmp_path / "table.csv")) == 2 and len(here) == 2
 
@@ -165,7 +165,7 @@ def test_data_that_cannot_be_compared(data, tmp_path):
 def test_an_unfinished_run_goes_on(data, tmp_path, here, tiny):
     options = ("--losses", "mse", "--seeds", 1, *FAST, "--val-start", 1, "--epochs", 2)
     _, (run,) = compare_losses.parse([str(option) for option in (data, "--out", tmp_path, *options)])
-    call("train_gs.py", *run.options, "--epochs", 1)
+    call(*run.commands[0], "--epochs", 1)
     (first,) = metrics(run.folder)
     compare(data, tmp_path, *options)
     assert metrics(run.folder)[0] == first and len(metrics(run.folder)) == 2  # with the seconds that it took

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 
-import commands
-import pytest
-from commands import ROOT, call, errors
+from commands import ROOT, call, errors, table
 
 from scripts import reproduce_tables
 from utils.files import list_images
@@ -23,8 +22,8 @@ def reproduce(*options, code=0):
     return call("scripts/reproduce_tables.py", *options, code=code)
 
 
-def table(runs):
-    return {(row["data set"], row["network"]): row for row in commands.table(runs / "reproduction.csv")}
+def rows(runs):
+    return {(row["data set"], row["network and loss"]): row for row in table(runs / "reproduction.csv")}
 
 
 def test_missing_data_are_named_with_what_to_put_where(tmp_path):
@@ -39,24 +38,26 @@ def test_missing_data_are_named_with_what_to_put_where(tmp_path):
 def test_dry_run_prints_the_commands_and_does_nothing(tmp_path):
     data, runs = tmp_path / "data", tmp_path / "runs"
     out, _ = reproduce("vgg", "qnrf", "--data", data, "--runs", runs, "--train-options", "--epochs 3", "--dry-run")
-    prepared = data / "UCF-Train-Val-Test"
+    prepared, run = data / "UCF-Train-Val-Test", runs / "qnrf_vgg_gst_seed4073"
     assert out.splitlines() == [
         f"python preprocess_dataset_ucf.py --input-dataset-path {data / 'UCF-QNRF_ECCV18'} "
         f"--output-dataset-path {prepared}",
         f"python 2dgs_counting_1gs_gsplat.py --root-path {prepared}",
         f"python GS2D/process_gaussians.py --root-path {prepared}",
-        f"python train_gs.py --model-name vgg --dataset qnrf --data-dir {prepared} --save-dir {runs / 'qnrf_vgg'} "
-        "--device auto --epochs 3",
-        f"python test.py --save-path {runs / 'qnrf_vgg' / 'best_model.pth'} --model-name vgg --data-dir {prepared} "
-        f"--device auto --split test --out {runs / 'qnrf_vgg' / 'test'}",
+        f"python train_gs.py --model-name vgg --dataset qnrf --data-dir {prepared} --device auto --epochs 3 "
+        f"--seed 4073 --save-dir {run} --overwrite",
+        f"python test.py --save-path {run / 'best_model.pth'} --data-dir {prepared} --split test "
+        f"--device auto --window 512 --out {run / 'test'}",
     ]
     out, _ = reproduce("--data", data, "--runs", runs, "--dry-run")
     assert out.count("train_gs.py") == 16 and out.count("--nwpu-submission") == 2
-    out, _ = reproduce("shb", "dm-count", "gst", "--dry-run")
-    assert out.count("train_gs.py") == 3 and "GS2D/process_gaussians.py" in out
-    out, _ = reproduce("jhu", "--data", data, "--checkpoint", "a.tar", "--dry-run")
+    out, _ = reproduce("shb", "dm-count", "gst", "--seeds", 2, "--data", data, "--runs", runs, "--dry-run")
+    assert out.count("train_gs.py") == 6 and "GS2D/process_gaussians.py" in out
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a.tar").touch()
+    out, _ = reproduce("jhu", "--data", data, "--runs", runs, "--checkpoint", tmp_path / "a.tar", "--dry-run")
     assert [line.split()[1] for line in out.splitlines()] == ["preprocess_dataset_jhu.py", "test.py"]
-    assert "--save-path a.tar" in out and "--model-name" not in out and not list(tmp_path.iterdir())
+    assert f"--save-path {tmp_path / 'a.tar'}" in out and not runs.exists()
 
 
 def test_published_lists_of_qnrf_are_used_where_they_lie(tmp_path):
@@ -85,38 +86,34 @@ def draw(data, name):
 
 def test_from_raw_data_to_the_table(tmp_path, here):
     draw(tmp_path / "data", "qnrf")
-    mean, root = reproduce_tables.PUBLISHED["qnrf"]["gst"]
     options = ("--data", tmp_path / "data", "--runs", tmp_path, *SMALL)
     out, _ = reproduce("qnrf", "vgg", *options)
     scripts = [command[0] for command, _ in here]
     assert scripts[1:] == ["2dgs_counting_1gs_gsplat.py", "GS2D/process_gaussians.py", "train_gs.py", "test.py"]
-    rows = table(tmp_path)
-    row = rows["UCF-QNRF", "vgg"]
+    row = rows(tmp_path)["UCF-QNRF", "vgg_gst"]
     mae, mse = map(float, re.search(r"images?: MAE ([\d.]+), MSE ([\d.]+)", here[-1][1]).groups())
     assert row["measured MAE / MSE"] == f"{mae:.1f} / {mse:.1f}" and row["split"] == "test"
-    assert row["difference"] == f"{mae - mean:+.1f} / {mse - root:+.1f}"
-    assert rows["UCF-QNRF", "vgg_trans"]["measured MAE / MSE"] == "not measured yet" and len(rows) == 16
-    assert "does not name the backbone" in out and f"{mean} / {root}" in out
+    assert row["published MAE / MSE (test)"] == "80.7 / 131.1" and "does not name the backbone" in out
     here.clear()
-    assert reproduce("qnrf", "vgg", *options)[0] == out and len(here) == 4  # evaluated after the checkpoint was written
-    for (command, text), done in zip(here, ("nothing to do", "0 to fit", "nothing to do", "nothing to do")):
-        assert done in text, command
-    checkpoint = tmp_path / "qnrf_vgg" / "best_model.pth"
-    reproduce("qnrf", *options, "--checkpoint", checkpoint)
-    checked = table(tmp_path)
-    assert checked["UCF-QNRF", str(checkpoint)]["measured MAE / MSE"] == row["measured MAE / MSE"]
-    assert checked["UCF-QNRF", "vgg"] == row
+    table = out[out.index("| data set") :]
+    assert table in reproduce("qnrf", "vgg", *options)[0] and not here
+    reproduce("qnrf", *options, "--checkpoint", tmp_path / "qnrf_vgg_gst_seed4073" / "best_model.pth")
+    assert [command[0] for command, _ in here] == ["preprocess_dataset_ucf.py", "test.py"]
+    checked = rows(tmp_path)
+    assert checked.pop(("UCF-QNRF", "vgg_gst")) == row
+    assert [row["measured MAE / MSE"] for row in checked.values()] == [f"{mae:.1f} / {mse:.1f}"]
 
 
 def test_nwpu_is_measured_on_val_and_gets_a_submission_for_test(tmp_path, here):
     data = tmp_path / "data"
     draw(data, "nwpu")
     out, _ = reproduce("nwpu", "vgg", "--data", data, "--runs", tmp_path, *SMALL)
-    row = table(tmp_path)["NWPU-Crowd", "vgg"]
-    assert row["split"] == "val" and row["difference"] == "not comparable" and "/" in row["measured MAE / MSE"]
-    lines = [line.split() for line in (tmp_path / "nwpu_vgg" / "submission.txt").read_text().splitlines()]
+    row = rows(tmp_path)["NWPU-Crowd", "vgg_gst"]
+    assert row["split"] == "val" and "/" in row["measured MAE / MSE"] and "test annotations are not public" in out
+    submission = tmp_path / "nwpu_vgg_gst_seed4073" / "submission.txt"
+    lines = [line.split() for line in submission.read_text().splitlines()]
     assert [name for name, _ in lines] == [path.stem for path in list_images(data / "NWPU-Train-Val-Test" / "test")]
-    assert all(float(count) >= 0 for _, count in lines) and "test annotations are not public" in out
+    assert all(float(count) >= 0 for _, count in lines)
 
 
 def test_losses_on_shanghaitech_stand_beside_their_published_numbers(tmp_path, here):
@@ -126,25 +123,17 @@ def test_losses_on_shanghaitech_stand_beside_their_published_numbers(tmp_path, h
     lines = [command for command, _ in here]
     assert [command[0] for command in lines] == ["preprocess_dataset_sh.py", "train_gs.py", "test.py"]
     assert lines[0][-8:-6] == ["--part", "A"] and str(ROOT / "configs" / "bl_sha.yml") in lines[1]
-    rows = table(tmp_path)
-    row = rows["ShanghaiTech A", "vgg, bl"]
-    assert row["published MAE / MSE (test)"] == "62.8 / 101.8"
-    mae = float(row["measured MAE / MSE"].partition(" /")[0])
-    assert float(row["difference"].partition(" /")[0]) == pytest.approx(mae - 62.8, abs=0.11)
-    assert rows["ShanghaiTech B", "vgg, gloss"]["published MAE / MSE (test)"] == "7.3 / 11.7"
+    assert rows(tmp_path)["ShanghaiTech A", "vgg_bl"]["published MAE / MSE (test)"] == "62.8 / 101.8"
 
 
-def test_differences_to_the_published_numbers(tmp_path):
-    for name, split, rows in (("jhu_vgg_trans", "test", "a,10,13,3\nb,20,16,-4\n"), ("nwpu_vgg", "val", "a,1,2,1\n")):
-        results = tmp_path / name / split / "results.csv"
-        results.parent.mkdir(parents=True)
-        results.write_text(f"image,truth,predicted,error\n{rows}")
-    text = reproduce_tables.report(reproduce_tables.all_rows(tmp_path), tmp_path)
-    # (3 + 4) / 2 = 3.5 and sqrt((9 + 16) / 2) = 3.54, beside 53.9 and 225.4
-    assert "| JHU-Crowd++ | vgg_trans | test | 3.5 / 3.5 | 53.9 / 225.4 | -50.4 / -221.9 |\n" in text
-    assert "| JHU-Crowd++ | vgg | test | not measured yet | 53.9 / 225.4 |  |\n" in text
-    assert "| NWPU-Crowd | vgg | val | 1.0 / 1.0 | 74.4 / 306.2 | not comparable |\n" in text
-    assert (tmp_path / "reproduction.md").read_text() == text
+def test_seeds_are_one_row(tmp_path):
+    for folder, mae in (("jhu_vgg_gst_seed4073", 50), ("jhu_vgg_gst_seed4074", 52), ("bl_seed4073", 1)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "result.json").write_text(json.dumps({"loss": "gst", "mae": mae, "mse": 2 * mae}))
+    text = reproduce_tables.report(tmp_path)
+    (line,) = [line for line in text.splitlines() if "vgg_gst" in line]
+    assert line == "| JHU-Crowd++ | vgg_gst | test | 2 | 51.0 ± 1.4 / 102.0 ± 2.8 | 53.9 / 225.4 |"
+    assert (tmp_path / "reproduction.md").read_text() == text and len(rows(tmp_path)) == 1
 
 
 def test_a_name_that_is_no_experiment_is_refused():
