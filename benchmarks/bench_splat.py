@@ -31,8 +31,6 @@ SIZES = {50: (384, 512), 800: (1024, 1536), 5000: (2048, 3072), 20000: (2048, 30
 ATLAS = 1, 16, 32, 64  # images side by side
 STANDING = 1e-9  # learning rate: every step is done, but scales, and so the number of pairs, stay what they are
 FOOTPRINT = 2 * math.pi * math.log(255)  # pixels of a Gaussian with s1 = s2 = 1: the ellipse q <= log 255
-QNRF_POINTS = 815  # in an image of UCF-QNRF (Idrees et al., ECCV 2018): 1,251,642 in 1535
-ITERATIONS = 4000  # of a fit
 DRAWN = 5000  # Gaussians of the largest scene that the reference draws
 
 
@@ -87,23 +85,18 @@ def full_atlas(images: int, count: int, backend: str) -> Atlas:
 
 def side_by_side(count: int, backend: str, iterations: int) -> None:
     """Print an iteration of images in an atlas, and of two images a core by the native engine."""
-    print(f"| {count} Gaussians | ms an image and iteration | images of UCF-QNRF an hour |\n|---|---:|---:|")
-
-    def row(what: str, seconds: float) -> None:
-        print(
-            f"| {what} | {1e3 * seconds:.3f} | {3600 / (seconds * ITERATIONS * QNRF_POINTS / count):.0f} |", flush=True
-        )
-
+    print(f"| {count} Gaussians | ms an image and iteration |\n|---|---:|")
     for images in ATLAS:
         atlas = full_atlas(images, count, backend)
-        took = common.milliseconds(functools.partial(atlas.advance, iterations, STANDING), "cpu", 3) / 1000
-        row(f"{images} images, {backend}", took / iterations / images)
+        took = common.milliseconds(functools.partial(atlas.advance, iterations, STANDING), "cpu", 3)
+        print(f"| {images} images, {backend} | {took / iterations / images:.3f} |", flush=True)
     cores = default_workers()
     fit(count, 0, 1, "native")  # may build the engine
     with concurrent.futures.ThreadPoolExecutor(cores) as pool:
         begin = time.perf_counter()
         list(pool.map(lambda seed: fit(count, seed, 500, "native"), range(2 * cores)))
-        row(f"native, {cores} cores", (time.perf_counter() - begin) / (2 * cores * 500))
+        took = 1000 * (time.perf_counter() - begin) / (2 * cores * 500)
+    print(f"| native, {cores} cores | {took:.3f} |")
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def test_fitting(monkeypatch, capsys):
     assert 0 < float(native[3]) < float(reference[3])
     bench_splat.side_by_side(50, "reference", 2)
     rows = {row[0]: row for row in table(capsys.readouterr().out)}
-    assert float(rows["1 images, reference"][1]) > 0 and float(rows["2 images, reference"][2]) > 0
+    assert float(rows["1 images, reference"][1]) > 0 and float(rows["2 images, reference"][1]) > 0
 
 
 def test_loading(monkeypatch):
