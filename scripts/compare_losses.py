@@ -15,7 +15,7 @@ import argparse
 import functools
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ CHOICES = {name: ["--loss", name] for name in LOSSES} | {
     "gst-sharp-10": [*SHARP, "--cut-off", "6.4"],
     "gst-sharp-half": [*SHARP, "--background-weight", "0.5"],
     "mse-4": ["--loss", "mse", "--sigma", "4"],
+    "vgg": ["--loss", "gst", "--model-name", "vgg"],
+    "vgg_trans": ["--loss", "gst", "--model-name", "vgg_trans"],
     "bl-trans": ["--loss", "bl", "--model-name", "vgg_trans"],
     "gst-sharp-trans": [*SHARP, "--model-name", "vgg_trans"],
 }
@@ -61,6 +63,19 @@ REMARK = (
     "over the half of the pictures with fewer people and over that with more; below zero people are missed, above invented. "
     "Training: without validation and checkpoints. In the loss: kernel or plan and value; its gradient is part of the backward "
     "pass."
+)
+# MAE and MSE on test.
+PUBLISHED_NUMBERS = {
+    "sha": {"bl": "62.8 / 101.8", "dm-count": "59.7 / 95.7", "gloss": "61.3 / 95.4"},
+    "shb": {"bl": "7.7 / 12.7", "dm-count": "7.4 / 11.8", "gloss": "7.3 / 11.7"},
+    "jhu": {"bl": "75.0 / 299.9", "dm-count": "61.6 / 256.1", "gloss": "59.5 / 259.5", "gst": "53.9 / 225.4"},
+    "qnrf": {"bl": "88.7 / 154.8", "dm-count": "85.6 / 148.3", "gloss": "84.3 / 147.5", "gst": "80.7 / 131.1"},
+    "nwpu": {"bl": "105.4 / 454.2", "dm-count": "88.4 / 388.6", "gloss": "79.3 / 346.1", "gst": "74.4 / 306.2"},
+}
+PROVENANCE = (
+    " Published: of the losses' papers; GST's row is second-hand, from a later paper's comparison table, which does not name the "
+    "backbone: both networks stand beside it. The numbers are of test; the test annotations of NWPU-Crowd are not public, and val "
+    "must not be compared with them: test.py --split test --nwpu-submission FILE writes what its server scores."
 )
 # Column -> key of a result, decimals, sign.
 COLUMNS = {
@@ -85,6 +100,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[R
     names = f"groups ({', '.join(GROUPS)}) or some of {', '.join(CHOICES)}"
     add("--losses", "--rungs", nargs="+", choices=[*GROUPS, *CHOICES], default=["all"], metavar="L", help=names)
     add("--recipes", action="store_true", help="each loss with its own configs/<loss>.yml; mse with gst's")
+    add(
+        "--published", choices=PUBLISHED_NUMBERS, help="data set whose published numbers stand beside the measured ones"
+    )
     add("--seeds", type=number(int, 1), default=3, metavar="N", help=f"runs of each, from seed {FIRST_SEED} on")
     jobs = "trainings at once, with one thread each if several"
     add("--jobs", type=number(int, 1), default=1, metavar="N", help=jobs)
@@ -107,28 +125,32 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[R
     return arguments, runs
 
 
-def report(runs: Sequence[Run], folder: Path, images: int, guesses: tuple[float, float]) -> str:
+def report(runs: Sequence[Run], arguments: argparse.Namespace, images: int, guesses: tuple[float, float]) -> str:
     """Write the tables of the runs that are finished -> the Markdown of that of the losses.
 
     ``images``: of an epoch; ``guesses``: MAE and MSE of the mean predictor.
     """
-    found: dict[str, list[Mapping[str, Any]]] = {run.name: [] for run in runs}
+    found: dict[str, list[dict[str, Any]]] = {run.name: [] for run in runs}
     for run in runs:
         if result := experiments.read_result(run):
             found[run.name].append(result)
     results = [result for some in found.values() for result in some]
     if results:
         keys = [key for key in results[0] if key != "options"]
-        experiments.write_table(folder, "runs", [keys, *([result[key] for key in keys] for result in results)])
-    rows: list[Sequence[object]] = [("loss", "seeds", *COLUMNS, "in the loss, ms a crop")]
+        lines = ([result[key] for key in keys] for result in results)
+        experiments.write_table(arguments.out, "runs", [keys, *lines])
+    published = PUBLISHED_NUMBERS.get(arguments.published, {})
+    rows: list[list[object]] = [["loss", "seeds", *COLUMNS, "in the loss, ms a crop"]]
+    rows[0] += ["published MAE / MSE"] if published else []
     for name, some in found.items():
         if some:
             per_crop = statistics.mean(result["loss_seconds"] / result["epochs"] for result in some) / images * 1000
             figures = (spread(some, *column) for column in COLUMNS.values())
-            rows.append((name, len(some), *figures, f"{per_crop:.1f}"))
+            known = [published.get(some[0]["options"]["loss"], "none")] if published else []
+            rows.append([name, len(some), *figures, f"{per_crop:.1f}", *known])
     guessed = (f"{error:.1f}" for error in guesses)
-    rows.append(("mean density of the training images", "", *guessed, *[""] * (len(rows[0]) - 4)))
-    return experiments.write_table(folder, "table", rows, REMARK)
+    rows.append(["mean density of the training images", "", *guessed, *[""] * (len(rows[0]) - 4)])
+    return experiments.write_table(arguments.out, "table", rows, REMARK + (PROVENANCE if published else ""))
 
 
 def main() -> int:
@@ -139,16 +161,10 @@ def main() -> int:
         raise ValueError(f"{images[0].parent}: has no annotations to compare with; take --split val")
     guesses = mae_mse(experiments.guess_counts(arguments.data, arguments.split))
     epoch = len(list_images(arguments.data / "train"))
-    write_tables = functools.partial(report, runs, make_folder(arguments.out), epoch, guesses)
+    write_tables = functools.partial(report, runs, arguments, epoch, guesses)
     missing = [run for run in runs if not experiments.read_result(run)]
-    print(f"{len(runs)} runs, {len(runs) - len(missing)} of them were there; {arguments.out}")
-    tasks = [
-        experiments.Task(
-            f"{run.name}, seed {run.seed}", experiments.carry_out(run, write_tables), run.folder / "log.txt"
-        )
-        for run in missing
-    ]
-    failures = experiments.run_tasks(tasks, arguments.jobs)
+    print(f"{len(runs)} runs, {len(runs) - len(missing)} of them were there; {make_folder(arguments.out)}", flush=True)
+    failures = experiments.run_all(missing, arguments.jobs, write_tables)
     print(write_tables(), end="")
     return 1 if failures else 0
 

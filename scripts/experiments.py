@@ -1,12 +1,11 @@
 """The runner of experiments: trainings and evaluations side by side, each going on where it stopped, and tables of what they found.
 
-See ``compare_losses.py`` and ``reproduce_tables.py``, which say what is trained and what the table shows.
+See ``compare_losses.py``, which says what is trained and what the table shows.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import json
 import math
@@ -35,72 +34,14 @@ FIRST_SEED = 4073
 WAIT = 0.1  # seconds from one look at what runs to the next
 
 
-class Task(NamedTuple):
-    """Commands, scripts of this project with their options, each of which is asked for when the one before it has done its work."""
-
-    name: str
-    commands: Iterator[list[str]]
-    log: Path | None = None  # takes what they print, in place of the terminal
-
-
-def start(command: Sequence[str], log: Path | None, threads: int | None) -> subprocess.Popen:
-    """Start a script; with ``threads`` it computes in so many."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None
-    with log.open("ab") if log else contextlib.nullcontext() as output:
-        line = [sys.executable, str(ROOT / command[0]), *command[1:]]
-        return subprocess.Popen(line, env=environment, stdout=output, stderr=output)
-
-
-def failure(task: Task, code: int) -> ValueError:
-    """What to say of a command that failed: the last error in its log, and where that lies."""
-    lines = task.log.read_text(encoding="utf-8", errors="replace").splitlines() if task.log else []
-    errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
-    return ValueError(f"{errors[-1] if errors else f'exit code {code}'} (its whole output: {task.log or 'see above'})")
-
-
-def run_tasks(tasks: Sequence[Task], jobs: int = 1) -> int:
-    """Run ``jobs`` tasks at a time, with one thread for each command if several -> how many of the tasks failed.
-
-    One that fails is named on stderr and the others go on. Ctrl-C, and a request to end this process, end what runs.
-    """
-    waiting, running, failures = list(tasks), {}, 0
-    with interrupted_by_sigterm():
-        try:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    running[waiting.pop(0)] = None
-                for task, child in list(running.items()):
-                    if child and child.poll() is None:
-                        continue
-                    del running[task]
-                    try:
-                        if child and child.returncode:
-                            raise failure(task, child.returncode)
-                        if command := next(task.commands, None):
-                            running[task] = start(command, task.log, 1 if jobs > 1 else None)
-                    except (OSError, ValueError) as error:
-                        failures += 1
-                        print(f"error: {task.name}: {one_line(error)}", file=sys.stderr)
-                time.sleep(WAIT)
-        finally:
-            children = [child for child in running.values() if child]
-            for child in children:
-                child.terminate()
-            for child in children:  # a training writes what no checkpoint of it holds
-                child.wait()
-    if failures:
-        print(f"error: {failures} of {len(tasks)} failed; mend it, the same command goes on", file=sys.stderr)
-    return failures
-
-
 class Run(NamedTuple):
-    """One training and the evaluation of its best model, or this alone."""
+    """One training and the evaluation of its best model."""
 
     name: str
     seed: int
     folder: Path
     split: str  # that is counted in the end
-    commands: list[list[str]]
+    commands: list[list[str]]  # scripts of this project with their options
     effective: dict[str, Any]  # what the result depends on
 
 
@@ -134,18 +75,66 @@ def read_result(run: Run) -> dict[str, Any] | None:
     return result
 
 
-def carry_out(run: Run, report: Callable[[], object]) -> Iterator[list[str]]:
-    """The commands of a run; behind them its result is written, its checkpoints are removed and the tables are written."""
-    folder = RunFolder(make_folder(run.folder))
-    yield from run.commands
-    epochs, best = folder.metrics(), folder.best() or {}
+def run_all(runs: Sequence[Run], jobs: int, report: Callable[[], object]) -> int:
+    """Carry out runs, ``jobs`` at a time, with ``report`` behind each -> how many failed.
+
+    One that fails is named on stderr and the others go on. Ctrl-C, and a request to end this process, end what runs.
+    """
+    waiting, failures = list(runs), 0
+    running: dict[subprocess.Popen, tuple[Run, Iterator[subprocess.Popen]]] = {}
+
+    def go_on(run: Run, children: Iterator[subprocess.Popen]) -> int:
+        """Start the next command of a run, or finish it -> how many failed."""
+        try:
+            if child := next(children, None):
+                running[child] = run, children
+            else:
+                report()
+        except (OSError, ValueError) as error:
+            print(f"error: {run.name}, seed {run.seed}: {one_line(error)}", file=sys.stderr)
+            return 1
+        return 0
+
+    with interrupted_by_sigterm():
+        try:
+            while waiting or running:
+                for child in [child for child in running if child.poll() is not None]:
+                    failures += go_on(*running.pop(child))
+                while waiting and len(running) < jobs:
+                    run = waiting.pop(0)
+                    failures += go_on(run, carry_out(run, jobs))
+                time.sleep(WAIT)
+        finally:
+            for child in running:
+                child.terminate()
+            for child in running:  # a training writes what no checkpoint of it holds
+                child.wait()
+    if failures:
+        print(f"error: {failures} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)
+    return failures
+
+
+def carry_out(run: Run, jobs: int) -> Iterator[subprocess.Popen]:
+    """Start one command of a run after another; behind the last the result is written and the checkpoints are removed.
+
+    With several ``jobs`` a command has one thread. ``ValueError`` with the last error of one that fails.
+    """
+    folder, log = RunFolder(make_folder(run.folder)), run.folder / "log.txt"
+    for command in run.commands:
+        child = start(command, log, {**os.environ, "OMP_NUM_THREADS": "1"} if jobs > 1 else None)
+        yield child
+        if child.returncode:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
+            raise ValueError(f"{errors[-1] if errors else f'exit code {child.returncode}'} (its whole output: {log})")
+    epochs, best = folder.metrics(), folder.best()
     result = {
         "loss": run.name,
         "seed": run.seed,
         **scores(run.folder / run.split),
-        "best_epoch": best.get("epoch"),
-        "val_mae": best.get("val_mae"),
-        "val_mse": best.get("val_mse"),
+        "best_epoch": best["epoch"],
+        "val_mae": best["val_mae"],
+        "val_mse": best["val_mse"],
         "epochs": len(epochs),
         "train_seconds": sum(epoch["seconds"] for epoch in epochs),
         "loss_seconds": sum(epoch["time"]["loss"] for epoch in epochs),
@@ -155,7 +144,13 @@ def carry_out(run: Run, report: Callable[[], object]) -> Iterator[list[str]]:
     for path in folder.checkpoints():
         path.unlink()
     print(f"{run.folder}: MAE {result['mae']:.2f}, MSE {result['mse']:.2f}", flush=True)
-    report()
+
+
+def start(command: Sequence[str], log: Path, environment: Mapping[str, str] | None) -> subprocess.Popen:
+    """Start a script, its output in ``log``."""
+    with log.open("ab") as output:
+        line = [sys.executable, str(ROOT / command[0]), *command[1:]]
+        return subprocess.Popen(line, env=environment, stdout=output, stderr=output)
 
 
 def scores(folder: Path) -> dict[str, float | None]:

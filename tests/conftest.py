@@ -72,12 +72,11 @@ def here(monkeypatch):
     """The commands of an experiment, run with the small network -> each and what it printed, as they end."""
     done = []
 
-    def start(command, log, threads):
+    def start(command, log, environment):
         started = Started(command[0], command[1:])
         out, err = started.communicate()
         done.append((command, out))
-        if log:
-            log.write_text(out + err)
+        log.write_text(out + err)
         return started
 
     monkeypatch.setattr("scripts.experiments.start", start)

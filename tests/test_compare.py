@@ -119,7 +119,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(data, tmp_path, here, mo
     _, err = compare(data, tmp_path, "--losses", "gst", "mse", "--seeds", 1, *FAST, code=1)
     failed, summary = errors(err)
     assert failed.startswith("error: gst, seed 4073: ") and "build_kernels.py" in failed and "log.txt" in failed
-    assert summary.startswith("error: 1 of 2 failed")
+    assert summary == "error: 1 of 2 runs failed; the same command tries them again"
     assert [row["loss"] for row in table(tmp_path / "table.csv")] == ["mse", "mean density of the training images"]
 
 
