@@ -42,29 +42,32 @@ STEPS = [
     ("vgg_trans", 1, 512, []),
     ("vgg_trans", 1, 512, FAST),
 ]
-LOADERS, TIMES = 8, 6  # loading processes; passes over the batches at hand in an epoch of them
-FEW, MANY = (
-    (24, 1024, 800),
-    (240, 768, 300),
-)  # pictures, their width, people; 30 steps of batch 8 hide an epoch's beginning
+LOADERS = 8  # loading processes
+PICTURES = (
+    240,
+    768,
+    300,
+)  # how many, their width, people; 30 steps of batch 8, so that the beginning of epochs does not decide
 
 
 class AtHand(list):
-    """The batches of a loader, several times over, as a loader that has them."""
+    """The batches of a loader as a loader that has them."""
 
     def __init__(self, loader: Any) -> None:
-        super().__init__(list(loader) * TIMES)
-        self.batch_size, self.sampler = loader.batch_size, range(len(self) * loader.batch_size)
+        super().__init__(loader)
+        self.batch_size, self.sampler = loader.batch_size, loader.sampler
 
 
-def train(folder: Path, options: Sequence[str], wrap: Callable[[Any], Any] = lambda loader: loader) -> list[dict]:
-    """A run of ``train_gs.py`` in this process, its loader as ``wrap`` makes it -> the figures of its epochs."""
-    make = train_gs.crop_loader
-    argv = ["train_gs.py", *options, "--save-dir", str(folder), "--overwrite"]
+def train(folder: Path, options: Sequence[str], wrap: Callable[[Any], Any] = lambda loader: loader) -> dict[str, Any]:
+    """A run of ``train_gs.py`` in this process, its loader as ``wrap`` makes it -> the figures of its last epoch."""
+    make, argv = (
+        train_gs.crop_loader,
+        ["train_gs.py", *options, "--epochs", "2", "--save-dir", str(folder), "--overwrite"],
+    )
     with contextlib.redirect_stdout(io.StringIO()), mock.patch.object(sys, "argv", argv):
         with mock.patch.object(train_gs, "crop_loader", lambda *some, **named: wrap(make(*some, **named))):
             train_gs.main()
-    return RunFolder(folder).metrics()
+    return RunFolder(folder).metrics()[-1]
 
 
 def network_alone(options: Sequence[str], repeats: int = 18) -> float:
@@ -90,26 +93,19 @@ def network_alone(options: Sequence[str], repeats: int = 18) -> float:
 def main() -> None:
     """Print the table."""
     fixed = ["--backbone-weights", "none", "--device", "0" if common.parse_device(__doc__) == "cuda" else "cpu"]
-    print(
-        "| step | ms (its parts) | the network alone | ratio | crops a second | with loading |\n|---|---|---|---|---|---|"
-    )
+    columns = "step", "ms (its parts)", "the network alone", "ratio", "crops a second", "with loading"
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        few = str(common.make_data(folder / "few", *FEW))
-        many = str(common.make_data(folder / "many", *MANY))
+        fixed += ["--data-dir", str(common.make_data(Path(name, "data"), *PICTURES)), "--num-workers", str(LOADERS)]
         for model, batch, crop, more in STEPS:
             options = [*fixed, "--model-name", model, "--batch-size", str(batch), "--crop-size", str(crop), *more]
-            at_hand = [*options, "--data-dir", few]
-            alone = network_alone(at_hand)
-            ready = train(folder / "run", [*at_hand, "--epochs", "2"], AtHand)[-1]
-            loaded = [*options, "--data-dir", many, "--num-workers", str(LOADERS), "--epochs", "2"]
-            rate = train(folder / "run", loaded)[-1]["images_per_second"]
-            milliseconds = 1000 * batch / ready["images_per_second"]
-            parts = {part: milliseconds * seconds / ready["seconds"] for part, seconds in ready["time"].items()}
-            shown = ", ".join(f"{part} {took:.2f}" for part, took in parts.items())
+            alone, ready = network_alone(options), train(Path(name, "run"), options, AtHand)
+            rate, loaded = ready["images_per_second"], train(Path(name, "run"), options)["images_per_second"]
+            whole = 1000 * batch / rate
+            parts = (f"{part} {whole * took / ready['seconds']:.2f}" for part, took in ready["time"].items())
             what = " ".join([model, f"{batch} x {crop}", *more])
-            figures = f"{alone:.2f} | {milliseconds / alone:.2f} | {ready['images_per_second']:.0f} | {rate:.0f}"
-            print(f"| {what} | {milliseconds:.2f} ({shown}) | {figures} |", flush=True)
+            figures = f"{alone:.2f} | {whole / alone:.2f} | {rate:.0f} | {loaded:.0f}"
+            print(f"| {what} | {whole:.2f} ({', '.join(parts)}) | {figures} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -79,5 +79,5 @@ def here(monkeypatch):
         log.write_text(out + err)
         return started
 
-    monkeypatch.setattr("scripts.experiments.start", start)
+    monkeypatch.setattr("scripts.compare_losses.start", start)
     return done

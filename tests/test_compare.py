@@ -14,8 +14,8 @@ from commands import call, errors, table
 from training_runs import make_data, metrics, wait_until
 
 from losses import LOSSES
-from scripts import compare_losses, experiments
-from scripts.experiments import Result, guess_counts
+from scripts import compare_losses
+from scripts.compare_losses import Result, guess_counts
 from utils.evaluation import mae_mse
 from utils.files import list_images, points_path, read_points
 from utils.training.run_folder import RunFolder
@@ -172,7 +172,7 @@ def test_an_unfinished_run_goes_on(data, tmp_path, here, tiny):
 
 
 def test_a_killed_comparison_takes_its_children_along_and_goes_on(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "ROOT", tmp_path)
+    monkeypatch.setattr(compare_losses, "ROOT", tmp_path)
     for name, text in (("train_gs", TRAINING), ("test", EVALUATION)):
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr(RunFolder, "best", lambda folder: {"epoch": 0, "val_mae": 1, "val_mse": 1})
