@@ -174,9 +174,8 @@ def via(*shapes, name="a.jpg"):
 @pytest.mark.parametrize("header", ["", "#"])  # version 1 begins with it
 def test_via(tmp_path, header):
     entries = via(*VIA_SHAPES) | via(name="empty.jpg")
-    assert (
-        marks(read("via", write(tmp_path / "v.json", {"_via_settings": {}, "_via_img_metadata": entries}))) == VIA_MARKS
-    )
+    project = write(tmp_path / "v.json", {"_via_settings": {}, "_via_img_metadata": entries})
+    assert marks(read("via", project)) == VIA_MARKS
     if header:
         entries["a.jpg123"]["regions"] = {str(i): region for i, region in enumerate(entries["a.jpg123"]["regions"])}
     assert marks(read("via", write(tmp_path / "v.json", entries))) == VIA_MARKS
@@ -185,40 +184,6 @@ def test_via(tmp_path, header):
     rows += [f'a.jpg,123,"{{}}",5,{i},"{text}","{{}}"' for i, text in enumerate(quoted)]
     rows += ['empty.jpg,5,"{}",0,0,"{}","{}"']
     assert marks(read("via", write(tmp_path / "v.csv", header + "\r\n".join(rows)))) == VIA_MARKS
-
-
-VIA3 = {
-    "project": {"pname": "x", "data_format_version": "3.1.1", "vid_list": ["1", "2"]},
-    "config": {},
-    "attribute": {"1": {"aname": "kind", "anchor_id": "FILE1_Z0_XY1", "type": 4, "options": {"0": "head", "1": "car"}}},
-    "file": {
-        "1": {"fid": "1", "fname": "a.jpg", "type": 2, "loc": 1, "src": ""},
-        "2": {"fid": "2", "fname": "b.jpg", "type": 2, "loc": 1, "src": ""},
-    },
-    "metadata": {
-        "1_a": {"vid": "1", "flg": 0, "z": [], "xy": [1, 30, 40], "av": {"1": "0"}},
-        "1_b": {"vid": "1", "flg": 0, "z": [], "xy": [2, 10, 20, 4, 9], "av": {"1": "1"}},
-        "1_c": {"vid": "1", "flg": 0, "z": [], "xy": [3, 10, 10.5, 5], "av": {}},
-        "1_d": {"vid": "1", "flg": 0, "z": [], "xy": [4, 10, 10, 2, 8], "av": {}},
-        "1_e": {"vid": "1", "flg": 0, "z": [], "xy": [7, 0, 0, 4, 0, 2, 4], "av": {}},
-        "1_f": {"vid": "1", "flg": 0, "z": [], "xy": [], "av": {"1": "0"}},
-    },
-    "view": {"1": {"fid_list": ["1"]}, "2": {"fid_list": ["2"]}},
-}
-VIA3_MARKS = [point(30, 40, "head"), (12, 24.5, 6, "car"), (10, 10.5, 10, ""), (10, 10, 8, ""), (2, 2, 4, "")]
-VIA3_TABLE = """# Exported using VGG Image Annotator (http://www.robots.ox.ac.uk/~vgg/software/via)
-# SHAPE_ID = {"POINT":1,"RECTANGLE":2}
-# ATTRIBUTE = {"1":{"aname":"kind","type":4,"options":{"0":"head","1":"car"}}}
-# CSV_HEADER = metadata_id,file_list,flags,temporal_coordinates,spatial_coordinates,metadata
-"1_a","[""a.jpg""]",0,"[]","[1,30,40]","{""1"":""0""}"
-"1_b","[""a.jpg""]",0,"[]","[2,10,20,4,9]","{""1"":""1""}"
-"1_f","[""a.jpg""]",0,"[]","[]","{}"
-"""
-
-
-def test_via_3(tmp_path):
-    assert marks(read("via", write(tmp_path / "v.json", VIA3))) == {"a.jpg": VIA3_MARKS, "b.jpg": []}
-    assert marks(read("via", write(tmp_path / "v.csv", VIA3_TABLE))) == {"a.jpg": VIA3_MARKS[:2]}
 
 
 def test_via_labels(tmp_path, capsys):
@@ -397,17 +362,11 @@ WRONG = {
         (via({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [2]}), "do not fit"),
         (via({"name": "polygon", "all_points_x": [], "all_points_y": []}), "a polygon of 0 numbers"),
         (via() | {"other": via()["a.jpg123"]}, "there twice"),
-        (VIA3 | {"view": {"1": {"fid_list": ["1", "2"]}}}, "view '1': does not show exactly one file"),
-        (VIA3 | {"file": {k: {**v, "type": 4} for k, v in VIA3["file"].items()}}, "is no image in this project"),
-        (VIA3 | {"metadata": {"m": {"vid": "1", "xy": [6, 1, 2, 3, 4]}}}, "is a 'polyline'; mark objects as"),
-        (VIA3 | {"metadata": {"m": {"vid": "9", "xy": [1, 2, 3]}}}, "its vid '9' is no view"),
-        (VIA3 | {"metadata": {"m": {"vid": "1", "xy": [1, 2]}}}, "a point of 1 numbers"),
     ],
     "via csv": [
         (f"{VIA_HEADER}a.jpg,x\n", "line 2: region_shape_attributes is 'x', not JSON"),
         ("file,x,y\na.jpg,1,2\n", "the columns: no text 'filename'"),
         (f'{VIA_HEADER}a.jpg,"{{""name"":""lion""}}"\n', "line 2: is a 'lion'"),
-        (VIA3_TABLE.replace('""a.jpg""', '""a.jpg"",""b.jpg""'), "line 5: file_list is ['a.jpg', 'b.jpg']"),
     ],
     "cvat": [
         ("", "not valid XML"),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from own_folders import of_image, read
 from raw_data import write
-from test_point_formats import BOM, CVAT, VIA3, VIA_SHAPES, coco, result, shape, task, via
+from test_point_formats import BOM, CVAT, VIA_SHAPES, coco, result, shape, task, via
 
 from datasets.raw.annotations import read_jhu, read_nwpu
 from datasets.raw.formats import FORMATS
@@ -34,7 +34,6 @@ VALID = [
     via(*VIA_SHAPES),
     {"a.jpg": [[1, 2], [3, 4]]},
     {"points": [[1, 2]]},
-    VIA3,
     [task(result("keypointlabels", x=1, y=2), result("rectanglelabels", "2", x=1, y=2, width=3, height=4))],
     {"points": {"a.jpg": {"head": [{"x": 1, "y": 2}]}}},
 ]
