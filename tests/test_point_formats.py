@@ -129,9 +129,7 @@ def test_coco(tmp_path, capsys):
     boxes = [(12, 24.5, 6, "head"), point(3, 4, "8"), point(3.5, 4), point(5, 7), (4, 4, 8, ""), (1, 1, 2, "")]
     assert marks(found) == {"a.jpg": boxes, "d/b.jpg": []}
     assert found["a.jpg"].image_size == (64, 48) and found["d/b.jpg"].image_size is None
-    out, err = capsys.readouterr()
-    assert "1 annotations have several visible keypoints" in out
-    assert "2 regions marked iscrowd or ignore are not counted" in err
+    assert "2 regions marked iscrowd or ignore are not counted" in capsys.readouterr().err
 
 
 def shape(points, kind=None, label="p"):
@@ -317,7 +315,6 @@ WRONG = {
         ("image,x\n", "the header 'image, x' lacks y;"),
         ("image,left,top\n", "lacks width and height (or right and bottom);"),
         ("who,where\n", "lacks image and x and y;"),
-        ("image,name,x,y\na,b,1,2\n", "must name each of image, x, y"),
         ("image,x,y\n,1,2\n", "line 2: names no image"),
         ("a.jpg,1,5,2\n", "line 1: 4 columns"),
         ("a.jpg,1,2\nb.jpg,3\n", "line 2: 2 columns"),
@@ -333,8 +330,8 @@ WRONG = {
     "coco": [
         ([], "no list 'images'"),
         (coco([], categories=3), "no list 'categories'"),
-        (coco([{"image_id": 2, "bbox": [1, 2, 3, 4]}]), "entry 1: image_id 2"),
-        (coco([{"image_id": [1], "bbox": [1, 2, 3, 4]}]), "entry 1: image_id [1]"),
+        (coco([{"image_id": 2, "bbox": [1, 2, 3, 4]}]), "entry 1: image_id '2'"),
+        (coco([{"image_id": [1], "bbox": [1, 2, 3, 4]}]), "entry 1: image_id '[1]'"),
         (coco([{"image_id": 1, "segmentation": [[1, 2]]}]), "is a 'region without bbox'"),
         (coco([{"image_id": 1, "bbox": [1, 2, 3]}]), "bbox: [1, 2, 3] is no"),
         (coco([{"image_id": 1, "bbox": [1, 2, -3, 4]}]), "-3 x 4"),
@@ -386,7 +383,6 @@ WRONG = {
         ([task(name="words") | {"data": {"text": "words"}}], "lacks the name of its image"),
         ([task(result("brushlabels", rle=[1, 2]))], "is a 'brush'; mark objects as keypoint"),
         ([task(result("keypointlabels", x=1, y=2) | {"image_rotation": 90})], "turned by 90 degrees"),
-        ([task(result("keypointlabels", x=1, y=2) | {"original_width": 0})], "an image of 0 x 150 pixels"),
         ([task(), task()], "is there twice"),
         ([task() | {"annotations": [{"result": []}, {"result": []}]}], "has 2 annotations"),
     ],

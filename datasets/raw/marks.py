@@ -20,6 +20,8 @@ from datasets.raw.raw_text import json_number, one_form
 LABEL_NAMES = ("label", "label_name", "labels", "class", "class_name", "classname", "category", "category_name", "type")
 LABEL_NAMES += ("counter",)
 
+# Kinds of ``shape`` whose last two numbers are width and height, which some files give as the other corner.
+_SIZED = ("corner", "centre")
 # Width and height of an image as the formats may mean them: upright, and as it is stored.
 Sizes = tuple[tuple[int, int], tuple[int, int]]
 
@@ -76,22 +78,19 @@ def shape(kind: str, numbers: Sequence[float], label: str, where: str) -> Mark:
     expected = {"point": 2, "polygon": max(2, len(numbers) // 2 * 2)}.get(kind, 4)
     if len(numbers) != expected:
         raise ValueError(f"{where}: a {kind} of {len(numbers)} numbers; draw it again")
-    if kind == "point":
-        return Mark(*numbers, math.nan, label)
-    if kind == "polygon":
+    if kind in ("point", "polygon"):
         across, down = numbers[::2], numbers[1::2]
-        kind, numbers = "corners", (min(across), min(down), max(across), max(down))
-    elif kind == "ellipse":
-        x, y, radius_x, radius_y = numbers
-        kind, numbers = "centre", (x, y, 2 * radius_x, 2 * radius_y)
-    x, y, width, height = numbers
+        x, y, width, height = min(across), min(down), max(across) - min(across), max(down) - min(down)
+    else:
+        x, y, width, height = numbers
     if kind == "corners":
         width, height = width - x, height - y
+    elif kind == "ellipse":
+        width, height = 2 * width, 2 * height
     if width < 0 or height < 0:
         raise ValueError(f"{where}: a shape of {width:g} x {height:g}; correct its width and height")
-    centre = (x, y) if kind == "centre" else (x + width / 2, y + height / 2)
-    box = () if kind == "corners" else tuple(numbers)
-    mark = Mark(*centre, math.sqrt(width * height) or math.nan, label, box)
+    centre = (x, y) if kind in ("centre", "ellipse") else (x + width / 2, y + height / 2)
+    mark = Mark(*centre, math.sqrt(width * height) or math.nan, label, (x, y, width, height) if kind in _SIZED else ())
     if not math.isfinite(mark.x + mark.y) or math.isinf(mark.size):
         raise ValueError(f"{where}: a shape of {width:g} x {height:g} at ({x:g}, {y:g}); correct these numbers")
     return mark

@@ -75,13 +75,9 @@ def read_json(path: Path) -> Any:
     text = read_text(path)
     try:
         return json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        where, reason = f"{path}: line {error.lineno}", f"{error.msg}, column {error.colno}"
-    except RecursionError:
-        where, reason = f"{path}", "nested too deeply"
-    except ValueError as error:
-        where, reason = f"{path}", str(error)
-    raise DamagedError(f"{where}: not valid JSON ({reason}); correct the file, or export it again")
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise DamagedError(f"{path}: not valid JSON ({reason}); correct the file, or export it again") from None
 
 
 def member(contents: Any, key: str, kind: type, where: str) -> Any:

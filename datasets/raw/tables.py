@@ -19,8 +19,8 @@ def _named(*ways: str) -> list[list[str]]:
     return [[name.replace("*", axis) for name, axis in way] for way in axes]
 
 
-_IMAGE = ("image", "filename", "file_name", "name")
-_IMAGE_TOO = "imagename imagepath imagefile imagefilename img imgname imageid file filepath path".split()
+_IMAGE = "image filename name imagename imagepath imagefile imagefilename img imgname imageid".split()
+_IMAGE += "file filepath path".split()
 # ImageJ calls the middle of an object X, Y, its centre of mass XM, YM, and its box BX, BY, Width, Height.
 _CENTRE = _named("c*", "*center", "*centre", "center*", "centre*", "*c", "point*", "bbox*center", "*mid", "bboxc*")
 _CENTRE += _named("centroid*", "centroid*px", "locationcenter*")
@@ -31,7 +31,6 @@ _CORNERS = _named("*min *max", "*1 *2", "left top right bottom", "*0 *1", "min* 
 _CORNERS += _named("bbox*min bbox*max", "bbox*1 bbox*2")
 # What may be the image's size comes last.
 _SIZE = _named("bboxwidth bboxheight", "boxwidth boxheight", "bboxw bboxh", "w h", "width height")
-_IMAGE_SIZE = _named("imagewidth imageheight", "imgwidth imgheight", "imagew imageh", "imgw imgh")
 # A picture's name; ImageJ writes what is drawn in it behind a colon.
 _PICTURE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, PICTURES))}))(?::.*)?", re.IGNORECASE)
 
@@ -46,7 +45,6 @@ class Columns(NamedTuple):
     kind: str = ""
     image: int | None = None
     label: int | None = None
-    image_size: Sequence[int] = ()
 
     def image_name(self, fields: Sequence[str]) -> str:
         """The name in the column of the image; "" where there is none."""
@@ -72,17 +70,19 @@ def read_csv(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     if not header and not rows:
         return images
     columns = find_columns(header, rows, request.named, request.attribute)
-    columns = _without_own_corner(_without_image_size(columns, rows, request), rows)
+    if _size_is_the_image(columns, rows, request):
+        columns = columns._replace(place=columns.place or columns.box[:2], box=())
+    if all([fields[i] for i in columns.place] == [fields[i] for i in columns.box[:2]] for fields, _ in rows):
+        columns = columns._replace(place=())  # the box's own corner
     if header and (columns.box or columns.label is not None):
         request.notice(_meaning(columns, header[0]))
     for fields, where in rows:
         name = columns.image_name(fields)
         if request.named and not name:
             raise ValueError(f"{where}: names no image; write the image's name into each row")
-        image = images.get(name, Annotated([]))
-        images[name] = image if image.image_size else image._replace(image_size=_image_size(columns, fields, where))
+        marks = images.setdefault(name, Annotated([])).marks
         if not request.named or any(fields[i] for i in (*columns.place, *columns.box)):
-            images[name].marks.append(_mark(columns, fields, where))
+            marks.append(_mark(columns, fields, where))
     return images
 
 
@@ -143,21 +143,15 @@ def find_columns(header: Row | None, rows: Sequence[Row], named: bool, attribute
 
     cells = [[row[i] for row, _ in rows if row[i]] for i in range(len(fields))]
     pictures = [i for i, column in enumerate(cells) if column and all(map(_PICTURE.fullmatch, column))]
-    image = None
-    if named:
-        images = [i for i, name in enumerate(lower) if name in _IMAGE]
-        images = [i for i in images if i in pictures] if len(images) > 1 and pictures else images
-        images = [i for i in images if cells[i]] if len(images) > 1 else images
-        images = images or [plain.index(name) for name in _IMAGE_TOO if name in plain][:1]
-        images = images or (pictures if len(pictures) == 1 else [])
-        if len(images) > 1:
-            raise ValueError(f"{where}: the header is {shown!r}; it must name each of image, x, y once")
-        image = images[0] if images else None
+    images = [plain.index(name) for name in _IMAGE if name in plain]
+    images = [i for i in images if i in pictures] or [i for i in images if cells[i]] or images
+    images = images or (pictures if len(pictures) == 1 else [])
+    image = images[0] if named and images else None
     others = [name for i, name in enumerate(lower) if i != image]
     labels = [name for i, name in enumerate(lower) if name in LABEL_NAMES and i != image and i not in pictures]
     chosen = label_name(others, attribute.lower(), where) if attribute else label_name(labels, None, where)
     label = None if chosen is None else lower.index(chosen)
-    columns = _places(find)._replace(image=image, label=label, image_size=find(_IMAGE_SIZE))
+    columns = _places(find)._replace(image=image, label=label)
     lacking = ["image"] if named and image is None else []
     if not (columns.place or columns.box):
         width = ["width and height (or right and bottom)"]
@@ -192,41 +186,24 @@ def _by_place(fields: Sequence[str], where: str, named: bool) -> Columns:
     return Columns((1, 2), image=0) if named else Columns((0, 1))
 
 
-def _without_image_size(columns: Columns, rows: Sequence[Row], request: Request) -> Columns:
-    """``columns``, with those called width and height as the image's size, if they hold that in every row."""
-    if not columns.box or columns.kind == "corners" or columns.image_size:
-        return columns
-    size = columns.box[2:]
-    stated = [(request.sizes(columns.image_name(fields)), _values(fields, size)) for fields, _ in rows]
-    same = [tuple(values) in sizes for sizes, values in stated if sizes is not None]
-    if not same or not all(same):
-        return columns
-    return columns._replace(place=columns.place or columns.box[:2], box=(), image_size=size)
-
-
-def _without_own_corner(columns: Columns, rows: Sequence[Row]) -> Columns:
-    """``columns``, without a place beside a box that is the box's upper left corner in every row."""
-    corner = columns.box[:2]
-    own = rows and corner and all(_values(row, columns.place) == _values(row, corner) for row, _ in rows)
-    return columns._replace(place=()) if own else columns
-
-
-def _values(fields: Sequence[str], columns: Sequence[int]) -> list[float | str]:
-    return [float(fields[i]) if _is_number(fields[i]) else fields[i] for i in columns]
+def _size_is_the_image(columns: Columns, rows: Sequence[Row], request: Request) -> bool:
+    """Whether the columns called width and height hold those of the image, in every row."""
+    if columns.kind not in ("corner", "centre"):
+        return False
+    same = []
+    for fields, _ in rows:
+        cells = [fields[i].removesuffix(".0") for i in columns.box[2:]]
+        sizes = request.sizes(columns.image_name(fields))
+        same += [cells in [[str(width), str(height)] for width, height in sizes]] if sizes else []
+    return bool(same) and all(same)
 
 
 def _meaning(columns: Columns, header: Sequence[str]) -> str:
     ways = {"centre": "centre, width and height", "corner": "upper left corner, width and height", "corners": "corners"}
     box = f"a box by its {ways.get(columns.kind)}" + ("" if columns.place else ", counted at its centre")
-    parts = [(columns.place, "the place that is counted"), (columns.box, box), (columns.image_size, "the image's size")]
+    parts = [(columns.place, "the place that is counted"), (columns.box, box)]
     parts += [] if columns.label is None else [((columns.label,), "the label")]
     return "columns: " + "; ".join(f"{', '.join(header[i] for i in part)}: {what}" for part, what in parts if part)
-
-
-def _image_size(columns: Columns, fields: Sequence[str], where: str) -> tuple[float, float] | None:
-    cells = [fields[i] for i in columns.image_size]
-    width, height = (parse_number(cell, where) for cell in cells) if cells and all(cells) else (0, 0)
-    return (width, height) if width and height else None
 
 
 def _mark(columns: Columns, fields: Sequence[str], where: str) -> Mark:
