@@ -161,4 +161,4 @@ def test_nothing_done_is_not_called_up_to_date(tmp_path):
     for stem in STEMS:
         write(folder / f"{stem}.csv", "1,2,3,4\n")
     _, said, _ = prepare(folder, "csv", code=1)
-    assert "up to date" not in said and "no image was prepared: none of 3 has an annotation that can be read" in said
+    assert "up to date" not in said and "no image was prepared: none has an annotation that can be read" in said
