@@ -48,7 +48,8 @@ def read(form, path, categories=(), **request):
 
 def of_image(form, path, size=SIDES):
     """The marks of a file that belongs to one image, of that width and height."""
-    return read(form, path, named=False, sizes=lambda name: (size, size))[""].marks
+    marks, image_size = read(form, path, named=False)[""]
+    return [mark.scaled(*size) for mark in marks] if image_size == (1, 1) else marks
 
 
 def points(out):

@@ -12,7 +12,6 @@ from raw_data import image_info, write
 from datasets.raw.exports import image_of_address, without_upload_prefix
 
 BOM = b"\xef\xbb\xbf"
-SIZES = {"sizes": lambda name: ((200, 150), (200, 150))}
 
 
 def marks(found):
@@ -25,7 +24,7 @@ def marks(found):
 
 def refused(form, path, categories=(), **request):
     with pytest.raises(ValueError) as caught:
-        read(form, path, categories, **SIZES | request)
+        read(form, path, categories, **request)
     message = str(caught.value)
     assert "\n" not in message and message.startswith(f"{path}: ") and ";" in message and len(message) < 400
     return message
@@ -63,7 +62,6 @@ READ = {
         "image;left;top;right;bottom;category\na.jpg;8;15.5;12;24.5;head\n": {"a.jpg": [BOX]},
         "image,x,y,w,h,label\na.jpg,8,15.5,4,9,head\n": {"a.jpg": [BOX]},
         "label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name\nhead,8,15.5,4,9,a.jpg\n": {"a.jpg": [BOX]},
-        "label,x,y,image,width,height\nhead,10,20,a.jpg,200,150\n": {"a.jpg": [POINT]},  # of the image
         "label,x,y,image,width,height\nhead,8,15.5,a.jpg,4,9\n": {"a.jpg": [BOX]},
         "Image Name,X,Y,Label\na.jpg,10,20,head\n": {"a.jpg": [POINT]},
         "Image,X (px),Y [px]\na.jpg,1.5,2\na.jpg,3,4\n": {"a.jpg": TWO},  # of QuPath, CellProfiler and Excel
@@ -87,7 +85,7 @@ READ = {
         '{"a.jpg": [[1.5, 2], [3, 4]], "зал.jpg": {"points": []}}': {"a.jpg": TWO, "зал.jpg": []},
     },
     "xy": dict.fromkeys(("1.5 2\n3 4e0\n", "1.5,2\r\n3,4", "\ufeff1.5\t2\n\n 3  4 \n", "1.5, 2\n3; 4\n"), TWO),
-    "yolo": {BOM + b"0 0.5 0.2 0.1 0.3\r\n\r\n3 1.0 0 0 0\r\n": [(100, 30, 30, "0"), point(200, 0, "3")], "": []},
+    "yolo": {BOM + b"0 0.5 0.2 0.1 0.3\r\n\r\n3 1.0 0 0 0\r\n": [(0.5, 0.2, 0.173205, "0"), point(1, 0, "3")], "": []},
     "pnt": {
         '{"points": {"a.jpg": {"head": [{"x": 10, "y": 20}], "car": [{"x": 1, "y": 2}]}, "b.jpg": {}}, "classes": []}': {
             "a.jpg": [POINT, point(1, 2, "car")],
@@ -103,7 +101,7 @@ READ = {
 def test_what_is_read(tmp_path, form, text, expected):
     expected = expected if isinstance(expected, dict) else {"": expected}
     path = write(tmp_path / f"a.{SUFFIXES.get(form, 'json')}", text)
-    assert marks(read(form, path, named="" not in expected, **SIZES)) == expected
+    assert marks(read(form, path, named="" not in expected)) == expected
 
 
 def coco(annotations, images=({"id": 1, "file_name": "a.jpg"}, {"id": "b", "file_name": "d/b.jpg"}), **more):

@@ -28,13 +28,19 @@ def points_inside(points: np.ndarray, width: int, height: int) -> np.ndarray:
     return ((points >= 0) & (points <= (width, height))).all(axis=1)
 
 
-def check_size(value: Annotated, shape: Shape, source: Path, image: Path) -> None:
-    """``ValueError`` where the size in the file ``source`` is not that of ``image``, which was scaled, or is another."""
-    sizes = grid_size(shape, UPRIGHT), grid_size(shape, STORED)
-    if value.image_size not in (None, *sizes):
-        made_for, stored = (f"{width:g} x {height:g}" for width, height in (value.image_size, sizes[1]))
-        what = f"made for an image of {made_for} pixels, but {image} is stored as {stored}"
+def in_pixels(value: Annotated, shape: Shape, source: Path, image: Path) -> Annotated:
+    """The marks in pixels of ``image``, where the file ``source`` gives them in parts of it, which are those of the upright one.
+
+    Raises ``ValueError`` where the size in the file is not that of ``image``, which was scaled, or is another.
+    """
+    upright, stored = grid_size(shape, UPRIGHT), grid_size(shape, STORED)
+    if value.image_size == (1, 1):
+        return Annotated([mark.scaled(*upright) for mark in value.marks], upright)
+    if value.image_size not in (None, upright, stored):
+        made_for, there = (f"{width:g} x {height:g}" for width, height in (value.image_size, stored))
+        what = f"made for an image of {made_for} pixels, but {image} is stored as {there}"
         raise ValueError(f"{source}: {what}; annotate the image as it is, without scaling or cutting it")
+    return value
 
 
 def choose_grids(annotated: Mapping[Path, Annotated], shapes: Mapping[Path, Shape], usual: str) -> dict[Path, str]:

@@ -59,10 +59,8 @@ def read_yolo(path: Path, request: Request = Request()) -> dict[str, Annotated]:
         coordinates = values if kind == "polygon" else values[:4]
         if not _in_image(coordinates):
             raise ValueError(f"{where}: {str(values):.80} is not in parts of the image, 0 to 1; divide by its size")
-        (size, _) = request.sizes("")
-        scaled = [value * size[i % 2] for i, value in enumerate(coordinates)]
-        marks.append(shape(kind, scaled, label, where))
-    return {"": Annotated(marks)}
+        marks.append(shape(kind, coordinates, label, where))
+    return {"": Annotated(marks, (1, 1))}
 
 
 def _read_rows(path: Path) -> list[_Row]:
@@ -88,21 +86,10 @@ def _is_box_and_more(x: float, y: float, width: float, height: float, more: floa
 
 
 def _are_polygons(rows: Sequence[Sequence[float]], folder: Path) -> bool:
-    """Whether these are polygons for certain: no pose is a parallelogram, and all of a data set have one number of values.
-
-    The second corner is near the others as well, where a pose has width and height.
-    """
-    for values in rows:
-        if len(values) % 2:
-            return False
-        first, second, *others = np.reshape(values, (-1, 2))
-        low, high = np.minimum.reduce([first, *others]), np.maximum.reduce([first, *others])
-        reach = 2 * (high - low).max()
-        if (second < low - reach).any() or (second > high + reach).any():
-            return False
+    """Whether these are polygons for certain: all poses of a data set have one number of values, and none is a parallelogram."""
     numbers = {len(values) for values in rows} | _numbers_of_values(folder, folder.stat().st_mtime_ns)
     parallel = [len(v) == 8 and math.dist(np.add(v[:2], v[4:6]), np.add(v[2:4], v[6:])) < 1e-3 for v in rows]
-    return len(numbers) > 1 or all(parallel)
+    return all(parallel) or (len(numbers) > 1 and not any(number % 2 for number in numbers))
 
 
 @functools.lru_cache

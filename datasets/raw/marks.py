@@ -22,8 +22,6 @@ LABEL_NAMES += ("counter",)
 
 # Kinds of ``shape`` whose last two numbers are width and height, which some files give as the other corner.
 _SIZED = ("corner", "centre")
-# Width and height of an image as the formats may mean them: upright, and as it is stored.
-Sizes = tuple[tuple[int, int], tuple[int, int]]
 
 
 class Request(NamedTuple):
@@ -31,7 +29,6 @@ class Request(NamedTuple):
 
     named: bool = True  # one file for many images, which it names
     attribute: str | None = None  # what holds the labels, where that is to choose
-    sizes: Callable[[str], Sizes | None] = lambda name: None  # of the image of that name, if it can be read
     notice: Callable[[str], object] = print  # what the user is told, once where it is the same of many files
 
 
@@ -49,9 +46,14 @@ class Mark(NamedTuple):
     box: tuple[float, ...] = ()
     error: str | None = None
 
+    def scaled(self, across: float, down: float) -> Mark:
+        """The same in an image that is so many times as wide and high."""
+        box = tuple(value * factor for value, factor in zip(self.box, (across, down, across, down)))
+        return self._replace(x=self.x * across, y=self.y * down, size=self.size * math.sqrt(across * down), box=box)
+
 
 class Annotated(NamedTuple):
-    """The marks of one image, and its width and height where the file tells them."""
+    """The marks of one image, and its width and height where the file tells them; 1 and 1 where they are parts of it."""
 
     marks: list[Mark]
     image_size: tuple[float, float] | None = None

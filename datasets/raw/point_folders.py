@@ -14,8 +14,8 @@ import numpy as np
 
 from datasets.raw.exports import without_upload_prefix
 from datasets.raw.formats import FORMATS
-from datasets.raw.grids import STORED, UPRIGHT, check_size, choose_grids, grid_size
-from datasets.raw.marks import Annotated, Request, Sizes, counted
+from datasets.raw.grids import STORED, choose_grids, grid_size, in_pixels
+from datasets.raw.marks import Annotated, Request, counted
 from datasets.raw.raw_text import DamagedError, OtherFormatError, one_form
 from datasets.raw.suspicion import refuse_corners, refuse_empty, suspect
 from utils.cli import one_line, warn
@@ -119,12 +119,6 @@ class _Folder:
             self.by_stem.setdefault(one_form(image.stem), []).append(image)
         self.shape = functools.cache(image_shape)
 
-    def sizes(self, image: Path | None) -> Sizes | None:
-        """Width and height of an image upright and as it is stored, None where it cannot be read."""
-        with contextlib.suppress(OSError, ValueError):  # the image's problem, not that of the file that speaks of many
-            return image and (grid_size(self.shape(image), UPRIGHT), grid_size(self.shape(image), STORED))
-        return None
-
     def image_named(self, name: str, path: Path) -> Path | None:
         """The image that ``name`` in the file ``path`` means: its path may begin elsewhere, its ending may differ.
 
@@ -179,14 +173,10 @@ def _read(
     others: list[OtherFormatError] = []
     shared = [] if form.files == "each" else [(None, path) for path in paths]
     for owner, path in own.items() or shared:
-        request = request._replace(
-            named=owner is None,
-            sizes=lambda name, path=path, owner=owner: folder.sizes(owner or folder.image_named(name, path)),
-        )
         try:
             if owner:
                 folder.shape(owner)  # one that cannot be read is this image's problem, whatever is annotated
-            found = counted(form.read(path, request), categories)
+            found = counted(form.read(path, request._replace(named=owner is None)), categories)
         except (OSError, ValueError) as error:
             if owner:
                 sources[owner] = path
@@ -205,8 +195,7 @@ def _read(
                 raise ValueError(f"{entry}: means {image}, and so does {sources[image]}; keep one of the two")
             sources[image] = path
             try:
-                check_size(value, folder.shape(image), path, image)
-                annotated[image] = value
+                annotated[image] = in_pixels(value, folder.shape(image), path, image)
             except (OSError, ValueError) as error:
                 problems.append(one_line(error))
     if others and len(others) == len(paths):

@@ -60,9 +60,8 @@ def read_csv(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     With a header the columns are found by name: x, y; a box as x, y (its upper left corner) or cx, cy (its centre) with
     width, height, or as xmin, ymin, xmax, ymax; ``label`` or ``class``, or the column ``request.attribute``; others are
     ignored. Beside a whole box x, y is the object's place, and must lie in it. Without a column called image it is the one
-    that holds names of pictures. What is taken for what is noted where it is more than a point. Width and height that are the
-    image's in every row, by ``request.sizes``, are no box. Without a header the columns must be image, x, y. Commas,
-    semicolons or tabs separate; below a header numbers may have decimal commas.
+    that holds names of pictures. What is taken for what is noted where it is more than a point. Without a header the columns
+    must be image, x, y. Commas, semicolons or tabs separate; below a header numbers may have decimal commas.
     A row that names an image and leaves x and y empty says that nobody is in it.
     """
     header, rows = _split_header(_read_rows(path))
@@ -70,8 +69,6 @@ def read_csv(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     if not header and not rows:
         return images
     columns = find_columns(header, rows, request.named, request.attribute)
-    if _size_is_the_image(columns, rows, request):
-        columns = columns._replace(place=columns.place or columns.box[:2], box=())
     if all([fields[i] for i in columns.place] == [fields[i] for i in columns.box[:2]] for fields, _ in rows):
         columns = columns._replace(place=())  # the box's own corner
     if header and (columns.box or columns.label is not None):
@@ -107,21 +104,8 @@ def _split_header(rows: Iterable[Row]) -> tuple[Row | None, list[Row]]:
 
 def _is_header(fields: Sequence[str]) -> bool:
     """Words alone, and several of them: a row without points has but the image's name."""
-    words = [field.lower() for field in fields if field]
-    if any(_is_number(word) for word in words):
-        return False
-    if {"x", "y"} & set(words):
-        return True
-    named = any(word.endswith(PICTURES) for word in words)
-    return len(words) > 1 and not named and all(re.match(r"[^\W\d]|[#_%]", word) for word in words)
-
-
-def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
+    words = [field for field in fields if field]
+    return len(words) > 1 and not any(re.match(r"[-+.]?\d", word) or word.lower().endswith(PICTURES) for word in words)
 
 
 def find_columns(header: Row | None, rows: Sequence[Row], named: bool, attribute: str | None) -> Columns:
@@ -184,18 +168,6 @@ def _by_place(fields: Sequence[str], where: str, named: bool) -> Columns:
             f"{where}: {len(fields)} columns and no header; begin the file with a line like {wanted}"
         )
     return Columns((1, 2), image=0) if named else Columns((0, 1))
-
-
-def _size_is_the_image(columns: Columns, rows: Sequence[Row], request: Request) -> bool:
-    """Whether the columns called width and height hold those of the image, in every row."""
-    if columns.kind not in ("corner", "centre"):
-        return False
-    same = []
-    for fields, _ in rows:
-        cells = [fields[i].removesuffix(".0") for i in columns.box[2:]]
-        sizes = request.sizes(columns.image_name(fields))
-        same += [cells in [[str(width), str(height)] for width, height in sizes]] if sizes else []
-    return bool(same) and all(same)
 
 
 def _meaning(columns: Columns, header: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ from utils.files import read_points
 from utils.images import load_image
 from utils.training.run_folder import RunFolder, describe
 
-_OF_IMAGE = Request(named=False, sizes=lambda name: ((32, 24), (32, 24)))
+_OF_IMAGE = Request(named=False)
 MEMORY = 3 << 30  # bytes that a reader may ask for, with a file of a few kilobytes
 _WORDS = [b"\x00", b"\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\x00" * 8, b"\xff" * 8]
 _EXTREMES = [*_WORDS, *(bytes([byte]) for byte in b'\n"[{-')]
