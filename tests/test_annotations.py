@@ -219,12 +219,8 @@ def test_sh(tmp_path, folder):
     for i, annotation in enumerate(pairs.values(), start=1):
         np.testing.assert_array_equal(read_sh(annotation), draw_points(i))
     assert read_sh(save(tmp_path / "none.mat", image_info=image_info(np.zeros((0, 2))))).shape == (0, 2)
-    for name in ("ground_truth", "ground-truth"):
-        (data / name).mkdir(exist_ok=True)
-    assert "holds both" in refused(find_sh, data, kind=FileNotFoundError)
-    for name in ("ground_truth", "ground-truth"):
-        (data / name).rename(data / f"no-{name}")
-    assert "no such folder; a part of ShanghaiTech holds" in refused(find_sh, data, kind=FileNotFoundError)
+    (data / folder).rename(data / "truth")
+    assert "no such folder; the input path must hold" in refused(find_sh, data, kind=FileNotFoundError)
 
 
 def test_the_part_of_sh(tmp_path):
@@ -236,7 +232,6 @@ def test_the_part_of_sh(tmp_path):
     assert find_sh_part(tmp_path / "elsewhere", "B") == (tmp_path / "elsewhere", "B")
     assert "--part" in refused(find_sh_part, tmp_path, None)
     assert "--part" in refused(find_sh_part, tmp_path / "elsewhere", None)
-    assert "is part B" in refused(find_sh_part, tmp_path / "part_B", "A")
-    assert "holds no part_A" in refused(find_sh_part, tmp_path / "part_B" / "train_data", "A")
+    assert "holds no part A by its name" in refused(find_sh_part, tmp_path / "part_B", "A")
     (tmp_path / "part_A" / "train_data").mkdir(parents=True)
     assert "part_A_final and part_A" in refused(find_sh_part, tmp_path, "A")
