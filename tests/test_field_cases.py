@@ -95,15 +95,6 @@ def test_folders_of_phone_photographs_to_count(tmp_path):
     ]
 
 
-def test_labelme_files_named_otherwise_than_their_image(tmp_path):
-    folder = photos(tmp_path / "in")
-    head = {"label": "head", "points": [[10, 20]], "shape_type": "point"}
-    for i, name in enumerate(("train/a.jpg", "train/b.jpg", "val/c.jpg")):
-        write(folder / "notes" / f"task{i}.json", {"shapes": [head], "imagePath": f"..\\photos\\{name}"})
-    out, _, err = prepare(folder, "labelme", "--annotations", folder / "notes")
-    assert points(out) == {name: [[10, 20]] for name in "abc"} and "belong to no image" not in err
-
-
 @pytest.mark.parametrize("of_images, of_annotations", [(int, str), (str, int)])
 def test_coco_ids_that_are_text_here_and_numbers_there(tmp_path, of_images, of_annotations):
     """VIA's COCO export writes text."""

@@ -343,8 +343,8 @@ WRONG = {
         ({"points": []}, "no list 'shapes'"),
         ([], "no list 'shapes'"),
         ({"shapes": [shape([[1, 2], [3, 4]], "line")]}, "shape 1: is a 'line'; mark objects as point, rectangle"),
-        ({"shapes": [shape([[1, 2]], "point"), shape([], "polygon")]}, "shape 2: a polygon of 0 points"),
-        ({"shapes": [shape([[1, 2], [3, 4]], "point")]}, "a point of 2 points"),
+        ({"shapes": [shape([[1, 2]], "point"), shape([], "polygon")]}, "shape 2: a polygon of 0 numbers"),
+        ({"shapes": [shape([[1, 2], [3, 4]], "point")]}, "a point of 4 numbers"),
         ({"shapes": [shape([[1, 2]], ["point"])]}, "shape 1"),
     ],
     "via": [

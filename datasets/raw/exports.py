@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from datasets.raw.raw_text import (
 from utils.cli import warn
 from utils.files import PICTURES
 
-_LABELME = {"point": [1], "rectangle": [2, 4], "circle": [2], "polygon": range(1, sys.maxsize)}  # points of each shape
+_LABELME = ("point", "rectangle", "circle", "polygon")
 # What the shapes are here, and the keys of their numbers.
 _CVAT = {"box": ("corners", ("xtl", "ytl", "xbr", "ybr")), "ellipse": ("ellipse", ("cx", "cy", "rx", "ry"))}
 _CVAT_SHAPES = ("points", "box", "polygon", "ellipse", "skeleton")
@@ -120,25 +119,20 @@ def _coco_keypoints(values: Any, where: str) -> list[float]:
 
 
 def read_labelme(path: Path, request: Request = Request()) -> dict[str, Annotated]:
-    """LabelMe's shapes, of one image: points, rectangles, polygons and circles. If ``named``, the file says of which."""
+    """LabelMe's shapes, of one image: points, rectangles, polygons and circles."""
     contents = read_json(path)
     marks = []
     for i, drawn in enumerate(entries(contents, "shapes", f"{path}"), start=1):
         where, kind, label = f"{path}: shape {i}", drawn.get("shape_type") or "polygon", str(drawn.get("label", ""))
-        if not isinstance(kind, str) or kind not in _LABELME:
-            marks.append(no_object(kind, list(_LABELME), label, where))
+        if kind not in _LABELME:
+            marks.append(no_object(kind, _LABELME, label, where))
             continue
-        points = json_points(drawn.get("points"), where)
-        if len(points) not in _LABELME[kind]:
-            raise ValueError(f"{where}: a {kind} of {len(points)} points; draw it again")
-        if kind == "circle":
-            (x, y), edge = points.tolist()
-            radius = math.dist((x, y), edge)
-            marks.append(shape("corners", (x - radius, y - radius, x + radius, y + radius), label, where))
-        else:
-            marks.append(shape("point" if kind == "point" else "polygon", points.ravel().tolist(), label, where))
-    name = member(contents, "imagePath", str, f"{path}") if request.named else ""
-    return {name: Annotated(marks, stated_size(contents, "imageWidth", "imageHeight", f"{path}"))}
+        numbers = json_points(drawn.get("points"), where).ravel().tolist()
+        if kind == "circle" and len(numbers) == 4:  # its centre, and a point of its edge
+            numbers[2:] = [math.dist(numbers[:2], numbers[2:])] * 2
+        name = {"point": "point", "circle": "ellipse"}.get(kind, "polygon")
+        marks.append(shape(name, numbers, label, where))
+    return {"": Annotated(marks, stated_size(contents, "imageWidth", "imageHeight", f"{path}"))}
 
 
 def read_cvat(path: Path, request: Request = Request()) -> dict[str, Annotated]:

@@ -29,7 +29,7 @@ FORMATS = {
     "json": Format((".json",), "both", exports.read_points_json),
     "coco": Format((".json",), "all", exports.read_coco),
     "yolo": Format((".txt",), "each", read_yolo),
-    "labelme": Format((".json",), "both", exports.read_labelme),
+    "labelme": Format((".json",), "each", exports.read_labelme),
     "via": Format((".json", ".csv"), "all", read_via),
     "cvat": Format((".xml",), "all", exports.read_cvat),
     "labelstudio": Format((".json",), "all", exports.read_labelstudio),
