@@ -56,19 +56,12 @@ NAN[3, 1] = np.nan
     [
         (read_ucf, {"points": np.ones((3, 2)), "other": 1}, "no key annPoints (keys found: other, points)"),
         (read_ucf, {"annPoints": np.ones((3, 3))}, "shape [3, 3]"),
-        (read_ucf, {"annPoints": np.ones((1, 1))}, "shape [1, 1]"),
-        (read_ucf, {"annPoints": np.ones((4, 2, 2))}, "shape [4, 2, 2]"),
         (read_ucf, {"annPoints": NAN}, "row 4"),
-        (read_ucf, {"annPoints": -np.inf * NAN}, "row 1"),
         (read_ucf, {"annPoints": "text"}, "instead of numbers; store the points as a numeric array"),
         (read_ucf, {"annPoints": {"x": 1.0}}, "a struct without location (fields: x)"),
         (read_ucf, {"annPoints": np.array([[1 + 2j, 3]])}, "complex numbers"),
         (read_ucf, {"annPoints": np.array([[1.0, "two"]], object)}, "an array of 2 cells"),
         (read_ucf, {"annPoints": scipy.sparse.csc_array(np.eye(2))}, "instead of numbers"),
-        (read_sh, {"annPoints": np.ones((3, 2))}, "no key image_info (keys found: annPoints)"),
-        (read_sh, {"image_info": {"number": 3.0}}, "without location"),
-        (read_sh, {"image_info": np.empty((0, 0), object)}, "an array of 0 cells"),
-        (read_sh, {"image_info": {"location": np.array([[1.0, np.nan]])}}, "row 1"),
     ],
 )
 def test_matlab_files_that_are_wrong(tmp_path, read, contents, cause):
@@ -121,10 +114,7 @@ def test_prepared_names():
     [
         ("10 20 6 8 1 0\n30.5 40.25 7 9.5 3 1\n", [[10, 20, 8], [30.5, 40.25, 9.5]]),
         (b"\xef\xbb\xbf10 20 6 8 1 0\r\n\r\n30\t40 7 9 3 1\r\n", [[10, 20, 8], [30, 40, 9]]),
-        ("1e300 -1e300 1 1 0 0", [[1e300, -1e300, 1]]),
         ("", []),
-        ("\r\n \n", []),
-        (b"\xef\xbb\xbf", []),
     ],
 )
 def test_jhu_heads(tmp_path, text, expected):
@@ -137,9 +127,6 @@ def test_jhu_heads(tmp_path, text, expected):
     [
         ("10,20,6,8,1,0", "1 values"),
         ("10,5 20 6 8 1 0", "'10,5'"),
-        ("x y w h occlusion blur", "'x'"),
-        ("10 nan 6 8 1 0", "'nan'"),
-        ("10 1e999 6 8 1 0", "'1e999'"),
         ("1_0 20 6 8 1 0", "'1_0'"),
         ("١٢ 20 6 8 1 0", "is no finite number"),
         ("10 20 6 -8 1 0", "6 x -8"),
@@ -195,14 +182,9 @@ def test_nwpu_folders_that_cannot_be(tmp_path):
     "contents, cause",
     [
         ([[1, 2]], "no list 'points'"),
-        ({"points": {"x": 1}}, "no list 'points'"),
         ({"points": [[1, 2], [3]]}, "point 2"),
         ({"points": [[1, "2"]]}, "'2' is no finite number"),
-        ({"points": [[1, True]]}, "True is no finite"),
-        ('{"points": [[1, 1e999]]}', "inf is no finite"),
         ('{"points": [[1, 1' + "0" * 400 + "]]}", "is no finite"),
-        ('{"points": [[1, 2]], "points": []}', "there twice"),
-        ('{"a": 1,\n"points": [[1, 2], }', "line 2"),
         ("[" * 100_000, "nested too deeply"),
         (b"\xff\xfe", "UTF-8"),
     ],
