@@ -137,16 +137,6 @@ def test_images_of_kinds_that_are_not_read_are_named(tmp_path):
     assert err == f"error: {folder}: {unread}; convert them to JPEG\n"
 
 
-def test_lists_that_windows_wrote(tmp_path):
-    folder = photos(tmp_path / "in", "a.jpg", "b.jpg", "c.jpg")
-    for stem in "abc":
-        write(folder / f"{stem}.csv", "1,2\n")
-    lists = write(tmp_path / "train.txt", "x\\a.jpg\r\n.\\b\r\n"), write(tmp_path / "val.txt", "c.jpg\r\n")
-    out, *_ = prepare(folder, "csv", "--train-list", lists[0], "--val-list", lists[1])
-    assert sorted(path.name for path in out.glob("*/*.jpg")) == ["a.jpg", "b.jpg", "c.jpg"]
-    assert (out / "train" / "b.jpg").exists()
-
-
 def test_nothing_done_is_not_called_up_to_date(tmp_path):
     folder = photos(tmp_path / "in")
     for stem in STEMS:
