@@ -210,7 +210,7 @@ def _read(
 def _recognise(folder: _Folder, categories: Sequence[str], place: Path) -> str:
     """The one format by which the files speak of the images; ``ValueError`` for several or none, then with the reasons."""
     shown_by: dict[str, Path] = {}
-    empty: dict[str, Path] = {}
+    empty: dict[str, Path] = {}  # texts without a line may be YOLO's or have points
     reasons: dict[str, str] = {}  # of the first reader that refuses a file
     for name, form in FORMATS.items():
         if folder.one_for_all and form.files == "each":
@@ -222,10 +222,11 @@ def _recognise(folder: _Folder, categories: Sequence[str], place: Path) -> str:
             annotated, problems = {}, [str(error)]
         marked = next((image for image, value in annotated.items() if value.marks), None)
         if annotated:
-            (shown_by if marked else empty)[name] = sources[marked or next(iter(annotated))]
+            known = marked or form.suffixes != (".txt",)
+            (shown_by if known else empty)[name] = sources[marked or next(iter(annotated))]
         for line in problems:
             reasons.setdefault(line.partition(": ")[0], line)
-    formats = shown_by or dict(list(empty.items())[:1])  # an empty text may be YOLO's or have points
+    formats = shown_by or dict(list(empty.items())[:1])
     if len(formats) > 1:
         shown = "; ".join(f"{name} ({path})" for name, path in formats.items())
         raise ValueError(f"{place}: the annotations may be {shown}; choose with --format")
