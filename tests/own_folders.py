@@ -7,8 +7,8 @@ from commands import call
 from PIL import Image
 from raw_data import write
 
-from datasets.raw.formats import FORMATS
 from datasets.raw.marks import Request, counted
+from datasets.raw.point_folders import FORMATS
 from utils.files import read_points
 
 ORIENTATION = 0x0112

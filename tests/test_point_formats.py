@@ -295,7 +295,7 @@ WRONG = {
     ],
     "csv": [
         ("x,y,label\n1,2,a\n", "the header 'x, y, label' lacks image;"),
-        ("image,left,top\n", "lacks width and height (or right and bottom);"),
+        ("image,left,top\n", "lacks x and y; it must name each of image, x, y once, or the columns of a box"),
         ("image,x,y\n,1,2\n", "line 2: names no image"),
         ("a.jpg,1,5,2\n", "line 1: 4 columns"),
         ("a.jpg,1,\n", "line 1: ''"),

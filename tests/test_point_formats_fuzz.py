@@ -12,7 +12,7 @@ from raw_data import write
 from test_point_formats import CVAT, VIA_HEADER, VIA_SHAPES, coco, result, shape, task, via
 
 from datasets.raw.annotations import read_jhu, read_nwpu
-from datasets.raw.formats import FORMATS
+from datasets.raw.point_folders import FORMATS
 
 BOXES = [{"image_id": 1, "bbox": [1, 2, 3, 4], "keypoints": [1, 2, 2]}, {"image_id": "b", "bbox": [0, 0, 1, 1]}]
 RESULTS = result("keypointlabels", x=1, y=2), result("rectanglelabels", "2", x=1, y=2, width=3, height=4)

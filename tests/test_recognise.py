@@ -8,7 +8,7 @@ from own_folders import SIDES, photos, points, prepare, write
 from test_field_columns import NAMES, ROWS, TRUTH
 from test_orientation import WRITERS
 
-from datasets.raw.formats import FORMATS
+from datasets.raw.point_folders import FORMATS
 
 
 def test_the_documentation_has_every_format():

@@ -7,21 +7,47 @@ import contextlib
 import functools
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath, PureWindowsPath
+from typing import NamedTuple
 
 import numpy as np
 
-from datasets.raw.exports import without_upload_prefix
-from datasets.raw.formats import FORMATS
-from datasets.raw.grids import STORED, choose_grids, grid_size, in_pixels
+from datasets.raw import exports
+from datasets.raw.grids import STORED, UPRIGHT, choose_grids, grid_size, in_pixels
+from datasets.raw.lines import read_xy, read_yolo
 from datasets.raw.marks import Annotated, Request, counted
+from datasets.raw.mat_file import read_points_mat
 from datasets.raw.raw_text import DamagedError, OtherFormatError, one_form
 from datasets.raw.suspicion import refuse_corners, refuse_empty, suspect
+from datasets.raw.tables import read_csv
 from utils.cli import one_line, warn
 from utils.files import PICTURES, UNREAD, find_files, unread_kinds
 from utils.images import image_shape, turn_points
 
+
+class Format(NamedTuple):
+    """One format; ``files`` are "each" (one an image), "all" (one for many) or "both"."""
+
+    suffixes: tuple[str, ...]
+    files: str
+    read: Callable[[Path, Request], dict[str, Annotated]]
+    grid: str = UPRIGHT  # in which annotations are taken as made where nothing tells
+
+
+FORMATS = {
+    "csv": Format((".csv", ".tsv"), "both", read_csv),
+    "json": Format((".json",), "both", exports.read_points_json),
+    "coco": Format((".json",), "all", exports.read_coco),
+    "yolo": Format((".txt",), "each", read_yolo),
+    "labelme": Format((".json",), "each", exports.read_labelme),
+    "via": Format((".json", ".csv"), "all", exports.read_via),
+    "cvat": Format((".xml",), "all", exports.read_cvat),
+    "labelstudio": Format((".json",), "all", exports.read_labelstudio),
+    "xy": Format((".txt",), "each", read_xy),
+    "pnt": Format((".pnt",), "all", exports.read_pnt),
+    "mat": Format((".mat",), "each", read_points_mat, STORED),
+}
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _REASONS = 3  # that are given where no format is recognised
 
@@ -141,7 +167,7 @@ class _Folder:
         if len(ranked) > 1 and ranked[0][:2] == ranked[1][:2]:
             which = f"may mean {ranked[0][2]} or {ranked[1][2]}"
             raise ValueError(f"{path}: {name!r:.200}: {which}; tell them apart by their folders")
-        if not ranked and (plain := without_upload_prefix(name)) is not None:
+        if not ranked and (plain := exports.without_upload_prefix(name)) is not None:
             return self.image_named(plain, path)
         return ranked[0][2] if ranked else None
 

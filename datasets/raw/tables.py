@@ -136,14 +136,10 @@ def find_columns(header: Row | None, rows: Sequence[Row], named: bool, attribute
     chosen = label_name(others, attribute.lower(), where) if attribute else label_name(labels, None, where)
     label = None if chosen is None else lower.index(chosen)
     columns = _places(find)._replace(image=image, label=label)
-    lacking = ["image"] if named and image is None else []
-    if not (columns.place or columns.box):
-        width = ["width and height (or right and bottom)"]
-        lacking += width if find(_CORNER) else [name for name in ("x", "y") if name not in plain]
-    if lacking:
-        wanted = "image, x, y" if named else "x, y"
-        what = f"the header {shown!r} lacks {' and '.join(lacking)}"
-        raise OtherFormatError(f"{where}: {what}; it must name each of {wanted} once, or the columns of a box")
+    if (named and image is None) or not (columns.place or columns.box):
+        lacking = "image" if named and image is None else "x and y"
+        wanted = f"it must name each of {'image, ' if named else ''}x, y once, or the columns of a box"
+        raise OtherFormatError(f"{where}: the header {shown!r} lacks {lacking}; {wanted}")
     return columns
 
 

@@ -22,11 +22,10 @@ from training_runs import Tiny
 
 from datasets.check import data_status
 from datasets.raw.annotations import read_jhu, read_nwpu, read_sh, read_ucf
-from datasets.raw.exports import read_coco, read_labelme, read_points_json
+from datasets.raw.exports import read_coco, read_labelme, read_points_json, read_via
 from datasets.raw.lines import read_yolo
 from datasets.raw.marks import Request
 from datasets.raw.tables import read_csv
-from datasets.raw.via import read_via
 from GS2D.gaussians import Gaussians2D, read_file
 from GS2D.kernel import StoredKernel, csr, load_kernel, read_attributes, restrict, save_kernel
 from models import read_checkpoint
