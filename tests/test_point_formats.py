@@ -323,14 +323,14 @@ WRONG = {
     ],
     "via": [
         ({"project": {"vid": 1}, "file": {}}, "no text 'filename'"),
-        ({"a": {"filename": "a.jpg", "regions": [3]}}, "region 1: is a None"),
+        ({"a": {"filename": "a.jpg", "regions": [3]}}, "no list 'regions' of objects"),
         (via({"name": "polyline", "all_points_x": [1], "all_points_y": [2]}), "is a 'polyline'; mark objects as point"),
         (via({"name": "point", "cx": 3}), "cy: None"),
         (via({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [2]}), "do not fit"),
     ],
     "via csv": [
-        (f"{VIA_HEADER}a.jpg,x\n", "line 2: region_shape_attributes is 'x', not JSON"),
-        ("file,x,y\na.jpg,1,2\n", "the columns: no text 'filename'"),
+        (f"{VIA_HEADER}a.jpg,x\n", "line 2: its attributes ('x', '') are not JSON"),
+        ("file,x,y\na.jpg,1,2\n", "line 2: no text 'filename'"),
     ],
     "cvat": [
         ("", "not valid XML"),

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree.ElementTree import Element, ParseError
 
@@ -145,75 +145,52 @@ def read_labelme(path: Path, request: Request = Request()) -> dict[str, Annotate
     return {"": Annotated(marks, stated_size(contents, "imageWidth", "imageHeight", f"{path}"))}
 
 
-class _ViaRegion(NamedTuple):
-    """A shape and its attributes; an empty shape says that there is an image of this name."""
-
-    image: str
-    shape: Any
-    attributes: Any
-    where: str
-
-
 def read_via(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     """A project or an export of the VGG Image Annotator, versions 1 and 2, as JSON or CSV.
 
     The label of a region is its only attribute, the one of several that is called label, class, type or the like, or
     ``request.attribute``.
     """
-    regions = list((_via_table if path.suffix.lower() == ".csv" else _via_project)(path))
+    contents = _via_table(path) if path.suffix.lower() == ".csv" else read_json(path)
+    if isinstance(contents, dict) and "_via_img_metadata" in contents:
+        contents = contents["_via_img_metadata"]
     images: dict[str, Annotated] = {}
-    attributes = [region.attributes if isinstance(region.attributes, dict) else {} for region in regions]
-    names = list(dict.fromkeys(name for values in attributes for name in values))
-    chosen = request.attribute if any(region.shape for region in regions) else None
-    key = label_name(names, chosen, f"{path}") if names or chosen else None
+    drawn: list[tuple[list[Mark], Any, dict[str, Any], str]] = []
+    for key, entry in member({"of images": contents}, "of images", dict, f"{path}").items():
+        where = f"{path}: {key!r:.80}"
+        marks = add_image(images, member(entry, "filename", str, where), where)
+        if isinstance(entry.get("regions"), dict):  # version 1 numbers them as the keys of an object
+            entry = {"regions": list(entry["regions"].values())}
+        for i, region in enumerate(entries(entry, "regions", where), start=1):
+            attributes = region.get("region_attributes")
+            attributes = attributes if isinstance(attributes, dict) else {}
+            drawn.append((marks, region.get("shape_attributes"), attributes, f"{where}: region {i}"))
+    names = list(dict.fromkeys(name for _, _, attributes, _ in drawn for name in attributes))
+    key = label_name(names, request.attribute if drawn else None, f"{path}")
     if len(names) > 1 and key is None:
         there = ", ".join(names)
         print(f"{path}: regions have the attributes {there}; --label-attribute chooses the one that is the label")
-    for region, values in zip(regions, attributes, strict=True):
-        if region.shape:
-            images[region.image].marks.append(_via_mark(region.shape, _via_label(values.get(key)), region.where))
-        else:
-            add_image(images, region.image, region.where)
+    for marks, shape_of, attributes, where in drawn:
+        marks.append(_via_mark(shape_of, _via_label(attributes.get(key)), where))
     return images
 
 
-def _via_project(path: Path) -> Iterator[_ViaRegion]:
-    key, contents = "_via_img_metadata", read_json(path)
-    contents = contents if isinstance(contents, dict) and key in contents else {key: contents}
-    for key, entry in member(contents, key, dict, f"{path}").items():
-        where = f"{path}: {key!r:.80}"
-        name = member(entry, "filename", str, where)
-        # Version 1 numbers the regions as the keys of an object.
-        numbered = isinstance(entry.get("regions"), dict)
-        regions = entry["regions"].values() if numbered else member(entry, "regions", list, where)
-        yield _ViaRegion(name, None, None, where)
-        for i, region in enumerate(regions, start=1):
-            region = region if isinstance(region, dict) else {}
-            drawn = region.get("shape_attributes") or {"name": None}
-            yield _ViaRegion(name, drawn, region.get("region_attributes"), f"{where}: region {i}")
-
-
-def _via_table(path: Path) -> Iterator[_ViaRegion]:
+def _via_table(path: Path) -> dict[str, Any]:
+    """A CSV export, a row each region, in the form of a project."""
     rows = read_rows(path, read_text(path).removeprefix("#"))  # with which version 1 begins its header
-    columns = dict.fromkeys(next(rows, ([], ""))[0], "")
-    for name in ("filename", "region_shape_attributes"):
-        member(columns, name, str, f"{path}: the columns")
-    seen = set()
+    header, _ = next(rows, ([], ""))
+    images: dict[str, Any] = {}
     for fields, where in rows:
-        row = columns | dict(zip(columns, fields))
-        if row["filename"] not in seen:
-            yield _ViaRegion(row["filename"], None, None, where)
-        seen.add(row["filename"])
-        if drawn := _via_cell(row["region_shape_attributes"], f"{where}: region_shape_attributes"):
-            attributes = _via_cell(row.get("region_attributes", ""), f"{where}: region_attributes")
-            yield _ViaRegion(row["filename"], drawn, attributes, where)
-
-
-def _via_cell(text: str, where: str) -> Any:
-    try:
-        return json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        raise ValueError(f"{where} is {text!r:.40}, not JSON; export it again") from None
+        row = dict(zip(header, fields))
+        name = member(row, "filename", str, where)
+        cells = member(row, "region_shape_attributes", str, where), row.get("region_attributes", "")
+        try:
+            shape_of, attributes = (json.loads(cell or "{}") for cell in cells)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{where}: its attributes {cells!r:.60} are not JSON; export it again") from None
+        regions = images.setdefault(name, {"filename": name, "regions": []})["regions"]
+        regions += [{"shape_attributes": shape_of, "region_attributes": attributes}] if shape_of else []
+    return images
 
 
 def _via_label(value: Any) -> str:
