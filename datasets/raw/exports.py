@@ -25,7 +25,6 @@ from datasets.raw.raw_text import (
     parse_number,
     read_json,
     read_rows,
-    read_text,
 )
 from utils.cli import warn
 from utils.files import PICTURES
@@ -177,8 +176,8 @@ def read_via(path: Path, request: Request = Request()) -> dict[str, Annotated]:
 
 def _via_table(path: Path) -> dict[str, Any]:
     """A CSV export, a row each region, in the form of a project."""
-    rows = read_rows(path, read_text(path).removeprefix("#"))  # with which version 1 begins its header
-    header, _ = next(rows, ([], ""))
+    rows = read_rows(path)
+    header = [name.removeprefix("#") for name in next(rows, ([], ""))[0]]  # with which version 1 begins it
     images: dict[str, Any] = {}
     for fields, where in rows:
         row = dict(zip(header, fields))

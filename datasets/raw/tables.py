@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets.raw.marks import LABEL_NAMES, Annotated, Mark, Request, label_name, shape
-from datasets.raw.raw_text import DamagedError, OtherFormatError, one_form, parse_number, read_rows, read_text
+from datasets.raw.raw_text import OtherFormatError, one_form, parse_number, read_rows
 from utils.files import PICTURES
 
 
@@ -64,7 +64,7 @@ def read_csv(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     must be image, x, y. Commas, semicolons or tabs separate; below a header numbers may have decimal commas.
     A row that names an image and leaves x and y empty says that nobody is in it.
     """
-    header, rows = _split_header(_read_rows(path))
+    header, rows = _split_header(read_rows(path))
     images: dict[str, Annotated] = {} if request.named else {"": Annotated([])}
     if not header and not rows:
         return images
@@ -81,17 +81,6 @@ def read_csv(path: Path, request: Request = Request()) -> dict[str, Annotated]:
         if not request.named or any(fields[i] for i in (*columns.place, *columns.box)):
             marks.append(_mark(columns, fields, where))
     return images
-
-
-def _read_rows(path: Path) -> Iterator[Row]:
-    text = read_text(path)
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    width = 0
-    for fields, where in read_rows(path, text, next((c for c in "\t;" if c in first), ",")):
-        width = width or len(fields)
-        if len(fields) != width:
-            raise DamagedError(f"{where}: {len(fields)} columns instead of {width}; write numbers with decimal points")
-        yield fields, where
 
 
 def _split_header(rows: Iterable[Row]) -> tuple[Row | None, list[Row]]:
