@@ -5,20 +5,9 @@ import shutil
 import numpy as np
 import pytest
 import scipy.io
-from raw_data import TREES, draw_points, image_info, make_jhu, make_nwpu, make_sh, save_noise, write
+from raw_data import TREES, draw_points, image_info, make_nwpu, make_sh, save_noise, write
 
-from datasets.raw.annotations import (
-    find_jhu,
-    find_nwpu,
-    find_sh,
-    find_sh_part,
-    find_ucf,
-    prepared_stem,
-    read_jhu,
-    read_nwpu,
-    read_sh,
-    read_ucf,
-)
+from datasets.raw.annotations import find_nwpu, find_sh, find_sh_part, find_ucf, read_jhu, read_nwpu, read_sh, read_ucf
 
 
 def refused(function, *arguments, kind=ValueError):
@@ -91,22 +80,17 @@ def test_ucf(tmp_path):
     (train / "img_0005.jpg").unlink()
     (train / "._img_0007_ann.mat").write_bytes(b"what a Mac leaves in archives")
     (train / "img_0004.jpg").rename(train / "img_0004.JPG")
+    (train / "img_0006_ann.mat").rename(train / "img_0006_ann.MAT")
     pairs, (first, second) = find_ucf(train)
     annotations = {image.name: annotation and annotation.name for image, annotation in pairs.items()}
     expected = {f"img_{i:04}.{'JPG' if i == 4 else 'jpg'}": f"img_{i:04}_ann.mat" for i in range(1, 11) if i != 5}
-    assert annotations == expected | {"img_0002.jpg": None}
+    assert annotations == expected | {"img_0002.jpg": None, "img_0006.jpg": "img_0006_ann.MAT"}
     assert "img_0002.jpg: its annotation img_0002_ann.mat is missing" in first
     assert "img_0005_ann.mat: its image img_0005.jpg is missing" in second
     (train / "IMG_0001.jpg").write_bytes(b"")
     assert "would be written under the name of IMG_0001.jpg too" in refused(find_ucf, train)
     (tmp_path / "Test").mkdir()
     assert "no image" in refused(find_ucf, tmp_path / "Test", kind=FileNotFoundError)
-
-
-def test_prepared_names():
-    assert prepared_stem("img_0001") == "IMG_0001"
-    for stem in ("0001", "IMG_7", "my_img_1", "image"):
-        assert prepared_stem(stem) == stem
 
 
 @pytest.mark.parametrize(
@@ -136,15 +120,6 @@ def test_jhu_lines_that_are_wrong(tmp_path, line, cause):
     path = write(tmp_path / "0001.txt", f"10 20 6 8 1 0\n\n{line}\n")
     message = refused(read_jhu, path)
     assert f"{path}: line 3: " in message and cause in message
-
-
-def test_find_jhu(tmp_path):
-    make_jhu(tmp_path)
-    (tmp_path / "train" / "gt" / "0001.txt").rename(tmp_path / "train" / "gt" / "0001.TXT")
-    (tmp_path / "train" / "images" / "0002.jpg").rename(tmp_path / "train" / "images" / "0002.JPG")
-    pairs, _ = find_jhu(tmp_path / "train")
-    named = {image.name: annotation.name for image, annotation in pairs.items()}
-    assert named == {"0001.jpg": "0001.TXT", "0002.JPG": "0002.txt", "0003.jpg": "0003.txt"}
 
 
 @pytest.mark.parametrize("parts, kind", [(False, "mat"), (True, "json")])

@@ -107,14 +107,6 @@ def test_coco_ids_that_are_text_here_and_numbers_there(tmp_path, of_images, of_a
     assert points(out) == {"a": [[11, 30]], "b": [[12, 30]], "c": [[13, 30]]}
 
 
-def test_coco_ids_that_are_ambiguous(tmp_path):
-    folder = photos(tmp_path / "in")
-    images = [{"id": key, "file_name": f"{name}.jpg"} for key, name in ((1, "a"), ("1", "b"), (2, "c"))]
-    boxes = [{"image_id": "3", "bbox": [1, 2, 2, 2]}]
-    write(folder / "coco.json", {"images": images, "annotations": boxes})
-    assert "images: entry 2: its id '1' is none, or there twice" in prepare(folder, "coco", code=1)[2]
-
-
 @pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".bmp", ".webp"])
 def test_photographs_of_drones_and_microscopes(tmp_path, suffix):
     folder = photos(tmp_path / "in", f"train/a{suffix}", "train/b.jpg", "val/c.jpg")

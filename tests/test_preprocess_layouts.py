@@ -12,7 +12,7 @@ from raw_data import contents, make_jhu, make_nwpu, make_ucf50, partials, record
 from datasets.raw.annotations import find_ucf, prepared_stem, split_folds
 from datasets.raw.preprocess import resized_size
 from GS2D.points import FARTHEST, mean_neighbour_distance
-from utils.files import list_images, points_path, read_points
+from utils.files import points_path, read_points
 
 SCRIPTS = {"qnrf": "ucf", "jhu": "jhu", "nwpu": "nwpu", "sha": "sh", "shb": "sh", "ucf50": "ucf50"}
 CROPS = {"sha": 256, "nwpu": 384}
@@ -141,21 +141,3 @@ def test_missing_folders_are_one_line(tmp_path, name, make):
         _, err = run(name, source, tmp_path / "out", code=1)
         assert err.startswith("error: ") and str(source) in err
         assert err.count("\n") == 1 and not (tmp_path / "out").exists()
-
-
-def test_odd_images(tmp_path):
-    """PNG named jpg, upper-case endings, links, grey and palette images are images like others."""
-    raw, out = make_jhu(tmp_path / "raw"), tmp_path / "out"
-    images = raw / "train" / "images"
-    pixels = Image.open(images / "0001.jpg").copy()
-    pixels.save(images / "0001.jpg", "PNG")
-    (images / "0002.jpg").rename(images / "0002.JPEG")
-    (images / "0003.jpg").rename(tmp_path / "elsewhere.jpg")
-    (images / "0003.jpg").symlink_to(tmp_path / "elsewhere.jpg")
-    pixels.convert("L").save(raw / "val" / "images" / "0001.jpg")
-    pixels.convert("L").convert("RGB").save(raw / "val" / "images" / "0002.png")
-    (raw / "val" / "images" / "0002.jpg").unlink()
-    run("jhu", raw, out)
-    assert {name for name, entry in record(out).items() if entry["grey"]} == {"val/0001.jpg", "val/0002.jpg"}
-    assert [image.name for image in list_images(out / "train")] == ["0001.jpg", "0002.jpg", "0003.jpg"]
-    assert len(points(out / "train" / "0003.jpg")) == 5 and Image.open(out / "train" / "0001.jpg").format == "JPEG"
