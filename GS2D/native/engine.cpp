@@ -240,17 +240,6 @@ int gst_render_backward(int n, const float* means, const float* conics, const fl
     });
 }
 
-// losses [2]: render loss and shape loss at params.
-int gst_loss_and_gradients(const uint8_t* image, const uint8_t* mask, int width, int height, int n, const float* params,
-                           float shape_weight, float max_ratio, double* losses, float* gradients) {
-    return guarded([&] {
-        const Target target(image, mask, width, height);
-        Scene scene(n, width, height);
-        losses[0] = render_loss(scene, target, n, 0, params, gradients);
-        losses[1] = shape_loss(n, params, shape_weight, max_ratio, gradients);
-    });
-}
-
 // losses [2]: at the parameters that the last step started from, as the released code reports them; done: steps. With a
 // tolerance the fit ends where the losses stall between two looks at them, one each check_every steps.
 int gst_fit(const uint8_t* image, const uint8_t* mask, int width, int height, int n, float* params, int iterations,
