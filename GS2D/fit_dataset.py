@@ -6,8 +6,6 @@ import argparse
 import csv
 import io
 import os
-import subprocess
-import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -202,25 +200,16 @@ def parse_folder_options(parser: argparse.ArgumentParser) -> tuple[argparse.Name
     return arguments, folders
 
 
-def chosen_gpus(device: str) -> list[int]:
-    """The GPUs that ``--device`` names; none for ``cpu``. ``ValueError`` for ids that do not exist here."""
-    launched = any(int(os.environ.get(name, 1)) > 1 for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS"))
-    if device == "auto" and launched:  # by torchrun or SLURM: each process takes the one of its rank
-        return list(range(torch.cuda.device_count()))
+def chosen_gpu(device: str, local_rank: int) -> int | None:
+    """The GPU that ``--device`` names, by itself that of the process's rank; None for ``cpu``, ``ValueError`` for others."""
+    if device == "auto" and torch.cuda.is_available():
+        return local_rank % torch.cuda.device_count()
     asked = fabric_devices(device)
-    return asked["devices"] if asked["accelerator"] == "cuda" else []
-
-
-def one_process_a_gpu(gpus: list[int], shard: Shard) -> int:
-    """Run this same command once for each GPU, each on its share of the images -> the worst of their exit codes."""
-    count = shard.count * len(gpus)
-    shares = [["--shard", f"{shard.index * len(gpus) + i + 1}/{count}", "--device", str(g)] for i, g in enumerate(gpus)]
-    processes = [subprocess.Popen([sys.executable, *sys.argv, *share]) for share in shares]
-    try:
-        return max(abs(process.wait()) for process in processes)
-    finally:  # Ctrl-C reaches them all; each says itself what it leaves
-        for process in processes:
-            process.wait()
+    if asked["accelerator"] == "cpu":
+        return None
+    if len(asked["devices"]) > 1:
+        raise ValueError(f"--device {device}: a process takes one GPU; start several with torchrun --nproc-per-node")
+    return asked["devices"][0]
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -239,9 +228,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--gt-points", action=yes_no, default=True, help="keep the means on the annotations")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="rasterizer")
-    parser.add_argument(
-        "--device", default="auto", help="GPU id, several (0,1: a process each) or cpu (default: the first GPU, if any)"
-    )
+    parser.add_argument("--device", default="auto", help="GPU id or cpu (default: that of the process's rank, if any)")
     parser.add_argument(
         "--workers",
         type=number(int, 1),
@@ -274,14 +261,12 @@ def main() -> int:
         tolerance=arguments.tolerance,
     )
     shard = arguments.shard or detect_shard()
-    gpus = chosen_gpus(arguments.device)
-    backend, reason = choose_backend(arguments.backend, None if gpus else "cpu")
+    gpu = chosen_gpu(arguments.device, shard.local_rank)
+    backend, reason = choose_backend(arguments.backend, "cpu" if gpu is None else None)
     if arguments.backend == "auto":
         print(f"backend {backend}: {reason}")
     if backend == "gsplat":
-        if len(gpus) > 1 and (arguments.shard or shard.count == 1):
-            return one_process_a_gpu(gpus, shard)
-        torch.cuda.set_device(gpus[shard.local_rank % len(gpus)])
+        torch.cuda.set_device(gpu)
     outcomes: list[Outcome] = []
     for split in arguments.splits:
         images = list_images(arguments.root_path / split)

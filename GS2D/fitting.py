@@ -142,7 +142,7 @@ def fit_problems(problems: Sequence[Problem], config: FitConfig, backend: str) -
 
     The losses returned are those that the last iteration started from, as the released code reports them.
     """
-    backend = resolve_backend(backend, images=len(problems))
+    backend = resolve_backend(backend)
     if backend == "native":
         with concurrent.futures.ThreadPoolExecutor(default_workers()) as pool:  # its calls release the lock
             return list(pool.map(lambda problem: _fit_native(problem, config), problems))

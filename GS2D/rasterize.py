@@ -104,7 +104,7 @@ def rasterize_reference(
 
 @torch.no_grad()
 def _tile_lists(means: Tensor, conics: Tensor, page: Tensor, tiles_x: int, tiles_y: int):
-    """Yield (tiles [T], members [T, K]): tiles that hold about the same number of Gaussians, in index order, padded by -1.
+    """Yield (tiles [T], members [T, K]): some tiles and the Gaussians that reach them, in index order, padded by -1.
 
     Tiles are numbered through all pages, row by row.
     """
@@ -123,17 +123,13 @@ def _tile_lists(means: Tensor, conics: Tensor, page: Tensor, tiles_x: int, tiles
     index = index[order]
     tiles, sizes = torch.unique_consecutive(tile, return_counts=True)
     starts = sizes.cumsum(0) - sizes
-    buckets = torch.ceil(torch.log2(sizes.double())).long()
-    if len(sizes) and len(sizes) * int(sizes.max()) * TILE * TILE <= 2**20:
-        buckets.zero_()  # a small scene: padding costs less than more operations
-    for bucket in buckets.unique().tolist():
-        chosen = torch.nonzero(buckets == bucket)[:, 0]
-        longest = int(sizes[chosen].max())
-        # At most 2^22 pairs at once bound the memory on large images.
-        for part in chosen.split(max(1, 2**22 // (longest * TILE * TILE))):
-            slot = torch.arange(longest, device=means.device)
-            position = (starts[part, None] + slot).clamp(max=len(index) - 1)
-            yield tiles[part], torch.where(slot < sizes[part, None], index[position], -1)
+    if len(index) == 0:
+        return
+    # At most 2^22 pairs of pixel and Gaussian at once bound the memory.
+    for part in torch.arange(len(tiles), device=means.device).split(max(1, 2**22 // (int(sizes.max()) * TILE * TILE))):
+        slot = torch.arange(int(sizes[part].max()), device=means.device)
+        position = (starts[part, None] + slot).clamp(max=len(index) - 1)
+        yield tiles[part], torch.where(slot < sizes[part, None], index[position], -1)
 
 
 def _draw_tiles(

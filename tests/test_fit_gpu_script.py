@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -84,22 +82,6 @@ def test_what_cannot_be_fitted_is_named_and_the_others_are(data, gpus, monkeypat
     assert sorted(path.name for path in (folder / "gs_params").glob("*.h5")) == ["2_gs_params.h5", "4_gs_params.h5"]
 
 
-def test_several_gpus_get_a_process_each(data, gpus, monkeypatch):
-    commands = []
-
-    def start(command):
-        commands.append(command)
-        return Mock(wait=lambda code=len(commands) - 1: code)
-
-    monkeypatch.setattr(fit_dataset.subprocess, "Popen", start)
-    call(SCRIPT, "--root-path", data, "--device", "0,1", code=1)  # the second process ends with 1
-    same = [sys.executable, SCRIPT, "--root-path", str(data), "--device", "0,1"]
-    assert commands == [[*same, "--shard", f"{i + 1}/2", "--device", str(i)] for i in range(2)]
-    commands.clear()
-    call(SCRIPT, "--root-path", data, "--device", "0,1", "--shard", "3/4", code=1)
-    assert [command[-3] for command in commands] == ["5/8", "6/8"]
-
-
 def test_torchrun_gives_each_process_its_gpu(data, gpus, monkeypatch):
     torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     for name, value in {**torchrun, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
@@ -113,5 +95,7 @@ def test_the_device_may_be_the_cpu_and_must_exist(data, gpus):
     assert out.startswith("backend native: gsplat does not run on a CPU\n") and gpus == []
     _, err = call(SCRIPT, "--root-path", data, "--device", "cpu", "--backend", "gsplat", code=1)
     assert errors(err) == ["error: backend: gsplat does not run on a CPU; use 'native' or 'reference'"]
+    _, err = call(SCRIPT, "--root-path", data, "--device", "0,1", code=1)
+    assert errors(err) == ["error: --device 0,1: a process takes one GPU; start several with torchrun --nproc-per-node"]
     _, err = call(SCRIPT, "--root-path", data, "--device", "7", code=1)
     assert errors(err) == ["error: --device 7: this machine has 2 GPUs, no GPU 7; try --device cpu"]
