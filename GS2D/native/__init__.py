@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 
 import numpy as np
 
@@ -20,8 +19,8 @@ _ARGUMENTS = {  # of the functions in engine.cpp
     "gst_render_backward": "ipppiipppp",
     "gst_fit": "ppiiipidiffdipp",
     "gst_kernel_nearest": "ipiiffpp",
-    "gst_kernel_visit": "ipiifpppp",
-    "gst_kernel_fill": "ipiifpppppfippp",
+    "gst_kernel_rows": "ipiifpppfp",
+    "gst_kernel_shares": "ipp",
     "gst_resize": "pliippp",
 }
 
@@ -126,48 +125,21 @@ def kernel_rows(
     table: np.ndarray,
     grid: tuple[int, int],
     stride: float,
-    limit: np.ndarray,
     nearest: np.ndarray,
-    log_det: np.ndarray,
+    index: np.ndarray,
     log_odds: np.ndarray,
     smallest: float,
-    background: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """indptr int32, indices int32 and data float32 of the softmax over the Gaussians (and the background, last row).
+    """indptr int32, indices int32 and data float32 of the softmax over n Gaussians and the background, whose row is the last.
 
-    table: as in ``kernel_nearest``, whose ``nearest`` [h * w] comes with half the log of the determinant of that Gaussian.
-    limit [h]: cells of a row are visited where -z <= limit - half log det. log_odds [h * w]: of the background against the
-    nearest Gaussian. Shares up to ``smallest`` are not stored.
+    table, nearest, index: as in and of ``kernel_nearest``. log_odds float32 [h * w]: of the background against the nearest
+    Gaussian. Shares up to ``smallest`` are not stored.
     """
-    cells = grid[0] * grid[1]
-    table, limit = _floats("table", table, len(table), 7), _floats("limit", limit, grid[0], finite=False)
-    values = [
-        _floats(name, value, cells, finite=False)
-        for name, value in (("nearest", nearest), ("log_det", log_det), ("log_odds", log_odds))
-    ]
-    spans = _scratch("spans", 3 * (len(table) * grid[0] + 1), np.int32)
-    ends = np.empty(len(table), np.int64)
-    total, shape = np.empty(1, np.int64), (len(table), table, *grid, stride)
-    _call("gst_kernel_visit", *shape, limit, spans, ends, total)
-    size = int(total[0]) + background * cells + 1  # one more: a share is written before it is known to be too small
-    if size > np.iinfo(np.int32).max:
-        raise ValueError(f"kernel: {size:,} shares of {len(table):,} Gaussians are too many; use smaller images")
-    indptr = np.empty(len(table) + 1 + background, np.int32)
-    indices, data = _scratch("indices", size, np.int32), _scratch("data", size, np.float32)
-    _call("gst_kernel_fill", *shape, spans, ends, *values, smallest, int(background), indptr, indices, data)
-    return indptr, indices[: indptr[-1]].copy(), data[: indptr[-1]].copy()
-
-
-_arrays = threading.local()
-
-
-def _scratch(name: str, size: int, dtype: type) -> np.ndarray:
-    """[size or more] of this thread: asking the system for the memory anew would cost a third of a kernel's time."""
-    array = getattr(_arrays, name, None)
-    if array is None or len(array) < size:
-        array = np.empty(size * 5 // 4, dtype)
-        setattr(_arrays, name, array)
-    return array
+    table, indptr = _floats("table", table, len(table), 7), np.empty(len(table) + 2, np.int32)
+    _call("gst_kernel_rows", len(table), table, *grid, stride, nearest, index, log_odds, smallest, indptr)
+    indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+    _call("gst_kernel_shares", len(data), indices, data)
+    return indptr, indices, data
 
 
 def resize(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -202,14 +174,12 @@ def _gaussians(means, conics, colors) -> list[np.ndarray]:
     return arrays
 
 
-def _floats(name: str, array, *shape: int, finite: bool = True) -> np.ndarray:
+def _floats(name: str, array, *shape: int) -> np.ndarray:
     array = np.ascontiguousarray(array, dtype=np.float32)
     array = array.reshape(shape) if array.size == 0 == np.prod(shape) else array
     if array.shape != shape:
         raise ValueError(f"{name}: shape {list(array.shape)}, expected {list(shape)}")
-    if not finite or array.size == 0:
-        return array
-    bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+    bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1)) if array.size else array
     if bad.size:
         raise ValueError(f"{name}: row {bad[0]} is {array[bad[0]].tolist()}; expected finite numbers")
     return array
