@@ -125,6 +125,15 @@ def image_size(path: Path | str) -> tuple[int, int]:
     return image_shape(path)[:2]
 
 
+def is_grey(image: np.ndarray) -> bool:
+    """Whether the three channels of uint8 [H, W, 3] are equal everywhere."""
+    # A few pixels settle it for nearly every photograph in color.
+    return all(
+        (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all()
+        for pixels in (image[::16, ::16], image)
+    )
+
+
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
     """An array [H, W, ...] in the stored grid, turned and mirrored as an EXIF orientation says (a view)."""
     if orientation >= 5:
