@@ -20,7 +20,8 @@ from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import block_diagonal, load_kernel, save_kernel, transport_kernel
 from losses import build_kernel
 from utils.files import gaussians_path, kernel_path, points_path, read_points
-from utils.images import PiecewiseImage, load_image, open_image
+from utils.images import load_image, open_image
+from utils.jpeg import Pieces
 from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise, to_planes
 
 
@@ -33,7 +34,7 @@ def test_a_training_sample_is_the_augmented_image(root):
     """A function of seed, epoch and index alone, whose pixels are read piece by piece."""
     crowd = Crowd(root, CROP, "train", seed=11)
     crowd.set_epoch(3)
-    assert isinstance(open_image(crowd.images[0]), PiecewiseImage)
+    assert isinstance(open_image(crowd.images[0]), Pieces)
     for index, path in enumerate(crowd.images):
         stored = np.load(points_path(path)).reshape(-1, 3)
         gaussians = Gaussians2D.load(gaussians_path(path))
