@@ -13,18 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from datasets.report import CROP_SIZES, ImageFacts, find_images, look_at, lost_images, print_report, summarise
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import kernel_command, params_hash, read_attributes
-from GS2D.prepared import Annotations, OtherPointsError, fit_command, load_annotations
+from GS2D.prepared import OtherPointsError, fit_command, load_annotations
 from utils.cli import EXIT_FAILED, default_workers, for_each, one_line, run_script
 from utils.config import make_parser, number, parse_arguments
 from utils.dataset_report import DATASETS, REPORT, read_report
@@ -33,7 +30,6 @@ from utils.lock import lock_holder
 from utils.training.run_folder import RunFolder
 
 STATES = ("done", "missing", "stale", "failed")
-_MIN_SCALE = 1 - 1e-4  # the fit adds 1 to what is never negative; a little for rounding
 _DISTORTED = 1.5 + 1e-5  # longest over shortest axis that cleaning leaves by default, and rounding
 
 
@@ -41,20 +37,29 @@ def check_image(root: Path, decode: bool, item: tuple[Path, Mapping[str, Any]]) 
     """What ``look_at`` finds, the state of each stage, and what is wrong with the files of each."""
     image, entry = item
     facts = look_at(root, image, entry, decode)
-    path, kernel, annotations = gaussians_path(image), kernel_path(image), None
-    states = {"images": _image_state(image, entry, facts), "Gaussians": "missing", "cleaned": "missing"}
+    facts.states = {"images": _image_state(image, entry, facts)}
+    facts.states |= dict.fromkeys(("Gaussians", "cleaned", "kernels"), "missing")
+    path, kernel, built_from = gaussians_path(image), kernel_path(image), None
     try:
         if path.exists() or kernel.exists():
-            gaussians, annotations = Gaussians2D.load(path), load_annotations(image)
-            _check_numbers(path, gaussians, facts)
-            distorted = gaussians.scales.amax(dim=1) > _DISTORTED * gaussians.scales.amin(dim=1)
-            states |= {"Gaussians": "done", "cleaned": "missing" if distorted.any() else "done"}
+            scales, (points, _, *shapes) = Gaussians2D.load(path).scales, load_annotations(image)
+            built_from, facts.states["Gaussians"] = params_hash(points, *shapes), "done"
+            if not (scales.amax(dim=1) > _DISTORTED * scales.amin(dim=1)).any():
+                facts.states["cleaned"] = "done"
     except (OSError, ValueError) as error:
         facts.errors += {one_line(error)}.difference(facts.errors)
         if path.exists():
-            states["Gaussians"] = "stale" if isinstance(error, OtherPointsError) else "failed"
-    states["kernels"] = _kernel_state(kernel, annotations, facts) if kernel.exists() else "missing"
-    facts.states = states
+            facts.states["Gaussians"] = "stale" if isinstance(error, OtherPointsError) else "failed"
+    if kernel.exists():
+        attributes, remedy = read_attributes(kernel), f"delete it and run {kernel_command(image.parent)}"
+        if attributes is None:
+            facts.states["kernels"] = "failed"
+            facts.errors.append(f"{kernel}: not a readable kernel; {remedy}")
+        elif built_from and attributes.get("params_hash") == built_from:
+            facts.states["kernels"] = "done"
+        else:
+            facts.states["kernels"] = "stale"
+            facts.errors.append(f"{kernel}: was not built from the Gaussians that are there; {remedy}")
     return facts
 
 
@@ -68,35 +73,6 @@ def _image_state(image: Path, entry: Mapping[str, Any], facts: ImageFacts) -> st
         if stat and entry["made_from"]["raw_files"][:1] != [[stat.st_size, stat.st_mtime_ns]]:
             facts.warnings.append(f"{image}: {entry['source']} has changed since")
             return "stale"
-    return "done"
-
-
-def _check_numbers(path: Path, gaussians: Gaussians2D, facts: ImageFacts) -> None:
-    """Raise ``ValueError`` for numbers that no fit gives; a warning for those that training replaces."""
-    scales, longest = gaussians.scales.numpy(), math.hypot(facts.height or math.inf, facts.width or math.inf)
-    if lost := np.isnan(scales).any(axis=1).sum():
-        instead = "training takes a sixth of the neighbour distance instead"
-        facts.warnings.append(f"{path}: {lost} of {len(scales)} scales are NaN; {instead}")
-    odd = ((scales < _MIN_SCALE) | (scales > longest)).any(axis=1) | ~np.isfinite(gaussians.colors.numpy()).all(axis=1)
-    if odd.any():
-        row = f"as in row {odd.argmax()}: {gaussians.params[odd.argmax()].numpy().round(3).tolist()}"
-        wanted = f"expected finite numbers and scales from 1 to {longest:.0f} pixels"
-        remedy = f"delete it and run {fit_command(path.parents[1])}"
-        raise ValueError(f"{path}: {odd.sum()} Gaussians {row}, {wanted}; {remedy}")
-
-
-def _kernel_state(path: Path, annotations: Annotations | None, facts: ImageFacts) -> str:
-    """By what a stored kernel says of itself; ``annotations``: see ``load_annotations``, None where they cannot be read."""
-    attributes, remedy = read_attributes(path), f"delete it and run {kernel_command(path.parents[1])}"
-    if attributes is None:
-        facts.errors.append(f"{path}: not a readable kernel; {remedy}")
-        return "failed"
-    if annotations is None:
-        return "stale"
-    points, _, *shapes = annotations
-    if attributes.get("params_hash") != params_hash(points, *shapes):
-        facts.errors.append(f"{path}: was built from other Gaussians; {remedy}")
-        return "stale"
     return "done"
 
 
@@ -114,8 +90,8 @@ def stage_rows(facts: Sequence[ImageFacts], root: Path) -> list[dict[str, Any]]:
 
 def find_runs(folder: Path, root: Path) -> tuple[list[dict[str, Any]], int]:
     """What the runs in ``folder`` that are on the data ``root`` say, and the number of other runs."""
-    folders = {path.parent for pattern in ("", "*/", "*/*/") for path in folder.glob(f"{pattern}config.yml")}
-    runs = [run for path in sorted(folders) if (run := _read_run(path))]  # as deep as scripts nest them
+    configs = [path for pattern in ("", "*/", "*/*/") for path in folder.glob(f"{pattern}config.yml")]
+    runs = [run for path in sorted(configs) if (run := _read_run(path.parent))]  # as deep as scripts nest them
     on_these = [run for run in runs if Path(run.pop("data_dir")).resolve() == root.resolve()]
     return on_these, len(runs) - len(on_these)
 
@@ -124,23 +100,18 @@ def _read_run(path: Path) -> dict[str, Any] | None:
     """What a run's folder tells, or None where it is no run's."""
     folder = RunFolder(path)
     try:
-        options, progress = folder.options(), folder.progress()
-        data, epochs, done = (
-            str(options["data_dir"]),
-            progress["epochs"] or int(options["epochs"]),
-            progress["done"] or 0,
-        )
+        options, progress, best = folder.options(), folder.progress(), folder.best()
+        data, epochs, done = str(options["data_dir"]), progress["epochs"] or options["epochs"], progress["done"] or 0
         state = "done" if done >= epochs else "interrupted"
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        best = best and {"epoch": best["epoch"], "mae": best["val_mae"], "mse": best["val_mse"]}
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     if holder := lock_holder(path):
         state = f"running ({holder})"
     results = []  # of test.py, with the best model that is there now
-    if folder.best_path.is_file() and (summaries := sorted(path.glob("**/summary.json"))):
-        sha256 = file_hash(folder.best_path)
-        results = [str(path.parent) for path in summaries if read_json(path, {}).get("weights_sha256") == sha256]
-    best = folder.best()
-    best = {"epoch": best["epoch"], "mae": best["val_mae"], "mse": best["val_mse"]} if best else None
+    if summaries := sorted(path.glob("**/summary.json")):
+        sha256 = file_hash(folder.best_path) if best else None
+        results = [str(path.parent) for path in summaries if read_json(path, {}).get("weights_sha256", "") == sha256]
     run = {"folder": str(path), "data_dir": data, "state": state, "epochs_done": done, "epochs": epochs}
     return {**run, "best": best, "results": results}
 
@@ -151,23 +122,25 @@ def next_command(root: Path, stages: Sequence[Mapping[str, Any]], runs: Sequence
     def count(stage: str, *states: str) -> int:
         return sum(row[state] for row in stages if row["stage"] == stage for state in states)
 
+    fitted = [row["split"] for row in stages if row["stage"] == "Gaussians"]
+    splits = "" if fitted == ["train"] else f" --splits {' '.join(fitted)}"
+    bad_kernels = count("kernels", "stale", "failed") or (count("kernels", "done") and count("kernels", "missing"))
+    interrupted = [run["folder"] for run in runs if run["state"] == "interrupted"]
+    untested = [run["folder"] for run in runs if run["state"] == "done" and run["best"] and not run["results"]]
     if not stages or count("images", "missing", "stale", "failed"):
         return f"python preprocess_dataset_*.py --input-dataset-path RAW --output-dataset-path {root}"
     if count("Gaussians", "stale", "failed"):
         return f"delete the stale and failed files, then {fit_command(root / 'train')}"
     if count("Gaussians", "missing"):
-        fitted = [row["split"] for row in stages if row["stage"] == "Gaussians"]
-        return fit_command(root / "train") + ("" if fitted == ["train"] else f" --splits {' '.join(fitted)}")
+        return fit_command(root / "train") + splits
     if count("cleaned", "missing"):
         return f"python GS2D/process_gaussians.py --root-path {root}"
-    if count("kernels", "stale", "failed") or (count("kernels", "done") and count("kernels", "missing")):
+    if bad_kernels:
         return kernel_command(root / "train")
-    for run in runs:
-        if run["state"] == "interrupted":
-            return f"python train_gs.py --config {run['folder']}/config.yml"
-    for run in runs:
-        if run["state"] == "done" and run["best"] and not run["results"]:
-            return f"python test.py --save-path {run['folder']} --data-dir {root} --out {run['folder']}/test"
+    if interrupted:
+        return f"python train_gs.py --config {interrupted[0]}/config.yml"
+    if untested:
+        return f"python test.py --save-path {untested[0]} --data-dir {root} --out {untested[0]}/test"
     if any(run["state"].startswith("running") for run in runs):
         return "wait for the run that is under way"
     return "nothing; every stage is done" if runs else f"python train_gs.py --data-dir {root}"

@@ -172,14 +172,8 @@ def summarise(
         elif lacking and dataset != "nwpu":  # whose authors keep them
             warnings.append(f"{root / split}: no image has annotations; test.py then predicts without scoring")
     warnings += _warnings(findings)
-    published = _published(dataset, splits)
-    for group, (found, expected) in published.get("images", {}).items():
-        if found != expected:
-            warnings.append(f"{root}: {found} images in {group.replace('+', ' and ')}, published are {expected}")
-    found, expected = published.get("points", (0, 0))
-    if abs(found - expected) > 0.01 * expected:
-        warnings.append(f"{root}: {found:,} points with the dropped ones, published are {expected:,}")
-    report = {"dataset": dataset, "crop_size": crop_size, "errors": errors, "warnings": warnings}
+    published, differences = _compare(root, dataset, splits)
+    report = {"dataset": dataset, "crop_size": crop_size, "errors": errors, "warnings": warnings + differences}
     return {**report, "splits": splits, "published": published, "findings": findings}
 
 
@@ -196,17 +190,21 @@ def _split_numbers(facts: Sequence[ImageFacts], findings: Mapping[str, Any]) -> 
     return numbers
 
 
-def _published(dataset: str | None, splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """(found, published) of images by split, and of points."""
-    if dataset not in PUBLISHED:
-        return {}
-    groups, points = PUBLISHED[dataset]
-    images = {
-        group: (sum(numbers["images"] for split, numbers in splits.items() if split in group.split("+")), expected)
-        for group, expected in groups.items()
-    }
-    total = sum(numbers["points"] + numbers["dropped"] for numbers in splits.values())
-    return {"images": images, **({"points": (total, points)} if points else {})}
+def _compare(root: Path, dataset: str | None, splits: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(found, published) of images by split and of points; warnings where they differ."""
+    images, points = PUBLISHED.get(dataset, ({}, None))
+    published, warnings = {"images": {}} if images else {}, []
+    for group, expected in images.items():
+        found = sum(splits[split]["images"] for split in group.split("+") if split in splits)
+        published["images"][group] = found, expected
+        if found != expected:
+            warnings.append(f"{root}: {found} images in {group.replace('+', ' and ')}, published are {expected}")
+    if points:
+        found = sum(numbers["points"] + numbers["dropped"] for numbers in splits.values())
+        published["points"] = found, points
+        if abs(found - points) > 0.01 * points:
+            warnings.append(f"{root}: {found:,} points with the dropped ones, published are {points:,}")
+    return published, warnings
 
 
 def _in_two_splits(root: Path, facts: Sequence[ImageFacts]) -> list[list[str]]:

@@ -91,8 +91,8 @@ def text(path):
     path.write_text("something else")
 
 
-def scales(*rows):
-    return lambda path: fit(path, scales=np.array([[3, 3], *rows]))
+def widen(path):
+    fit(path, scales=np.full((3, 2), 4.0))
 
 
 PREPARE, FIT, BUILD = "preprocess_dataset_", "2dgs_counting_1gs_gsplat.py", "GS2D/build_kernels.py"
@@ -104,18 +104,15 @@ PREPARE, FIT, BUILD = "preprocess_dataset_", "2dgs_counting_1gs_gsplat.py", "GS2
         ("train/a.jpg", cut_off, ("a.jpg: cannot read this image", "get the file again")),
         ("val/c.npy", text, ("c.npy: not a readable npy file", PREPARE)),
         ("train/b.jpg", lambda path: fit(path, means=POINTS + 2), ("up to 2.0 pixels from the points", "delete", FIT)),
-        ("train/b.jpg", lambda path: fit(path, colors=np.full((3, 3), np.inf)), ("3 Gaussians as in row 0", FIT)),
-        ("train/b.jpg", scales([3, 0.5], [3, 3]), ("1 Gaussians as in row 1: [20.0, 20.0, 3.0, 0.5", "delete", FIT)),
-        ("train/b.jpg", scales([3, 90], [3, 3]), ("scales from 1 to 80 pixels", FIT)),
         ("train/gs_params/b_gs_params.h5", os.remove, ("b_gs_params.h5: no such file of fitted Gaussians", FIT)),
         ("train/kernels/b_kernel.h5", text, ("b_kernel.h5: not a readable kernel", "delete", BUILD)),
-        ("train/b.jpg", scales([4, 4], [4, 4]), ("b_kernel.h5: was built from other Gaussians", "delete", BUILD)),
+        ("train/b.jpg", widen, ("b_kernel.h5: was not built from the Gaussians", "delete", BUILD)),
     ],
 )
 def test_damage_is_one_error_with_its_remedy(root, name, damage, parts):
     damage(root / name)
     *_, lines = check(root, code=1)
-    lines = [line for line in lines if "built from" not in line or BUILD in parts]
+    lines = [line for line in lines if "not built" not in line or BUILD in parts]
     assert len(lines) == 1 and all(part in lines[0] for part in parts), lines
 
 
@@ -130,13 +127,9 @@ def test_what_the_pixels_say_and_the_record_does_not(root):
     assert json.loads((root / "dataset_report.json").read_text())["findings"]["grey"] == ["val/c.jpg"]
 
 
-def test_nan_scales_are_a_warning_since_training_replaces_them(root):
-    image = root / "train" / "b.jpg"
-    kernel_path(image).unlink()
-    fit(image, scales=np.array([[3, 3], [np.nan, 3], [3, 3]]))
-    out, err, lines = check(root)
-    assert not lines and "warning: " in err and "b_gs_params.h5: 1 of 3 scales are NaN" in err and "1 warnings" in out
-    assert f"next: python GS2D/build_kernels.py --root-path {root}\n" in out  # a stage that is half done
+def test_a_stage_that_is_half_done(root):
+    kernel_path(root / "train" / "b.jpg").unlink()
+    assert f"next: python GS2D/build_kernels.py --root-path {root}\n" in check(root)[0]
 
 
 @pytest.fixture
