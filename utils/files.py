@@ -101,16 +101,11 @@ def split_hashes(root: str) -> dict[str, tuple[int, str]]:
     """
     found = {}
     for split in SPLITS:
-        try:
+        with contextlib.suppress(OSError, ValueError):
             images = list_images(Path(root) / split)
-        except (OSError, ValueError):
-            continue
-        digest = hashlib.sha256()
-        for image in images:
-            points = points_path(image)
-            content = hashlib.sha256(points.read_bytes()).hexdigest() if points.is_file() else "-"
-            digest.update(f"{image.stem} {content}\n".encode())
-        found[split] = len(images), digest.hexdigest()
+            paths = [points_path(image) for image in images]
+            lines = [f"{path.stem} {file_hash(path) if path.is_file() else '-'}\n" for path in paths]
+            found[split] = len(images), hashlib.sha256("".join(lines).encode()).hexdigest()
     return found
 
 

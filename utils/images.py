@@ -18,11 +18,10 @@ from utils.files import atomic_write
 from utils.jpeg import Pieces, restart_interval
 
 MAX_PIXELS = 300_000_000
+_DENSEST = 9000  # pixels that a byte may stand for; deflate makes one of 1032 bytes, of 8 pixels at most
 # What photographs come in, also under another's suffix. Pillow knows many more formats, and some run other programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
-_BITS = {"1": 1, "P": 1, "L": 2}  # of a pixel, the fewest that a file of this mode may have; others: 8 a band
 _GET_AGAIN = "it is empty, cut off or no image that is read: get the file again, or convert it to JPEG or PNG"
-_SHRINKS = {"JPEG": 1100, "MPO": 1100, "PNG": 1100}  # times at most, by format; deflate 1032, a JPEG's blocks less
 
 _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258  # tags of EXIF and TIFF
 # What undoes an orientation; turning to the left undoes turning to the right, all others undo themselves.
@@ -185,13 +184,12 @@ def _checked(path: Path | str) -> Iterator[Image.Image]:
 def _check(image: Image.Image, size: int) -> None:
     """Refuse an image by its header; ``size``: bytes of its file."""
     width, height = image.size
-    bits = width * height * _BITS.get(image.mode, 8 * len(image.getbands()))
     if width * height > MAX_PIXELS:
         raise _Refused(f"{width} x {height} pixels, more than {MAX_PIXELS:,}", "make it smaller beforehand")
+    if width * height > _DENSEST * size:
+        raise _Refused(f"{width} x {height} pixels, more than its bytes can hold", _GET_AGAIN)
     if _depth(image) > 8:
         raise _Refused(f"more than 8 bits per channel, mode {image.mode}", "save it with 8 bits per channel")
-    if image.format in _SHRINKS and bits / 8 > _SHRINKS[image.format] * size:
-        raise _Refused(f"{width} x {height} pixels, more than its bytes can hold", _GET_AGAIN)
     pages = getattr(image, "n_frames", 1)
     if pages > 1 and image.format != "MPO":  # behind whose first picture phones store no other one
         raise _Refused(f"it holds {pages} pages", "save each as an image of its own")

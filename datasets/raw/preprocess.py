@@ -190,7 +190,7 @@ def _prepare(
     folders = list(dict.fromkeys(job.output.parent for job in jobs.values()))
     for folder in folders:
         remove_stale_partials(make_folder(folder))
-    record = _read_record(root)
+    record = read_record(root)
     moved = _remove_moved(root, jobs, record)
     _warn_of_strangers(root, folders, jobs)
     todo = {
@@ -249,13 +249,6 @@ def _made_from(job: Job) -> dict[str, Any]:
         if job.upright and (orientation := image_shape(job.image).orientation) != 1:
             made_from["orientation"] = orientation
     return made_from
-
-
-def _read_record(root: Path) -> dict[str, dict[str, Any]]:
-    """The entries of the record by image; a line that a kill cut off, or of an older form, counts as not written."""
-    keys = {"image", "source", "made_from", *Prepared._fields}
-    entries = read_record(root).items()
-    return {name: entry for name, entry in entries if entry.keys() >= keys and isinstance(entry["source"], str)}
 
 
 def _append_record(root: Path, entry: Mapping[str, Any]) -> None:
