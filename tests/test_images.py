@@ -21,26 +21,6 @@ def written(image, form="JPEG", **options):
     return file.getvalue()
 
 
-@pytest.mark.parametrize(
-    "content, cause",
-    [
-        (b"", ""),
-        ((TREES / "Test" / "img_0051.jpg").read_bytes()[:60_000], "truncated"),
-        (written(np.full((20, 30), 40_000, np.uint16), "PNG"), "8 bits"),
-    ],
-    ids=["empty", "cut", "deep"],
-)
-def test_unreadable_images_are_one_line(tmp_path, content, cause):
-    path = tmp_path / "a.png"
-    path.write_bytes(content)
-    for read in (load_image, open_image):
-        with pytest.raises(ValueError) as caught:
-            read(path)
-        message = str(caught.value)
-        assert message.startswith(f"{path}: cannot read this image") and "\n" not in message and ";" in message
-        assert cause in message
-
-
 def test_missing_file_and_folder(tmp_path):
     for path in (tmp_path / "none.jpg", tmp_path):
         for read in (load_image, open_image):
