@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.common import make_data
 from datasets.crowd import Crowd
-from datasets.loading import crop_loader
+from datasets.loading import CropLoader
 from datasets.sampler import EpochSampler
 from losses import build_kernel
 from utils.config import make_parser
@@ -43,7 +43,7 @@ def of_a_core(crowd: Crowd) -> float:
 def of_a_loader(crowd: Crowd, processes: int) -> float:
     """Crops a second through a loader; the first pays for the start of the processes and does not count."""
     sampler = EpochSampler(len(crowd), 1)
-    loader = crop_loader(crowd, sampler, 1, processes, 2, torch.device("cpu"))
+    loader = CropLoader(crowd, sampler, 1, processes, 2, torch.device("cpu"))
     crops, begin = -1, 0.0
     while True:
         for _ in loader:

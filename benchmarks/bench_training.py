@@ -61,11 +61,11 @@ class AtHand(list):
 def train(folder: Path, options: Sequence[str], wrap: Callable[[Any], Any] = lambda loader: loader) -> dict[str, Any]:
     """A run of ``train_gs.py`` in this process, its loader as ``wrap`` makes it -> the figures of its last epoch."""
     make, argv = (
-        train_gs.crop_loader,
+        train_gs.CropLoader,
         ["train_gs.py", *options, "--epochs", "2", "--save-dir", str(folder), "--overwrite"],
     )
     with contextlib.redirect_stdout(io.StringIO()), mock.patch.object(sys, "argv", argv):
-        with mock.patch.object(train_gs, "crop_loader", lambda *some, **named: wrap(make(*some, **named))):
+        with mock.patch.object(train_gs, "CropLoader", lambda *some, **named: wrap(make(*some, **named))):
             train_gs.main()
     return RunFolder(folder).metrics()[-1]
 

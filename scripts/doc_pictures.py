@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from datasets.raw.annotations import read_ucf
-from GS2D.fitting import FitConfig, fit_image, foreground, initial_parameters
+from GS2D.fitting import FitConfig, activate, fit_image, foreground, initial_parameters
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import Parameters, cell_grid, transport_kernel
 from GS2D.process_gaussians import clean
@@ -50,7 +50,7 @@ def draw_fit(path: Path, config: FitConfig) -> None:
     """Photograph, foreground, what is drawn before and after the fit, and the ellipses of both."""
     image, points = load_image(TREES), read_ucf(TREES.with_name(f"{TREES.stem}_ann.mat"))
     (height, width), fit = image.shape[:2], fit_image(image, points, config)
-    start, after = initial_parameters(image, points, 0, seed=0).activate(), f"after, loss {fit.render_loss:.3f}"
+    start, after = activate(initial_parameters(image, points, 0, seed=0)), f"after, loss {fit.render_loss:.3f}"
     with picture(path, 5, (12.5, 2.8)) as (photograph, mask, *drawn, ellipses):
         show_image(photograph, image, f"{len(points)} annotations", points)
         show_image(mask, image * foreground(points, height, width)[..., None], "foreground")

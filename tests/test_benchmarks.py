@@ -33,7 +33,7 @@ def test_losses(monkeypatch):
 
 def test_fitting(monkeypatch, capsys):
     monkeypatch.setattr(bench_splat, "SIZES", {50: (384, 512)})
-    monkeypatch.setattr(bench_splat, "ATLAS", (1, 2))
+    monkeypatch.setattr(bench_splat, "TOGETHER", (1, 2))
     *_, native, reference = table(call("benchmarks/bench_splat.py")[0])
     assert 0 < float(native[3]) < float(reference[3])
     bench_splat.side_by_side(50, "reference", 2)
