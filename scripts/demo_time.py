@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 import torch
 import yaml
@@ -15,6 +15,7 @@ from benchmarks.common import milliseconds
 from models import build_model
 from utils.cli import run_script
 
+RECIPE, IMAGES = ROOT / "configs" / "demo.yml", 14  # training photographs
 FOR_EACH_STEP = 1.15  # of the network's time: optimizer, kernel, loading
 EVALUATED = 2**23  # pixels through the network without gradient: calibration, validation and test photographs
 BESIDES = 60  # seconds: preparing, fitting, the pages
@@ -29,12 +30,8 @@ def seconds_of_a_step(crop_size: int) -> float:
 
 def main() -> None:
     """Print the estimate."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="recipe of the training")
-    parser.add_argument("--images", type=int, required=True, help="training photographs")
-    arguments = parser.parse_args()
-    recipe = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
-    crop, steps = recipe["crop_size"], recipe["epochs"] * arguments.images
+    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    crop, steps = recipe["crop_size"], recipe["epochs"] * IMAGES
     step = seconds_of_a_step(crop)
     training = FOR_EACH_STEP * step * steps
     minutes = (training + EVALUATED / crop**2 * step / 3 + BESIDES) / 60

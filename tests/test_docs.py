@@ -11,6 +11,7 @@ import functools
 import importlib
 import io
 import itertools
+import pkgutil
 import re
 import shlex
 import shutil
@@ -135,13 +136,9 @@ def braces(text):
 
 
 def importable(dotted):
-    module, _, rest = dotted, "", []
-    while True:
-        with contextlib.suppress(ModuleNotFoundError):
-            value = importlib.import_module(module)
-            return functools.reduce(lambda v, name: getattr(v, name, None), rest, value) is not None
-        module, _, name = module.rpartition(".")
-        rest.insert(0, name)
+    with contextlib.suppress(ImportError, AttributeError):
+        return pkgutil.resolve_name(dotted) is not None
+    return False
 
 
 def reason_not_to_run(command):
