@@ -21,7 +21,7 @@ from utils.cli import Outcome, default_workers, for_each, report_failures, warn
 from utils.config import make_parser, number, parse_arguments
 from utils.dataset_report import OWN
 from utils.files import IMAGE_SUFFIXES, atomic_write, gaussians_path, make_folder, points_path, remove_stale_partials
-from utils.images import image_shape, load_image, save_jpeg
+from utils.images import image_shape, is_grey, load_image, save_jpeg
 from utils.lock import lock_folder
 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
@@ -113,11 +113,6 @@ def prepare_image(job: Job) -> Prepared:
     with atomic_write(points_path(job.output)) as partial:
         np.save(partial, points.astype(np.float32))
     return Prepared(len(points), int((~inside).sum()), height, width, grey, orientation)
-
-
-def is_grey(image: np.ndarray) -> bool:
-    """Whether the three channels of uint8 [H, W, 3] are equal everywhere."""
-    return bool((image == image[..., :1]).all())
 
 
 def make_preprocess_parser(description: str, defaults: Settings) -> argparse.ArgumentParser:

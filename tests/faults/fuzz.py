@@ -20,7 +20,7 @@ from PIL import Image
 from raw_data import image_info
 from training_runs import Tiny
 
-from datasets.check import data_status
+from datasets import check
 from datasets.raw.annotations import read_jhu, read_nwpu, read_sh, read_ucf
 from datasets.raw.exports import read_coco, read_labelme, read_points_json, read_via
 from datasets.raw.lines import read_yolo
@@ -98,7 +98,7 @@ def _read_config(path: Path) -> None:
 
 
 def _read_status(path: Path) -> None:
-    data_status(path.parent, path.parent)
+    check.main(["--json", "--data-dir", str(path.parent), "--runs", str(path.parent)])
 
 
 def _options(path: Path) -> None:
@@ -115,7 +115,8 @@ _BOX = {"image_id": 1, "bbox": [1, 2, 3, 4], "category_id": 1}
 _COCO = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [_BOX], "categories": [{"id": 1, "name": "p"}]}
 _LABELME = {"shapes": [{"shape_type": "point", "points": [[1, 2]], "label": "p"}], "imageWidth": 9, "imageHeight": 9}
 _SHAPES = [{"shape_attributes": {"name": "point", "cx": 1, "cy": 2}}]
-_RECORD = {"image": "train/a.jpg", "source": "/raw/a.jpg", "points": 1, "made_from": {"raw_files": [[1, 2]]}}
+_RECORD = {"image": "train/a.jpg", "source": "/raw/a.jpg", "points": 1, "dropped": 0, "height": 9, "width": 9}
+_RECORD |= {"grey": False, "orientation": 1, "made_from": {"raw_files": [[1, 2]]}}
 _METRICS = '{"epoch": 0, "val_mae": 1.0, "val_mse": 2.0}\n{"epoch": 1, "val_mae": 0.5, "val_mse": 1.0}\n'
 
 READERS = [
