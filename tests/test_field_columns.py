@@ -10,8 +10,8 @@ from commands import ROOT
 from own_folders import of_image, photos, points, prepare, write
 
 from datasets.raw.annotations import read_ucf
+from datasets.raw.places import suspect
 from datasets.raw.point_folders import find_images, read_annotations
-from datasets.raw.suspicion import suspect
 from utils.files import atomic_write, gaussians_path
 from utils.images import image_shape
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from datasets.raw.annotations import prepared_stem
-from datasets.raw.grids import points_inside
+from datasets.raw.places import points_inside
 from datasets.report import CROP_SIZES, RECORD, read_record, write_report
 from GS2D.points import mean_neighbour_distance
 from utils.cli import Outcome, default_workers, for_each, report_failures, warn
