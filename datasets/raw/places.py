@@ -67,15 +67,13 @@ def choose_grids(annotated: Mapping[Path, Annotated], shapes: Mapping[Path, Shap
         stated = [grid for grid in (UPRIGHT, STORED) if value.image_size == grid_size(shapes[image], grid)]
         grids[image] = stated[0] if len(stated) == 1 else usual
     if turned:
-        lying = [image for image in turned if grids[image] == STORED]
-        how = f"those of {len(lying)} ({_names(lying, 3)}) fit the stored grid and are turned with them"
-        how = how if lying else "their annotations are taken as made upright"
-        warn(f"{len(turned)} images have an EXIF orientation and are turned upright: {_names(turned, 10)}; {how}")
+        lying = [image.name for image in turned if grids[image] == STORED]
+        how = "their annotations are taken as made upright"
+        if lying:
+            how = f"those of {len(lying)} (first {lying[0]}) fit the stored grid and are turned with them"
+        first = next(iter(turned)).name
+        warn(f"{len(turned)} images (first {first}) have an EXIF orientation and are turned upright; {how}")
     return grids
-
-
-def _names(images: Collection[Path], most: int) -> str:
-    return ", ".join([image.name for image in images][:most] + ["..."] * (len(images) > most))
 
 
 def refuse_empty(format: str, annotated: Mapping[Path, Annotated], sources: Collection[Path], place: Path) -> None:

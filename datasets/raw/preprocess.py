@@ -107,8 +107,7 @@ def prepare_image(job: Job) -> Prepared:
         sizes = rows[:, 2] if rows.shape[1] == 3 else np.full(len(rows), np.nan)
         if np.isinf(sizes).any():
             raise ValueError(f"{job.image}: the annotated size of a point is no number of pixels; correct it")
-        unknown = np.isnan(sizes)
-        distance = np.where(unknown, mean_neighbour_distance(points), sizes) if unknown.any() else sizes
+        distance = np.where(np.isnan(sizes), mean_neighbour_distance(points), sizes)
         points = np.hstack([points, distance[:, None]])
     with atomic_write(points_path(job.output)) as partial:
         np.save(partial, points.astype(np.float32))
