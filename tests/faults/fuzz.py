@@ -22,11 +22,10 @@ from training_runs import Tiny
 
 from datasets import check
 from datasets.raw.annotations import read_jhu, read_nwpu, read_sh, read_ucf
-from datasets.raw.exports import read_coco, read_labelme, read_points_json
+from datasets.raw.exports import read_coco, read_labelme, read_points_json, read_via
 from datasets.raw.lines import read_yolo
 from datasets.raw.marks import Request
 from datasets.raw.tables import read_csv
-from datasets.raw.via import read_via
 from GS2D.gaussians import Gaussians2D, read_file
 from GS2D.kernel import StoredKernel, csr, load_kernel, read_attributes, restrict, save_kernel
 from models import read_checkpoint
@@ -35,7 +34,7 @@ from utils.files import read_points
 from utils.images import load_image
 from utils.training.run_folder import RunFolder, describe
 
-_OF_IMAGE = Request(named=False, sizes=lambda name: ((32, 24), (32, 24)))
+_OF_IMAGE = Request(named=False)
 MEMORY = 3 << 30  # bytes that a reader may ask for, with a file of a few kilobytes
 _WORDS = [b"\x00", b"\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\x00" * 8, b"\xff" * 8]
 _EXTREMES = [*_WORDS, *(bytes([byte]) for byte in b'\n"[{-')]

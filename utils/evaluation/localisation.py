@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.spatial import cKDTree
 
 from utils.evaluation.windows import Window
-from utils.pixels import COARSEST, STRIDE
+from utils.pixels import COARSEST
 
 # Least mass of a head's 3 x 3 cells. F1 is largest when a candidate counts from half the attainable F1 on (Lipton, Elkan
 # and Naryanaswamy, ECML 2014): 0.3 where 0.6 can be reached. A single person smeared by a Gaussian of two cells, the widest
@@ -37,8 +37,7 @@ def locate_windows(parts: Sequence[Window]) -> np.ndarray:
 
     The windows' cells are searched as one grid, so that a head on a seam is found once. A window's cells begin at
     its corner and cover its sides up to a multiple of 16 pixels: the networks leave out the rest, whichever number of cells
-    they return. Cells of 8 pixels that reach over the border (blended windows) keep their size; heads are clipped to the
-    image.
+    they return.
     """
     tops, lefts = sorted({part.top for part in parts}), sorted({part.left for part in parts})
     by_corner = {(part.top, part.left): part for part in parts}
@@ -50,10 +49,7 @@ def locate_windows(parts: Sequence[Window]) -> np.ndarray:
     column, row = [by_corner[top, lefts[0]] for top in tops], [by_corner[tops[0], left] for left in lefts]
     rows = np.concatenate([part.top + _centres(part.height, part.density.shape[0]) for part in column])
     columns = np.concatenate([part.left + _centres(part.width, part.density.shape[1]) for part in row])
-    heads = _locate(grid, rows, columns)
-    heads[:, 0] = heads[:, 0].clip(0, row[-1].left + row[-1].width)
-    heads[:, 1] = heads[:, 1].clip(0, column[-1].top + column[-1].height)
-    return heads
+    return _locate(grid, rows, columns)
 
 
 def match(predicted: np.ndarray, truth: np.ndarray, radius: float) -> np.ndarray:
@@ -184,8 +180,7 @@ def _plateau_cells(peaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _centres(pixels: int, cells: int) -> np.ndarray:
     """Centres of a window's cells along a side, from its first pixel."""
-    size = STRIDE if STRIDE * cells > pixels else (pixels - pixels % COARSEST) / cells
-    return (np.arange(cells) + 0.5) * size
+    return (np.arange(cells) + 0.5) * ((pixels - pixels % COARSEST) / cells)
 
 
 def _near(predicted: np.ndarray, truth: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
