@@ -16,8 +16,18 @@ import yaml
 from scipy.spatial import cKDTree
 
 from utils.cli import one_line, warn
-from utils.dataset_report import DATASETS, OWN, REPORT
-from utils.files import SPLITS, file_hash, list_images, points_path, read_json_lines, read_points, write_json
+from utils.files import (
+    DATASETS,
+    OWN,
+    REPORT,
+    SPLITS,
+    file_hash,
+    list_images,
+    points_path,
+    read_json_lines,
+    read_points,
+    write_json,
+)
 from utils.images import image_size, is_grey, load_image
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
