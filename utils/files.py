@@ -70,9 +70,8 @@ def find_files(root: Path, onerror: Callable[[OSError], None] | None = None) -> 
 def unread_kinds(names: Iterable[str]) -> str | None:
     """What to say of images of a kind that is not read."""
     suffixes = [suffix for name in names if (suffix := os.path.splitext(name)[1].lower()) in UNREAD]
-    if not suffixes:
-        return None
-    return f"{len(suffixes)} images are of a kind that is not read: {', '.join(sorted(set(suffixes)))}"
+    some = ", ".join(sorted(set(suffixes)))
+    return f"{len(suffixes)} images are of a kind that is not read: {some}" if suffixes else None
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -223,10 +222,7 @@ def _alive(pid: int) -> bool:
 
 
 def make_folder(path: Path | str) -> Path:
-    """Create ``path`` with its parents; a one-line ``OSError`` where that cannot be done."""
+    """Create ``path`` with its parents."""
     path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"{path}: cannot create this folder ({error.strerror}); choose another output path") from None
+    path.mkdir(parents=True, exist_ok=True)
     return path
