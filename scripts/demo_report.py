@@ -108,7 +108,7 @@ def main() -> None:
     results = [Result(line["image"], float(len(line["points"])), line["predicted"]) for line in tested]
     mae, rmse = mae_mse(results)
     limit = MAE_SHARE * float(np.mean([result.truth for result in results]))
-    positions = ([np.array(line[key]) for line in tested] for key in ("heads", "points"))
+    positions = ([np.reshape(line[key], (-1, 2)) for line in tested] for key in ("heads", "points"))
     scores = localisation_scores(*positions, radii=tuple(F1))
     figures = [("MAE, nuclei an image", f"{mae:.1f}", f"{limit:.1f} or less", mae <= limit)]
     for radius, wanted in F1.items():
