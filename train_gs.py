@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import math
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from utils.training.run_folder import RunFolder, description, restore_training, 
 from utils.training.schedule import TimeBudget, epochs_to_begin_with, set_rates
 from utils.training.steps import Guard, Steps, WeightAverage
 from utils.training.train_options import parse_train_options
-from utils.training.validation import calibrated, validate
+from utils.training.validation import calibrate, validate
 
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
 SHOWN_EVERY = 5  # validations from one picture of the three densities to the next
@@ -107,6 +108,8 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
             load_backbone(network, arguments.backbone_weights)
         network = network.to(memory_format=torch.channels_last) if arguments.channels_last else network
         network = fabric.to_device(network)
+        if start is None and arguments.calibrate:
+            calibrate(fabric, network, photographs, arguments)
         guard = Guard(fabric.device, getattr(fabric.strategy.precision, "scaler", None))
         average = WeightAverage(network, arguments.ema, guard) if arguments.ema else None
         # One pass over weights and moments, on a CPU several times as fast; it also takes the guard's flag.
@@ -212,8 +215,8 @@ def train(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace) -> N
             validations, waiting = divmod(epoch - arguments.val_start, arguments.val_every)
             if (epoch >= arguments.val_start and not waiting) or epoch == arguments.epochs - 1:
                 if arguments.calibrate:
-                    evaluated, factor = calibrated(fabric, run.evaluated, run.photographs, arguments)
-                    metrics["calibration"] = factor
+                    evaluated = copy.deepcopy(evaluated)
+                    metrics["calibration"] = calibrate(fabric, evaluated, run.photographs, arguments)
                 metrics |= validate(fabric, evaluated, run.val, arguments)
             with agreed(fabric):
                 if record:

@@ -165,12 +165,15 @@ def test_validation_and_files_follow_their_options(data, tmp_path):
 
 @pytest.mark.parametrize("options", [[], ["--ema", 0.5], ["--skip-bad-samples"]])
 def test_calibrated_densities_sum_up_to_the_people_of_the_training_photographs(data, tmp_path, monkeypatch, options):
-    """Those of the best model; the training goes on with its own."""
+    """At the start of training, and those of the best model; the training goes on with its own, and leaves given weights."""
     folders = tmp_path / "plain", tmp_path / "calibrated"
     common = "--epochs", 2, "--lr", 1e-3, "--val-start", 1, *options
     if "--skip-bad-samples" in options:
         data = shutil.copytree(data, tmp_path / "data")
         (data / "train" / "IMG_0002.jpg").write_bytes(b"")
+    train(data, tmp_path / "start", "--epochs", 1, "--lr", 1e-12, "--calibrate", *options)
+    assert metrics(tmp_path / "start")[0]["calibration"] == pytest.approx(1, abs=1e-5)
+    common += "--resume", tmp_path / "start" / "best_model.pth"
     train(data, folders[0], *common)
     train(data, folders[1], *common, "--calibrate")
     plain, found = (metrics(folder)[-1] for folder in folders)

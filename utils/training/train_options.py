@@ -92,7 +92,7 @@ def parse_train_options(
 
     add = parser.add_argument_group("validation and files").add_argument
     add("--val-start", type=number(int, 0), default=600, metavar="N", help="first epoch that is validated")
-    calibrate = "evaluate densities that sum up to the people of all training photographs"
+    calibrate = "begin with and evaluate densities that sum up to the people of all training photographs"
     add("--calibrate", action=switch, default=False, help=calibrate)
     add("--val-every", "--val-epoch", type=number(int, 1), default=5, metavar="N", help="epochs between validations")
     add("--window", type=number(int, 16), default=512, metavar="N", help="side of evaluation windows, pixels")

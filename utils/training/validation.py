@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import time
 from typing import TYPE_CHECKING
@@ -41,20 +40,17 @@ def validate(fabric: Fabric, model: nn.Module, val: Dataset, arguments: argparse
     return {"val_mae": float(absolute), "val_mse": math.sqrt(float(squared)), "val_seconds": time.monotonic() - begin}
 
 
-def calibrated(
-    fabric: Fabric, model: nn.Module, photographs: Dataset, arguments: argparse.Namespace
-) -> tuple[nn.Module, float]:
-    """A copy of ``model`` whose densities sum up to the people of all ``photographs``, and the factor of that.
+def calibrate(fabric: Fabric, model: nn.Module, photographs: Dataset, arguments: argparse.Namespace) -> float:
+    """Scale the densities of ``model`` until they sum up to the people of all ``photographs`` -> the factor of that.
 
     The last layer of the networks is linear, and the absolute value behind it keeps factors. Without anything to predict, or
     anything predicted, the factor is 1.
     """
-    model = copy.deepcopy(model)
-    model.__dict__.pop("forward", None)  # of CUDA graphs, which replay the weights of the other
+    model.__dict__.pop("forward", None)  # a copy's CUDA graphs replay the weights of the other
     predicted, annotated = count(fabric, model, photographs, arguments).sum(dim=0).tolist()
     factor = annotated / predicted if predicted > 0 and annotated > 0 else 1.0
     *_, last = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
     with torch.no_grad():
         last.weight *= factor
         last.bias *= factor
-    return model, factor
+    return factor
