@@ -35,20 +35,13 @@ from utils.pixels import STRIDE
 
 # What the demo should reach: MAE as a share of the mean count, F1 at half a nucleus' radius and more, and at its radius.
 MAE_SHARE, F1 = 0.06, {8.0: 0.7, 12.0: 0.84}
+HEAD = ("image", "truth", "predicted", "error", "mean density")  # the last: of the training images
 GREY, GREEN, ORANGE = "#878d94", "#22968e", "#d9692f"  # on light and on dark pages
 
 
-def write_table(path: Path, results: list[Result], guesses: list[Result], figures: list[tuple]) -> str:
-    """Counts and figures as two Markdown tables."""
-    rows = [("image", "truth", "predicted", "mean density of the training images"), ("---",) * 4]
-    rows += [(r.name, f"{r.truth:g}", f"{r.predicted:.1f}", f"{g.predicted:.1f}") for r, g in zip(results, guesses)]
-    rows += [("MAE", "", f"{mae_mse(results)[0]:.1f}", f"{mae_mse(guesses)[0]:.1f}"), ()]
-    rows += [("figure", "measured", "should be", "reached"), ("---",) * 4]
-    rows += [(name, value, target, ("yes" if ok else "no") if target else "") for name, value, target, ok in figures]
-    table = "\n".join(f"| {' | '.join(row)} |" if row else "" for row in rows)
-    with atomic_write(path) as partial:
-        partial.write_text(table + "\n", encoding="utf-8")
-    return table
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
 
 
 def draw_owners(gaussians: Gaussians2D, size: tuple[int, int], run: Path) -> np.ndarray:
@@ -106,7 +99,12 @@ def main() -> None:
 
     tested, guesses = read_json_lines(out / "report_data.jsonl"), guess_counts(data, "test")
     results = [Result(line["image"], float(len(line["points"])), line["predicted"]) for line in tested]
-    mae, rmse = mae_mse(results)
+    (mae, rmse), (mae_of_guesses, _) = mae_mse(results), mae_mse(guesses)
+    counts = [
+        [name, f"{truth:g}", number(predicted, 1), number(predicted - truth, 1, sign=True), number(guess.predicted, 1)]
+        for (name, truth, predicted), guess in zip(results, guesses)
+    ]
+    counts.append(["MAE", "", "", f"{mae:.1f}", f"{mae_of_guesses:.1f}"])
     limit = MAE_SHARE * float(np.mean([result.truth for result in results]))
     positions = ([np.reshape(line[key], (-1, 2)) for line in tested] for key in ("heads", "points"))
     scores = localisation_scores(*positions, radii=tuple(F1))
@@ -114,23 +112,16 @@ def main() -> None:
     for radius, wanted in F1.items():
         f1 = scores[f"{radius:g}"]["f1"] or 0.0
         figures.append((f"F1 within {radius:g} px", f"{f1:.2f}", f"{wanted:.2f} or more", f1 >= wanted))
-    root = ("MSE (root of the mean square)", f"{rmse:.1f}", "", True)
-    table = write_table(out / "results.md", results, guesses, [*figures, root])
+    rows = [(name, value, target, "yes" if ok else "no") for name, value, target, ok in figures]
+    rows.append(("MSE (root of the mean square)", f"{rmse:.1f}", "", ""))
+    text = f"{markdown(HEAD, counts)}\n{markdown(('figure', 'measured', 'should be', 'reached'), rows)}"
+    with atomic_write(out / "results.md") as partial:
+        partial.write_text(text, encoding="utf-8")
 
     trained, epochs = list_images(data / "train"), read_json_lines(run / "metrics.jsonl")
     fullest = max(trained, key=lambda path: len(read_points(points_path(path))))
     gaussians, size = Gaussians2D.load(gaussians_path(fullest)), image_size(fullest)
     truths = [truth_density(np.array(line["points"]), line["height"], line["width"])[::4, ::4] for line in tested]
-    counts = [
-        [
-            r.name,
-            f"{r.truth:g}",
-            number(r.predicted, 1),
-            number(r.predicted - r.truth, 1, sign=True),
-            number(g.predicted, 1),
-        ]
-        for r, g in zip(results, guesses)
-    ]
     write_page(
         out / "index.html",
         "demo.html",
@@ -143,9 +134,10 @@ def main() -> None:
         ellipses=torch.cat([gaussians.means, gaussians.scales, gaussians.rotations.rad2deg()], dim=1).tolist(),
         owners=png(draw_owners(gaussians, size, run)),
         tested=list(zip(tested, draw_densities(truths), draw_densities(list(map(cells, tested))))),
+        head=HEAD,
         counts=counts,
     )
-    print(table)
+    print(text, end="")
     missed = [name for name, _, _, ok in figures if not ok]
     print("reached: " + ("everything that the demo should reach" if not missed else f"not {', not '.join(missed)}"))
     print(f"now open {out / 'index.html'} in a browser; every test image: {out / 'report.html'}")

@@ -54,7 +54,7 @@ def test_the_demo_says_what_it_reached_and_shows_every_step(finished, monkeypatc
     monkeypatch.setattr(demo_report, "F1", {8.0: 0.5, 12.0: 0.75})
     options = "--data-dir", finished / "nuclei", "--run", finished / "run", "--out", finished
     out, _ = call("scripts/demo_report.py", *options)
-    assert "| IMG_0003 | 4 | 6.0 | 4.0 |" in out and "| MAE |  | 1.0 | 0.0 |" in out
+    assert "| IMG_0003 | 4 | 6.0 | +2.0 | 4.0 |" in out and "| MAE |  |  | 1.0 | 0.0 |" in out
     # Heads of the second image are 14 px away: matched within neither radius.
     assert "| F1 within 8 px | 0.50 | 0.50 or more | yes |" in out
     assert "| F1 within 12 px | 0.50 | 0.75 or more | no |" in out

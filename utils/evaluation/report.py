@@ -118,7 +118,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         scored=scored.any(),
         predicted=predicted[0, scored | ~scored.any()].sum(),
         truth=truth[scored].sum(),
-        pairs=[paired_difference(errors[[0, i]].T) for i in range(1, len(labels)) if scored.any()],
+        compared=_comparison(labels, scores, errors),
         tables=[_errors_by_count(labels, scores), _localisation(labels, summaries)],
         failures=[(*failure, label) for label, part in zip(labels, summaries) for failure in part["failed"]],
         images=_images(lines),
@@ -132,6 +132,8 @@ def _read_results(folder: Path) -> Results:
     try:
         summary = json.loads(place.read_bytes())
         summary["failed"] = [(name, reason) for name, reason in summary["failed"]]
+        summary["weights"] = summary["weights_sha256"][:8]
+        summary["details"] = {key: dict(_leaves(summary[key])) for key in ("model", "configuration", "versions")}
         place = folder / "report_data.jsonl"
         with place.open("rb") as data:
             for text in data:
@@ -159,6 +161,25 @@ def _common_images(results: Sequence[Results]) -> tuple[list[str], list[str]]:
     return list(truths[0]), sorted(failed.intersection(name for part in results for name in part.lines))
 
 
+def _comparison(labels: Sequence[str], scores: Sequence[dict[str, Any]], errors: np.ndarray) -> list[list[str]]:
+    """Rows of a table: the metrics of each result and, from errors [R, N], how much worse it is than the first."""
+
+    def interval(entry: dict[str, float], sign: bool = False) -> str:
+        value, low, high = (number(entry[key], sign=sign) for key in ("value", "low", "high"))
+        return f"{value} ({low} to {high})"
+
+    if not errors.size:
+        return []
+    rows = []
+    for label, score, own in zip(labels, scores, errors):
+        pair = paired_difference(np.stack([errors[0], own], axis=1))
+        better = labels[0] if pair["mae"]["low"] > 0 else label if pair["mae"]["high"] < 0 else "no clear difference"
+        metrics = [interval(score[name]) if score[name] else NONE for name in METRICS]
+        rows.append([label, *metrics, interval(pair["mae"], sign=True), interval(pair["mse"], sign=True), better])
+    rows[0][-3:] = NONE, NONE, NONE  # compared with itself
+    return rows
+
+
 def _errors_by_count(labels: Sequence[str], scores: Sequence[dict[str, Any]]) -> tuple[str, str, list[str], list[list]]:
     """Title, note, head and rows of a table; the MAE with a bar."""
     single, levels = len(labels) == 1, list(zip(*(score["bins"] for score in scores)))
@@ -182,7 +203,7 @@ def _localisation(
     for radius in summaries[0].get("localisation") or {}:
         place = "mean, 1 to 100 px" if radius == "qnrf" else f"within {radius} px"
         for label, summary in zip(labels, summaries):
-            shares = (summary["localisation"] or {}).get(radius, {})
+            shares = (summary.get("localisation") or {}).get(radius, {})
             values = [shares.get(name) for name in ("precision", "recall", "f1", "auc")]
             cells = [number(None if value is None else 100 * value, 1) for value in values]
             rows.append([place if len(labels) == 1 else f"{label}, {place}", *cells])
@@ -192,8 +213,8 @@ def _localisation(
 def _details(summaries: Sequence[dict[str, Any]]) -> dict[str, list[list[str]]]:
     """By title the rows of a table: a name and what each summary has there."""
     tables = {}
-    for title, key in (("Model", "model"), ("Configuration", "configuration"), ("Versions", "versions")):
-        columns = [dict(_leaves(summary[key])) for summary in summaries]
+    for title in summaries[0]["details"]:
+        columns = [summary["details"][title] for summary in summaries]
         names = dict.fromkeys(name for column in columns for name in column)
         tables[title] = [[name, *(column.get(name, NONE) for column in columns)] for name in names]
     return tables
