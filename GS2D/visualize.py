@@ -62,7 +62,7 @@ def main() -> None:
     out = arguments.out or gaussians_path(arguments.image).with_name(f"{arguments.image.stem}_gst.png")
     make_folder(out.parent)
     drawing = rasterize(gaussians, width, height).clamp(0, 1).numpy()
-    save_kernel_figure(out, arguments.image.stem, image, (points, scales, rotations), drawing, *summary)
+    save_kernel_figure(out, arguments.image.stem, image, (points, scales, rotations), drawing, summary)
     share = 1 - summary[1].mean()
     print(f"{out}: {len(points)} annotations; {share:.0%} of the cells' mass goes to them, the rest to the background")
 

@@ -59,11 +59,11 @@ def draw_owners(gaussians: Gaussians2D, size: tuple[int, int], run: Path) -> np.
 def draw_densities(densities: Sequence[np.ndarray]) -> list[str]:
     """Densities [h, w] in colors, of which the brightest is what one value in 200 exceeds."""
     brightest = max(max(np.quantile(density, 0.995) for density in densities), 1e-9)
-    return [png(matplotlib.colormaps["magma"](density / brightest)[..., :3]) for density in densities]
+    return [png(matplotlib.colormaps["magma"](density / brightest)) for density in densities]
 
 
 def png(colors: np.ndarray) -> str:
-    """Colors [h, w, 3] in 0..1 as a PNG in base64."""
+    """Colors [h, w, 3 or 4] in 0..1 as a PNG in base64."""
     return encoded(Image.fromarray((colors * 255).round().astype(np.uint8)), "PNG")
 
 
@@ -77,7 +77,7 @@ def curve(epochs: Sequence[dict[str, Any]]) -> str:
     figure, buffer = Figure(figsize=(8, 3.6), layout="constrained", dpi=200), io.BytesIO()
     axes = figure.subplots()
     for key, color, marker in (("loss", GREEN, ""), ("val_mae", ORANGE, ".")):
-        x, y = zip(*((epoch["epoch"] + 1, max(epoch[key], 1e-3)) for epoch in epochs if key in epoch))
+        x, y = zip(*((epoch["epoch"] + 1, epoch[key]) for epoch in epochs if key in epoch))
         axes.semilogy(x, y, color=color, marker=marker)
     axes.yaxis.set_major_formatter(LogFormatter())
     axes.yaxis.set_minor_formatter(LogFormatter())
@@ -102,7 +102,7 @@ def main() -> None:
     (mae, rmse), (mae_of_guesses, _) = mae_mse(results), mae_mse(guesses)
     counts = [
         [name, f"{truth:g}", number(predicted, 1), number(predicted - truth, 1, sign=True), number(guess.predicted, 1)]
-        for (name, truth, predicted), guess in zip(results, guesses)
+        for (name, truth, predicted), guess in zip(results, guesses, strict=True)
     ]
     counts.append(["MAE", "", "", f"{mae:.1f}", f"{mae_of_guesses:.1f}"])
     limit = MAE_SHARE * float(np.mean([result.truth for result in results]))

@@ -83,16 +83,13 @@ def save_density_figure(
 
 
 def save_kernel_figure(
-    path: Path,
-    name: str,
-    image: np.ndarray,
-    gaussians: tuple[np.ndarray, np.ndarray, np.ndarray],
-    drawing: np.ndarray,
-    owner: np.ndarray,
-    background: np.ndarray,
-    entropy: np.ndarray,
+    path: Path, name: str, image: np.ndarray, gaussians: tuple, drawing: np.ndarray, cells: tuple
 ) -> None:
-    """Five panels: annotations, Gaussians, their drawing [H, W, 3], each cell's owner, each cell's entropy ([h, w])."""
+    """Five panels: annotations, Gaussians, their drawing [H, W, 3], each cell's owner, each cell's entropy.
+
+    ``gaussians`` as ``add_ellipses`` takes them; ``cells``: owner, background and entropy, each [h, w].
+    """
+    owner, background, entropy = cells
     means, (height, width) = gaussians[0], image.shape[:2]
     figure = Figure(figsize=(25, 5 * height / width + 0.5), layout="constrained", dpi=100)
     points, ellipses, rendering, owners, entropies = figure.subplots(1, 5)

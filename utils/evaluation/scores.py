@@ -84,11 +84,10 @@ def count_scores(results: Sequence[Result], seed: int = 0) -> dict:
 def paired_difference(errors: np.ndarray, seed: int = 0) -> dict:
     """How much larger the errors of a second model are than those of a first on the same images, [n >= 1, 2].
 
-    Returns ``images`` and the differences, second minus first, of ``mae`` and ``mse``, each ``value``, ``low``, ``high``. Both
-    models see the same resample of the images: what makes an image hard for both cancels.
+    Returns the differences, second minus first, of ``mae`` and ``mse``, each ``value``, ``low``, ``high``. Both models see the
+    same resample of the images: what makes an image hard for both cancels.
     """
-    differences = {
+    return {
         name: bootstrap(errors, lambda drawn: measure(drawn[..., 1]) - measure(drawn[..., 0]), seed)
         for name, measure in (("mae", mae), ("mse", mse))
     }
-    return {"images": len(errors), **differences}
