@@ -35,7 +35,7 @@ def write_results(folder, truths, predictions, names=None, failed=(), **summary)
     (folder / "report_data.jsonl").write_text("".join(f"{line}\n" for line in lines))
     summary = {
         "failed": list(failed),
-        "localisation": {"4": {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}, "qnrf": {"auc": None}},
+        "localisation": {"4": {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}},
         "model": {"name": "vgg"},
         "weights_sha256": "ab" * 32,
         "configuration": {"window": 512},

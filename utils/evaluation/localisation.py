@@ -22,7 +22,6 @@ from utils.pixels import COARSEST, STRIDE
 # that still has a clear maximum, leaves 0.30 there.
 MASS_THRESHOLD = 0.3
 RADII = (4.0, 8.0)  # pixels
-QNRF_RADII = np.arange(1, 101)  # pixels; Idrees et al., ECCV 2018
 
 
 def locate_windows(parts: Sequence[Window]) -> np.ndarray:
@@ -53,27 +52,14 @@ def locate_windows(parts: Sequence[Window]) -> np.ndarray:
 
 def matches(predicted: np.ndarray, truth: np.ndarray, radius: float) -> int:
     """The most predicted [M, >= 2] and true points [N, >= 2] that pair up, one to one, up to and including ``radius`` pixels."""
-    p, t, _ = _near(predicted, truth, radius)
-    if not len(p):
+    if not len(predicted) or not len(truth):
         return 0
-    graph = csr_array((np.ones(len(p)), (t, p)), shape=(len(truth), len(predicted)))
-    return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
-
-
-def match_greedily(predicted: np.ndarray, truth: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """One-to-one matching, nearest pairs first -> int64 [K, 2] (predicted, truth), their distances [K], ascending.
-
-    Equal distances: the smaller true, then the smaller predicted index first. The pairs of a smaller radius are
-    those of this one whose distance does not exceed it.
-    """
-    p, t, distance = _near(predicted, truth, radius)
-    order = np.lexsort((p, t, distance))
-    free_heads, free_points, taken = [True] * len(predicted), [True] * len(truth), []
-    for edge, head, point in zip(order.tolist(), p[order].tolist(), t[order].tolist()):
-        if free_heads[head] and free_points[point]:
-            free_heads[head] = free_points[point] = False
-            taken.append(edge)
-    return np.stack([p[taken], t[taken]], axis=1), distance[taken]
+    trees = (cKDTree(np.asarray(positions)[:, :2]) for positions in (predicted, truth))
+    # The tree compares squares: a little more than the radius, then the exact comparison.
+    near = next(trees).sparse_distance_matrix(next(trees), radius * (1 + 1e-9), output_type="ndarray")
+    near = near[near["v"] <= radius]
+    graph = csr_array((np.ones(len(near)), (near["i"], near["j"])), shape=(len(predicted), len(truth)))
+    return int((maximum_bipartite_matching(graph) >= 0).sum())
 
 
 def localisation_scores(
@@ -85,7 +71,7 @@ def localisation_scores(
     TP / truth, F1 = 2 TP / (predicted + truth). What would divide by zero is None: precision where nothing was predicted,
     recall where there is no truth, F1 where both are empty.
 
-    Returns by radius (pixels, as text) a dict of ``precision``, ``recall`` and ``f1``, and ``qnrf`` (``qnrf_scores``).
+    Returns by radius (pixels, as text) a dict of ``precision``, ``recall`` and ``f1``.
     """
     heads, true = sum(map(len, predicted)), sum(map(len, truth))
     scores = {}
@@ -96,39 +82,7 @@ def localisation_scores(
             "recall": matched / true if true else None,
             "f1": 2 * matched / (heads + true) if heads + true else None,
         }
-    return {**scores, "qnrf": qnrf_scores(predicted, truth)}
-
-
-def qnrf_scores(predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> dict:
-    """``precision``, ``recall`` and ``auc``, each averaged over the distances 1, 2, ..., 100 pixels; None where undefined.
-
-    After Idrees et al., ECCV 2018: heads and annotations are associated greedily, nearest first, and pairs within the
-    distance are matches, summed over the images. The area under the precision-recall curve is computed for each distance,
-    the heads taken in the order of their mass (equal masses together; without mass, all at once): the sum over the
-    steps of precision times gain in recall. The paper does not spell its area out: compare only values computed alike.
-    """
-    heads, true = sum(map(len, predicted)), sum(map(len, truth))
-    distance, mass = [np.zeros(0)], [np.zeros(0)]
-    for heads_found, points in zip(predicted, truth, strict=True):
-        pairs, distances = match_greedily(heads_found, points, QNRF_RADII[-1])
-        of_head = np.full(len(heads_found), np.inf)
-        of_head[pairs[:, 0]] = distances
-        distance.append(of_head)
-        mass.append(np.asarray(heads_found)[:, 2] if np.shape(heads_found)[-1] > 2 else np.ones(len(heads_found)))
-    distance, mass = np.concatenate(distance), np.concatenate(mass)
-    order = np.argsort(-mass, kind="stable")
-    distance = distance[order]
-    ends = np.flatnonzero(np.diff(-mass[order], append=np.inf))  # the last head of each mass
-    matched = np.array([(distance <= radius).sum() for radius in QNRF_RADII])
-    areas = []
-    for radius in QNRF_RADII if heads and true else ():
-        hits = np.cumsum(distance <= radius)[ends]
-        areas.append((np.diff(hits, prepend=0) * hits / (ends + 1)).sum() / true)
-    return {
-        "precision": float(matched.mean() / heads) if heads else None,
-        "recall": float(matched.mean() / true) if true else None,
-        "auc": float(np.mean(areas)) if areas else (0.0 if true else None),
-    }
+    return scores
 
 
 def _locate(density: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -154,14 +108,3 @@ def _centres(pixels: int, cells: int) -> np.ndarray:
     """Centres of a window's cells along a side, from its first pixel."""
     size = STRIDE if STRIDE * cells > pixels else (pixels - pixels % COARSEST) / cells
     return (np.arange(cells) + 0.5) * size
-
-
-def _near(predicted: np.ndarray, truth: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs within the radius: predicted index, true index and distance, each [E]."""
-    if not len(predicted) or not len(truth):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
-    heads, points = (cKDTree(np.asarray(positions)[:, :2]) for positions in (predicted, truth))
-    # The tree compares squares: a little more than the radius, then the exact comparison.
-    near = heads.sparse_distance_matrix(points, radius * (1 + 1e-9), output_type="ndarray")
-    near = near[near["v"] <= radius]
-    return near["i"], near["j"], near["v"]

@@ -201,13 +201,13 @@ def _localisation(
     """Title, note, head and rows of a table."""
     rows = []
     for radius in summaries[0].get("localisation") or {}:
-        place = "mean, 1 to 100 px" if radius == "qnrf" else f"within {radius} px"
+        place = f"within {radius} px"
         for label, summary in zip(labels, summaries):
             shares = (summary.get("localisation") or {}).get(radius, {})
-            values = [shares.get(name) for name in ("precision", "recall", "f1", "auc")]
+            values = [shares.get(name) for name in ("precision", "recall", "f1")]
             cells = [number(None if value is None else 100 * value, 1) for value in values]
             rows.append([place if len(labels) == 1 else f"{label}, {place}", *cells])
-    return "Localisation", "Heads found one to one, in per cent.", ["", "Precision", "Recall", "F1", "AUC"], rows
+    return "Localisation", "Heads found one to one, in per cent.", ["", "Precision", "Recall", "F1"], rows
 
 
 def _details(summaries: Sequence[dict[str, Any]]) -> dict[str, list[list[str]]]:
