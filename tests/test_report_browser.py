@@ -33,19 +33,18 @@ WORST_FIRST = sorted(NAMES, key=lambda name: -abs(PREDICTIONS[NAMES.index(name)]
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
-    first = write_results(root / "vgg", TRUTHS, PREDICTIONS, NAMES, failed=[[TAG + "2", "unreadable"]])
-    exact = [float(truth) for truth in TRUTHS]
-    second = write_results(root / "other", TRUTHS, [*exact[:-1], 8.0], NAMES)
-    third = write_results(root / "third", TRUTHS, [value + 3 for value in exact], NAMES)
+    exact, many = [float(truth) for truth in TRUTHS], range(1, 201)
+    failed = [[TAG + "2", "unreadable"]]
+    write_results(root / "vgg", TRUTHS, PREDICTIONS, NAMES, failed)
+    write_results(root / "other", TRUTHS, [*exact[:-1], 8.0], NAMES)
+    write_results(root / "third", TRUTHS, [value + 3 for value in exact], NAMES)
     write_results(root / "video", [None] * 3, [5.0, 7.0, 6.0])
-    write_results(root / "none", [], [], failed=[["a.jpg", "unreadable"]])
-    many = list(range(1, 201))
-    write_results(root / "many", many, [value + 0.01 * value for value in many])
+    write_results(root / "none", [], [], failed=failed)
+    write_results(root / "many", many, [1.01 * value for value in many])
     write_results(root / "near", [62, 77, 70, 70], [62.6, 58.9, 64.7, 51.9])
     for name in ("vgg", "video", "many", "none", "near"):
         write_report([root / name], root / f"{name}.html")
-    write_report([first, second], root / "two.html")
-    write_report([first, second, third], root / "three.html")
+    write_report([root / name for name in ("vgg", "other", "third")], root / "three.html")
     return root
 
 
@@ -90,12 +89,9 @@ def texts(browser, selector):
     return browser.execute_script(f"return [...document.querySelectorAll('{selector}')].map(cell => cell.textContent)")
 
 
-def choose(browser, select, option):
-    browser.find_element("xpath", f"//select[@id='{select}']/option[starts-with(., '{option}')]").click()
-
-
-def take(browser, group):
-    browser.find_element("xpath", f"//label[starts-with(., '{group}')]").click()
+def choose(browser, choice):
+    """A filter, or an option of a selection, by how it begins."""
+    browser.find_element("xpath", f"//*[self::option or self::label][starts-with(., '{choice}')]").click()
 
 
 def names(browser):
@@ -137,24 +133,24 @@ def test_the_totals_are_those_of_the_counts(browser, pages):
 def test_the_list_is_sorted_searched_and_filtered(browser, pages):
     show(browser, pages / "vgg.html")
     assert names(browser) == WORST_FIRST
-    choose(browser, "order", "Error, a")
+    choose(browser, "Error, a")
     assert names(browser)[0] in (NAMES[11], NAMES[7]) and names(browser)[-1] == WORST_FIRST[0]
-    choose(browser, "order", "Truth, d")
+    choose(browser, "Truth, d")
     assert names(browser)[:2] == [NAMES[1], NAMES[10]]
-    choose(browser, "order", "Relative, d")
+    choose(browser, "Relative, d")
     assert names(browser)[0] == NAMES[1] and names(browser)[-1] == NAMES[11], "no relative error: last"
-    choose(browser, "order", "As evaluated")
+    choose(browser, "As evaluated")
     assert names(browser) == NAMES
-    choose(browser, "order", "Image, a")
+    choose(browser, "Image, a")
     assert [name for name in names(browser) if name.startswith("IMG")] == NAMES[:10]
     find(browser, "#search").send_keys("img_000")
     assert len(names(browser)) == 9 and text(browser, "#shown") == "9 of 12 images"
-    take(browser, "Under")
+    choose(browser, "Under")
     assert names(browser) == [NAMES[1], NAMES[3], NAMES[6]]
     find(browser, "#search").send_keys("nothing like this")
     assert names(browser) == [] and text(browser, "#shown") == "0 of 12 images"
     find(browser, "#search").send_keys(Keys.CONTROL, "a", Keys.BACKSPACE)
-    take(browser, "Worst")
+    choose(browser, "Worst")
     assert set(names(browser)) == set(WORST_FIRST[:2])
 
 
@@ -180,7 +176,7 @@ def test_an_image_is_opened_beside_its_density(browser, pages):
 
 def test_the_viewer_walks_through_the_list_as_it_is_shown(browser, pages):
     show(browser, pages / "vgg.html")
-    take(browser, "Over")
+    choose(browser, "Over")
     listed = names(browser)
     open_first(browser)
     assert text(browser, "#viewer-title") == listed[0] and text(browser, "#viewer-position") == f"1 / {len(listed)}"
@@ -211,36 +207,27 @@ def test_a_point_of_a_plot_shows_and_opens_its_image(browser, pages):
     assert text(browser, "#viewer-title") == "IMG_0001.jpg" and "11.0" in text(browser, "#facts")
 
 
-def test_two_results_are_compared(browser, pages):
-    show(browser, pages / "two.html")
-    values = [np.abs(np.array(PREDICTIONS) - TRUTHS).mean(), 8 / 12]
-    numbers = [
-        float(re.sub("\N{MINUS SIGN}", "-", text).split()[0]) for text in texts(browser, "tr:nth-child(2) > td")[:4]
-    ]
-    assert numbers[0] == pytest.approx(values[1], rel=5e-3) and numbers[3] == pytest.approx(
-        values[1] - values[0], rel=5e-3
-    )
-    assert names(browser)[0] == NAMES[11], "the first result is ahead there"
-    assert "8.0" in text(browser, "#list tbody tr") and len(browser.find_elements("css selector", ".plot")) == 3
-    take(browser, "other nearer")
-    assert names(browser)[-1] == NAMES[1] and NAMES[11] not in names(browser)
-    take(browser, "All")
-    open_first(browser)
-    assert texts(browser, "#facts td")[1:3] == ["0.0 0.0", "8.0 +8.0"]
-    sums = shown(browser, ".filter(trace => trace.z).map(({z}) => z.flat().reduce((sum, cell) => sum + cell))")
-    assert sums == pytest.approx([0, 8], rel=0.01)
-
-
-def test_of_three_results_the_first_is_compared_with_the_best_of_the_others(browser, pages):
+def test_several_results_are_compared(browser, pages):
     show(browser, pages / "three.html")
+    expected = [np.abs(np.array(PREDICTIONS) - TRUTHS).mean(), 8 / 12, 3]
+    totals = texts(browser, ".panel:first-of-type td:nth-child(2), .panel:first-of-type td:nth-child(5)")
+    totals = [float(text.replace("\N{MINUS SIGN}", "-").split()[0]) for text in totals if " " in text]
+    assert totals == pytest.approx([expected[0], *np.ravel([(x, x - expected[0]) for x in expected[1:]])], rel=5e-3)
     changes = texts(browser, "#list td[data-label=Difference]")
     assert names(browser)[0] == NAMES[11] and changes[0] == "+3.0" and changes[-1] == "\N{MINUS SIGN}50.0"
-    take(browser, "third nearer")
+    choose(browser, "third nearer")
     assert names(browser) == []
+    choose(browser, "other nearer")
+    assert names(browser)[-1] == NAMES[1] and NAMES[11] not in names(browser)
     title = "return document.querySelector('.plot').layout.yaxis.title.text"
     assert browser.execute_script(title) == "error of other"
-    choose(browser, "other", "third")
+    choose(browser, "third")
     assert browser.execute_script(title) == "error of third"
+    choose(browser, "All")
+    open_first(browser)
+    assert texts(browser, "#facts td")[1:4] == ["0.0 0.0", "8.0 +8.0", "3.0 +3.0"]
+    sums = shown(browser, ".filter(trace => trace.z).map(({z}) => z.flat().reduce((sum, cell) => sum + cell))")
+    assert sums == pytest.approx([0, 8, 3], rel=0.01)
 
 
 def test_images_without_truth_and_a_result_without_images(browser, pages):
@@ -253,14 +240,12 @@ def test_images_without_truth_and_a_result_without_images(browser, pages):
     assert text(browser, "#failures h2") == "1 failed" and text(browser, "#shown") == "0 images"
 
 
-def test_light_and_dark(browser, pages):
-    colors = []
-    for scheme in ("light", "dark"):
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        show(browser, pages / "vgg.html")
-        colors.append(find(browser, "body").value_of_css_property("background-color"))
-    assert colors[0] != colors[1] == "rgba(18, 20, 22, 1)"
+@pytest.mark.parametrize("scheme, color", [("light", "rgba(247, 246, 243, 1)"), ("dark", "rgba(18, 20, 22, 1)")])
+def test_light_and_dark(browser, pages, scheme, color):
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    show(browser, pages / "near.html")
+    assert find(browser, "body").value_of_css_property("background-color") == color
 
 
 @pytest.mark.parametrize("page", ["vgg", "three", "video"])
