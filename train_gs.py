@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from datasets.crowd import Crowd
-from datasets.loading import CropLoader, crop_loader
+from datasets.loading import CropLoader
 from datasets.sampler import EpochSampler
 from GS2D.options import KERNEL_OPTIONS, kernel_options
 from losses import KERNELS, LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
@@ -101,7 +101,7 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
         train.read_once()
         sampler = EpochSampler(len(train), arguments.seed, fabric.global_rank, fabric.world_size)
         load = arguments.batch_size, arguments.num_workers, arguments.prefetch, fabric.device, arguments.loading_timeout
-        loader = crop_loader(train, sampler, *load, processes=fabric.world_size // arguments.num_nodes)
+        loader = CropLoader(train, sampler, *load)
 
         network = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
         if start is None:

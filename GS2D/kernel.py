@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 import scipy.sparse
 import torch
@@ -86,19 +85,16 @@ def transport_kernel(
         return compress(torch.ones(1, math.prod(grid))).to(device)
     half_log_det = sigma.prod(dim=1).log()
     log_odds = math.log(background_ratio) - cut_off**2 / 2 if background_ratio else -math.inf
-    reach = math.inf
-    if background_ratio:
-        # Beyond it the background has all but 1e-7 of a cell: N annotations have at most N exp(l[n*] - l_bg) times what
-        # the determinants of the nearest and of another may differ by, and l[n*] - l_bg = half log det - 2 reach - log_odds.
-        low, high = half_log_det.aminmax()
-        reach = float(math.log(len(points) / SMALLEST_SHARE) + 2 * high - low - log_odds) / 2
+    # Beyond it the background has all but 1e-7 of a cell: N annotations have at most N exp(l[n*] - l_bg) times what the
+    # determinants of the nearest and of another may differ by, and l[n*] - l_bg = half log det - 2 reach - log_odds.
+    low, high = half_log_det.aminmax()
+    reach = float(math.log(len(points) / SMALLEST_SHARE) + 2 * high - low - log_odds) / 2
     table = torch.cat([points, _whitening(sigma, angles), half_log_det[:, None]], dim=1)
-    background = (lambda nearest, log_det: log_odds + 2 * nearest - log_det) if background_ratio else None
-    kernel = softmax_rows(table, grid, stride, background, max(reach, 0.0))
-    if not background_ratio:  # a row without shares
-        starts = kernel.crow_indices()
-        kernel = csr(torch.cat([starts, starts[-1:]]), kernel.col_indices(), kernel.values(), kernel.shape[1])
-    return kernel.to(device)
+
+    def background(nearest: Tensor, log_det: Tensor) -> Tensor:
+        return log_odds + 2 * nearest - log_det
+
+    return softmax_rows(table, grid, stride, background, max(reach, 0.0)).to(device)
 
 
 def gst_kernel(
@@ -138,31 +134,20 @@ def softmax_rows(
     table: Tensor,
     grid: tuple[int, int],
     stride: int,
-    background: Callable[[Tensor, Tensor], Tensor] | None,
+    background: Callable[[Tensor, Tensor], Tensor],
     reach: float = math.inf,
 ) -> Tensor:
-    """softmax over the N Gaussians of a table of l[n, m] = -|W_n (x_m - p_n)|^2 - half log det_n: sparse [N, M], by the engine.
+    """softmax over N Gaussians, l[n, m] = -|W_n (x_m - p_n)|^2 - half log det_n, and a background: sparse [N + 1, M], by the engine.
 
-    table float32 [N, 7]: x, y, W row by row, half log det. With a ``background`` a last row is added, whose log-likelihood
-    exceeds that of the cell's nearest Gaussian n* by background(-z[n*], half log det_n*). Cells where -z[n*] is above
-    ``reach`` go to the background as a whole.
+    table float32 [N, 7]: x, y, W row by row, half log det. ``background``(-z[n*], half log det_n*) [M]: what its log-likelihood
+    exceeds that of the cell's nearest Gaussian n* by. Cells where -z[n*] is above ``reach`` go to it as a whole.
     """
-    nearest, index = map(torch.from_numpy, native.kernel_nearest(table.numpy(), grid, stride, reach))
-    log_det, log_odds = torch.zeros_like(nearest), torch.full_like(nearest, math.inf if background else -math.inf)
-    limit = torch.full_like(nearest, -math.inf)
-    if len(table):
-        seen = index >= 0
-        log_det = table[:, 6].index_select(0, index.clamp(min=0))
-        log_odds = torch.where(seen, background(nearest, log_det), math.inf) if background else log_odds
-        # Skipped is what has less than 1e-7 / N of a cell, so that all that is skipped together has less than 1e-7.
-        margin = math.log(len(table) / SMALLEST_SHARE)
-        limit = torch.where(seen, nearest + log_det + margin - log_odds.clamp(min=0), -math.inf)
-    limit = limit.view(grid).amax(dim=1)
-    values = (value.numpy() for value in (limit, nearest, log_det, log_odds))
-    indptr, indices, data = native.kernel_rows(
-        table.numpy(), grid, stride, *values, smallest=SMALLEST_SHARE, background=background is not None
-    )
-    return csr(indptr, indices, data, grid[0] * grid[1])
+    nearest, index = native.kernel_nearest(table.numpy(), grid, stride, reach)
+    distance, owner = torch.from_numpy(nearest), torch.from_numpy(index)
+    log_odds = background(distance, table[:, 6].index_select(0, owner.clamp(min=0)))
+    log_odds = torch.where(owner >= 0, log_odds, math.inf).numpy()
+    rows = native.kernel_rows(table.numpy(), grid, stride, nearest, index, log_odds, SMALLEST_SHARE)
+    return csr(*rows, grid[0] * grid[1])
 
 
 def compress(dense: Tensor) -> Tensor:
@@ -312,15 +297,11 @@ def save_kernel(path: Path, stored: StoredKernel) -> None:
         file.attrs.update({**stored.attributes, "grid": stored.grid})
 
 
-def _attributes(file: h5py.File) -> dict[str, Any]:
-    return {"round_shapes": False, **file.attrs}  # files of before had fitted shapes and did not say so
-
-
 def load_kernel(path: Path) -> StoredKernel:
     """Read a kernel. Raises ``FileNotFoundError`` or ``ValueError``, naming the file."""
     with read_h5(path, "kernel", _REMEDY) as file:
         indptr, indices, shape = (read_array(file, name, "iu") for name in ("indptr", "indices", "shape"))
-        data, attributes = read_array(file, "data", "f"), _attributes(file)
+        data, attributes = read_array(file, "data", "f"), dict(file.attrs)
         height, width = (int(side) for side in attributes.pop("grid"))
         if shape.tolist() != [len(indptr) - 1, height * width] or min(height, width, len(indptr) - 1) < 1:
             raise ValueError(f"{len(indptr)} row starts and {height} x {width} cells do not fit shape {shape.tolist()}")
@@ -334,7 +315,7 @@ def read_attributes(path: Path) -> dict[str, Any] | None:
     """The attributes of a kernel file, or None where it is missing or unreadable (and must be built)."""
     try:
         with read_h5(path, "kernel", _REMEDY) as file:
-            return _attributes(file)
+            return dict(file.attrs)
     except (OSError, ValueError):
         return None
 

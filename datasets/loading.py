@@ -5,27 +5,26 @@ from __future__ import annotations
 import gc
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.crowd import Batch, Crowd, TrainSample, collate
-from datasets.sampler import BatchesWithoutEnd, EpochSampler
+from datasets.sampler import EpochSampler
 from GS2D.kernel import BlockKernel
-from utils.training.shared_memory import Layout, check_shared_memory, pack, unpack
-
-_MEASURED = 4  # crops at most, of which a batch's bytes are reckoned
-Item, Begun = TypeVar("Item"), TypeVar("Begun")
+from utils.training.shared_memory import Layout, pack, unpack
 
 
+@dataclass
 class PackedBatch:
     """A ``Batch`` whose tensors lie in one, so that processes hand over, pin and copy one."""
 
-    def __init__(self, packed: Tensor, layout: Layout, others: tuple) -> None:
-        self.packed, self.layout, self.others = packed, layout, others
+    packed: Tensor
+    layout: Layout
+    others: tuple
 
     @classmethod
     def collate(cls, samples: Sequence[TrainSample]) -> PackedBatch:
@@ -44,32 +43,30 @@ class PackedBatch:
         return Batch(*tensors[:4], kernel, received, *self.others)
 
 
-def one_ahead(items: Iterable[Item], begin: Callable[[Item], Begun]) -> Iterator[Begun]:
-    """``begin(item)`` of each in order; that of the next has been called when one is handed out."""
-    begun: list[Begun] = []
-    for item in items:
-        begun.append(begin(item))
-        if len(begun) > 1:
-            yield begun.pop(0)
-    yield from begun
-
-
 class CropLoader:
-    """The ``Batch``es of the epoch that ``sampler`` says, on ``device``, of a ``DataLoader`` of ``PackedBatch``es without end.
+    """The ``Batch``es of the epoch that ``sampler`` says, on ``device``; those of the next are made while it is validated.
 
-    Those of the next epoch are made while this one is used up, validated and written down.
-    On a GPU each is one copy from pinned memory on a stream of its own, which begins while the batch before it is used: the
-    thread that launches operations waits for nothing, and neither does the device unless the copy is late.
+    ``num_workers`` processes each make ``prefetch`` batches ahead, from one epoch to the next. ``timeout``: seconds without a
+    batch after which something is wrong. To a GPU each batch is one copy from pinned memory, for which the host does not wait.
     """
 
-    def __init__(self, loader: DataLoader, batches: BatchesWithoutEnd, device: torch.device) -> None:
-        self.loader, self.device = loader, device
-        self.batch_size, self.sampler = batches.batch_size, batches.sampler
+    def __init__(
+        self,
+        train: Crowd,
+        sampler: EpochSampler,
+        batch_size: int,
+        num_workers: int,
+        prefetch: int,
+        device: torch.device,
+        timeout: int = 0,
+    ) -> None:
+        self.train, self.sampler, self.batch_size, self.device = train, sampler, batch_size, device
+        self._processes = {"num_workers": num_workers, "prefetch_factor": prefetch, "timeout": timeout}
         self._batches: Iterator[Batch] = iter(())
         self._begins: int | None = None  # the epoch whose first batch is the next of these
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self.sampler.epoch
@@ -82,55 +79,17 @@ class CropLoader:
 
     def _without_end(self) -> Iterator[Batch]:
         gc.collect()  # a loading process that freed CUDA graphs of a run before, without a GPU, would be killed
-        if self.device.type != "cuda":
-            yield from (batch.unpack(batch.packed) for batch in self.loader)
-            return
-        stream = torch.cuda.Stream(self.device)
-
-        def begin(batch: PackedBatch) -> tuple[PackedBatch, Tensor, torch.cuda.Event]:
-            with torch.cuda.stream(stream):
-                return batch, batch.packed.to(self.device, non_blocking=True), stream.record_event()
-
-        for batch, packed, copied in one_ahead(self.loader, begin):
-            current = torch.cuda.current_stream(self.device)
-            current.wait_event(copied)
-            packed.record_stream(current)  # its memory is not given to another while this stream works with it
-            yield batch.unpack(packed)
-
-
-def crop_loader(
-    train: Crowd,
-    sampler: EpochSampler,
-    batch_size: int,
-    num_workers: int,
-    prefetch: int,
-    device: torch.device,
-    timeout: int = 0,
-    *,
-    processes: int = 1,
-) -> CropLoader:
-    """A loader whose ``num_workers`` processes each make ``prefetch`` batches ahead, from one epoch to the next.
-
-    ``timeout``: seconds without a batch after which something is wrong (0: never). ``processes``: trainings on this machine.
-    Raises ``ValueError`` where shared memory cannot hold the batches under way.
-    """
-    if num_workers:
-        some = [train[index] for index in list(sampler)[: min(batch_size, _MEASURED)]]
-        batch = PackedBatch.collate(some).packed.nbytes * batch_size // len(some)
-        check_shared_memory(batch, num_workers, prefetch, batch_size, processes)
-    batches = BatchesWithoutEnd(sampler, batch_size)
-    loader = DataLoader(
-        train,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        prefetch_factor=prefetch if num_workers else None,
-        collate_fn=PackedBatch.collate,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_start_loading,
-        generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
-        timeout=timeout if num_workers else 0,
-    )
-    return CropLoader(loader, batches, device)
+        loader = DataLoader(
+            self.train,
+            batch_sampler=self.sampler.batches(self.batch_size),
+            collate_fn=PackedBatch.collate,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_start_loading,
+            generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
+            **(self._processes if self._processes["num_workers"] else {}),
+        )
+        for batch in loader:
+            yield batch.unpack(batch.packed.to(self.device, non_blocking=True))
 
 
 def _start_loading(_: int) -> None:

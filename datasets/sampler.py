@@ -6,15 +6,13 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-from torch.utils.data import Sampler
 
 
-class EpochSampler(Sampler[int]):
+class EpochSampler:
     """A permutation of ``range(size)`` drawn from (seed, epoch), of which process ``rank`` takes every ``processes``-th.
 
     In each step P processes with a batch of 1 get the images of one process with a batch of P. The permutation is continued
-    from its start until it divides evenly. Assign ``epoch`` before iterating. (It is no ``set_epoch`` method: Lightning
-    Fabric would call one with the number of epochs since the process began, which a resumed run starts from 0.)
+    from its start until it divides evenly. Assign ``epoch`` before iterating.
     """
 
     def __init__(self, size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
@@ -32,19 +30,9 @@ class EpochSampler(Sampler[int]):
         order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
         return np.resize(order, len(self) * self.processes)[self.rank :: self.processes].tolist()
 
-
-class BatchesWithoutEnd(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) from the sampler's epoch on: an epoch's end, where the last may be smaller, stops no loader."""
-
-    def __init__(self, sampler: EpochSampler, batch_size: int) -> None:
-        self.sampler, self.batch_size = sampler, batch_size
-
-    def __len__(self) -> int:
-        """Of one epoch."""
-        return -(-len(self.sampler) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for epoch in itertools.count(self.sampler.epoch):
-            order = self.sampler.order(epoch)
-            for first in range(0, len(order), self.batch_size):
-                yield [(epoch, index) for index in order[first : first + self.batch_size]]
+    def batches(self, size: int) -> Iterator[list[tuple[int, int]]]:
+        """Batches of (epoch, index) from this epoch on: an epoch's end, where the last may be smaller, stops no loader."""
+        for epoch in itertools.count(self.epoch):
+            order = self.order(epoch)
+            for first in range(0, len(order), size):
+                yield [(epoch, index) for index in order[first : first + size]]

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from datasets.raw.annotations import read_ucf
-from GS2D.fitting import FitConfig, fit_image, foreground, initial_parameters
+from GS2D.fitting import FitConfig, activate, fit_image, foreground, initial_parameters
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import cell_grid, transport_kernel
 from GS2D.process_gaussians import clean
@@ -101,7 +101,7 @@ def main() -> None:
     folder, config = make_folder(arguments.out), FitConfig(arguments.iterations)
     trees, nuclei = load_image(TREES), load_image(NUCLEI)
     points, of_nuclei = (read_ucf(path.with_name(f"{path.stem}_ann.mat")) for path in (TREES, NUCLEI))
-    start, fit = initial_parameters(trees, points, 0, seed=0).activate(), fit_image(trees, points, config, seed=0)
+    start, fit = activate(initial_parameters(trees, points, 0, seed=0)), fit_image(trees, points, config, seed=0)
     save(folder / "fit.png", draw_fit, 5, (12.5, 2.8), trees, start, fit.gaussians, fit.render_loss)
     fits = fit, fit_image(nuclei, of_nuclei, config, seed=0)
     trees_cleaned, nuclei_cleaned = (Gaussians2D.from_params(clean(fit.gaussians.params)[0]) for fit in fits)

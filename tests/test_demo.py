@@ -17,7 +17,7 @@ from GS2D.gaussians import Gaussians2D
 from GS2D.options import KERNEL_OPTIONS
 from scripts import demo_report, demo_time
 from utils.evaluation import Window
-from utils.evaluation.results import results_folder
+from utils.evaluation.results import Counted, write_results
 from utils.files import gaussians_path, points_path
 from utils.images import save_jpeg
 from utils.training.train_options import parse_train_options
@@ -33,20 +33,22 @@ def finished(tmp_path):
     (run / "config.yml").write_text(yaml.dump(OPTIONS))
     epochs = [{"epoch": 0, "loss": 90.0}, {"epoch": 1, "loss": 9.0, "val_mae": 4.0}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
-    with results_folder(tmp_path, "npy", figures=False) as folder:
-        for split, number in (("train", 1), ("val", 4), ("test", 2), ("test", 3)):
-            path = data / split / f"IMG_{number:04}.jpg"
-            gaussians_path(path).parent.mkdir(parents=True, exist_ok=True)
-            image = random.integers(0, 256, (64, 96, 3), dtype=np.uint8)
-            points = np.array([[20.0, 20.0], [60.0, 44.0], [80.0, 12.0], [36.0, 50.0]], np.float32)
-            save_jpeg(image, path, 90)
-            np.save(points_path(path), np.c_[points, np.full(4, 30)].astype(np.float32))
-            Gaussians2D(points, np.full((4, 2), 8.0), np.zeros((4, 1)), np.full((4, 3), 0.5)).save(gaussians_path(path))
-            if split == "test":
-                cells, (x, y) = torch.zeros(8, 12), points.T.astype(int) // 8
-                wrong = [0, 0, 7, 7], [5, 7, 0, 11]  # far from every point
-                cells[wrong if number == 3 else (y, x)] = 1
-                folder.add(path.stem, image, points, [Window(0, 0, 64, 96, cells)], 4.0 + 2 * (number == 3), 1.0)
+    counted = []
+    for split, number in (("train", 1), ("val", 4), ("test", 2), ("test", 3)):
+        path = data / split / f"IMG_{number:04}.jpg"
+        gaussians_path(path).parent.mkdir(parents=True, exist_ok=True)
+        image = random.integers(0, 256, (64, 96, 3), dtype=np.uint8)
+        points = np.array([[20.0, 20.0], [60.0, 44.0], [80.0, 12.0], [36.0, 50.0]], np.float32)
+        save_jpeg(image, path, 90)
+        np.save(points_path(path), np.c_[points, np.full(4, 30)].astype(np.float32))
+        Gaussians2D(points, np.full((4, 2), 8.0), np.zeros((4, 1)), np.full((4, 3), 0.5)).save(gaussians_path(path))
+        if split == "test":
+            cells, (x, y) = torch.zeros(8, 12), points.T.astype(int) // 8
+            wrong = [0, 0, 7, 7], [5, 7, 0, 11]  # far from every point
+            cells[wrong if number == 3 else (y, x)] = 1
+            parts = [Window(0, 0, 64, 96, cells)]
+            counted.append(Counted(path.stem, image, points, parts, 4.0 + 2 * (number == 3), 1.0))
+    assert len(list(write_results(tmp_path, counted, "npy", figures=False))) == 2
     return tmp_path
 
 

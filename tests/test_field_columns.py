@@ -80,7 +80,6 @@ def test_rows_of_yolo_and_poses_by_their_yaml_file(tmp_path, kpt_shape, row):
 
 UNCLEAR = {
     "pose and polygon": [pose(40, 30, 4), outline(160, 110, 6)],
-    "3 and 5 keypoints": [pose(40, 30, 3), pose(120, 80, 5)],
     "one number of corners": [outline(40, 30, 5), outline(120, 80, 5)],
     "polygons predicted": [outline(40, 30, 5) + " 0.9", outline(120, 80, 6) + " 0.8"],
     "confidence and track": [pose(40, 30, 0, more=[0.83, 1]), pose(120, 80, 0, more=[0.83, 2])],

@@ -107,21 +107,17 @@ def test_rows_of_files_without_losses_are_kept(tmp_path):
     assert (tmp_path / "loss_results.csv").read_text() == "a_gs_params.h5,0.125,0\nb_gs_params.h5,0.5,0\n"
 
 
-def test_downsampling_gives_scales_in_pixels_of_the_whole_image(tmp_path):
+def test_a_blob_gets_its_scales_and_settings_of_the_paper_alone_are_taken(tmp_path):
     y, x = np.mgrid[:128, :160]
     blob = np.exp(-((x - 80) ** 2 / (2 * 12**2) + (y - 64) ** 2 / (2 * 8**2)))
-    image = Image.fromarray((blob[..., None] * 255).repeat(3, axis=2).astype(np.uint8))
-    path, scales = tmp_path / "a.png", []
-    image.save(path)
+    Image.fromarray((blob[..., None] * 255).repeat(3, axis=2).astype(np.uint8)).save(tmp_path / "a.png")
     np.save(tmp_path / "a.npy", np.array([[80.0, 64.0]]))
-    gaussians_path(path).parent.mkdir()
-    for downsample in (1, 2):
-        fit_file(FitJob(path, FitConfig(use_background_mask=False), "auto", downsample, downsample))
-        fitted = Gaussians2D.load(gaussians_path(path))
-        scales.append(np.sort(fitted.scales.numpy()[0]))
-        np.testing.assert_array_equal(fitted.means, [[80, 64]])
-    np.testing.assert_allclose(scales[0], [8, 12], rtol=0.1)
-    np.testing.assert_allclose(scales[1], scales[0], rtol=0.1)
+    gaussians_path(tmp_path / "a.png").parent.mkdir()
+    fit_file(FitJob(tmp_path / "a.png", FitConfig(use_background_mask=False), "auto", 1))
+    fitted = Gaussians2D.load(gaussians_path(tmp_path / "a.png"))
+    np.testing.assert_allclose(np.sort(fitted.scales.numpy()[0]), [8, 12], rtol=0.1)
+    np.testing.assert_array_equal(fitted.means, [[80, 64]])
+    assert "--downsample-ratio" in fit(tmp_path, "--downsample-ratio", 2, code=2)[1]
 
 
 def test_a_tolerance_ends_the_fit_early_at_nearly_the_same_loss():

@@ -51,14 +51,10 @@ def test_impossible_parameters(parameter):
 
 @pytest.mark.skipif(not native.works(), reason="no C++ compiler here")
 def test_more_shares_than_int32_counts_are_refused():
-    table, cells = np.zeros((70_000, 7), np.float32), [np.zeros(40_000, np.float32)] * 3
+    table, cells = np.zeros((70_000, 7), np.float32), np.zeros(40_000, np.float32)
     table[:, [2, 5]] = 1e-3  # each reaches all of 200 x 200 cells
-    limit, message = (
-        np.full(200, 10.0, np.float32),
-        "^kernel: 2,800,.* shares of 70,000 Gaussians are too many; use small",
-    )
-    with pytest.raises(ValueError, match=message):
-        native.kernel_rows(table, (200, 200), 8, limit, *cells, smallest=1e-7, background=True)
+    with pytest.raises(MemoryError, match="^native engine: not enough memory for these Gaussians and this image$"):
+        native.kernel_rows(table, (200, 200), 8, cells, cells.astype(np.int32), cells, smallest=1e-7)
 
 
 def test_samples_that_do_not_fit_together():

@@ -240,17 +240,6 @@ int gst_render_backward(int n, const float* means, const float* conics, const fl
     });
 }
 
-// losses [2]: render loss and shape loss at params.
-int gst_loss_and_gradients(const uint8_t* image, const uint8_t* mask, int width, int height, int n, const float* params,
-                           float shape_weight, float max_ratio, double* losses, float* gradients) {
-    return guarded([&] {
-        const Target target(image, mask, width, height);
-        Scene scene(n, width, height);
-        losses[0] = render_loss(scene, target, n, 0, params, gradients);
-        losses[1] = shape_loss(n, params, shape_weight, max_ratio, gradients);
-    });
-}
-
 // losses [2]: at the parameters that the last step started from, as the released code reports them; done: steps. With a
 // tolerance the fit ends where the losses stall between two looks at them, one each check_every steps.
 int gst_fit(const uint8_t* image, const uint8_t* mask, int width, int height, int n, float* params, int iterations,
@@ -282,25 +271,19 @@ int gst_kernel_nearest(int n, const float* table, int rows, int columns, float s
     });
 }
 
-// limit [rows]; spans [n * rows + 1, 3] and ends [n]: see kernel::visit; total: how many cells they hold.
-int gst_kernel_visit(int n, const float* table, int rows, int columns, float stride, const float* limit, int32_t* spans,
-                     int64_t* ends, int64_t* total) {
+// See kernel::rows, whose indices and data gst_kernel_shares gives afterwards.
+int gst_kernel_rows(int n, const float* table, int rows, int columns, float stride, const float* nearest,
+                    const int32_t* index, const float* log_odds, float smallest, int32_t* indptr) {
     return guarded([&] {
         const auto* gaussians = reinterpret_cast<const kernel::Gaussian*>(table);
-        auto* visited = reinterpret_cast<kernel::Span*>(spans);
-        *total = kernel::visit({rows, columns, stride}, n, gaussians, limit, visited, ends);
+        kernel::rows({rows, columns, stride}, n, gaussians, nearest, index, log_odds, smallest, indptr);
     });
 }
 
-int gst_kernel_fill(int n, const float* table, int rows, int columns, float stride, const int32_t* spans,
-                    const int64_t* ends, const float* nearest, const float* log_det, const float* log_odds,
-                    float smallest, int background, int32_t* indptr, int32_t* indices, float* data) {
-    return guarded([&] {
-        const auto* gaussians = reinterpret_cast<const kernel::Gaussian*>(table);
-        const auto* visited = reinterpret_cast<const kernel::Span*>(spans);
-        kernel::fill({rows, columns, stride}, n, gaussians, visited, ends, nearest, log_det, log_odds, smallest,
-                     background != 0, indptr, indices, data);
-    });
+int gst_kernel_shares(int count, int32_t* indices, float* data) {
+    std::copy_n(kernel::indices.data(), count, indices);
+    std::copy_n(kernel::data.data(), count, data);
+    return 0;
 }
 
 // rows [height, 4] and columns [width, 4]: see resize::Tap; out [height, width, 3].

@@ -28,30 +28,38 @@ def points_inside(points: np.ndarray, width: int, height: int) -> np.ndarray:
     return ((points >= 0) & (points <= (width, height))).all(axis=1)
 
 
-def fitting_grid(value: Annotated, shape: Shape, source: Path, image: Path) -> str | None:
-    """The grid that the size in the file ``source`` tells, else the one in which more of the points lie; None for both.
+def in_pixels(value: Annotated, shape: Shape, source: Path, image: Path) -> Annotated:
+    """The marks in pixels of ``image``, where the file ``source`` gives them in parts of it, which are those of the upright one.
 
-    Raises ``ValueError`` where that size is neither of ``image``: then it was scaled, or belongs to another.
+    Raises ``ValueError`` where the size in the file is not that of ``image``, which was scaled, or is another.
     """
-    grids = [grid for grid in (UPRIGHT, STORED) if value.image_size in (None, grid_size(shape, grid))]
-    if not grids:
-        made_for, stored = (f"{width:g} x {height:g}" for width, height in (value.image_size, grid_size(shape, STORED)))
-        what = f"made for an image of {made_for} pixels, but {image} is stored as {stored}"
+    upright, stored = grid_size(shape, UPRIGHT), grid_size(shape, STORED)
+    if value.image_size == (1, 1):
+        return Annotated([mark.scaled(*upright) for mark in value.marks], upright)
+    if value.image_size not in (None, upright, stored):
+        made_for, there = (f"{width:g} x {height:g}" for width, height in (value.image_size, stored))
+        what = f"made for an image of {made_for} pixels, but {image} is stored as {there}"
         raise ValueError(f"{source}: {what}; annotate the image as it is, without scaling or cutting it")
-    points = np.array([mark[:2] for mark in value.marks]).reshape(-1, 2)
-    fit = {grid: points_inside(points, *grid_size(shape, grid)).sum() for grid in grids}
-    best = [grid for grid in grids if fit[grid] == max(fit.values())]
-    return best[0] if len(best) == 1 else None
+    return value
 
 
-def choose_grids(fitting: Mapping[Path, str | None], turned: Collection[Path], usual: str) -> dict[Path, str]:
-    """The grid of each image, where ``fitting_grid`` leaves it open the one that all others have, or the ``usual`` one.
+def choose_grids(annotated: Mapping[Path, Annotated], shapes: Mapping[Path, Shape], usual: str) -> dict[Path, str]:
+    """The grid of each image: the one whose size its file states, else the one in which more points of all images lie.
 
-    A warning says which images were ``turned`` by their EXIF orientation, and how their grid was found.
+    Where as many lie in both it is the ``usual`` one. A warning says which images are turned by their EXIF orientation, and
+    how their grid was found.
     """
-    common = {fitting[image] for image in turned} - {None}
-    usual = common.pop() if len(common) == 1 else usual
-    grids = {image: (grid or usual) if image in turned else UPRIGHT for image, grid in fitting.items()}
+    turned = {image: value for image, value in annotated.items() if shapes[image].orientation != 1}
+    inside = dict.fromkeys((usual, UPRIGHT, STORED), 0)
+    for image, value in turned.items():
+        points = np.array([mark[:2] for mark in value.marks]).reshape(-1, 2)
+        for grid in inside:
+            inside[grid] += points_inside(points, *grid_size(shapes[image], grid)).sum()
+    usual = max(inside, key=inside.__getitem__)
+    grids = dict.fromkeys(annotated, UPRIGHT)
+    for image, value in turned.items():
+        stated = [grid for grid in (UPRIGHT, STORED) if value.image_size == grid_size(shapes[image], grid)]
+        grids[image] = stated[0] if len(stated) == 1 else usual
     if turned:
         lying = [image for image in turned if grids[image] == STORED]
         how = f"those of {len(lying)} ({_names(lying, 3)}) fit the stored grid and are turned with them"

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import cKDTree
 
 from utils.evaluation.windows import Window
-from utils.pixels import COARSEST, STRIDE
+from utils.pixels import COARSEST
 
 # Least mass of a head's 3 x 3 cells. F1 is largest when a candidate counts from half the attainable F1 on (Lipton, Elkan
 # and Naryanaswamy, ECML 2014): 0.3 where 0.6 can be reached. A single person smeared by a Gaussian of two cells, the widest
@@ -35,19 +35,29 @@ def locate_windows(parts: Sequence[Window]) -> np.ndarray:
 
     The windows' cells are searched as one grid, so that a head on a seam is found once. A window's cells begin at
     its corner and cover its sides up to a multiple of 16 pixels: the networks leave out the rest, whichever number of cells
-    they return. Cells of 8 pixels that reach over the border (blended windows) keep their size; heads are clipped to the
-    image.
+    they return.
     """
     tops, lefts = sorted({part.top for part in parts}), sorted({part.left for part in parts})
     by_corner = {(part.top, part.left): part for part in parts}
-    grid = np.block([[np.asarray(by_corner[top, left].density.cpu(), np.float64) for left in lefts] for top in tops])
+    density = np.block([[np.asarray(by_corner[top, left].density.cpu(), np.float64) for left in lefts] for top in tops])
     column, row = [by_corner[top, lefts[0]] for top in tops], [by_corner[tops[0], left] for left in lefts]
     rows = np.concatenate([part.top + _centres(part.height, part.density.shape[0]) for part in column])
     columns = np.concatenate([part.left + _centres(part.width, part.density.shape[1]) for part in row])
-    heads = _locate(grid, rows, columns)
-    heads[:, 0] = heads[:, 0].clip(0, row[-1].left + row[-1].width)
-    heads[:, 1] = heads[:, 1].clip(0, column[-1].top + column[-1].height)
-    return heads
+    peaks = (density == ndimage.maximum_filter(density, 3, mode="constant", cval=-np.inf)) & (density > 0)
+    i, j = np.nonzero(peaks)
+    groups, _ = ndimage.label(peaks, np.ones((3, 3)))
+    first = np.sort(np.unique(groups[i, j], return_index=True)[1])
+    i, j = i[first], j[first]
+    cells = sliding_window_view(np.pad(density, 1, constant_values=np.nan), (3, 3))[i, j]  # [M, 3, 3]
+    mass = np.nansum(cells, axis=(1, 2))
+    heavy = mass >= MASS_THRESHOLD
+    i, j, cells, mass = i[heavy], j[heavy], cells[heavy], mass[heavy]
+    excess = np.nan_to_num(cells - np.nanmin(cells, axis=(1, 2), keepdims=True))
+    excess[:, 1, 1] += excess.sum(axis=(1, 2)) == 0  # nine equal cells: the centre
+    total = excess.sum(axis=(1, 2))
+    x = (excess.sum(axis=1) * sliding_window_view(np.pad(columns, 1), 3)[j]).sum(axis=1) / total
+    y = (excess.sum(axis=2) * sliding_window_view(np.pad(rows, 1), 3)[i]).sum(axis=1) / total
+    return np.stack([x, y, mass], axis=1)
 
 
 def matches(predicted: np.ndarray, truth: np.ndarray, radius: float) -> int:
@@ -85,26 +95,6 @@ def localisation_scores(
     return scores
 
 
-def _locate(density: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Heads of a density [h, w], whose cells have their centres at ``columns`` [w] and ``rows`` [h], pixels."""
-    peaks = (density == ndimage.maximum_filter(density, 3, mode="constant", cval=-np.inf)) & (density > 0)
-    i, j = np.nonzero(peaks)
-    groups, _ = ndimage.label(peaks, np.ones((3, 3)))
-    first = np.sort(np.unique(groups[i, j], return_index=True)[1])
-    i, j = i[first], j[first]
-    cells = sliding_window_view(np.pad(density, 1, constant_values=np.nan), (3, 3))[i, j]  # [M, 3, 3]
-    mass = np.nansum(cells, axis=(1, 2))
-    heavy = mass >= MASS_THRESHOLD
-    i, j, cells, mass = i[heavy], j[heavy], cells[heavy], mass[heavy]
-    excess = np.nan_to_num(cells - np.nanmin(cells, axis=(1, 2), keepdims=True))
-    excess[:, 1, 1] += excess.sum(axis=(1, 2)) == 0  # nine equal cells: the centre
-    total = excess.sum(axis=(1, 2))
-    x = (excess.sum(axis=1) * sliding_window_view(np.pad(columns, 1), 3)[j]).sum(axis=1) / total
-    y = (excess.sum(axis=2) * sliding_window_view(np.pad(rows, 1), 3)[i]).sum(axis=1) / total
-    return np.stack([x, y, mass], axis=1)
-
-
 def _centres(pixels: int, cells: int) -> np.ndarray:
     """Centres of a window's cells along a side, from its first pixel."""
-    size = STRIDE if STRIDE * cells > pixels else (pixels - pixels % COARSEST) / cells
-    return (np.arange(cells) + 0.5) * size
+    return (np.arange(cells) + 0.5) * ((pixels - pixels % COARSEST) / cells)

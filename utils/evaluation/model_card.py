@@ -50,7 +50,6 @@ def note_evaluation(weights: Path, data_dir: Path, facts: dict[str, Any]) -> Non
     chosen, split = facts["configuration"], facts["configuration"]["split"]
     images, split_hash = split_hashes(str(data_dir)).get(split, (facts["scored"], "unknown"))
     how = [f"windows of {chosen['window']} px"]
-    how += [f"overlap {chosen['overlap']} px"] if chosen["overlap"] else []
     how += ["mirrored too"] if chosen["flip_average"] else []
     how += [chosen["precision"]] if chosen["precision"] != "32" else []
     how += [f"{facts['scored']} of {images} images scored"] if facts["scored"] != images else []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -39,19 +38,6 @@ def _starts(sizes: Sequence[int]) -> list[int]:
     return [0, *itertools.accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]
 
 
-def check_shared_memory(batch: int, num_workers: int, prefetch: int, batch_size: int, processes: int = 1) -> None:
-    """``ValueError`` where /dev/shm cannot hold the batches under way, of ``batch`` bytes each, for ``processes`` trainings."""
-    needed = batch * (num_workers * prefetch + 1) * processes  # and the one that is being used
-    try:
-        found = os.statvfs(FOLDER)
-    except OSError:  # not Linux
-        return
-    free = found.f_bavail * found.f_frsize
-    if needed > free:
-        how_much = f", {needed / 1e6:.1f} MB of which {free / 1e6:.1f} MB are free"
-        raise ValueError(_message(num_workers, batch_size, how_much))
-
-
 @contextlib.contextmanager
 def shared_memory_errors(num_workers: int, batch_size: int, timeout: int) -> Iterator[None]:
     """Turn what a lack of shared memory looks like into that one line, and a loader that gives nothing into another."""
@@ -69,12 +55,8 @@ def shared_memory_errors(num_workers: int, batch_size: int, timeout: int) -> Ite
             ) from None
         is_full = num_workers and text == "[Errno 28] No space left on device"
         if is_full or "shared memory" in text or "Bus error" in text:
-            raise ValueError(_message(num_workers, batch_size)) from None
+            raise ValueError(
+                f"not enough shared memory in {FOLDER} for --num-workers {num_workers} and --batch-size {batch_size}; "
+                "enlarge it (docker run --shm-size), or lower --num-workers (0 needs none) or --prefetch"
+            ) from None
         raise
-
-
-def _message(num_workers: int, batch_size: int, how_much: str = "") -> str:
-    return (
-        f"not enough shared memory in {FOLDER} for --num-workers {num_workers} and --batch-size {batch_size}{how_much}; "
-        "enlarge it (docker run --shm-size), or lower --num-workers (0 needs none) or --prefetch"
-    )
