@@ -27,7 +27,7 @@ from datasets.raw.preprocess import is_grey
 from datasets.report import CROP_SIZES, SPLITS, ImageFacts, find_images, look_at, lost_images, print_report, summarise
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import kernel_command, load_kernel, params_hash, read_attributes
-from GS2D.prepared import OtherPointsError, fit_command, load_annotations
+from GS2D.points import OtherPointsError, fit_command, load_annotations
 from utils.cli import EXIT_FAILED, default_workers, for_each, one_line, run_script, warn
 from utils.config import make_parser, number, parse_arguments
 from utils.dataset_report import DATASETS, REPORT, read_report
