@@ -19,8 +19,7 @@ import torch
 
 from benchmarks.common import make_data
 from datasets.crowd import Crowd
-from datasets.loading import CropLoader
-from datasets.sampler import EpochSampler
+from datasets.loading import CropLoader, EpochSampler
 from losses import build_kernel
 from utils.config import make_parser
 

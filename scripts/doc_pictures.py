@@ -86,7 +86,8 @@ def background_of(gaussians: Gaussians2D, size: tuple[int, int], parameters: Par
     """The background's share of each cell."""
     columns = gaussians.means, gaussians.scales, gaussians.rotations
     kernel = transport_kernel(*columns, size, **parameters._asdict())
-    return summarise_kernel(kernel, cell_grid(size, parameters.stride)).background
+    _, background, _ = summarise_kernel(kernel, cell_grid(size, parameters.stride))
+    return background
 
 
 def main() -> None:
