@@ -19,8 +19,15 @@ from datasets.report import CROP_SIZES, RECORD, read_record, write_report
 from GS2D.points import mean_neighbour_distance
 from utils.cli import Outcome, default_workers, for_each, report_failures, warn
 from utils.config import make_parser, number, parse_arguments
-from utils.dataset_report import OWN
-from utils.files import IMAGE_SUFFIXES, atomic_write, gaussians_path, make_folder, points_path, remove_stale_partials
+from utils.files import (
+    IMAGE_SUFFIXES,
+    OWN,
+    atomic_write,
+    gaussians_path,
+    make_folder,
+    points_path,
+    remove_stale_partials,
+)
 from utils.images import image_shape, is_grey, load_image, save_jpeg
 from utils.lock import lock_folder
 
