@@ -67,10 +67,8 @@ def draw_augmentation(
     factor = MIN_SCALE + (MAX_SCALE - MIN_SCALE) * float(scale)
     if stride or min(_rescaled(height, width, factor)) < crop_size:
         factor = 1.0
-    step = stride or 1
-    rows, columns = (
-        (side - crop_size) // step + 1 for side in _rescaled(height, width, factor)
-    )  # places of the corner
+    step, sides = stride or 1, _rescaled(height, width, factor)
+    rows, columns = ((side - crop_size) // step + 1 for side in sides)  # where the corner may lie
     brightness, contrast = 1 + jitter * (2 * generator.random(2) - 1) if jitter else (1.0, 1.0)
     return Augmentation(
         grey=bool(grey < GREY_PROBABILITY),
