@@ -19,7 +19,7 @@ import torch
 from GS2D.backends import BACKENDS, choose_backend
 from GS2D.fitting import FitConfig, FitResult, Problem, fit_problems, fit_side_by_side, prepare
 from GS2D.gaussians import read_file
-from GS2D.prepared import check_points
+from GS2D.points import check_points
 from utils.cli import Outcome, ProgressBar, attempt, default_workers, for_each, one_line, report_failures
 from utils.config import make_parser, number, parse_arguments
 from utils.device import fabric_devices
@@ -61,22 +61,13 @@ def parse_shard(text: str) -> Shard:
 
 
 def detect_shard() -> Shard:
-    """The share by the environment: rank and size of ``torchrun`` or of a SLURM step, times the task of a SLURM array.
-
-    Raises ``ValueError`` where SLURM's tasks are not given by node, which Fabric asks for.
-    """
-    from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-
+    """The share by the environment: rank and size of ``torchrun`` or of a SLURM step, times the task of a SLURM array."""
     rank, size, local_rank = 0, 1, 0
-    for kind in (TorchElasticEnvironment, SLURMEnvironment):
-        if kind.detect():
-            try:
-                environment = kind()
-            except RuntimeError as error:  # about --ntasks
-                raise ValueError(f"{error} (or give --shard i/n)") from None
-            rank, size, local_rank = environment.global_rank(), environment.world_size(), environment.local_rank()
+    for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+        if all(name in os.environ for name in names):
+            rank, size, local_rank = (int(os.environ[name]) for name in names)
             break
-    if "SLURM_ARRAY_TASK_ID" in os.environ:  # Fabric does not look at arrays, whose tasks know nothing of each other
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
         task, first, count, step = (
             int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
             for name, default in (("ID", 0), ("MIN", 0), ("COUNT", 1), ("STEP", 1))

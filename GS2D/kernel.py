@@ -185,16 +185,10 @@ class BlockKernel(NamedTuple):
 
 def block_diagonal(kernels: Sequence[Tensor]) -> BlockKernel:
     """Sparse kernels [R_b, M_b], one after another along the diagonal."""
-    indptr, indices, data, rows, columns = [np.zeros(1, np.int32)], [], [], 0, 0
-    for kernel in kernels:
-        indptr.append(kernel.crow_indices().numpy()[1:] + np.int32(sum(map(len, indices))))
-        indices.append(kernel.col_indices().numpy() + np.int32(columns))
-        data.append(kernel.values().numpy())
-        rows, columns = rows + kernel.shape[0], columns + kernel.shape[1]
-    arrays = [np.concatenate(parts) for parts in (data, indices, indptr)]
-    transposed = scipy.sparse.csr_array(tuple(arrays), shape=(rows, columns)).tocsc()
-    turned = transposed.indptr, transposed.indices, transposed.data
-    return BlockKernel(*map(torch.from_numpy, (*arrays[::-1], *turned)))
+    rows = scipy.sparse.block_diag([rows_of(kernel) for kernel in kernels], format="csr")
+    columns = rows.tocsc()
+    arrays = rows.indptr, rows.indices, rows.data, columns.indptr, columns.indices, columns.data
+    return BlockKernel(*map(torch.from_numpy, arrays))
 
 
 def takes_native(backend: str) -> bool:

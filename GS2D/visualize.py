@@ -18,7 +18,7 @@ from torch import Tensor
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import cell_grid, transport_kernel
 from GS2D.options import STRIDE, add_kernel_options, check_kernel_options, kernel_options
-from GS2D.prepared import load_annotations
+from GS2D.points import load_annotations
 from GS2D.rasterize import rasterize
 from utils.cli import run_script
 from utils.config import make_parser, parse_arguments

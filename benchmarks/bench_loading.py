@@ -22,8 +22,7 @@ import torch
 
 from benchmarks.common import COUNT, benchmark_parser, make_data, parse_benchmark
 from datasets.crowd import Crowd
-from datasets.loading import CropLoader
-from datasets.sampler import EpochSampler
+from datasets.loading import CropLoader, EpochSampler
 from losses import build_kernel
 from utils.config import number
 

@@ -21,11 +21,20 @@ from typing import Any
 from datasets.report import CROP_SIZES, ImageFacts, find_images, look_at, lost_images, print_report, summarise
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import kernel_command, params_hash, read_attributes
-from GS2D.prepared import OtherPointsError, fit_command, load_annotations
+from GS2D.points import OtherPointsError, fit_command, load_annotations
 from utils.cli import EXIT_FAILED, default_workers, for_each, one_line, run_script
 from utils.config import make_parser, number, parse_arguments
-from utils.dataset_report import DATASETS, REPORT, read_report
-from utils.files import SPLITS, file_hash, gaussians_path, kernel_path, read_json, write_json
+from utils.files import (
+    DATASETS,
+    REPORT,
+    SPLITS,
+    file_hash,
+    gaussians_path,
+    kernel_path,
+    read_json,
+    read_report,
+    write_json,
+)
 from utils.lock import lock_holder
 from utils.training.run_folder import RunFolder
 

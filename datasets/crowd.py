@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from datasets.transforms import Sample, augment, draw_augmentation, too_small
 from GS2D.kernel import BlockKernel, block_diagonal, gst_kernel, kernel_command, stored_kernel
-from GS2D.prepared import Annotations, fit_command, load_annotations
+from GS2D.points import Annotations, fit_command, load_annotations
 from utils.files import SPLITS, gaussians_path, kernel_path, list_images, points_path, read_points
 from utils.images import image_size, load_image, open_image
 from utils.pixels import to_planes

@@ -1,36 +1,72 @@
-"""The loading processes of a training, and the way of a batch from them to the device."""
+"""The order of training images, the processes that load them, and the way of a batch from these to the device."""
 
 from __future__ import annotations
 
 import gc
+import itertools
+import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.crowd import Batch, Crowd, TrainSample, collate
-from datasets.sampler import EpochSampler
 from GS2D.kernel import BlockKernel
-from utils.training.shared_memory import Layout, pack, unpack
+
+_ALIGNED = 16  # bytes, at least any element's
+
+
+class EpochSampler:
+    """A permutation of ``range(size)`` drawn from (seed, epoch), of which process ``rank`` takes every ``processes``-th.
+
+    In each step P processes with a batch of 1 get the images of one process with a batch of P. The permutation is continued
+    from its start until it divides evenly. Assign ``epoch`` before iterating.
+    """
+
+    def __init__(self, size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.size, self.seed, self.rank, self.processes = size, seed, rank, processes
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-self.size // self.processes)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order(self.epoch))
+
+    def order(self, epoch: int) -> list[int]:
+        """The indices of ``epoch``."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        return np.resize(order, len(self) * self.processes)[self.rank :: self.processes].tolist()
+
+    def batches(self, size: int) -> Iterator[list[tuple[int, int]]]:
+        """Batches of (epoch, index) from this epoch on: an epoch's end, where the last may be smaller, stops no loader."""
+        for epoch in itertools.count(self.epoch):
+            order = self.order(epoch)
+            for first in range(0, len(order), size):
+                yield [(epoch, index) for index in order[first : first + size]]
 
 
 @dataclass
 class PackedBatch:
-    """A ``Batch`` whose tensors lie in one, so that processes hand over, pin and copy one."""
+    """A ``Batch`` whose tensors lie in one, since to hand over, pin or copy a tensor takes as long whatever its size."""
 
-    packed: Tensor
-    layout: Layout
+    packed: Tensor  # uint8 [bytes]
+    layout: list[tuple[torch.dtype, tuple[int, ...]]]  # of the tensors in it
     others: tuple
 
     @classmethod
     def collate(cls, samples: Sequence[TrainSample]) -> PackedBatch:
         """For ``DataLoader(collate_fn=...)``."""
         batch = collate(samples)
-        return cls(*pack([*batch[:4], batch.received, *batch.kernel] if batch.kernel else batch[:4]), batch[6:])
+        tensors = [*batch[:4], batch.received, *batch.kernel] if batch.kernel else batch[:4]
+        pieces = [F.pad(tensor.reshape(-1).view(torch.uint8), (0, -tensor.nbytes % _ALIGNED)) for tensor in tensors]
+        return cls(torch.cat(pieces), [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors], batch[6:])
 
     def pin_memory(self) -> PackedBatch:
         """For ``DataLoader(pin_memory=True)``."""
@@ -38,7 +74,9 @@ class PackedBatch:
 
     def unpack(self, packed: Tensor) -> Batch:
         """The batch in the memory of ``packed``, a copy of its one tensor."""
-        tensors = unpack(packed, self.layout)
+        sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in self.layout]
+        pieces = packed.split([size + -size % _ALIGNED for size in sizes])
+        tensors = [p[:size].view(dtype).view(shape) for p, size, (dtype, shape) in zip(pieces, sizes, self.layout)]
         kernel, received = (BlockKernel(*tensors[5:]), tensors[4]) if tensors[4:] else (None, None)
         return Batch(*tensors[:4], kernel, received, *self.others)
 

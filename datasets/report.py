@@ -16,8 +16,18 @@ import yaml
 from scipy.spatial import cKDTree
 
 from utils.cli import one_line, warn
-from utils.dataset_report import DATASETS, OWN, REPORT
-from utils.files import SPLITS, file_hash, list_images, points_path, read_json_lines, read_points, write_json
+from utils.files import (
+    DATASETS,
+    OWN,
+    REPORT,
+    SPLITS,
+    file_hash,
+    list_images,
+    points_path,
+    read_json_lines,
+    read_points,
+    write_json,
+)
 from utils.images import image_size, is_grey, load_image
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -229,9 +239,8 @@ def _warnings(findings: Mapping[str, Any]) -> Iterator[str]:
         ("close", f"points lie closer than {CLOSE} pixels to another; {correct}"),
     ):
         if counts := findings[key]:
-            worst = sorted(counts, key=counts.get, reverse=True)[:3]
-            some = ", ".join(f"{name} {counts[name]}" for name in worst) + (", ..." if len(counts) > 3 else "")
-            yield f"{sum(counts.values())} {what}, in {len(counts)} images ({some})"
+            most = max(counts, key=counts.get)
+            yield f"{sum(counts.values())} {what}, in {len(counts)} images (most in {most}: {counts[most]})"
 
 
 def print_report(report: Mapping[str, Any], stages: Mapping[str, Mapping[str, str]], kind: str = "warning") -> None:

@@ -80,15 +80,13 @@ def scene(seed: int, height: int, width: int, people: int) -> Scene:
 
 
 def _places(rng: Generator, size: np.ndarray, width: int, people: int) -> np.ndarray:
-    """Up to ``people`` places (x, y), ``SPACING`` apart, denser with the distance and where a coarse noise gathers people."""
+    """Up to ``people`` places (x, y), ``SPACING`` apart, denser with the distance."""
     height, count = len(size), _TRIES * people
     weights = size ** -rng.uniform(0.5, 2)
     y = rng.choice(height, count, p=weights / weights.sum()) + rng.random(count)
     x = rng.uniform(0, width, count)
-    attraction = cv2.resize(rng.random((4, 6)), (width, height), interpolation=cv2.INTER_CUBIC)
-    wanted = rng.random(count) < np.where(np.arange(count) < count / 2, attraction[y.astype(int), x.astype(int)], 1)
     places, taken = [], np.zeros((height, width), np.uint8)
-    for place in zip(x[wanted].tolist(), y[wanted].tolist(), strict=True):
+    for place in zip(x.tolist(), y.tolist(), strict=True):
         if len(places) == people:
             break
         column, row = int(place[0]), int(place[1])

@@ -8,8 +8,7 @@ import torch
 from crowd_data import CROP, assert_equal, make_root
 
 from datasets.crowd import Crowd, collate
-from datasets.loading import CropLoader
-from datasets.sampler import EpochSampler
+from datasets.loading import CropLoader, EpochSampler
 from utils.device import network_errors
 from utils.training.shared_memory import shared_memory_errors
 

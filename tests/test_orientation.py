@@ -101,7 +101,7 @@ def test_points_measured_in_the_stored_grid_are_turned_along(tmp_path, form, ori
     out, _, err = prepare(tmp_path / "in", form)
     for found in points(out).values():
         np.testing.assert_allclose(found, turn_points(np.array(stored), shape), atol=1e-3)
-    assert "those of 3 (a.jpg, b.jpg, c.jpg) fit the stored grid and are turned with them" in err
+    assert "those of 3 (first a.jpg) fit the stored grid and are turned with them" in err
 
 
 def test_one_image_tells_for_all_of_its_folder(tmp_path):

@@ -112,7 +112,7 @@ def test_all_that_is_odd_is_found_and_named(plain, capsys):
     assert all(error.startswith(line) for error, line in zip(sorted(report["errors"]), expected, strict=True))
     expected = [
         "train/x.jpg and train/y.jpg and test/z.jpg: the same picture in two splits; keep it in one",
-        "7 points lay outside their image and were dropped, in 2 images (test/dropped.jpg 4,",
+        "7 points lay outside their image and were dropped, in 2 images (most in test/dropped.jpg: 4)",
         "2 points repeat another",
         "5 points lie closer than 0.5 pixels",
     ]

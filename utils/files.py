@@ -31,6 +31,9 @@ LONGEST_NAME = 255  # bytes that file systems take for the name of a file
 _STALE_AFTER_SECONDS = 24 * 3600
 
 SPLITS = ("train", "val", "test")
+REPORT = "dataset_report.json"  # of a prepared folder, see ``datasets.report``
+OWN = "own"  # in the place of a published data set's name
+DATASETS = ("qnrf", "jhu", "nwpu", "sha", "shb", "ucf50", OWN)
 Content = TypeVar("Content", dict, list)
 
 
@@ -67,9 +70,8 @@ def find_files(root: Path, onerror: Callable[[OSError], None] | None = None) -> 
 def unread_kinds(names: Iterable[str]) -> str | None:
     """What to say of images of a kind that is not read."""
     suffixes = [suffix for name in names if (suffix := os.path.splitext(name)[1].lower()) in UNREAD]
-    if not suffixes:
-        return None
-    return f"{len(suffixes)} images are of a kind that is not read: {', '.join(sorted(set(suffixes)))}"
+    some = ", ".join(sorted(set(suffixes)))
+    return f"{len(suffixes)} images are of a kind that is not read: {some}" if suffixes else None
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -111,11 +113,7 @@ def split_hashes(root: str) -> dict[str, tuple[int, str]]:
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_json(path: Path, otherwise: Content) -> Content:
@@ -134,6 +132,16 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError, RecursionError):
             found.append(json.loads(line))
     return [entry for entry in found if isinstance(entry, dict)]
+
+
+def read_report(root: Path) -> dict[str, Any]:
+    """The report, of which ``dataset``, one of ``DATASETS``, and ``crop_size`` matter to others; empty without one."""
+    return read_json(root / REPORT, {})
+
+
+def data_name(dataset: str, root: Path | str) -> str:
+    """What data are called: a published data set by its name, one's own by their folder's."""
+    return Path(root).resolve().name or OWN if dataset == OWN else dataset
 
 
 def write_json(path: Path, content: Any, default: Callable[[Any], Any] | None = None) -> None:
@@ -214,10 +222,7 @@ def _alive(pid: int) -> bool:
 
 
 def make_folder(path: Path | str) -> Path:
-    """Create ``path`` with its parents; a one-line ``OSError`` where that cannot be done."""
+    """Create ``path`` with its parents."""
     path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"{path}: cannot create this folder ({error.strerror}); choose another output path") from None
+    path.mkdir(parents=True, exist_ok=True)
     return path

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
@@ -290,12 +290,8 @@ def read_labelstudio(path: Path, request: Request = Request()) -> dict[str, Anno
 
 def image_of_address(address: str) -> str:
     """The path in an address: of ``/data/local-files/?d=a/b.jpg`` what stands behind d, else without ``?...``."""
-    try:
-        parts = urlsplit(address)
-        named = parse_qs(parts.query).get("d")
-    except ValueError:
-        return address
-    return named[0] if named else unquote(parts.path) or address
+    named = re.search(r"[?&]d=([^&]+)", address)
+    return unquote(named[1] if named else re.sub(r"^\w+://[^/]*|[?#].*$", "", address))
 
 
 def without_upload_prefix(name: str) -> str | None:

@@ -33,18 +33,16 @@ _MAX_DEPTH = 8
 _MAX_BYTES = 1 << 25  # of one decompressed variable; the largest crowd needs a hundredth
 
 
-def read_mat_points(path: Path, names: Sequence[str], lone: bool = False) -> np.ndarray:
-    """The points of a MATLAB 5 file as float64 [N, 2]: of the first of the variables ``names`` that it holds.
+def read_mat_points(path: Path, names: Sequence[str]) -> np.ndarray:
+    """The points of a MATLAB 5 file as float64 [N, 2]: of the first of the variables ``names`` that it holds, or of the only one.
 
-    With ``lone`` the only variable of a file counts, whatever its name. The points may lie in cells and structs of one
-    element, there under one of ``POINT_NAMES``. An image without people may hold an empty array of any shape. Raises
-    ``ValueError`` for anything else than finite numbers in two columns, and like ``read_mat``.
+    The points may lie in cells and structs of one element, there under one of ``POINT_NAMES``. An image without people may
+    hold an empty array of any shape. Raises ``ValueError`` for anything else than finite numbers in two columns, and like
+    ``read_mat``.
     """
     variables = read_mat(path)
-    name = next((name for name in names if name in variables), None)
-    if name is None and lone and len(variables) == 1:
-        name = next(iter(variables))
-    if name is None:
+    name = next((name for name in (*names, *variables) if name in variables), None)
+    if name is None or (name not in names and len(variables) > 1):
         there = ", ".join(sorted(variables)) or "none"
         raise ValueError(f"{path}: no key {names[0]} (keys found: {there}); save the points [N, 2] under that name")
     where, value = f"{path}: {name}", variables[name]
@@ -69,7 +67,7 @@ def read_mat_points(path: Path, names: Sequence[str], lone: bool = False) -> np.
 
 def read_points_mat(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     """The points of a MATLAB file under one of the names that the field uses, or of its only variable."""
-    return {"": Annotated([Mark(x, y) for x, y in read_mat_points(path, POINT_NAMES, lone=True).tolist()])}
+    return {"": Annotated([Mark(x, y) for x, y in read_mat_points(path, POINT_NAMES).tolist()])}
 
 
 def read_mat(path: Path) -> dict[str, Any]:

@@ -13,13 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.raw import exports
-from datasets.raw.grids import STORED, UPRIGHT, choose_grids, grid_size, in_pixels
+from datasets.raw import exports, places
 from datasets.raw.lines import read_xy, read_yolo
 from datasets.raw.marks import Annotated, Request, counted
 from datasets.raw.mat_file import read_points_mat
 from datasets.raw.raw_text import DamagedError, OtherFormatError, one_form
-from datasets.raw.suspicion import refuse_corners, refuse_empty, suspect
 from datasets.raw.tables import read_csv
 from utils.cli import one_line, warn
 from utils.files import PICTURES, UNREAD, find_files, unread_kinds
@@ -32,7 +30,7 @@ class Format(NamedTuple):
     suffixes: tuple[str, ...]
     files: str
     read: Callable[[Path, Request], dict[str, Annotated]]
-    grid: str = UPRIGHT  # in which annotations are taken as made where nothing tells
+    grid: str = places.UPRIGHT  # in which annotations are taken as made where nothing tells
 
 
 FORMATS = {
@@ -46,7 +44,7 @@ FORMATS = {
     "labelstudio": Format((".json",), "all", exports.read_labelstudio),
     "xy": Format((".txt",), "each", read_xy),
     "pnt": Format((".pnt",), "all", exports.read_pnt),
-    "mat": Format((".mat",), "each", read_points_mat, STORED),
+    "mat": Format((".mat",), "each", read_points_mat, places.STORED),
 }
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _REASONS = 3  # that are given where no format is recognised
@@ -111,25 +109,27 @@ def read_annotations(
         remedy = "check --format, and give --annotations if the files are elsewhere or one is for all"
         raise FileNotFoundError(f"{place}: no annotation of format {format} for any image here; {remedy}")
     shapes = {image: folder.shape(image) for image in annotated}
-    grids = choose_grids(annotated, shapes, FORMATS[format].grid)
+    grids = places.choose_grids(annotated, shapes, FORMATS[format].grid)
     unannotated = unannotated or ("empty" if format == "yolo" else "skip")
     _report_missing([image for image in images if image not in sources], len(images), unannotated)
     _report_labels(annotated, categories)
     if not problems:
-        refuse_empty(format, annotated, set(sources.values()), place)
-    refuse_corners(annotated, {image: grid_size(shape, grids[image]) for image, shape in shapes.items()}, place)
+        places.refuse_empty(format, annotated, set(sources.values()), place)
+    places.refuse_corners(
+        annotated, {image: places.grid_size(shape, grids[image]) for image, shape in shapes.items()}, place
+    )
     points: dict[Path, np.ndarray | None] = {}
     for image in images:
         if image in annotated:
             marks = [mark for mark in annotated[image].marks if not categories or mark.label in categories]
             points[image] = own = np.array([mark[:3] for mark in marks], np.float64).reshape(-1, 3)
-            if grids[image] == STORED:
+            if grids[image] == places.STORED:
                 own[:, :2] = turn_points(own[:, :2], shapes[image])
         elif image in sources:
             points[image] = None
         elif unannotated == "empty":
             points[image] = np.zeros((0, 3))
-    suspect({image: (points[image], shapes[image].upright) for image in annotated if len(points[image])}, place)
+    places.suspect({image: (points[image], shapes[image].upright) for image in annotated if len(points[image])}, place)
     return points, problems
 
 
@@ -221,7 +221,7 @@ def _read(
                 raise ValueError(f"{entry}: means {image}, and so does {sources[image]}; keep one of the two")
             sources[image] = path
             try:
-                annotated[image] = in_pixels(value, folder.shape(image), path, image)
+                annotated[image] = places.in_pixels(value, folder.shape(image), path, image)
             except (OSError, ValueError) as error:
                 problems.append(one_line(error))
     if others and len(others) == len(paths):

@@ -14,13 +14,20 @@ import cv2
 import numpy as np
 
 from datasets.raw.annotations import prepared_stem
-from datasets.raw.grids import points_inside
+from datasets.raw.places import points_inside
 from datasets.report import CROP_SIZES, RECORD, read_record, write_report
 from GS2D.points import mean_neighbour_distance
 from utils.cli import Outcome, default_workers, for_each, report_failures, warn
 from utils.config import make_parser, number, parse_arguments
-from utils.dataset_report import OWN
-from utils.files import IMAGE_SUFFIXES, atomic_write, gaussians_path, make_folder, points_path, remove_stale_partials
+from utils.files import (
+    IMAGE_SUFFIXES,
+    OWN,
+    atomic_write,
+    gaussians_path,
+    make_folder,
+    points_path,
+    remove_stale_partials,
+)
 from utils.images import image_shape, is_grey, load_image, save_jpeg
 from utils.lock import lock_folder
 
@@ -107,8 +114,7 @@ def prepare_image(job: Job) -> Prepared:
         sizes = rows[:, 2] if rows.shape[1] == 3 else np.full(len(rows), np.nan)
         if np.isinf(sizes).any():
             raise ValueError(f"{job.image}: the annotated size of a point is no number of pixels; correct it")
-        unknown = np.isnan(sizes)
-        distance = np.where(unknown, mean_neighbour_distance(points), sizes) if unknown.any() else sizes
+        distance = np.where(np.isnan(sizes), mean_neighbour_distance(points), sizes)
         points = np.hstack([points, distance[:, None]])
     with atomic_write(points_path(job.output)) as partial:
         np.save(partial, points.astype(np.float32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,14 +64,15 @@ def read_csv(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     must be image, x, y. Commas, semicolons or tabs separate; below a header numbers may have decimal commas.
     A row that names an image and leaves x and y empty says that nobody is in it.
     """
-    header, rows = _split_header(read_rows(path))
+    rows = list(read_rows(path))
     images: dict[str, Annotated] = {} if request.named else {"": Annotated([])}
-    if not header and not rows:
+    if not rows:
         return images
+    header, rows = _split_header(rows, request.named)
     columns = find_columns(header, rows, request.named, request.attribute)
     if all([fields[i] for i in columns.place] == [fields[i] for i in columns.box[:2]] for fields, _ in rows):
         columns = columns._replace(place=())  # the box's own corner
-    if header and (columns.box or columns.label is not None):
+    if columns.box or columns.label is not None:
         request.notice(_meaning(columns, header[0]))
     for fields, where in rows:
         name = columns.image_name(fields)
@@ -83,12 +84,19 @@ def read_csv(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     return images
 
 
-def _split_header(rows: Iterable[Row]) -> tuple[Row | None, list[Row]]:
-    first, *others = [*rows] or [None]
-    if first is None or not _is_header(first[0]):
-        return None, [first, *others] if first else []
-    # With a header each cell is a value, so that 1,5 can be no pair.
-    return first, [([re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", field) for field in fields], at) for fields, at in others]
+def _split_header(rows: Sequence[Row], named: bool) -> tuple[Row, Sequence[Row]]:
+    """The names of the columns, and the rows: without a header the columns must be image, x, y."""
+    (first, where), *others = rows
+    if _is_header(first):
+        # Each cell is a value, so that 1,5 can be no pair.
+        return rows[0], [
+            ([re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", field) for field in fields], at) for fields, at in others
+        ]
+    names = ["image", "x", "y"] if named else ["x", "y"]
+    if len(first) != len(names):
+        what = f"{len(first)} columns and no header; begin the file with a line like {', '.join(names)}"
+        raise OtherFormatError(f"{where}: {what}")
+    return (names, where), rows
 
 
 def _is_header(fields: Sequence[str]) -> bool:
@@ -97,10 +105,8 @@ def _is_header(fields: Sequence[str]) -> bool:
     return len(words) > 1 and not any(re.match(r"[-+.]?\d", word) or word.lower().endswith(PICTURES) for word in words)
 
 
-def find_columns(header: Row | None, rows: Sequence[Row], named: bool, attribute: str | None) -> Columns:
+def find_columns(header: Row, rows: Sequence[Row], named: bool, attribute: str | None) -> Columns:
     """What the columns of a table are, by their names and, where those leave it open, by what they hold."""
-    if header is None:
-        return _by_place(*rows[0], named)
     fields, where = header
     lower = [one_form(field.lstrip("#").strip().lower()) for field in fields]
     plain = [re.sub(r"[\s_\-.()\[\]]", "", name) for name in lower]
@@ -143,16 +149,6 @@ def _places(find: Callable[[Sequence[Sequence[str]]], list[int]]) -> Columns:
     if place and size:
         return Columns((), [*place, *size], "centre" if find((*_CENTRE, *_MASS)) else "corner")
     return Columns(place)
-
-
-def _by_place(fields: Sequence[str], where: str, named: bool) -> Columns:
-    """The columns of a table without a header."""
-    if len(fields) != (3 if named else 2):
-        wanted = "image, x, y" if named else "x, y"
-        raise OtherFormatError(
-            f"{where}: {len(fields)} columns and no header; begin the file with a line like {wanted}"
-        )
-    return Columns((1, 2), image=0) if named else Columns((0, 1))
 
 
 def _meaning(columns: Columns, header: Sequence[str]) -> str:

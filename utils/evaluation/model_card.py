@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from utils.dataset_report import data_name
-from utils.files import atomic_write, file_hash, read_json, split_hashes, write_json
+from utils.files import atomic_write, data_name, file_hash, read_json, split_hashes, write_json
 from utils.training.run_folder import BEST, CARD, EVALUATIONS, RunFolder, shareable
 
 LIBRARIES = ("torch", "torchvision", "numpy", "gsplat", "lightning-fabric", "opencv-python-headless")

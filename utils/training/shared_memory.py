@@ -1,41 +1,11 @@
-"""Loading processes hand batches over in ``/dev/shm``: in one piece, and where that is small, as in containers, with a word."""
+"""What is said where loading processes, which hand batches over in ``/dev/shm``, run out of it, as in containers."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import math
-from collections.abc import Iterator, Sequence
-
-import torch
-from torch import Tensor
+from collections.abc import Iterator
 
 FOLDER = "/dev/shm"
-_ALIGNED = 16  # bytes, at least any element's
-
-Layout = list[tuple[torch.dtype, tuple[int, ...]]]
-
-
-def pack(tensors: Sequence[Tensor]) -> tuple[Tensor, Layout]:
-    """Tensors as one, uint8 [bytes], and what ``unpack`` needs: to hand a tensor to another process takes 0.2 ms, of any size."""
-    pieces = [tensor.reshape(-1).view(torch.uint8) for tensor in tensors]
-    starts = _starts([len(piece) for piece in pieces])
-    packed = torch.empty(starts.pop(), dtype=torch.uint8)
-    for piece, start in zip(pieces, starts):
-        packed[start : start + len(piece)] = piece
-    return packed, [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
-
-
-def unpack(packed: Tensor, layout: Layout) -> list[Tensor]:
-    """The tensors that were packed, in the same memory."""
-    sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in layout]
-    places = zip(_starts(sizes), sizes, layout)
-    return [packed[start : start + size].view(dtype).view(shape) for start, size, (dtype, shape) in places]
-
-
-def _starts(sizes: Sequence[int]) -> list[int]:
-    """Where tensors of so many bytes begin, and the bytes of all."""
-    return [0, *itertools.accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]
 
 
 @contextlib.contextmanager

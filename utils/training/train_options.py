@@ -9,7 +9,7 @@ from pathlib import Path
 
 from utils.cli import default_workers
 from utils.config import given_values, make_parser, number, parse_arguments
-from utils.dataset_report import DATASETS, OWN, REPORT, data_name, read_report
+from utils.files import DATASETS, OWN, REPORT, data_name, read_report
 from utils.pixels import STRIDE
 from utils.training.run_folder import FORMER_OPTIONS, START_OPTIONS
 
