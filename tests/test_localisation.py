@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as arrays
 from scipy.optimize import linear_sum_assignment
 from scipy.special import erf
 
+from models import build_model
 from utils.evaluation import Window, localisation
 from utils.evaluation.localisation import MASS_THRESHOLD, localisation_scores, locate_windows, matches
 
@@ -115,6 +116,23 @@ def test_heads_of_windows_are_those_of_the_image():
     seam = (44 + 61 + 4) / 2, 47 + 28, 1  # one person, half in either window
     heads = {tuple(head) for head in locate_windows(parts[::-1]).round(4)}
     assert heads == {(4, 12, 1), (36, 28, 0.6), (61 + 44, 4, 1), seam, (61 + 44, 47 + 44, 1)}
+
+
+def test_cells_lie_where_the_network_looks():
+    """In a window of 15 pixels more than a multiple of 16: the center of a column's gradient is the column's place."""
+    torch.manual_seed(1)
+    model = build_model("vgg").eval()
+    image = torch.randn(1, 3, 32, 255, requires_grad=True)
+    density = model(image).density[0, 0]
+    cell = density.shape[1] * 3 // 4
+    (gradient,) = torch.autograd.grad(density[:, cell].sum(), image)
+    energy = gradient.square().sum(dim=(0, 1, 2))
+    looked_at = float((energy * (torch.arange(255) + 0.5)).sum() / energy.sum())
+    person = torch.zeros(density.shape)
+    person[1, cell] = 1
+    placed = locate_windows([Window(0, 0, 32, 255, person)])[0, 0]
+    stretched = (cell + 0.5) * 255 / density.shape[1]
+    assert abs(placed - looked_at) < 6 < abs(stretched - looked_at)
 
 
 points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=5).map(lambda p: np.reshape(p, (-1, 2)))
