@@ -35,7 +35,7 @@ def clean(params: np.ndarray | Tensor, max_ratio: float = 1.5) -> tuple[np.ndarr
     """
     if not max_ratio >= 1:
         raise ValueError(f"max_ratio: {max_ratio}, must be at least 1 (1 makes every Gaussian round)")
-    cleaned = np.array(params)
+    cleaned = torch.as_tensor(params).detach().cpu().numpy().copy()
     if cleaned.size == 0:
         return params, 0
     short, long = cleaned[:, 2:4].min(axis=1), cleaned[:, 2:4].max(axis=1)
