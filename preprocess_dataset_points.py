@@ -18,8 +18,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.raw.formats import FORMATS
-from datasets.raw.point_folders import find_images, read_annotations
+from datasets.raw.point_folders import FORMATS, find_images, read_annotations
 from datasets.raw.preprocess import Settings, make_preprocess_parser, parse_preprocess_arguments, prepare
 from datasets.raw.splits import add_split_options, divide_folders
 from utils.cli import run_script

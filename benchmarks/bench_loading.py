@@ -22,8 +22,7 @@ import torch
 
 from benchmarks.common import COUNT, benchmark_parser, make_data, parse_benchmark
 from datasets.crowd import Crowd
-from datasets.loading import crop_loader
-from datasets.sampler import EpochSampler
+from datasets.loading import CropLoader, EpochSampler
 from losses import build_kernel
 from utils.config import number
 
@@ -42,7 +41,7 @@ def one_pass(crowd: Crowd, epoch: int) -> float:
 def steps(crowd: Crowd, processes: int, seconds: float, step: float = 0.0) -> tuple[float, float]:
     """Crops a second through a loader, and the share of the time for which a step of ``step`` seconds waits for its batch."""
     sampler = EpochSampler(len(crowd), 1)
-    loader = crop_loader(crowd, sampler, 1, processes, 2, torch.device("cpu"))
+    loader = CropLoader(crowd, sampler, 1, processes, 2, torch.device("cpu"))
     crops, waited, begin = 0, 0.0, 0.0
     while True:
         start = time.perf_counter()

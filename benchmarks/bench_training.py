@@ -60,10 +60,10 @@ class AtHand(list):
 
 def train(folder: Path, options: Sequence[str], wrap: Callable[[Any], Any] = lambda loader: loader) -> list[dict]:
     """A run of ``train_gs.py`` in this process, its loader as ``wrap`` makes it -> the figures of its epochs."""
-    make = train_gs.crop_loader
+    make = train_gs.CropLoader
     argv = ["train_gs.py", *options, "--save-dir", str(folder), "--overwrite"]
     with contextlib.redirect_stdout(io.StringIO()), mock.patch.object(sys, "argv", argv):
-        with mock.patch.object(train_gs, "crop_loader", lambda *some, **named: wrap(make(*some, **named))):
+        with mock.patch.object(train_gs, "CropLoader", lambda *some, **named: wrap(make(*some, **named))):
             train_gs.main()
     return RunFolder(folder).metrics()
 

@@ -1,37 +1,72 @@
-"""The loading processes of a training, and the way of a batch from them to the device."""
+"""The order of training images, the processes that load them, and the way of a batch from these to the device."""
 
 from __future__ import annotations
 
 import gc
+import itertools
+import math
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.crowd import Batch, Crowd, TrainSample, collate
-from datasets.sampler import BatchesWithoutEnd, EpochSampler
 from GS2D.kernel import BlockKernel
-from utils.training.shared_memory import Layout, check_shared_memory, pack, unpack
 
-_MEASURED = 4  # crops at most, of which a batch's bytes are reckoned
-Item, Begun = TypeVar("Item"), TypeVar("Begun")
+_ALIGNED = 16  # bytes, at least any element's
 
 
+class EpochSampler:
+    """A permutation of ``range(size)`` drawn from (seed, epoch), of which process ``rank`` takes every ``processes``-th.
+
+    In each step P processes with a batch of 1 get the images of one process with a batch of P. The permutation is continued
+    from its start until it divides evenly. Assign ``epoch`` before iterating.
+    """
+
+    def __init__(self, size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.size, self.seed, self.rank, self.processes = size, seed, rank, processes
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-self.size // self.processes)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order(self.epoch))
+
+    def order(self, epoch: int) -> list[int]:
+        """The indices of ``epoch``."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        return np.resize(order, len(self) * self.processes)[self.rank :: self.processes].tolist()
+
+    def batches(self, size: int) -> Iterator[list[tuple[int, int]]]:
+        """Batches of (epoch, index) from this epoch on: an epoch's end, where the last may be smaller, stops no loader."""
+        for epoch in itertools.count(self.epoch):
+            order = self.order(epoch)
+            for first in range(0, len(order), size):
+                yield [(epoch, index) for index in order[first : first + size]]
+
+
+@dataclass
 class PackedBatch:
-    """A ``Batch`` whose tensors lie in one, so that processes hand over, pin and copy one."""
+    """A ``Batch`` whose tensors lie in one, since to hand over, pin or copy a tensor takes as long whatever its size."""
 
-    def __init__(self, packed: Tensor, layout: Layout, others: tuple) -> None:
-        self.packed, self.layout, self.others = packed, layout, others
+    packed: Tensor  # uint8 [bytes]
+    layout: list[tuple[torch.dtype, tuple[int, ...]]]  # of the tensors in it
+    others: tuple
 
     @classmethod
     def collate(cls, samples: Sequence[TrainSample]) -> PackedBatch:
         """For ``DataLoader(collate_fn=...)``."""
         batch = collate(samples)
-        return cls(*pack([*batch[:4], batch.received, *batch.kernel] if batch.kernel else batch[:4]), batch[6:])
+        tensors = [*batch[:4], batch.received, *batch.kernel] if batch.kernel else batch[:4]
+        pieces = [F.pad(tensor.reshape(-1).view(torch.uint8), (0, -tensor.nbytes % _ALIGNED)) for tensor in tensors]
+        return cls(torch.cat(pieces), [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors], batch[6:])
 
     def pin_memory(self) -> PackedBatch:
         """For ``DataLoader(pin_memory=True)``."""
@@ -39,37 +74,37 @@ class PackedBatch:
 
     def unpack(self, packed: Tensor) -> Batch:
         """The batch in the memory of ``packed``, a copy of its one tensor."""
-        tensors = unpack(packed, self.layout)
+        sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in self.layout]
+        pieces = packed.split([size + -size % _ALIGNED for size in sizes])
+        tensors = [p[:size].view(dtype).view(shape) for p, size, (dtype, shape) in zip(pieces, sizes, self.layout)]
         kernel, received = (BlockKernel(*tensors[5:]), tensors[4]) if tensors[4:] else (None, None)
         return Batch(*tensors[:4], kernel, received, *self.others)
 
 
-def one_ahead(items: Iterable[Item], begin: Callable[[Item], Begun]) -> Iterator[Begun]:
-    """``begin(item)`` of each in order; that of the next has been called when one is handed out."""
-    begun: list[Begun] = []
-    for item in items:
-        begun.append(begin(item))
-        if len(begun) > 1:
-            yield begun.pop(0)
-    yield from begun
-
-
 class CropLoader:
-    """The ``Batch``es of the epoch that ``sampler`` says, on ``device``, of a ``DataLoader`` of ``PackedBatch``es without end.
+    """The ``Batch``es of the epoch that ``sampler`` says, on ``device``; those of the next are made while it is validated.
 
-    Those of the next epoch are made while this one is used up, validated and written down.
-    On a GPU each is one copy from pinned memory on a stream of its own, which begins while the batch before it is used: the
-    thread that launches operations waits for nothing, and neither does the device unless the copy is late.
+    ``num_workers`` processes each make ``prefetch`` batches ahead, from one epoch to the next. ``timeout``: seconds without a
+    batch after which something is wrong. To a GPU each batch is one copy from pinned memory, for which the host does not wait.
     """
 
-    def __init__(self, loader: DataLoader, batches: BatchesWithoutEnd, device: torch.device) -> None:
-        self.loader, self.device = loader, device
-        self.batch_size, self.sampler = batches.batch_size, batches.sampler
+    def __init__(
+        self,
+        train: Crowd,
+        sampler: EpochSampler,
+        batch_size: int,
+        num_workers: int,
+        prefetch: int,
+        device: torch.device,
+        timeout: int = 0,
+    ) -> None:
+        self.train, self.sampler, self.batch_size, self.device = train, sampler, batch_size, device
+        self._processes = {"num_workers": num_workers, "prefetch_factor": prefetch, "timeout": timeout}
         self._batches: Iterator[Batch] = iter(())
         self._begins: int | None = None  # the epoch whose first batch is the next of these
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self.sampler.epoch
@@ -82,55 +117,17 @@ class CropLoader:
 
     def _without_end(self) -> Iterator[Batch]:
         gc.collect()  # a loading process that freed CUDA graphs of a run before, without a GPU, would be killed
-        if self.device.type != "cuda":
-            yield from (batch.unpack(batch.packed) for batch in self.loader)
-            return
-        stream = torch.cuda.Stream(self.device)
-
-        def begin(batch: PackedBatch) -> tuple[PackedBatch, Tensor, torch.cuda.Event]:
-            with torch.cuda.stream(stream):
-                return batch, batch.packed.to(self.device, non_blocking=True), stream.record_event()
-
-        for batch, packed, copied in one_ahead(self.loader, begin):
-            current = torch.cuda.current_stream(self.device)
-            current.wait_event(copied)
-            packed.record_stream(current)  # its memory is not given to another while this stream works with it
-            yield batch.unpack(packed)
-
-
-def crop_loader(
-    train: Crowd,
-    sampler: EpochSampler,
-    batch_size: int,
-    num_workers: int,
-    prefetch: int,
-    device: torch.device,
-    timeout: int = 0,
-    *,
-    processes: int = 1,
-) -> CropLoader:
-    """A loader whose ``num_workers`` processes each make ``prefetch`` batches ahead, from one epoch to the next.
-
-    ``timeout``: seconds without a batch after which something is wrong (0: never). ``processes``: trainings on this machine.
-    Raises ``ValueError`` where shared memory cannot hold the batches under way.
-    """
-    if num_workers:
-        some = [train[index] for index in list(sampler)[: min(batch_size, _MEASURED)]]
-        batch = PackedBatch.collate(some).packed.nbytes * batch_size // len(some)
-        check_shared_memory(batch, num_workers, prefetch, batch_size, processes)
-    batches = BatchesWithoutEnd(sampler, batch_size)
-    loader = DataLoader(
-        train,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        prefetch_factor=prefetch if num_workers else None,
-        collate_fn=PackedBatch.collate,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_start_loading,
-        generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
-        timeout=timeout if num_workers else 0,
-    )
-    return CropLoader(loader, batches, device)
+        loader = DataLoader(
+            self.train,
+            batch_sampler=self.sampler.batches(self.batch_size),
+            collate_fn=PackedBatch.collate,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_start_loading,
+            generator=torch.Generator(),  # of its own, so that workers do not draw from the numbers of dropout
+            **(self._processes if self._processes["num_workers"] else {}),
+        )
+        for batch in loader:
+            yield batch.unpack(batch.packed.to(self.device, non_blocking=True))
 
 
 def _start_loading(_: int) -> None:

@@ -67,13 +67,16 @@ def draw_augmentation(
     factor = MIN_SCALE + (MAX_SCALE - MIN_SCALE) * float(scale)
     if stride or min(_rescaled(height, width, factor)) < crop_size:
         factor = 1.0
-    height, width = _rescaled(height, width, factor)
+    step = stride or 1
+    rows, columns = (
+        (side - crop_size) // step + 1 for side in _rescaled(height, width, factor)
+    )  # places of the corner
     brightness, contrast = 1 + jitter * (2 * generator.random(2) - 1) if jitter else (1.0, 1.0)
     return Augmentation(
         grey=bool(grey < GREY_PROBABILITY),
         scale=factor,
-        top=_corner(top, height - crop_size, stride or 1),
-        left=_corner(left, width - crop_size, stride or 1),
+        top=int(top * rows) * step,
+        left=int(left * columns) * step,
         flip=bool(flip < FLIP_PROBABILITY),
         brightness=float(brightness),
         contrast=float(contrast),
@@ -95,44 +98,34 @@ def augment(
     Of the image only the pixels under the crop are read.
     """
     image = cut_out(sample.image, augmentation, crop_size)
-    sample, targets, stays = crop(
-        rescale(sample, augmentation.scale), augmentation.left, augmentation.top, crop_size, whole
-    )
-    sample = sample._replace(image=image)
     if augmentation.grey:
-        sample = sample._replace(image=grey(sample.image))
+        image = grey(image)
     if (augmentation.brightness, augmentation.contrast) != (1, 1):
-        sample = sample._replace(image=expose(sample.image, augmentation.brightness, augmentation.contrast))
-    return (hflip(sample) if augmentation.flip else sample), targets, stays
+        image = expose(image, augmentation.brightness, augmentation.contrast)
+    rescaled = rescale(sample, augmentation.scale)._replace(image=image)
+    inside, targets, stays = crop(rescaled, augmentation.left, augmentation.top, crop_size, whole)
+    return (hflip(inside) if augmentation.flip else inside), targets, stays
 
 
 def cut_out(image: np.ndarray, augmentation: Augmentation, size: int) -> np.ndarray:
-    """The pixels of a crop: uint8 [size, size, 3], those that all of the image, rescaled (bilinear), would have there."""
-    top, left = augmentation.top, augmentation.left
-    if augmentation.scale == 1:
-        return np.array(image[top : top + size, left : left + size])
-    return rescaled_rectangle(image, _rescaled(*image.shape[:2], augmentation.scale), top, left, size, size)
+    """The pixels of a crop: uint8 [size, size, 3], those that all of ``image``, rescaled, would have there.
 
-
-def rescaled_rectangle(
-    image: np.ndarray, size: tuple[int, int], top: int, left: int, height: int, width: int
-) -> np.ndarray:
-    """``resize(image, size)[top : top + height, left : left + width]`` of uint8 [H, W, 3]; ``size``: (rows, columns).
-
-    ``resize`` is OpenCV's with ``INTER_LINEAR``, to the last bit, of which only the pixels under the rectangle are read:
-    sums along x are cut to 1/128, products of these with the weights along y to 1/4, and the sum of the two is rounded.
-    Without the native engine OpenCV itself rescales all of the image.
+    They are OpenCV's with ``INTER_LINEAR``, to the last bit, of which only those under the crop are computed: sums along x are
+    cut to 1/128, products of these with the weights along y to 1/4, and the sum of the two is rounded. Without the native
+    engine OpenCV itself rescales all of the image.
     """
+    top, left = augmentation.top, augmentation.left
+    crop = slice(top, top + size), slice(left, left + size)
+    if augmentation.scale == 1:
+        return np.array(image[crop])
+    height, width = _rescaled(*image.shape[:2], augmentation.scale)
     if not native.works():
-        whole = cv2.resize(image[:, :], size[::-1], interpolation=cv2.INTER_LINEAR)
-        return whole[top : top + height, left : left + width]
-    rows, columns = taps(image.shape[0], size[0], top, height), taps(image.shape[1], size[1], left, width)
-    part = []
-    for axis in (rows, columns):
-        first = axis[0, 0]
-        part.append(slice(first, axis[-1, 1] + 1))
-        axis[:, :2] -= first
-    return native.resize(image[tuple(part)], rows, columns)
+        return cv2.resize(image[:, :], (width, height), interpolation=cv2.INTER_LINEAR)[crop]
+    rows, columns = taps(image.shape[0], height, top, size), taps(image.shape[1], width, left, size)
+    part = tuple(slice(axis[0, 0], axis[-1, 1] + 1) for axis in (rows, columns))
+    for axis, under in zip((rows, columns), part):
+        axis[:, :2] -= under.start
+    return native.resize(image[part], rows, columns)
 
 
 def taps(source: int, target: int, first: int, count: int) -> np.ndarray:
@@ -207,10 +200,6 @@ def expose(image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
     mean = image.mean()
     values = brightness * (mean + contrast * (np.arange(256) - mean))
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)[image]
-
-
-def _corner(uniform: float, largest: int, step: int) -> int:
-    return int(uniform * (largest // step + 1)) * step
 
 
 def _rescaled(height: int, width: int, factor: float) -> tuple[int, int]:

@@ -60,10 +60,7 @@ def draw_kernel(panels, gaussians: Gaussians2D, size: tuple[int, int]) -> None:
     owners = owner_colors(owner, background, len(gaussians))
     maps = {"owner (black: background)": owners, "background's share": background, "entropy": entropy}
     for axes, (title, values) in zip(panels, maps.items()):
-        show_image(axes, values, title)
-        axes.images[0].set(extent=(0, STRIDE * grid[1], STRIDE * grid[0], 0), cmap="magma", interpolation="nearest")
-        axes.plot(*gaussians.means.numpy().T, ".", color="white", markersize=1.5)
-        axes.set(xlim=(0, size[1]), ylim=(size[0], 0))
+        show_image(axes, values, title, gaussians.means.numpy(), STRIDE, cmap="magma", interpolation="nearest")
     for axes in panels[1:]:
         axes.figure.colorbar(axes.images[0], ax=axes, shrink=0.8)
 
@@ -75,8 +72,8 @@ def draw_border(panels, image: np.ndarray, gaussians: Gaussians2D, kernels: dict
     for axes, (title, options) in zip(panels, kernels.items()):
         # Finer cells for a smooth line; the least scale stays that of cells of 8 pixels.
         fine = {**options, "stride": 1, "post_min": options["post_min"] / STRIDE}
-        border = summarise_kernel(transport_kernel(*arguments, **fine), size).background
-        coarse = summarise_kernel(transport_kernel(*arguments, **options), cell_grid(size, STRIDE)).background
+        _, border, _ = summarise_kernel(transport_kernel(*arguments, **fine), size)
+        _, coarse, _ = summarise_kernel(transport_kernel(*arguments, **options), cell_grid(size, STRIDE))
         show_image(axes, image, f"{title}: nuclei own {(coarse < 0.5).mean():.0%} of the cells")
         edges = np.arange(size[1]) + 0.5, np.arange(size[0]) + 0.5
         axes.contour(*edges, border, levels=[0.5], colors="#ffc531", linewidths=1.3)

@@ -71,9 +71,9 @@ def test_training(tmp_path, monkeypatch, capsys):
         (tmp_path / f"{name}.py").write_text(text)
         monkeypatch.setattr(bench_training, name, tmp_path / f"{name}.py")
     few, many = (make_data(tmp_path / str(count), count, 192, 10) for count in (4, 6))
-    fixed, lengths, build = ["--backbone-weights", "none", "--device", "cpu"], [], train_gs.crop_loader
+    fixed, lengths, build = ["--backbone-weights", "none", "--device", "cpu"], [], train_gs.CropLoader
     monkeypatch.setattr(
-        train_gs, "crop_loader", lambda data, *rest, **named: lengths.append(len(data)) or build(data, *rest, **named)
+        train_gs, "CropLoader", lambda data, *rest, **named: lengths.append(len(data)) or build(data, *rest, **named)
     )
     bench_training.steps(tmp_path / "run", [("vgg", 2, 64, [], 1)], fixed, few, many, loaders=0, times=2)
     assert lengths == [4, 6]  # the rate with loading processes is that of many

@@ -2,17 +2,15 @@
 
 import gc
 import os
-from collections import namedtuple
 
 import pytest
 import torch
 from crowd_data import CROP, assert_equal, make_root
 
 from datasets.crowd import Crowd, collate
-from datasets.loading import crop_loader
-from datasets.sampler import EpochSampler
+from datasets.loading import CropLoader, EpochSampler
 from utils.device import network_errors
-from utils.training.shared_memory import check_shared_memory, shared_memory_errors
+from utils.training.shared_memory import shared_memory_errors
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def test_samples_are_the_same_whoever_reads_them_and_annotations_are_read_once(r
     gaussians = root / "train" / "gs_params"
     gaussians.rename(root / "elsewhere")
     sampler, batches = EpochSampler(4, 1), []
-    loader = crop_loader(read, sampler, 3, workers, 2, torch.device("cpu"))
+    loader = CropLoader(read, sampler, 3, workers, 2, torch.device("cpu"))
     next(iter(loader))  # of an epoch that is not finished
     for epoch in (0, 1, 2, 5):
         sampler.epoch = epoch
@@ -66,19 +64,10 @@ def test_loading_processes_do_not_free_what_the_training_has_dropped(root, tmp_p
     gc.disable()
     try:
         Garbage(tmp_path / "log")
-        assert len(list(crop_loader(Crowd(root, CROP, "train"), EpochSampler(4, 1), 2, 1, 2, torch.device("cpu")))) == 2
+        assert len(list(CropLoader(Crowd(root, CROP, "train"), EpochSampler(4, 1), 2, 1, 2, torch.device("cpu")))) == 2
     finally:
         gc.enable()
     assert not (tmp_path / "log").exists()
-
-
-def test_shared_memory_that_is_too_small_is_said_before_the_first_epoch(monkeypatch):
-    monkeypatch.setattr("os.statvfs", lambda _: namedtuple("vfs", "f_bavail f_frsize")(1000, 1000))
-    check_shared_memory(200_000, 2, 2, 4)  # 4 under way, 1 in use
-    with pytest.raises(
-        ValueError, match="--num-workers 2 and --batch-size 4, 1.0 MB of which 1.0 MB are free; enlarge"
-    ):
-        check_shared_memory(200_001, 2, 2, 4)
 
 
 SHARED = "not enough shared memory in /dev/shm for --num-workers 2 and"

@@ -133,20 +133,6 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     assert prepared(out) == prepared(whole)
 
 
-def test_an_image_that_changes_its_split_leaves_the_old_one(tmp_path):
-    raw, out = make_raw(tmp_path / "raw"), tmp_path / "out"
-    (tmp_path / "val.txt").write_text("img_0002.jpg\n")
-    run(raw, out, "--val-list", tmp_path / "val.txt")
-    assert {path.name for path in (out / "val").iterdir()} == {"IMG_0002.jpg", "IMG_0002.npy"}
-    (tmp_path / "val.txt").write_text("img_0003.jpg\n")
-    text, _ = run(raw, out, "--val-list", tmp_path / "val.txt")
-    assert "2 images changed their split" in text and "prepared 2 images" in text
-    assert {path.name for path in (out / "val").iterdir()} == {"IMG_0003.jpg", "IMG_0003.npy"}
-    assert {path.stem for path in (out / "train").iterdir()} == {f"IMG_{i:04}" for i in (1, 2, 4, 5, 6)}
-    assert np.load(out / "train" / "IMG_0002.npy").shape[1] == 3
-    assert "nothing to do" in run(raw, out, "--val-list", tmp_path / "val.txt")[0]
-
-
 def test_strange_images_and_gaussians_in_the_output_are_pointed_out_and_kept(tmp_path):
     raw, out = make_raw(tmp_path / "raw"), tmp_path / "out"
     (out / "train").mkdir(parents=True)

@@ -2,108 +2,84 @@
 
 Behind a restart marker a JPEG's coding starts afresh, at a whole byte and with nothing known of what came before (ITU-T T.81,
 E.1.4). ``restart_interval`` sets the markers so that they cut each row of blocks at the same columns. The pieces under a rectangle,
-behind a header that says how large they are together, are then a JPEG themselves, for any decoder. JPEGs without such markers,
-which is what cameras write, are decoded whole.
+behind a header that says how large they are together, are then a JPEG themselves, for any decoder.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
 
-_PIECE = 8  # blocks of 16 pixels in a piece, at least; a marker every 8 costs 0.3 to 0.6 % of a photograph's file
-# Color is stored at half the resolution: a pixel next to a border takes part of its color from beyond it.
-_MARGIN = 2
-_SEQUENTIAL = (0xC0, 0xC1)  # Huffman coding, all of a block at once
-_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_ALONE = {0x01, 0xFF, *range(0xD0, 0xDA)}  # no length follows
-_RESTARTS, _SCAN, _START, _END = 0xDD, 0xDA, b"\xff\xd8", 0xD9
+_BLOCK = 16  # pixels: 8 x 8 of the color, which has half the resolution
+_PIECE = 8  # blocks in a piece, at least; a marker every 8 costs 0.3 to 0.6 % of a photograph's file
+_MARGIN = 2  # pixels: one next to a border takes part of its color from beyond it
+_START, _FRAME, _RESTARTS, _SCAN, _END = b"\xff\xd8", b"\xff\xc0", b"\xff\xdd", b"\xff\xda", 0xD9
+_CHANNELS = bytes(
+    (3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1)
+)  # three in a frame, brightness in 2 x 2 blocks, colors in one
 
 
 def restart_interval(width: int) -> int:
     """Blocks from one restart marker to the next: at least 8, as few as divide a row of an image ``width`` pixels wide."""
-    columns = -(-width // 16)
+    columns = -(-width // _BLOCK)
     return next(n for n in range(min(_PIECE, columns), columns + 1) if columns % n == 0)
-
-
-class _Header(NamedTuple):
-    height: int
-    width: int
-    size: int  # where the file says so, a byte's index
-    block: tuple[int, int]  # height and width of a block of all three channels, pixels
-    interval: int  # blocks from one restart marker to the next
-    length: int  # bytes before the first piece
 
 
 class Pieces:
     """A JPEG cut into pieces: ``shape`` as of its pixels, uint8 [H, W, 3], and ``self[top:bottom, left:right]``, which decodes."""
 
-    def __init__(self, data: bytes) -> None:
-        """Raises ``ValueError`` for what is no JPEG cut so."""
-        try:
-            self._header = header = _read_header(data)
-        except (IndexError, struct.error):
-            raise ValueError("its header ends early") from None
-        self.shape = (header.height, header.width, 3)
-        rows, columns = -(-header.height // header.block[0]), -(-header.width // header.block[1])
-        if not header.interval or columns % header.interval:
+    def __init__(self, data: bytes, read_whole: Callable[[], np.ndarray]) -> None:
+        """``read_whole``: all pixels, for where a piece is damaged. Raises ``ValueError`` for what is no JPEG cut so."""
+        self._data, self._read_whole = data, read_whole
+        self._size_at, interval, self._first = _read_header(data)
+        height, width = struct.unpack_from(">HH", data, self._size_at)
+        self.shape = (height, width, 3)
+        rows, columns = -(-height // _BLOCK), -(-width // _BLOCK)
+        if not rows or not interval or columns % interval:
             raise ValueError("no restart markers at the same columns of each row")
-        self._grid = rows, columns // header.interval
-        self._data, self._ends = data, _ends(data, header.length, rows * self._grid[1])
+        self._sides = _BLOCK, _BLOCK * interval  # of a piece, pixels
+        self._grid = rows, columns // interval
+        self._ends = _ends(data, self._first, rows * self._grid[1])
 
     def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
-        """uint8 [h, w, 3], RGB, the same as of the whole image. Raises ``ValueError`` for damaged pieces and no rectangle."""
-        header, across = self._header, self._grid[1]
-        sides = header.block[0], header.block[1] * header.interval  # of a piece, pixels
-        pixels = [wanted.indices(length) for wanted, length in zip(part, self.shape)]
-        if any(start >= stop or step != 1 for start, stop, step in pixels):
-            raise ValueError("no rectangle")
+        """uint8 [h, w, 3], RGB, the same as of the whole image."""
+        pixels = [wanted.indices(length)[:2] for wanted, length in zip(part, self.shape)]
         (top, bottom), (left, right) = pieces = [
-            _span(*p[:2], n, count) for p, n, count in zip(pixels, sides, self._grid)
+            (max(start - _MARGIN, 0) // side, min(-(-(stop + _MARGIN) // side), count))
+            for (start, stop), side, count in zip(pixels, self._sides, self._grid)
         ]
-        corner = top * sides[0], left * sides[1]
-        size = [min(last * n, side) - first for (_, last), n, side, first in zip(pieces, sides, self.shape, corner)]
-        head = bytearray(self._data[: header.length])
-        struct.pack_into(">HH", head, header.size, *size)
-        joined: list[bytes] = [head]
-        wanted = [row * across + column for row in range(top, bottom) for column in range(left, right)]
+        corner = top * self._sides[0], left * self._sides[1]
+        ends = [min(last * side, length) for (_, last), side, length in zip(pieces, self._sides, self.shape)]
+        header = bytearray(self._data[: self._first])
+        struct.pack_into(">HH", header, self._size_at, ends[0] - corner[0], ends[1] - corner[1])
+        joined: list[bytes] = [header]
+        wanted = [row * self._grid[1] + column for row in range(top, bottom) for column in range(left, right)]
         for n, piece in enumerate(wanted):
             marker = 0xD0 + n % 8 if n + 1 < len(wanted) else _END
             joined += self._data[self._ends[piece] + 2 : self._ends[piece + 1]], bytes((0xFF, marker))
-        decoded = simplejpeg.decode_jpeg(b"".join(joined), "RGB", strict=True)
-        return decoded[tuple(slice(start - n, stop - n) for (start, stop, _), n in zip(pixels, corner))]
+        try:
+            decoded = simplejpeg.decode_jpeg(b"".join(joined), "RGB", strict=True)
+        except (ValueError, MemoryError):
+            return self._read_whole()[part]
+        return decoded[tuple(slice(start - n, stop - n) for (start, stop), n in zip(pixels, corner))]
 
 
-def _span(start: int, stop: int, side: int, count: int) -> tuple[int, int]:
-    """First of ``count`` pieces of ``side`` pixels that pixels from ``start`` to ``stop`` need, and the one after the last."""
-    return max(start - _MARGIN, 0) // side, min(-(-(stop + _MARGIN) // side), count)
-
-
-def _read_header(data: bytes) -> _Header:
-    if data[:2] != _START:
-        raise ValueError("no JPEG")
-    at, interval, frame = 2, 0, None
-    while True:
-        mark, kind, length = struct.unpack_from(">BBH", data, at)
-        if mark != 0xFF or kind in _ALONE or (kind in _FRAMES and kind not in _SEQUENTIAL):
-            raise ValueError("no sequential Huffman coding")
-        if kind in _SEQUENTIAL:
-            bits, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
-            sampling = data[at + 11 : at + 10 + 3 * channels : 3]
-            block = 8 * max(s & 15 for s in sampling), 8 * max(s >> 4 for s in sampling)
-            frame = height, width, at + 5, block
-            if (bits, channels) != (8, 3) or not all((height, width, *block)):
-                raise ValueError("no three channels of 8 bits")
-        elif kind == _RESTARTS:
-            (interval,) = struct.unpack_from(">H", data, at + 4)
-        elif kind == _SCAN:
-            if frame is None or data[at + 4] != 3:
-                raise ValueError("its channels are in scans of their own")
-            return _Header(*frame, interval, at + 2 + length)
+def _read_header(data: bytes) -> tuple[int, int, int]:
+    """Where height and width stand, the blocks from one restart marker to the next, and where the first piece begins."""
+    at, size_at, interval = 2, 0, 0
+    while data[:2] == _START and (mark := data[at : at + 2]):
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if mark == _FRAME and data[at + 9 : at + 19] == _CHANNELS:
+            size_at = at + 5
+        elif mark == _RESTARTS:
+            interval = int.from_bytes(data[at + 4 : at + 6], "big")
+        elif mark == _SCAN and size_at:
+            return size_at, interval, at + 2 + length
         at += 2 + length
+    raise ValueError("no JPEG of three channels in sequential Huffman coding")
 
 
 def _ends(data: bytes, first: int, count: int) -> list[int]:

@@ -12,7 +12,6 @@ import pytest
 from commands import ROOT
 
 from utils import lock
-from utils.files import remove_stale_partials
 from utils.lock import LOCK, lock_folder, lock_holder
 
 _ADOPT_ORPHANS = 36  # PR_SET_CHILD_SUBREAPER
@@ -119,17 +118,3 @@ def test_many_runs_at_once_take_turns(tmp_path):
     code += "    f = open(sys.argv[1] + '/inside', 'x'); time.sleep(0.002); import os; os.unlink(f.name)\n"
     runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT) for _ in range(3)]
     assert [run.wait() for run in runs] == [0, 0, 0] and not list(tmp_path.iterdir())
-
-
-def test_partial_files_of_a_zombie_go(tmp_path):
-    """A killed process that nobody has waited for has an id, but writes no more."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    partial = tmp_path / f".a.{os.uname().nodename}.{process.pid}.partial.jpg"
-    partial.touch()
-    remove_stale_partials(tmp_path)
-    assert partial.exists()
-    process.kill()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    remove_stale_partials(tmp_path)
-    assert not partial.exists()
-    process.wait()

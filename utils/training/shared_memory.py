@@ -1,55 +1,11 @@
-"""Loading processes hand batches over in ``/dev/shm``: in one piece, and where that is small, as in containers, with a word."""
+"""What is said where loading processes, which hand batches over in ``/dev/shm``, run out of it, as in containers."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import math
-import os
-from collections.abc import Iterator, Sequence
-
-import torch
-from torch import Tensor
+from collections.abc import Iterator
 
 FOLDER = "/dev/shm"
-_ALIGNED = 16  # bytes, at least any element's
-
-Layout = list[tuple[torch.dtype, tuple[int, ...]]]
-
-
-def pack(tensors: Sequence[Tensor]) -> tuple[Tensor, Layout]:
-    """Tensors as one, uint8 [bytes], and what ``unpack`` needs: to hand a tensor to another process takes 0.2 ms, of any size."""
-    pieces = [tensor.reshape(-1).view(torch.uint8) for tensor in tensors]
-    starts = _starts([len(piece) for piece in pieces])
-    packed = torch.empty(starts.pop(), dtype=torch.uint8)
-    for piece, start in zip(pieces, starts):
-        packed[start : start + len(piece)] = piece
-    return packed, [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
-
-
-def unpack(packed: Tensor, layout: Layout) -> list[Tensor]:
-    """The tensors that were packed, in the same memory."""
-    sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in layout]
-    places = zip(_starts(sizes), sizes, layout)
-    return [packed[start : start + size].view(dtype).view(shape) for start, size, (dtype, shape) in places]
-
-
-def _starts(sizes: Sequence[int]) -> list[int]:
-    """Where tensors of so many bytes begin, and the bytes of all."""
-    return [0, *itertools.accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]
-
-
-def check_shared_memory(batch: int, num_workers: int, prefetch: int, batch_size: int, processes: int = 1) -> None:
-    """``ValueError`` where /dev/shm cannot hold the batches under way, of ``batch`` bytes each, for ``processes`` trainings."""
-    needed = batch * (num_workers * prefetch + 1) * processes  # and the one that is being used
-    try:
-        found = os.statvfs(FOLDER)
-    except OSError:  # not Linux
-        return
-    free = found.f_bavail * found.f_frsize
-    if needed > free:
-        how_much = f", {needed / 1e6:.1f} MB of which {free / 1e6:.1f} MB are free"
-        raise ValueError(_message(num_workers, batch_size, how_much))
 
 
 @contextlib.contextmanager
@@ -69,12 +25,8 @@ def shared_memory_errors(num_workers: int, batch_size: int, timeout: int) -> Ite
             ) from None
         is_full = num_workers and text == "[Errno 28] No space left on device"
         if is_full or "shared memory" in text or "Bus error" in text:
-            raise ValueError(_message(num_workers, batch_size)) from None
+            raise ValueError(
+                f"not enough shared memory in {FOLDER} for --num-workers {num_workers} and --batch-size {batch_size}; "
+                "enlarge it (docker run --shm-size), or lower --num-workers (0 needs none) or --prefetch"
+            ) from None
         raise
-
-
-def _message(num_workers: int, batch_size: int, how_much: str = "") -> str:
-    return (
-        f"not enough shared memory in {FOLDER} for --num-workers {num_workers} and --batch-size {batch_size}{how_much}; "
-        "enlarge it (docker run --shm-size), or lower --num-workers (0 needs none) or --prefetch"
-    )
