@@ -23,18 +23,17 @@ from models import MODELS, attention_variance, build_model, load_backbone, load_
 from utils.cli import run_script
 from utils.device import start_fabric
 from utils.evaluation.model_card import write_card
-from utils.files import REPORT, data_name, make_folder, read_report, remove_stale_partials
+from utils.files import REPORT, data_name, make_folder, read_report
 from utils.training.graphs import set_up_graphs
-from utils.training.processes import NonFinite, Stopped, agreed, crops_of_a_step, print_once, training_process
+from utils.training.processes import agreed, crops_of_a_step, print_once, training_process
 from utils.training.record import Record
 from utils.training.run_folder import RunFolder, description, restore_training, run_options
 from utils.training.schedule import TimeBudget, epochs_to_begin_with, set_rates
-from utils.training.steps import Guard, Steps, WeightAverage
+from utils.training.steps import Steps, WeightAverage
 from utils.training.train_options import parse_train_options
 from utils.training.validation import calibrate, validate
 
 ATTENTION_WEIGHT = 0.1  # of the attention variance of vgg_trans
-SHOWN_EVERY = 5  # validations from one picture of the three densities to the next
 
 
 class Run(NamedTuple):
@@ -98,8 +97,8 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
         photographs = Crowd(arguments.data_dir, arguments.crop_size, "train", **skip)
         train.read_once()
         sampler = EpochSampler(len(train), arguments.seed, fabric.global_rank, fabric.world_size)
-        load = arguments.batch_size, arguments.num_workers, arguments.prefetch, fabric.device, arguments.loading_timeout
-        loader = CropLoader(train, sampler, *load)
+        load = arguments.batch_size, arguments.num_workers, arguments.prefetch
+        loader = CropLoader(train, sampler, *load, fabric.device)
 
         network = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
         if start is None:
@@ -108,13 +107,10 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
         network = fabric.to_device(network)
         if start is None and arguments.calibrate:
             calibrate(fabric, network, photographs, arguments)
-        guard = Guard(fabric.device, getattr(fabric.strategy.precision, "scaler", None))
-        average = WeightAverage(network, arguments.ema, guard) if arguments.ema else None
-        # One pass over weights and moments, on a CPU several times as fast; it also takes the guard's flag.
+        average = WeightAverage(network, arguments.ema) if arguments.ema else None
+        # One pass over weights and moments, on a CPU several times as fast.
         settings = {"lr": arguments.lr, "weight_decay": arguments.weight_decay, "fused": True, "foreach": None}
         optimizer = torch.optim.Adam(rate_groups(network, arguments.head_lr), **settings)
-        if guard.scaler is None:  # else the scaler says which steps are left out
-            optimizer.found_inf = guard.broken
 
         checkpoint, first_epoch, budget = read_checkpoint(start) if start else {}, 0, None
         if checkpoint:
@@ -129,7 +125,7 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
             budget = TimeBudget(arguments.minutes, first_epoch, spent)
         set_up_graphs(fabric, network, arguments)
     model, optimizer = fabric.setup(torch.compile(network) if arguments.compile else network, optimizer)
-    steps = Steps(fabric, arguments, guard, budget)
+    steps = Steps(fabric, arguments, budget)
     return Run(train, val, photographs, loader, sampler, network, model, optimizer, average, steps, start, first_epoch)
 
 
@@ -137,8 +133,7 @@ def train_epoch(fabric: Fabric, run: Run, arguments: argparse.Namespace, epoch: 
     """One pass over the training crops -> means of loss, MAE, MSE and gradient norm, and where the time went.
 
     A step's gradient is that of the mean over its crops, however they are divided into batches and processes. No step waits
-    for the device. Raises ``Stopped``, on all processes together, some batches after what was not finite or could not be
-    read; weights and the optimizer's state are those before it.
+    for the device. What is not finite or could not be read raises an error some batches later, on all processes together.
     """
     steps, optimizer = run.steps, run.optimizer
     sigma = {"adaptive": True} if arguments.sigma == "adaptive" else {"sigma": arguments.sigma}
@@ -151,7 +146,7 @@ def train_epoch(fabric: Fabric, run: Run, arguments: argparse.Namespace, epoch: 
             loss = loss_of(density, batch, crops) if batch else density.sum() * math.nan
             if attention:
                 loss = loss + ATTENTION_WEIGHT * attention_variance(attention).sum()
-            fabric.backward(steps.gate(loss, density))
+            fabric.backward(steps.share(loss, density))
         if is_last:
             set_rates(optimizer, arguments, steps.done)
             steps.gradient_norm(optimizer)
@@ -176,7 +171,6 @@ def train(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace) -> N
             folder.prune(arguments.max_model_num)  # one too many where a kill came between two files
             print(f"{run.start}: {run.first_epoch} epochs are done, of {arguments.epochs}; nothing to do")
         elif fabric.is_global_zero:
-            remove_stale_partials(folder.path / "trouble")
             record = Record(folder, run.first_epoch, arguments, description(arguments), write_card)
     if is_done:
         return
@@ -196,30 +190,16 @@ def train(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace) -> N
             run.train.set_epoch(epoch)
             run.sampler.epoch = epoch
             torch.manual_seed(arguments.seed + epoch * fabric.world_size + fabric.global_rank)
-            scaler = fabric.strategy.precision.state_dict()
-            try:
-                metrics = {"epoch": epoch, **train_epoch(fabric, run, arguments, epoch)}
-            except Stopped as stopped:
-                with agreed(fabric):
-                    if isinstance(stopped.error, NonFinite):
-                        # Their crops are read again: they follow from seed and epoch.
-                        places = stopped.error.places(arguments.batch_size)
-                        samples = [run.train[index] for index in list(run.sampler)[places]]
-                        state = run.state(arguments) | {"scaler": scaler}
-                        raise folder.set_aside(epoch, stopped.error, samples, **state) from None
-                    if stopped.error:
-                        raise stopped.error from None
+            metrics = {"epoch": epoch, **train_epoch(fabric, run, arguments, epoch)}
             evaluated = run.evaluated
-            validations, waiting = divmod(epoch - arguments.val_start, arguments.val_every)
-            if (epoch >= arguments.val_start and not waiting) or epoch == arguments.epochs - 1:
+            is_due = epoch >= arguments.val_start and (epoch - arguments.val_start) % arguments.val_every == 0
+            if is_due or epoch == arguments.epochs - 1:
                 if arguments.calibrate:
                     evaluated = copy.deepcopy(evaluated)
                     metrics["calibration"] = calibrate(fabric, evaluated, run.photographs, arguments)
                 metrics |= validate(fabric, evaluated, run.val, arguments)
             with agreed(fabric):
                 if record:
-                    if "val_mae" in metrics and validations % SHOWN_EVERY == 0:
-                        record.add_densities(fabric, evaluated, run.val, epoch)
                     state = {"step": (epoch + 1) * len(run.loader), **run.state(arguments)}
                     record.add_epoch(metrics, evaluated, state)
             epoch += 1

@@ -84,8 +84,8 @@ class PackedBatch:
 class CropLoader:
     """The ``Batch``es of the epoch that ``sampler`` says, on ``device``; those of the next are made while it is validated.
 
-    ``num_workers`` processes each make ``prefetch`` batches ahead, from one epoch to the next. ``timeout``: seconds without a
-    batch after which something is wrong. To a GPU each batch is one copy from pinned memory, for which the host does not wait.
+    ``num_workers`` processes each make ``prefetch`` batches ahead, from one epoch to the next. To a GPU each batch is one copy
+    from pinned memory, for which the host does not wait.
     """
 
     def __init__(
@@ -96,10 +96,9 @@ class CropLoader:
         num_workers: int,
         prefetch: int,
         device: torch.device,
-        timeout: int = 0,
     ) -> None:
         self.train, self.sampler, self.batch_size, self.device = train, sampler, batch_size, device
-        self._processes = {"num_workers": num_workers, "prefetch_factor": prefetch, "timeout": timeout}
+        self._processes = {"num_workers": num_workers, "prefetch_factor": prefetch}
         self._batches: Iterator[Batch] = iter(())
         self._begins: int | None = None  # the epoch whose first batch is the next of these
 

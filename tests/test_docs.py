@@ -27,7 +27,6 @@ from training_runs import Tiny
 
 import models
 import train_gs
-from models import Prediction
 
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGES = "GS2D datasets losses models utils".split()
@@ -342,25 +341,18 @@ def test_formulas_survive_markdown():
             assert not re.search(r"\\[^A-Za-z ]", formula), f"{doc.name}: {formula}"
 
 
-def make_rare_files(patch):
-    """What docs/formats.md speaks of besides the template: results, the trouble of a run, a synthetic data set."""
+def make_rare_files():
+    """What docs/formats.md speaks of besides the template: results, a synthetic data set."""
     paths = "--save-path", f"{RUN}/best_model.pth", "--data-dir", DATA
     run("test.py", *paths, "--out", "results", "--save-density", "npy")
     run("datasets/synthetic.py", "--layout", "jhu", "--out", "data/synthetic")
 
-    class Broken(Tiny):
-        def forward(self, images):
-            return Prediction(super().forward(images).density * float("nan"), ())
-
-    patch.setattr(train_gs, "build_model", Broken)
-    run("train_gs.py", "--data-dir", DATA, "--save-dir", "runs/broken", code=1)
-
 
 @pytest.mark.parametrize("doc", sorted({block.doc for block in blocks("python")}), ids=lambda doc: doc.name)
-def test_python_snippets(doc, workspace, monkeypatch):
+def test_python_snippets(doc, workspace):
     """One after another, as a reader would; what a ``text`` block right after one shows is what it prints."""
     if doc.name == "formats.md":
-        make_rare_files(monkeypatch)
+        make_rare_files()
     save_noise(Path("holiday.jpg"))
     shutil.copytree(RUN, "runs/mine_vgg")  # of docs/own-data.md
     namespace = {}

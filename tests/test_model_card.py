@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
         patch.setattr(train_gs, "build_model", Tiny)
         data = make_data(root / "data")
         shutil.copytree(data / "val", data / "test", ignore=shutil.ignore_patterns("gs_params"))
-        options = "--epochs", 2, "--val-start", 0, "--val-every", 1, "--data-licence", "research | only"
+        options = "--epochs", 2, "--val-start", 0, "--val-every", 1
         train(data, root / "run", *options)
     return root
 
@@ -50,7 +50,6 @@ def test_the_card_says_what_the_run_was(trained, run):
     assert text.startswith("# vgg, trained on qnrf with gst\n")
     assert f"SHA-256 `{file_hash(run / 'best_model.pth')}`, of epoch {best['epoch']} |" in text
     assert "| data | qnrf, 4 train, 1 val, 1 test images |" in text
-    assert "| licence of the data | research \\| only |" in text
     recipe = "Adam, learning rate 5e-06 (constant), weight decay 1e-05, batch 1 x crops of 64, seed 4073"
     assert f"| recipe | {recipe} |" in text
     assert "h for 2 of 2 epochs" in text and "torch 2." in text and "| hardware | CPU, " in text

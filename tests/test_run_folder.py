@@ -32,7 +32,7 @@ def data(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def other(data, tmp_path_factory):
-    """A checkpoint of another run, of one epoch, whose score (as runs of before wrote it down) none will better."""
+    """A checkpoint of another run, of one epoch, whose score none will better."""
     folder = tmp_path_factory.mktemp("other")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_gs, "build_model", Tiny)
@@ -104,21 +104,9 @@ def test_the_next_line_goes_on_however_the_run_was_begun(data, tmp_path, other, 
     assert stages(data, tmp_path / "runs")["runs"][0]["state"] == "done"
 
 
-def test_a_run_of_before_whose_options_are_no_more_goes_on(data, tmp_path):
-    config = tmp_path / "config.yml"
-    options = "--val-start", 9, "--epochs"
-    train(data, tmp_path, *options, 1)
-    old = "pixels: decoded\npixels_dir: /disk/of/mine\nresume: none\n"
-    config.write_text(config.read_text() + old)
-    train(data, tmp_path, *options, 2)
-    config.write_text(config.read_text() + old)
-    out, _ = call("train_gs.py", "--config", config, "--epochs", 3)
-    assert f"{config}: pixels, pixels_dir, resume: accepted, but without effect" in out
-    assert len(metrics(tmp_path)) == 3 and "pixels" not in yaml.safe_load(config.read_text())
-
-
-def test_a_place_on_a_disk_is_told_nobody_also_by_a_run_of_before():
-    assert shareable({"pixels_dir": "/disk/of/mine", "data_dir": "/disk", "lr": 1e-5}) == {"lr": 1e-5}
+def test_what_is_of_one_machine_is_told_nobody():
+    options = {"data_dir": "/disk", "lr": 1e-5, "backbone_weights": "/disk/vgg.pth"}
+    assert shareable(options) == {"lr": 1e-5, "backbone_weights": "vgg.pth"}
 
 
 def test_a_start_from_a_file_that_did_no_epoch_goes_on_from_that_file(data, tmp_path, other):
@@ -153,8 +141,6 @@ def test_a_start_anew_over_a_run_is_refused_and_nothing_changes(data, tmp_path, 
 def test_overwrite_removes_all_of_the_old_run_before_the_first_step(data, tmp_path):
     train(data, tmp_path, "--epochs", 2, "--val-start", 0, "--val-every", 1, "--save-all")
     evaluate(tmp_path, data, "--out", tmp_path / "val")
-    (tmp_path / "trouble").mkdir()
-    (tmp_path / "trouble" / "last_good_ckpt.tar").touch()
     (tmp_path / "notes.txt").write_text("mine")
     assert {"best_model.pth", "best_model_0.pth", "model_card.md", "evaluations.json", "val"} <= names(tmp_path)
     interrupted(data, tmp_path, 0, "--epochs", 3, "--lr", 1e-3, "--overwrite")
@@ -175,15 +161,6 @@ def test_what_cannot_begin_overwrites_nothing(data, tmp_path):
         (line,) = errors(train(data, tmp_path / "run", "--overwrite", option, value, code=code)[1])
         assert contents(tmp_path) == before
         assert value != own or f"{own}: a start anew removes it; choose another --save-dir" in line
-
-
-def test_a_start_from_what_it_would_remove_is_refused(data, tmp_path):
-    """The state before crops that broke the first epoch, with a lower rate, in the same folder."""
-    train(data, tmp_path / "run", "--epochs", 1, "--lr", 1e30, code=1)
-    before, state = contents(tmp_path), tmp_path / "run" / "trouble" / "last_good_ckpt.tar"
-    _, err = train(data, tmp_path / "run", "--epochs", 1, "--resume", state, code=1)
-    assert f"{state}: a start anew removes it; choose another --save-dir" in errors(err)[0]
-    assert contents(tmp_path) == before
 
 
 def test_ctrl_c_before_a_run_begins_names_no_file_that_is_not_its_own(data, tmp_path, monkeypatch):

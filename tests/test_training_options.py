@@ -187,7 +187,7 @@ def test_calibrated_densities_sum_up_to_the_people_of_the_training_photographs(d
     assert sum(r.predicted for r in results) == pytest.approx(sum(r.truth for r in results), rel=1e-5)
 
 
-def test_the_board_shows_figures_and_densities_and_every_best_model_is_kept(data, tmp_path):
+def test_the_board_shows_figures_and_every_best_model_is_kept(data, tmp_path):
     options = "--max-epoch", 3, "--val-start", 0, "--val-epoch", 1, "--lr", 1e-2, "--save-all", "True"
     train(data, tmp_path, *options)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -198,7 +198,6 @@ def test_the_board_shows_figures_and_densities_and_every_best_model_is_kept(data
     for line, event in zip(metrics(tmp_path), board.Scalars("val/mae"), strict=True):
         assert (event.step, event.value) == (line["epoch"], pytest.approx(line["val_mae"]))
         assert sum(line["time"].values()) == pytest.approx(line["seconds"])
-    assert tags["images"] == ["density/IMG_0000"] and len(board.Images("density/IMG_0000")) == 1
     packages = json.loads((tmp_path / "environment.json").read_text())["packages"]
     assert packages["torch"] in (torch.__version__, torch.__version__.partition("+")[0])
     best = sorted(tmp_path.glob("best_model_*.pth"), key=lambda path: int(path.stem.rpartition("_")[2]))

@@ -52,18 +52,18 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
     ("text", "message"),
     [
         ("no_mask: true", "unknown key 'no_mask'"),
-        ("steps: 2.5", "steps: '2.5' is no whole number"),
-        ("steps: 0", "steps: 0 is impossible: it must be at least 1"),
-        ("lr: 0", "lr: 0 is impossible: it must be above 0"),
-        ("lr: .nan", "lr: nan is impossible"),
+        ("steps: 2.5", "--steps: '2.5' is no whole number"),
+        ("steps: 0", "--steps: 0 is impossible: it must be at least 1"),
+        ("lr: 0", "--lr: 0 is impossible: it must be above 0"),
+        ("lr: .nan", "--lr: nan is impossible"),
         ("splits: [train, {}]", "splits: ['train', {}] is no value of this option"),
     ],
 )
-def test_an_impossible_value_names_file_and_key_and_exits_with_2(tmp_path, capsys, text, message):
+def test_an_impossible_value_names_its_option_and_exits_with_2(tmp_path, capsys, text, message):
     with pytest.raises(SystemExit) as error:
         parse(tmp_path, text + "\n", "--data-dir", "x")
     output = capsys.readouterr().err
-    assert error.value.code == 2 and message in output and "c.yml" in output
+    assert error.value.code == 2 and message in output
 
 
 def test_unused_keys_are_reported_and_foreign_ones_accepted(tmp_path, capsys):

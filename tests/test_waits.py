@@ -18,7 +18,7 @@ from datasets.crowd import Crowd, collate
 from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES, build_kernel
 from models import Prediction
-from utils.training.steps import Guard, Steps, WeightAverage
+from utils.training.steps import Steps, WeightAverage
 from utils.training.train_options import parse_train_options
 
 WAITS = set("_local_scalar_dense nonzero masked_select bincount _unique _unique2 unique_consecutive unique_dim".split())
@@ -63,12 +63,11 @@ class OneCell(nn.Module):
 def waits_of_an_epoch(batch, batches, arguments) -> Counter[str]:
     """Of so many times the same batch."""
     fabric, network = Fabric(accelerator="cpu", devices=1), OneCell()
-    guard = Guard(fabric.device)
-    average = WeightAverage(network, arguments.ema, guard) if arguments.ema else None
+    average = WeightAverage(network, arguments.ema) if arguments.ema else None
     model, optimizer = fabric.setup(network, torch.optim.Adam(network.parameters(), fused=True))
     loader = DataLoader(range(batches), sampler=range(batches), collate_fn=lambda _: batch)
     parts = {"loader": loader, "network": network, "model": model, "optimizer": optimizer, "average": average}
-    parts["steps"] = Steps(fabric, arguments, guard)
+    parts["steps"] = Steps(fabric, arguments)
     run = train_gs.Run(**dict.fromkeys(train_gs.Run._fields) | parts)
     with Operations() as operations:
         train_gs.train_epoch(fabric, run, arguments, 0)

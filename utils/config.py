@@ -2,7 +2,7 @@
 
 The command line wins over the file, the file over the defaults. A key of the file is one of the option's names with or
 without dashes (``data-dir`` or ``data_dir``). Unknown keys, wrong types and impossible values end the script with exit code 2
-and one line that names the file and the key.
+and one line: of the file and the key, or for a value of the option that it is given to.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,36 +68,29 @@ def parse_arguments(
     ``foreign_keys`` belong to another script that reads the same file.
     """
     parser.add_argument("--config", type=Path, default=default_config, metavar="FILE", help="YAML file with options")
-    found = given_values(parser, argv, *(presets or ())[:1], default_config=default_config)
-    config = found["config"] and Path(found["config"])
-    layers = [(config, _read(parser, config))] if config else []
+    found = given_values(argv, *(presets or ())[:1], default_config=default_config)
+    files = [found["config"]] if found["config"] else []
     if presets:
-        preset = presets[1] / f"{found.get(presets[0]) or parser.get_default(presets[0])}.yml"
-        if preset.is_file() and preset != config:
-            layers.insert(0, (preset, _read(parser, preset)))
-    for config, values in layers:
-        _set_defaults(parser, config, values, unused_keys, foreign_keys)
-    return parser.parse_args(argv)
+        preset = presets[1] / f"{found[presets[0]] or parser.get_default(presets[0])}.yml"
+        files = [preset, *files] if preset.is_file() and preset not in files else files
+    words = [word for file in files for word in _words(parser, file, unused_keys, foreign_keys)]
+    return parser.parse_args([*words, *(sys.argv[1:] if argv is None else argv)])
 
 
-def given_values(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, *names: str, default_config: Path | None = None
-) -> dict[str, Any]:
-    """What the command line, or else the file of ``--config``, gives for the options ``names``, as it stands there.
+def given_values(argv: Sequence[str] | None, *names: str, default_config: Path | None = None) -> dict[str, Any]:
+    """What the command line, or else the file of ``--config``, gives for the options ``names``, as text.
 
     For those who choose defaults by them, before ``parse_arguments``; ``config`` is the file itself, if any.
     """
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=parser.usage)
-    for name in ("config", *names):
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path, default=default_config)
+    for name in names:
         finder.add_argument(f"--{name}")
-    found = vars(finder.parse_known_args(argv)[0])
-    found["config"] = found["config"] or default_config
-    actions = _by_name(finder)
-    for key, value in _read(parser, Path(found["config"])).items() if found["config"] else ():
-        action = actions.get(str(key).replace("-", "_"))
-        if action and found[action.dest] is None:
-            found[action.dest] = value
-    return found
+    found = finder.parse_known_args(argv)[0]
+    if found.config:
+        words = [f"{_option(key)}={value}" for key, value in _read(finder, found.config).items()]
+        found = finder.parse_known_args(argv, finder.parse_known_args(words)[0])[0]
+    return vars(found)
 
 
 def option_values(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -107,13 +101,7 @@ def option_values(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _read(parser: argparse.ArgumentParser, config: Path) -> dict[str, Any]:
     try:
-        text = config.read_text(encoding="utf-8-sig")
-        # A few lines of aliases can stand for more values than any memory holds.
-        alias = next((event for event in yaml.parse(text, yaml.SafeLoader) if isinstance(event, yaml.AliasEvent)), None)
-        if alias:
-            where = f"line {alias.start_mark.line + 1}: *{alias.anchor}"
-            parser.error(f"--config {config}: {where} stands for a value elsewhere; write the value itself")
-        values = yaml.safe_load(text)
+        values = yaml.safe_load(config.read_text(encoding="utf-8-sig"))
     except OSError as error:
         parser.error(f"--config {config}: {error.strerror}; give the path of a YAML file")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -123,49 +111,37 @@ def _read(parser: argparse.ArgumentParser, config: Path) -> dict[str, Any]:
     return values or {}
 
 
-def _set_defaults(
-    parser: argparse.ArgumentParser,
-    config: Path,
-    values: dict[str, Any],
-    unused_keys: Sequence[str],
-    foreign_keys: Sequence[str],
-) -> None:
-    actions = _by_name(parser)
+def _option(key: Any) -> str:
+    return "--" + str(key).replace("_", "-")
+
+
+def _words(
+    parser: argparse.ArgumentParser, config: Path, unused_keys: Sequence[str], foreign_keys: Sequence[str]
+) -> list[str]:
+    """What the file says, as words of the command line."""
+    values, words = _read(parser, config), []
+    known = {name: action for name, action in parser._option_string_actions.items() if not name.startswith("--no-")}
+    for name in ("-h", "--help", "--config"):
+        known.pop(name, None)
     unused = [key for key in values if key in unused_keys]
     if unused:
         print(f"{config}: {', '.join(unused)}: accepted, but without effect")
     for key, value in values.items():
-        action = actions.get(str(key).replace("-", "_"))
-        if key in unused_keys or (action is None and key in foreign_keys):
-            continue
-        if action is None:
-            close = difflib.get_close_matches(str(key), actions, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(sorted(actions))}"
+        option = _option(key)
+        if option not in known and key not in (*unused_keys, *foreign_keys):
+            keys = sorted(name.removeprefix("--").replace("-", "_") for name in known)
+            close = difflib.get_close_matches(str(key), keys, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(keys)}"
             parser.error(f"--config {config}: unknown key {key!r}{hint}")
-        try:
-            action.default = _convert(parser, action, value)
-        except argparse.ArgumentError as error:
-            parser.error(f"--config {config}: {key}: {error.message}")
-        action.required = False
-
-
-def _by_name(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    """The options that a file may give, by each of their names as it stands there."""
-    return {
-        name.removeprefix("--").replace("-", "_"): action
-        for action in parser._actions
-        for name in (action.dest, *action.option_strings)
-        if action.dest not in ("help", "config") and not name.startswith("--no-")
-    }
-
-
-def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value: Any) -> Any:
-    """A YAML value as the command line's word would be read; PyYAML hands out ``5e-6`` as a string, for one."""
-    is_switch = action.nargs == 0
-    if isinstance(value, bool) and (is_switch or action.const is True):
-        return value
-    values = value if isinstance(value, list) and action.nargs else [value]
-    if is_switch or any(part is None or isinstance(part, (bool, dict, list)) for part in values):
-        what = "neither true nor false" if is_switch else "no value of this option"
-        raise argparse.ArgumentError(None, f"{value!r} is {what}")
-    return parser._get_values(action, list(map(str, values)))
+        elif key in unused_keys or option not in known:
+            continue
+        action = known[option]
+        parts = value if isinstance(value, list) and action.nargs else [value]
+        if isinstance(value, bool) and action.nargs == 0:
+            words += [option] if value else [name for name in action.option_strings if name.startswith("--no-")]
+        elif action.nargs == 0 or not all(isinstance(part, (str, int, float)) for part in parts):
+            kind = "neither true nor false" if action.nargs == 0 else "no value of this option"
+            parser.error(f"--config {config}: {key}: {value!r} is {kind}")
+        else:
+            words += [option, *map(str, value)] if isinstance(value, list) else [f"{option}={value}"]
+    return words

@@ -67,9 +67,16 @@ def network_errors(remedy: str) -> Iterator[None]:
     """Turn the many ways in which memory runs out into one ``ValueError`` that ends in ``remedy``, and a failed --compile."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+    except (RuntimeError, MemoryError, OSError, EOFError) as error:  # torch.OutOfMemoryError is a RuntimeError
         text = str(error)
-        if "DataLoader worker" in text and ("killed" in text or "exited unexpectedly" in text):
+        if "shared memory" in text or "Bus error" in text or text == "[Errno 28] No space left on device":
+            what = "loading processes hand batches over in /dev/shm, which is full"
+            raise ValueError(
+                f"{what}; enlarge it (docker run --shm-size), or lower --num-workers (0 needs none)"
+            ) from None
+        # The latter where it was handing a batch over, before the loader has noticed.
+        has_died = "DataLoader worker" in text and ("killed" in text or "exited unexpectedly" in text)
+        if has_died or isinstance(error, (EOFError, ConnectionError)):
             raise ValueError(f"a process that loads images was killed (out of memory?); {remedy}") from None
         if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
             raise ValueError(f"out of memory; {remedy}") from None

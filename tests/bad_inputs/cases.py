@@ -101,15 +101,22 @@ OWN = {  # what readers refuse is in test_point_formats; here are the ways by wh
     ),
 }
 CONFIGURATION = {
-    "yml: not valid": (config("lr: [1\n"), "not valid YAML"),
-    "yml: an alias": (config("epochs: &n 3\nval_start: *n\n"), "line 2: *n|write the value"),
-    "yml: a list": (config("- lr\n"), "list"),
-    "yml: an unknown key": (config("learning_rat: 1\nlr_schedul: constant\n"), "'learning_rat'|known keys"),
-    "yml: a misspelt key": (config("lr_schedul: constant\n"), "'lr_schedul'|did you mean lr_schedule?"),
-    "yml: true for a number": (config("batch_size: true\n"), "batch_size: True"),
-    "yml: no value": (config("lr:\n"), "lr: None is no value"),
-    "yml: a number for a switch": (config("compile: 1\n"), "compile: 1|true nor false"),
-    "yml: not one of the choices": (config("loss: l2\n"), "loss: invalid choice: 'l2'|'gst', 'bl'"),
+    "yml: not valid": (config("lr: [1\n"), "--config {d}/config.yml|not valid YAML"),
+    "yml: a list": (config("- lr\n"), "--config {d}/config.yml|list"),
+    "yml: an unknown key": (
+        config("learning_rat: 1\nlr_schedul: constant\n"),
+        "--config {d}/config.yml|'learning_rat'|known keys",
+    ),
+    "yml: a misspelt key": (
+        config("lr_schedul: constant\n"),
+        "--config {d}/config.yml|'lr_schedul'|did you mean lr_schedule?",
+    ),
+    "yml: a word for a number": (config("lr: fast\n"), "--lr: 'fast'"),
+    "yml: true for a number": (config("batch_size: true\n"), "--batch-size: 'True'"),
+    "yml: a list for one value": (config("lr: [1, 2]\n"), "--config {d}/config.yml|lr: [1, 2]"),
+    "yml: no value": (config("lr:\n"), "--config {d}/config.yml|lr: None is no value"),
+    "yml: a number for a switch": (config("compile: 1\n"), "--config {d}/config.yml|compile: 1|true nor false"),
+    "yml: not one of the choices": (config("loss: l2\n"), "--loss: invalid choice: 'l2'|'gst', 'bl'"),
 }
 GAUSSIANS = {
     "gs_params: text": (lambda w: text(w.gs), FITTED),
@@ -176,7 +183,7 @@ CASES = [
     *group(PREPARE, "{d}/raw/Train/img_0001_ann.mat", MAT),
     *group(PREPARE, "", PREPARATION),
     *group(MINE, "", OWN),
-    *group(CONFIG, "--config {d}/config.yml", CONFIGURATION, code=2),
+    *group(CONFIG, "", CONFIGURATION, code=2),
     *group(TRAIN, "{d}/data/train/gs_params", GAUSSIANS),
     *group(STORED, "{d}/data/train/kernels", STORED_KERNELS),
     *group(TRAIN, POINTS, NPY),

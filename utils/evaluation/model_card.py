@@ -75,7 +75,6 @@ def _card(folder: RunFolder, options: dict[str, Any], best: dict[str, Any], sha2
         "network": f"`{name}`, topk {options['topk']}, usenum {options['usenum']}",
         "weights": f"`best_model.pth`, SHA-256 `{sha256}`, of epoch {best.get('epoch', 'unknown')}",
         "data": ", ".join([dataset, *(f"{data[split][0]} {split}" for split in data)]) + " images",
-        "licence of the data": _cell(options.get("data_licence") or "not stated (`train_gs.py --data-licence`)"),
         "loss": f"`{loss}`",
         "recipe": f"Adam, learning rate {options['lr']:g} ({options['lr_schedule']}), weight decay {decay:g}, "
         f"batch {steps} x crops of {options['crop_size']}, seed {options['seed']}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,22 +14,19 @@ from utils.cli import interrupted_by_sigterm, one_line
 from utils.device import network_errors
 from utils.lock import lock_folder
 from utils.training.run_folder import RunFolder
-from utils.training.shared_memory import shared_memory_errors
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-class NonFinite(ValueError):
-    """A loss or gradient that is not finite, and the batches that it came from, by their place in the epoch."""
+class NotFinite(ValueError):
+    """A loss or gradient that is not finite, of the images ``names``, at a batch of the epoch."""
 
-    def __init__(self, what: str, batches: range) -> None:
-        super().__init__(what)
-        self.what, self.batches = what, batches
-
-    def places(self, batch_size: int) -> slice:
-        """Where their crops stand in the epoch's order."""
-        return slice(self.batches.start * batch_size, self.batches.stop * batch_size)
+    def __init__(self, what: str, epoch: int, batch: int, names: Sequence[str]) -> None:
+        where = f"epoch {epoch}, batch {batch}: the {what} of {', '.join(names)}"
+        super().__init__(f"{where} is not finite; lower --lr, or mend these images (the epochs before are kept)")
+        # Who met a loss is named before those whose gradients it broke, who could not read a batch before all.
+        self.urgency = 2 if what == "loss" else 1
 
 
 def print_once(fabric: Fabric, text: str) -> None:
@@ -49,9 +46,8 @@ def training_process(fabric: Fabric, folder: RunFolder, arguments: argparse.Name
     size = f"--batch-size {arguments.batch_size} and --crop-size {arguments.crop_size}"
     remedy = f"lower one of {size} (--accumulate makes up for it), --num-workers, or take --precision bf16-mixed"
     remedy += ", or --no-graphs" if fabric.device.type == "cuda" and arguments.graphs is not False else ""
-    loading = shared_memory_errors(arguments.num_workers, arguments.batch_size, arguments.loading_timeout)
     alone = lock_folder(folder.path) if fabric.is_global_zero else contextlib.nullcontext()
-    with network_errors(remedy), loading, alone, interrupted_by_sigterm():
+    with network_errors(remedy), alone, interrupted_by_sigterm():
         done = False
         try:
             yield
@@ -67,42 +63,21 @@ def training_process(fabric: Fabric, folder: RunFolder, arguments: argparse.Name
                 torch.distributed.destroy_process_group()
 
 
-class Stopped(Exception):
-    """All processes stop, since one could not go on: its ``error`` there, None on the others."""
-
-    def __init__(self, error: Exception | None) -> None:
-        super().__init__()
-        self.error = error
-
-
-def stop_together(fabric: Fabric, unread: Exception | None, broken: NonFinite | None) -> None:
-    """Raise ``Stopped`` on all processes if one could not read a batch or met what is not finite: the cause on that one.
-
-    Where one has read nothing, or met a loss that is not finite, the gradients of the others are not finite either.
-    """
-    rank, processes = fabric.global_rank, fabric.world_size
-    weight = 3 if unread else 0 if broken is None else 2 if broken.what == "loss" else 1
-    worst = int(
-        fabric.all_reduce(torch.tensor(float(weight * processes + rank), device=fabric.device), reduce_op="max")
-    )
-    if worst >= processes:
-        raise Stopped(unread or broken if worst % processes == rank else None)
-
-
 @contextlib.contextmanager
 def agreed(fabric: Fabric) -> Iterator[None]:
     """A block that every process runs for itself, without waiting for the others in it: if it fails on one, it does on all.
 
-    All raise with the line of the one that failed, instead of waiting for it until a connection breaks.
+    All raise, with the line of one that failed, instead of waiting for it until a connection breaks.
     """
     error = None
     try:
         yield
     except Exception as failure:
         error = failure
-    processes = fabric.world_size
-    code = torch.tensor(float(fabric.global_rank if error else -1), device=fabric.device)
-    first = int(fabric.all_reduce(code, reduce_op="max"))
-    if first >= 0:
-        line = fabric.broadcast(one_line(error) if error else "", src=first) if processes > 1 else ""
-        raise error or ValueError(line)
+    rank, processes = fabric.global_rank, fabric.world_size
+    urgency = getattr(error, "urgency", 3) if error else 0
+    code = torch.tensor(float(urgency * processes + rank), device=fabric.device)
+    worst = int(fabric.all_reduce(code, reduce_op="max"))
+    if worst >= processes:
+        line = fabric.broadcast(one_line(error) if error else "", src=worst % processes) if processes > 1 else ""
+        raise error if rank == worst % processes else ValueError(line)

@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import math
+import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import cv2
-import matplotlib
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils.device import environment
-from utils.evaluation import density_map, predict
 from utils.files import atomic_write, split_hashes, write_json
-from utils.pixels import normalise
 from utils.training.run_folder import RunFolder
-from utils.training.writer import Writer
 
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
-_PICTURE_WIDTH = 640  # pixels of an image in TensorBoard
+Best = tuple[dict[str, Tensor], dict[str, Any]] | None  # weights, and what they say of themselves
+Checkpoint = tuple[int, dict[str, Any]] | None  # epoch and state
 
 
 class Record:
     """What the first process of a run writes down, epoch by epoch.
+
+    A thread writes best models and checkpoints, from copies, while the next epoch is trained, and those of one epoch at a
+    time: where the disk is slower than training, training waits. A checkpoint is due ``--checkpoint-minutes`` after the last
+    one; the newest epoch that no file holds is written at the end, however that comes. What fails in the thread is raised by
+    the next call, and nothing is written then: no checkpoint is ahead of a best model that could not be written.
 
     ``description``: what the best model says of itself. ``write_card`` is called with the folder after each best model.
     """
@@ -57,51 +56,60 @@ class Record:
         threading.excepthook = _say_unless_disk
         self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_epoch)
         self._description = {**description, "val_hash": val_hash, "window": arguments.window}
-        self._write_card, self._keep_each = functools.partial(write_card, folder.path), arguments.save_all
-        self._writer = Writer(folder, arguments.max_model_num, arguments.checkpoint_minutes, self._write_card)
+        self._write_card, self._arguments = write_card, arguments
+        self._thread, self._job = ThreadPoolExecutor(1), Future()
+        self._job.set_result(None)
+        self._held: tuple[Best, Checkpoint] = None, None  # of the newest epoch, what the thread has not been given
+        self._last = time.monotonic()
 
     def __enter__(self) -> Record:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.__exit__()
+        self._close()
 
     def add_epoch(self, metrics: dict[str, Any], evaluated: nn.Module, state: dict[str, Any]) -> None:
         """Write down an epoch: the network ``evaluated`` where it is the best so far, its figures, and ``state`` for going on."""
+        best = None
         if "val_mae" in metrics:
             score = 2 * metrics["val_mse"] + metrics["val_mae"]
             if score < self.best:
                 errors = {key: metrics[key] for key in ("epoch", "val_mae", "val_mse")}
-                self._writer.save_best(evaluated.state_dict(), self._description | errors, keep_each=self._keep_each)
-                self.best = score
+                best, self.best = (host_copy(evaluated.state_dict()), self._description | errors), score
             tqdm.write("epoch {epoch}: loss {loss:.3f}, val MAE {val_mae:.3f}, MSE {val_mse:.3f}".format(**metrics))
         self._log(metrics)
-        self._writer.save_checkpoint(metrics["epoch"], state)
-
-    @torch.no_grad()
-    def add_densities(self, fabric: Fabric, evaluated: nn.Module, val: Sequence[Any], epoch: int) -> None:
-        """Show the first, the middle and the last validation image, each above its density relative to its maximum."""
-        evaluated.eval()
-        for index in sorted({0, len(val) // 2, len(val) - 1}):
-            sample = val[index]
-            with fabric.autocast():
-                parts = predict(evaluated, normalise(sample.image.to(fabric.device)), self._description["window"])
-            image, density = sample.image.permute(1, 2, 0).numpy(), density_map(parts).numpy()  # [H, W, 3], [H, W]
-            size = _PICTURE_WIDTH, max(1, round(image.shape[0] * _PICTURE_WIDTH / image.shape[1]))
-            shown = cv2.resize(density / max(float(density.max()), 1e-12), size, interpolation=cv2.INTER_AREA)
-            shown = (255 * matplotlib.colormaps["viridis"](shown)[..., :3]).astype(np.uint8)
-            picture = np.vstack([cv2.resize(image, size, interpolation=cv2.INTER_AREA), shown])
-            self.board.add_image(f"density/{sample.name}", picture, epoch, dataformats="HWC")
-        evaluated.train()
+        checkpoint = metrics["epoch"], host_copy(state)
+        self._job.result()
+        self._held = best, checkpoint
+        is_due = time.monotonic() - self._last >= 60 * self._arguments.checkpoint_minutes
+        if best or is_due:
+            self._job = self._thread.submit(self._write, best, checkpoint if is_due else None)
+            self._held = None, None if is_due else checkpoint
+        if is_due:
+            self._last = time.monotonic()
 
     def finish(self) -> None:
         """Wait until all is on the disk, and say which model is the best."""
-        self._writer.close()
-        self._write_card()
+        self._close()
+        self._write_card(self.folder.path)
         self.board.close()
         has_best = math.isfinite(self.best) and self.folder.best_path.exists()
         best = f"best 2 MSE + MAE on val: {self.best:.3f}; {self.folder.best_path}"
         print(best if has_best else "no validation gave a finite error")
+
+    def _close(self) -> None:
+        self._thread.shutdown()
+        self._job.result()
+        self._write(*self._held)
+        self._held = None, None
+
+    def _write(self, best: Best, checkpoint: Checkpoint) -> None:
+        if best:
+            self.folder.save_best(*best, keep_each=self._arguments.save_all)
+            self._write_card(self.folder.path)
+        if checkpoint:
+            epoch, state = checkpoint
+            self.folder.save_checkpoint(epoch, self._arguments.max_model_num, **state)
 
     def _log(self, metrics: dict[str, Any]) -> None:
         """Write down the figures of an epoch, a number each or a dict of numbers: a line, and for TensorBoard."""
@@ -121,3 +129,17 @@ def _say_unless_disk(arguments: threading.ExceptHookArgs) -> None:
     """What TensorBoard's thread cannot write is raised again by the next call; a traceback would stand above that line."""
     if not issubclass(arguments.exc_type, OSError):
         threading.__excepthook__(arguments)
+
+
+def host_copy(state: Any) -> Any:
+    """A copy of nested dicts, lists and tuples of tensors in the host's memory.
+
+    Equal strings are one in it: what is pickled tells them apart, and in a state that was loaded they are others.
+    """
+    if isinstance(state, Tensor):
+        return torch.empty_like(state, device="cpu", pin_memory=state.is_cuda).copy_(state.detach())
+    if isinstance(state, dict):
+        return {host_copy(key): host_copy(value) for key, value in state.items()}
+    if isinstance(state, str):
+        return sys.intern(state)
+    return type(state)(map(host_copy, state)) if isinstance(state, (list, tuple)) else state

@@ -18,7 +18,6 @@ import argparse
 import math
 import shutil
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,30 +25,27 @@ import torch
 import yaml
 
 from utils.config import option_values
-from utils.files import atomic_write, data_name, make_folder, read_json, read_json_lines, write_json
+from utils.files import atomic_write, data_name, read_json, read_json_lines, write_json
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from utils.training.processes import NonFinite
     from utils.training.steps import WeightAverage
 
 BEST, CARD, EVALUATIONS = "best_model.pth", "model_card.md", "evaluations.json"
 DESCRIPTION = "gst"
 # Options of one start, which no file of the run remembers.
 START_OPTIONS = ("overwrite", "resume")
-# Options that training no longer has, in the files of runs of before.
-FORMER_OPTIONS = ("pixels", "pixels_dir")
 # Options that change no result: where a run lies on its machine and how it works there.
-MACHINE_OPTIONS = (*FORMER_OPTIONS, "checkpoint_minutes", "data_dir", "data_licence", "device", "graphs")
-MACHINE_OPTIONS += ("loading_timeout", "max_model_num", "num_workers", "prefetch", "save_all", "save_dir")
+MACHINE_OPTIONS = ("checkpoint_minutes", "data_dir", "device", "graphs", "max_model_num", "num_workers", "prefetch")
+MACHINE_OPTIONS += ("save_all", "save_dir")
 # Options that do not change what a step computes: a run may go on with other values. How a step's crops are divided is not
 # compared either, but their number is.
 NEUTRAL_OPTIONS = (*MACHINE_OPTIONS, "accumulate", "backbone_weights", "batch_size", "epochs", "minutes", "num_nodes")
 NEUTRAL_OPTIONS += ("skip_bad_samples", "val_every", "val_start", "window")
 # What a run may have left in its folder; results of test.py say of which weights they are, and stay.
-_OWN = ("*_ckpt.tar", "best_model*.pth", CARD, EVALUATIONS, "metrics.jsonl", "environment.json", "trouble")
-_OWN += ("tensorboard", "config.yml")
+_OWN = ("*_ckpt.tar", "best_model*.pth", CARD, EVALUATIONS, "metrics.jsonl", "environment.json", "tensorboard")
+_OWN += ("config.yml",)
 
 
 def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -106,18 +102,14 @@ class RunFolder:
     def best(self) -> dict[str, Any] | None:
         """What ``best_model.pth`` says of itself: ``epoch``, ``val_mae``, ``val_mse``, ``val_hash`` and ``window``.
 
-        None where there is none, or one that nothing is known of. Runs of before wrote down the epoch alone.
+        None where there is none, or one that nothing is known of.
         """
         try:
             state = torch.load(self.best_path, weights_only=True, map_location="cpu", mmap=True)
         except Exception:  # missing, damaged or of another kind: ``read_checkpoint`` says which where it matters
             return None
         found = getattr(state, "_metadata", {}).get(DESCRIPTION)
-        if not isinstance(found, dict) or "epoch" not in found:
-            return None
-        line = next((line for line in self.metrics() if line["epoch"] == found["epoch"]), {})
-        found = {key: line[key] for key in ("val_mae", "val_mse") if key in line} | found
-        return found if "val_mae" in found else None
+        return found if isinstance(found, dict) and "val_mae" in found else None
 
     def best_score(self, val_hash: str, window: int) -> float:
         """2 MSE + MAE of the best model, by which the next is chosen; infinity where it is of other images or windows."""
@@ -143,9 +135,8 @@ class RunFolder:
         if newest and goes_on:
             self._check(options, crops)
             return newest
-        # Where the run kept no account any trace counts; where it did, what an unfinished first epoch left does not.
-        traces = progress["done"] is None and (self.best_path.exists() or self.metrics())
-        if (progress["done"] or traces) and not overwrite:
+        # What an unfinished first epoch left does not count.
+        if self._holds_run() and progress["done"] != 0 and not overwrite:
             what = f"a run of {progress['done']} epochs" if progress["done"] else "a run"
             remedy = ", or leave --resume out to go on with it" if newest else ""
             raise ValueError(f"{self.path}: holds {what}; choose another --save-dir, or --overwrite{remedy}")
@@ -166,11 +157,12 @@ class RunFolder:
             what = f"{before} crops in a step (processes x --batch-size x --accumulate), not {crops}"
             raise ValueError(f"{self.path}: holds a run with {what}; {remedy}")
 
+    def _holds_run(self) -> bool:
+        return self.progress()["done"] is not None or self.best_path.exists()
+
     def _leftovers(self) -> list[Path]:
         """What a start anew removes, in that order: checkpoints first, the options last; nothing where no run has been."""
-        if self.progress()["done"] is None and not self.best_path.exists() and not self.metrics():
-            return []
-        return [path for pattern in _OWN for path in sorted(self.path.glob(pattern))]
+        return [path for pattern in _OWN for path in sorted(self.path.glob(pattern))] if self._holds_run() else []
 
     def begin(self, options: dict[str, Any], start: Path | None, epochs: int, crops: int) -> None:
         """Write down what is about to run. A start anew first removes all that a run before it left in the folder.
@@ -209,20 +201,6 @@ class RunFolder:
         if keep_each:  # first: what is not better than the best is not written again after a kill
             save_weights(self.path / f"best_model_{description['epoch']}.pth", state_dict, description)
         save_weights(self.best_path, state_dict, description)
-
-    def set_aside(self, epoch: int, error: NonFinite, samples: Sequence[Any], **state: Any) -> ValueError:
-        """Write the crops that broke a run and, as a checkpoint to begin ``epoch`` with, the state before them.
-
-        -> the error that says so.
-        """
-        folder, last = make_folder(self.path / "trouble"), error.batches.stop - 1
-        names = {"image": "images", "points": "points", "scales": "scales", "rotations": "rotations"}
-        names |= {"targets": "targets", "name": "names"}
-        batch = {many: [getattr(sample, one) for sample in samples] for one, many in names.items()}
-        _save(batch, folder / f"epoch{epoch}_step{last}_batch.pt")
-        _save({"epoch": epoch - 1, **state}, folder / "last_good_ckpt.tar")
-        where = f"epoch {epoch}, batch {last}: the {error.what} of {', '.join(batch['names'])}"
-        return ValueError(f"{where} is not finite; lower --lr (these crops and the state before them are in {folder})")
 
 
 def restore_training(

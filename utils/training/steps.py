@@ -20,28 +20,29 @@ from tqdm import tqdm
 
 from utils.cli import ProgressBar
 from utils.pixels import normalise
-from utils.training.processes import NonFinite, stop_together
+from utils.training.processes import NotFinite, agreed
 from utils.training.schedule import TimeBudget
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch.utils.data import DataLoader
 
-CHECK_EVERY = 32  # batches from one look at the guard to the next: the device is waited for
+CHECK_EVERY = 32  # batches from one look at losses and gradients to the next: the device is waited for
 SHOW_SECONDS = 0.5  # from one look at loss and MAE to the next
+SMALLEST_SCALE = 2.0**-16  # of float16's gradients, from 2^16 on: it is halved after each that is not finite
 
 
 class Steps:
     """The batches of a run's steps, with all that goes on beside forward pass, loss and gradient.
 
-    Each batch of ``batches`` is answered by ``gate``, with its loss, and at the end of a step by ``gradient_norm``. Whether all
-    is finite, the progress bar and the budget of time are looked at every ``CHECK_EVERY`` batches.
+    Each batch of ``batches`` is answered by ``share``, with its loss, and at the end of a step by ``gradient_norm``. Whether
+    all is finite, the progress bar and the budget of time are looked at every ``CHECK_EVERY`` batches, and at the end of an
+    epoch: before anything of it is written.
     """
 
-    def __init__(
-        self, fabric: Fabric, arguments: argparse.Namespace, guard: Guard, budget: TimeBudget | None = None
-    ) -> None:
-        self.fabric, self.arguments, self.guard, self.budget = fabric, arguments, guard, budget
+    def __init__(self, fabric: Fabric, arguments: argparse.Namespace, budget: TimeBudget | None = None) -> None:
+        self.fabric, self.arguments, self.budget = fabric, arguments, budget
+        self.scaler = getattr(fabric.strategy.precision, "scaler", None)  # of float16's gradients
         self.done = 0.0  # epochs
         self._bar: ProgressBar | None = None
 
@@ -49,13 +50,12 @@ class Steps:
         """(images, normalised; their batch; crops of its step on all processes; whether it is the last of the step).
 
         From a batch on that this process cannot read they are None, with images of zeros: the other processes are waiting in
-        the step, and all stop together (``Stopped``) when they look next. A process alone raises the error at once.
+        the step, and all stop together when they look next. A process alone raises the error at once.
         """
         fabric, arguments, processes = self.fabric, self.arguments, self.fabric.world_size
         all_crops, size, accumulate = len(loader.sampler), loader.batch_size, arguments.accumulate
         torch.backends.cudnn.benchmark = not arguments.deterministic  # all crops are of one size
         self._sums, self._watch, shown = EpochSums(), Stopwatch(fabric.device), time.monotonic()
-        self.guard.start_epoch()
         if self._bar is None:
             total, done = (epochs * all_crops * processes for epochs in (arguments.epochs, epoch))
             self._bar = ProgressBar(
@@ -63,7 +63,7 @@ class Steps:
             )
         unread = torch.zeros(size, 3, arguments.crop_size, arguments.crop_size, device=fabric.device)
         source, error = iter(loader), None
-        for self._index in range(len(loader)):
+        for index in range(len(loader)):
             try:
                 batch = next(source) if error is None else None
             except Exception as failure:
@@ -73,49 +73,50 @@ class Steps:
             images = normalise(batch.images if batch else unread)
             if arguments.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            first = self._index // accumulate * accumulate
+            first = index // accumulate * accumulate
             end = min(first + accumulate, len(loader))
             crops = min(end * size, all_crops) - first * size
-            self._share, self.done = len(images) / crops, epoch + self._index / len(loader)
+            self._share, self.done = len(images) / crops, epoch + index / len(loader)
             self._watch.lap("data")
-            yield images, batch, crops * processes, self._index + 1 == end
+            yield images, batch, crops * processes, index + 1 == end
             self._watch.lap("backward")
             if batch:
-                self._sums.add(self._loss, self._counts, batch.truths, len(batch.skipped))
+                self._sums.add(self._loss, self._counts, batch)
                 for reason in batch.skipped:
                     tqdm.write(f"skipped: {reason}", file=sys.stderr)
-            if time.monotonic() - shown > SHOW_SECONDS:
+            self._bar.update(len(images) * processes)
+            done = index + 1
+            is_due = done % CHECK_EVERY == 0 or done == len(loader)
+            if is_due or time.monotonic() - shown > SHOW_SECONDS:
                 self._bar.set_postfix(self._sums.read(), refresh=False)
                 shown = time.monotonic()
-            self._bar.update(len(images) * processes)
-            done = self._index + 1
-            if done % CHECK_EVERY == 0 or done == len(loader):
-                stop_together(fabric, error, self.guard.found(done, accumulate))
+            if is_due:
+                with agreed(fabric):
+                    if error:
+                        raise error
+                    self._sums.check(epoch, accumulate, self.scaler)
                 if self.budget:
                     elapsed = fabric.broadcast(self.budget.elapsed())
                     arguments.epochs = self.budget.epochs(epoch + done / len(loader), elapsed)
                     self._bar.total = arguments.epochs * all_crops * processes
             self._watch.lap("other")
-        self._bar.set_postfix(self._sums.read(), refresh=False)
 
     def lap(self, part: str) -> None:
         """Book the time since the lap before to a part of the step."""
         self._watch.lap(part)
 
-    def gate(self, loss: Tensor, density: Tensor) -> Tensor:
-        """What is to be differentiated for the loss of a batch: its share of the step's, with NaN gradients if it is not finite."""
-        gated = self.guard.gate(loss, self._index)
+    def share(self, loss: Tensor, density: Tensor) -> Tensor:
+        """What is to be differentiated for the loss of a batch: its share of the step's."""
         self._loss, self._counts = loss.detach(), density.detach().float().sum((1, 2, 3))
         self._watch.lap("loss")
-        return gated if self._share == 1 else gated * self._share
+        return loss if self._share == 1 else loss * self._share
 
     def gradient_norm(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look at the gradient of the step that ends here, and clip its norm as the options say."""
-        if self.guard.scaler is not None:
-            self.guard.scaler.unscale_(optimizer.optimizer)
-        norm = gradient_norm([p for group in optimizer.param_groups for p in group["params"]], self.arguments.grad_clip)
-        self.guard.watch(norm, self._index)
-        self._sums.add_norm(norm)
+        """Note the norm of the gradient of the step that ends here, and clip it as the options say."""
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer.optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._sums.add_norm(gradient_norm(parameters, self.arguments.grad_clip))
 
     def metrics(self) -> dict[str, Any]:
         """The epoch's means of loss, MAE, MSE and gradient norm over all processes, and where this one's time went."""
@@ -125,69 +126,6 @@ class Steps:
         """End the line of the progress bar."""
         if self._bar is not None:
             self._bar.close()
-
-
-class Guard:
-    """Keeps what is not finite away from the weights, and remembers the batch it came from.
-
-    ``whole`` is 1 until the first loss or gradient that is not finite makes it NaN, and then stays so: 0 times such a number
-    is NaN. ``broken`` is 0 and then 1; fused Adam takes it as ``found_inf``, leaving weights, moments and its step as they are.
-    A loss that passed ``gate`` has only NaN gradients from then on, which float16's ``scaler`` keeps away too, and which the
-    mean over processes spreads to all of them. So the state stays the one before that batch until somebody reads the flag.
-
-    A scaler skips a step whose gradient is not finite and halves its scale: that is how it finds the scale, unless it goes on.
-    """
-
-    def __init__(self, device: torch.device, scaler: torch.amp.GradScaler | None = None) -> None:
-        self.broken = torch.zeros((), device=device)
-        self._whole = torch.ones((), device=device)
-        # ``whole`` after the loss and after the gradient of each batch; with a scaler NaN or 0 for the gradient of each step.
-        self._history = torch.ones(2, CHECK_EVERY, device=device)
-        self._begin, self.scaler, self._skipped = 0, scaler, 0
-
-    def gate(self, loss: Tensor, index: int) -> Tensor:
-        """The loss of batch ``index``, with NaN gradients if it, or anything before it, was not finite."""
-        self._whole.add_(loss.detach(), alpha=0)
-        self._history[0, index - self._begin].copy_(self._whole)
-        return loss * self._whole
-
-    def watch(self, norm: Tensor, index: int) -> None:
-        """Look at the norm of the gradient of the step that batch ``index`` completes."""
-        if self.scaler is None:
-            self._whole.add_(norm, alpha=0)
-        seen = self._whole if self.scaler is None else norm * 0
-        self._history[1, index - self._begin].copy_(seen)
-        torch.ne(self._whole, self._whole, out=self.broken)
-
-    def start_epoch(self) -> None:
-        """Batches are counted from 0 again."""
-        self._begin = 0
-
-    def found(self, end: int, accumulate: int) -> NonFinite | None:
-        """What was not finite first on this process among the batches before ``end``, if anything was. Waits for the device.
-
-        Looks at the batches that were not looked at before; a gradient is of the ``accumulate`` batches of its step.
-        """
-        losses, gradients = self._history.tolist()
-        for index in range(end - self._begin):
-            last = index + self._begin
-            if math.isnan(losses[index]):
-                return NonFinite("loss", range(last, last + 1))
-            if self.scaler is None and math.isnan(gradients[index]):
-                return NonFinite("gradient", range(last // accumulate * accumulate, last + 1))
-            if gradients[index] != 1:  # the end of a step
-                self._skipped = self._skipped + 1 if math.isnan(gradients[index]) else 0
-                step = range(last // accumulate * accumulate, last + 1)
-        if self.scaler is not None and self._skipped and self._is_lost(self.scaler.get_scale()):
-            return NonFinite("gradient", step)
-        self._begin = end
-        self._history.fill_(1)
-        return None
-
-    def _is_lost(self, scale: float) -> bool:
-        """Whether no scale helps: it has fallen below 1, and every step since was skipped."""
-        before = scale / self.scaler.get_backoff_factor() ** self._skipped  # of the steps skipped in a row
-        return scale < 1 and (before >= 1 or self._skipped > 16)  # 16: from 2^16, with which a scaler begins, to 1
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter], clip: float) -> Tensor:
@@ -203,19 +141,18 @@ def gradient_norm(parameters: Sequence[nn.Parameter], clip: float) -> Tensor:
 class WeightAverage:
     """An exponential moving average of a network's weights, from those after the first step on, in ``module``.
 
-    It stands still once ``guard`` is broken. ``torch.optim.swa_utils.AveragedModel`` sends its counter to the device, and
-    waits for it, in every step; files have its names.
+    ``torch.optim.swa_utils.AveragedModel`` sends its counter to the device, and waits for it, in every step; files have its
+    names.
     """
 
-    def __init__(self, network: nn.Module, decay: float, guard: Guard) -> None:
+    def __init__(self, network: nn.Module, decay: float) -> None:
         self.module = copy.deepcopy(network).requires_grad_(False)
-        self._decay, self._guard, self._steps = decay, guard, 0
+        self._decay, self._steps = decay, 0
 
     def update(self, network: nn.Module) -> None:
         """average = decay average + (1 - decay) weights."""
-        weight = (1 - self._decay if self._steps else 1) * (1 - self._guard.broken)
-        averages, values = list(self.module.parameters()), [value.detach() for value in network.parameters()]
-        torch._foreach_lerp_(averages, values, [weight.to(average.dtype) for average in averages])
+        values = [value.detach() for value in network.parameters()]
+        torch._foreach_lerp_(list(self.module.parameters()), values, 1 - self._decay if self._steps else 1.0)
         self._steps += 1
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -236,49 +173,65 @@ class EpochSums:
         self.losses: list[float] = []
         self.errors: list[float] = []
         self.norms: list[float] = []
+        self.names: list[list[str]] = []  # of the images of each batch
         self.skipped = 0
-        self._losses: list[Tensor] = []
-        self._counts: list[Tensor] = []
-        self._norms: list[Tensor] = []
+        self._unread: tuple[list[Tensor], ...] = ([], [], [])  # losses, counts, norms
         self._truths: list[float] = []
 
-    def add(self, loss: Tensor, counts: Tensor, truths: Sequence[float], skipped: int) -> None:
-        """The loss of a batch, the predicted counts [B] and the annotated ones of its crops, and images skipped for it."""
-        self._losses.append(loss.reshape(1))
-        self._counts.append(counts)
-        self._truths += truths
-        self.skipped += skipped
+    def add(self, loss: Tensor, counts: Tensor, batch: Any) -> None:
+        """The loss of a batch and the predicted counts [B] of its crops."""
+        self._unread[0].append(loss.reshape(1))
+        self._unread[1].append(counts)
+        self._truths += batch.truths
+        self.names.append(batch.names)
+        self.skipped += len(batch.skipped)
 
     def add_norm(self, norm: Tensor) -> None:
         """The norm of the gradient of one step."""
-        self._norms.append(norm.reshape(1))
+        self._unread[2].append(norm.reshape(1))
 
     def read(self) -> dict[str, str]:
         """Loss and MAE so far, for a progress bar. Waits for the device."""
-        parts = (*self._losses, *self._counts, *self._norms)
-        values = torch.cat([part.float() for part in parts]).tolist() if parts else []
-        losses, images = len(self._losses), len(self._truths)
-        self.losses += values[:losses]
-        self.errors += [count - truth for count, truth in zip(values[losses:], self._truths)]
-        # Norms that are not finite are of steps that float16's scaler skipped.
-        self.norms += [norm for norm in values[losses + images :] if math.isfinite(norm)]
-        self._losses, self._counts, self._norms, self._truths = [], [], [], []
+        parts = [part for parts in self._unread for part in parts]
+        values = torch.cat(parts).tolist() if parts else []
+        batches, images = len(self._unread[0]), len(self._truths)
+        self.losses += values[:batches]
+        self.errors += [count - truth for count, truth in zip(values[batches:], self._truths)]
+        self.norms += values[batches + images :]
+        self._unread, self._truths = ([], [], []), []
         absolute = sum(map(abs, self.errors)) / max(len(self.errors), 1)
         return {"loss": f"{sum(self.losses) / max(len(self.losses), 1):.2f}", "MAE": f"{absolute:.2f}"}
 
+    def check(self, epoch: int, accumulate: int, scaler: torch.amp.GradScaler | None) -> None:
+        """Raise ``NotFinite`` for the first loss or gradient of what was read that is not finite.
+
+        A scaler leaves such a gradient out and halves its scale, which is how it finds one: unless none is small enough.
+        """
+        loss = next((index for index, loss in enumerate(self.losses) if not math.isfinite(loss)), math.inf)
+        steps = [step for step, norm in enumerate(self.norms) if not math.isfinite(norm)]
+        if scaler is not None:
+            steps = steps[-1:] if scaler.get_scale() < SMALLEST_SCALE else []
+        end = min((steps[0] + 1) * accumulate, len(self.names)) if steps else math.inf
+        if loss < end:
+            raise NotFinite("loss", epoch, loss, self.names[loss])
+        if steps:
+            names = [name for names in self.names[steps[0] * accumulate : end] for name in names]
+            raise NotFinite("gradient", epoch, end - 1, names)
+
     def metrics(self, fabric: Fabric, times: dict[str, float]) -> dict[str, Any]:
         """Means over the epoch's crops on all processes, and the seconds of each part of its steps, which are this process's."""
-        sums = [sum(self.losses), sum(map(abs, self.errors)), sum(e * e for e in self.errors), sum(self.norms)]
-        numbers = [len(self.losses), len(self.errors), len(self.norms), self.skipped]
+        norms = [norm for norm in self.norms if math.isfinite(norm)]  # float16's scaler left the others out
+        sums = [sum(self.losses), sum(map(abs, self.errors)), sum(e * e for e in self.errors), sum(norms)]
+        numbers = [len(self.losses), len(self.errors), len(norms), self.skipped]
         own = torch.tensor(sums + numbers, dtype=torch.float64, device=fabric.device)
-        loss, absolute, squared, norms, batches, images, steps, skipped = fabric.all_reduce(
+        loss, absolute, squared, norm, batches, images, steps, skipped = fabric.all_reduce(
             own, reduce_op="sum"
         ).tolist()
         return {
             "loss": loss / batches,
             "mae": absolute / images,
             "mse": math.sqrt(squared / images),
-            "gradient_norm": norms / max(steps, 1),  # float16's scaler may have skipped all
+            "gradient_norm": norm / max(steps, 1),  # the scaler may have left out all
             "skipped": int(skipped),
             "seconds": sum(times.values()),
             "images_per_second": images / sum(times.values()),

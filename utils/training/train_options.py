@@ -11,7 +11,6 @@ from utils.cli import default_workers
 from utils.config import given_values, make_parser, number, parse_arguments
 from utils.files import DATASETS, OWN, REPORT, data_name, read_report
 from utils.pixels import STRIDE
-from utils.training.run_folder import FORMER_OPTIONS, START_OPTIONS
 
 _GAUSSIANS = "gs_params"
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
@@ -32,11 +31,9 @@ def parse_train_options(
     switch = argparse.BooleanOptionalAction
 
     add = parser.add_argument_group("data").add_argument
-    given = given_values(parser, argv, "data-dir", "root-path", "save-dir")
-    root, config, folder = given["data_dir"] or given["root_path"], given["config"], given["save_dir"]
-    # Runs of before wrote into their own file how they had been started, which is not how they go on.
-    is_own = config and folder and Path(config).resolve().parent == Path(folder).resolve()
-    report = read_report(Path(str(root))) if root else {}
+    given = given_values(argv, "data-dir", "root-path")
+    root = given["data_dir"] or given["root_path"]
+    report = read_report(Path(root)) if root else {}
     stated = report.get("dataset") or (OWN if report else "qnrf")
     preset_help = f"whose preset applies (default: what {REPORT} of the data says; without one, qnrf)"
     add("--dataset", choices=DATASETS, default=stated, help=preset_help)
@@ -49,7 +46,6 @@ def parse_train_options(
     workers = f"processes that load images, for each device (default: {default_loaders(processors // local)})"
     add("--num-workers", type=number(int, 0, 4096), metavar="N", help=workers)
     add("--prefetch", type=number(int, 1, 10**6), default=2, metavar="N", help="batches that each of them makes ahead")
-    add("--data-licence", metavar="TEXT", help="of the data, as it is to stand in model_card.md")
     whole = "a crop's points count 1 from this share inside on (0: off)"
     add("--whole-targets", type=number(float, 0, 1), default=0.0, metavar="X", help=whole)
     jitter = "random change of brightness and contrast, up to this share"
@@ -108,8 +104,6 @@ def parse_train_options(
     add("--device", default="auto", metavar="D", help="GPU id, several (0,1), cpu; auto: the first GPU if any")
     add("--num-nodes", type=number(int, 1), default=1, metavar="N", help="machines that train together")
     add("--precision", choices=("32", "16-mixed", "bf16-mixed"), default="32", help="of the network; losses: float32")
-    timeout = "longest wait for a batch: a network disk may stall"
-    add("--loading-timeout", type=number(int, 1, 10**6), default=1800, metavar="SECONDS", help=timeout)
     add("--tf32", action=switch, default=True, help="float32 products on GPUs with 10 bits of mantissa")
     add("--channels-last", action=switch, default=False, help="memory layout of images and weights")
     add("--compile", action=switch, default=False, help="compile the network with torch.compile")
@@ -125,8 +119,7 @@ def parse_train_options(
     add("--is-gray", default=False, help="grey images are recognised either way", **released)
     add("--gs-path", default=_GAUSSIANS, metavar="NAME", help="folder of the Gaussians beside the images")
 
-    unused = (*FORMER_OPTIONS, *START_OPTIONS) if is_own else FORMER_OPTIONS
-    arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS), unused_keys=unused)
+    arguments = parse_arguments(parser, argv, presets=("dataset", PRESETS))
     if report.get("dataset") not in (None, arguments.dataset):
         found = f"{arguments.data_dir / REPORT} says {stated}"
         parser.error(f"--dataset {arguments.dataset}: {found}; leave the option out, or prepare the data as that set")

@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import threading
-import time
 
 import pytest
-import torch
 from commands import errors
 from training_runs import Tiny, largest_difference, metrics, start, train, wait_until, weights
 
 from datasets.crowd import Crowd
-from utils.training import writer
+from utils.training import record
 from utils.training.run_folder import RunFolder
-from utils.training.writer import Writer, snapshot
 
 pytestmark = pytest.mark.usefixtures("tiny")
 FULL = "best_model.pth: cannot write this file (No space left on device)"
@@ -25,7 +21,7 @@ FULL = "best_model.pth: cannot write this file (No space left on device)"
 def test_a_checkpoint_is_written_when_an_epoch_ends_and_its_time_has_come(data, tmp_path, monkeypatch):
     """Every epoch takes two minutes."""
     now, saved, set_epoch, save = [0.0], [], Crowd.set_epoch, RunFolder.save_checkpoint
-    monkeypatch.setattr(writer, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])}))
+    monkeypatch.setattr(record, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])}))
     monkeypatch.setattr(Crowd, "set_epoch", lambda self, epoch: (now.append(now.pop() + 120), set_epoch(self, epoch)))
     monkeypatch.setattr(
         RunFolder, "save_checkpoint", lambda self, epoch, *a, **k: (saved.append(epoch), save(self, epoch, *a, **k))
@@ -35,35 +31,6 @@ def test_a_checkpoint_is_written_when_an_epoch_ends_and_its_time_has_come(data, 
         train(data, tmp_path / str(minutes), "--epochs", 7, "--checkpoint-minutes", minutes, "--lr", 1e-3)
         assert saved == expected and len(metrics(tmp_path / str(minutes))) == 7
     assert largest_difference(weights(tmp_path / "5"), weights(tmp_path / "60")) == 0
-
-
-def test_of_best_models_that_come_faster_than_the_disk_takes_them_the_newest_is_written(tmp_path):
-    go_on, written = threading.Event(), []
-
-    class Slow(RunFolder):
-        def save_best(self, state_dict, description, *, keep_each):
-            go_on.wait(10)
-            written.append((float(state_dict["w"]), description["epoch"]))
-
-    with Writer(Slow(tmp_path), 1, 5, lambda: None) as beside:
-        weight = torch.zeros(1)
-        for epoch in range(4):
-            beside.save_best({"w": weight}, {"epoch": epoch}, keep_each=False)
-            weight += 1  # what was handed over is a copy
-            if not epoch:
-                time.sleep(0.1)  # the thread is at work on the first
-        go_on.set()
-    assert written == [(0.0, 0), (3.0, 3)]
-
-
-def test_a_state_is_copied_with_what_it_says_of_itself():
-    state = Tiny().to(memory_format=torch.channels_last).state_dict()
-    copied = snapshot({"model": state, "steps": [1, (torch.ones(2), "a")]}).wait()
-    assert copied["model"]._metadata == state._metadata and type(copied["model"]) is type(state)
-    for key, value in state.items():
-        other = copied["model"][key]
-        assert torch.equal(value, other) and value.stride() == other.stride() and value.data_ptr() != other.data_ptr()
-    assert copied["steps"][1][1] == "a" and torch.equal(copied["steps"][1][0], torch.ones(2))
 
 
 @pytest.mark.parametrize("failures", [1, 9], ids=["once", "always"])
