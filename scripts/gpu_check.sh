@@ -7,14 +7,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-.venv/bin/python}
 command -v "$python" > /dev/null || python=python3
-"$python" - << 'END'
-import platform, sys
-import torch
+"$python" -c 'import sys, torch
 if not torch.cuda.is_available():
-    sys.exit(f"error: PyTorch {torch.__version__} sees no CUDA GPU here; these checks need one")
-device = torch.cuda.get_device_properties(0)
-print(f"{device.name}, {device.total_memory / 2**30:.0f} GiB; CUDA {torch.version.cuda}, Python {platform.python_version()}")
-END
+    sys.exit(f"error: PyTorch {torch.__version__} sees no CUDA GPU here; these checks need one")'
 code=0
 [ $# -gt 0 ] || set -- tests training losses splat
 for name in "$@"; do

@@ -28,13 +28,8 @@ cpu_torch() {
 requirements=$1
 installed=.venv/$requirements.installed
 if ! cat requirements*.txt | cmp -s - "$installed"; then
-    echo "installing $requirements into .venv, once:"
     cpu=$([ "$requirements" != requirements-demo.txt ] || cpu_torch || true)  # torchvision has no such build
-    if [ -n "$cpu" ]; then
-        echo "  with torch $cpu, since this machine has no NVIDIA driver: about 0.4 GB to download"
-    else
-        echo "  PyTorch's default build brings the CUDA libraries along: about 3 GB to download, unless they are there"
-    fi
+    echo "installing $requirements into .venv, once${cpu:+, with torch $cpu, since this machine has no NVIDIA driver}:"
     "$python" -m pip install --disable-pip-version-check -r "$requirements" ${cpu:+"torch==$cpu"} ||
         fail "pip could not install $requirements; run the same command again"
     cat requirements*.txt > "$installed"
