@@ -122,20 +122,21 @@ def look_at(root: Path, image: Path, entry: Mapping[str, Any], decode: bool = Fa
         facts.errors.append(f"{image}: {size} pixels, prepared as {prepared[1]} x {prepared[0]}; {_AGAIN}")
     path = points_path(image)
     facts.annotated = path.exists()
+    if not facts.annotated:
+        return facts
     try:
-        rows = read_points(path)[:, :2] if facts.annotated else None
+        rows = read_points(path)[:, :2]
     except (OSError, ValueError) as error:
         facts.errors.append(one_line(error))
         return facts
-    if rows is not None:
-        facts.points, (facts.duplicates, facts.close) = len(rows), crowding(rows)
-        limits = (facts.width or math.inf) + _OUTSIDE, (facts.height or math.inf) + _OUTSIDE
-        outside = rows[((rows < -_OUTSIDE) | (rows > limits)).any(axis=1)]
-        if len(outside):
-            lie = f"lie outside the image of {size}, as {outside[0].tolist()}"
-            facts.errors.append(f"{path}: {len(outside)} points {lie}; {_AGAIN}")
-        if entry.get("points") not in (None, len(rows)):
-            facts.warnings.append(f"{path}: {len(rows)} points, prepared with {entry['points']}")
+    facts.points, (facts.duplicates, facts.close) = len(rows), crowding(rows)
+    limits = (facts.width or math.inf) + _OUTSIDE, (facts.height or math.inf) + _OUTSIDE
+    outside = rows[((rows < -_OUTSIDE) | (rows > limits)).any(axis=1)]
+    if len(outside):
+        lie = f"lie outside the image of {size}, as {outside[0].tolist()}"
+        facts.errors.append(f"{path}: {len(outside)} points {lie}; {_AGAIN}")
+    if entry.get("points") not in (None, len(rows)):
+        facts.warnings.append(f"{path}: {len(rows)} points, prepared with {entry['points']}")
     return facts
 
 
