@@ -8,7 +8,7 @@ import io
 import os
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -41,15 +41,11 @@ RESULTS = "loss_results.csv"
 
 
 class Shard(NamedTuple):
-    """Share ``index`` (from 0) of ``count``; ``local_rank`` numbers the processes of one machine, for choosing a GPU."""
+    """Every ``count``-th image from ``index`` on; ``local_rank`` numbers the processes of one machine, for choosing a GPU."""
 
     index: int = 0
     count: int = 1
     local_rank: int = 0
-
-    def of(self, items: Sequence[Path]) -> list[Path]:
-        """Every ``count``-th item: neighbours in name are often alike in size, so that shares take about equally long."""
-        return list(items[self.index :: self.count])
 
 
 def parse_shard(text: str) -> Shard:
@@ -263,7 +259,8 @@ def main() -> int:
         images = list_images(arguments.root_path / split)
         folder = make_folder(gaussians_path(images[0]).parent)
         remove_stale_partials(folder)
-        jobs, present, other_settings, images = [], 0, 0, shard.of(images)
+        # Neighbours in name are often alike in size, so that shares take about equally long.
+        jobs, present, other_settings, images = [], 0, 0, images[shard.index :: shard.count]
         for image in images:
             job = FitJob(image, config, backend, image_seed(arguments.seed, image.stem))
             try:

@@ -223,19 +223,14 @@ def checked_columns(columns: dict[str, tuple[Array, int]], positive: Sequence[st
         value = value.reshape(0, width) if rows == value.numel() == 0 else value
         if value.shape != (rows, width):
             raise ValueError(f"{name}: shape {tuple(value.shape)}, expected [{rows}, {width}], one row for each mean")
-        arrays.append(value)
-    dtype = torch.float64 if any(value.dtype == torch.float64 for value in arrays) else torch.float32
-    table = torch.cat([value.to(arrays[0].device, dtype) for value in arrays], dim=1)
-    if table.isfinite().all() and all(not len(v) or v.amin() >= 0 for n, v in zip(columns, arrays) if n in positive):
-        return table
-    for name, value in zip(columns, arrays):
-        wanted = " and not negative" if name in positive else ""
-        bad = ~value.isfinite() | (value < 0 if wanted else False)
+        bad = ~value.isfinite() | (value < 0 if name in positive else False)
         if bad.any():
             row, column = bad.nonzero()[0].tolist()
-            value = f"{name}: {value[row, column]:g} in row {row}"
-            raise ValueError(f"{value}, must be finite{wanted}; fit the image again or drop the point")
-    raise ValueError(f"{', '.join(columns)}: too large for {dtype}")
+            wanted = f"finite{' and not negative' if name in positive else ''}; fit the image again or drop the point"
+            raise ValueError(f"{name}: {value[row, column]:g} in row {row}, must be {wanted}")
+        arrays.append(value)
+    dtype = torch.float64 if any(value.dtype == torch.float64 for value in arrays) else torch.float32
+    return torch.cat([value.to(arrays[0].device, dtype) for value in arrays], dim=1)
 
 
 def _checked_gaussians(means: Array, scales: Array, rotations: Array) -> Tensor:

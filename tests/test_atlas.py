@@ -17,7 +17,7 @@ def crowd():
     images = []
     for seed, (height, width) in enumerate(SIZES):
         coarse = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-        images.append(coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width])
+        images.append(np.ascontiguousarray(coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]))
     random = np.random.default_rng(3)
     points = [random.uniform((0, 0), (w, h), (n, 2)) for (h, w), n in zip(SIZES, (12, 7, 9, 0, 5))]
     points[0][:4] = [[0, 0], [61, 40], [61, 12.5], [30, 0]]

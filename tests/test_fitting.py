@@ -14,7 +14,6 @@ from GS2D.fitting import (
     Pages,
     Problem,
     fit_image,
-    fit_images,
     fit_problems,
     foreground,
     has_stalled,
@@ -191,24 +190,16 @@ def test_without_points_or_iterations_nothing_is_fitted(backend):
         assert found[1:4] == (0.0, 0.0, 0) and len(found.gaussians) == len(points)
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 4), (0, 8, 3), (1, 8, 8, 3)])
-def test_unusable_images_are_named(shape):
-    for kind in ("uint8", "float64"):
-        with pytest.raises(ValueError, match=re.escape(f"image: {kind} {list(shape)}, expected uint8 [H, W, 3]")):
-            fit_image(np.zeros(shape, kind), np.ones((1, 2)))
-
-
-@pytest.mark.parametrize("shape", [(3, 3), (3,), (2, 2, 2)])
-def test_unusable_points_are_named(shape):
-    with pytest.raises(ValueError, match=re.escape(f"points: shape {list(shape)}, expected [N, 2]")):
-        fit_image(np.zeros((8, 8, 3), np.uint8), np.ones(shape))
-
-
-def test_each_of_many_images_has_its_seed(backend):
-    image, points = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8), np.array([[5.0, 5], [9, 7]])
-    config = FitConfig(iterations=2)
-    found = fit_images([image] * 3, [points] * 3, config, backend=backend, seeds=[0, 7, 0])
-    alone = [fit_image(image, points, config, backend=backend, seed=seed) for seed in (0, 7)]
-    for result, single in zip(found, (*alone, alone[0]), strict=True):
-        torch.testing.assert_close(result.gaussians.params, single.gaussians.params, rtol=1e-4, atol=1e-5)
-    assert (found[0].gaussians.rotations - found[1].gaussians.rotations).abs().max() > 0.1
+@pytest.mark.parametrize(
+    ("image", "points", "message"),
+    [
+        (np.zeros((8, 8, 4), np.uint8), [[1, 1]], "image: uint8 [8, 8, 4], expected uint8 [H, W, 3]; convert it"),
+        (np.zeros((0, 8, 3), np.uint8), [[1, 1]], "image: uint8 [0, 8, 3], expected uint8 [H, W, 3]"),
+        (np.zeros((8, 8, 3)), [[1, 1]], "image: float64 [8, 8, 3], expected uint8 [H, W, 3]"),
+        (np.zeros((8, 8, 3), np.uint8), [1, 1, 1], "points: shape [3], expected [N, 2]"),
+        (np.zeros((8, 8, 3), np.uint8), np.ones((3, 3)), "points: shape [3, 3], expected [N, 2]"),
+    ],
+)
+def test_unusable_images_and_points_are_named(image, points, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fit_image(image, points)

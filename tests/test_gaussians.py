@@ -64,11 +64,6 @@ def write_truncated(path):
     path.write_bytes(path.read_bytes()[:3000])
 
 
-def write_bomb(path):
-    with h5py.File(path, "w") as file:
-        file.create_dataset("params", (10**9, 8), np.float32, chunks=(10**5, 8))
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -78,7 +73,6 @@ def write_bomb(path):
         (lambda path: write(path, params=np.full((3, 8), b"x")), "'params' holds"),
         (write_truncated, "not a readable file of fitted Gaussians"),
         (lambda path: path.write_bytes(b"no h5"), "not a readable file of fitted Gaussians"),
-        (write_bomb, "claims 32,000,000,000 bytes"),
         (lambda path: gaussians(5).save(path, fitted=gaussians(4)), "'fitted' has 4 rows, 'params' 5"),
     ],
 )
@@ -149,7 +143,7 @@ def test_cleaning_a_file_keeps_what_was_fitted_and_happens_once(tmp_path):
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before and os.listdir(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize("ratios", [(1, 3, 2), (2, 1.5, 1.1), (1.2, 100), (100, 1.2)])
+@pytest.mark.parametrize("ratios", [(1, 3, 2), (1.2, 100)])
 @pytest.mark.parametrize("released", [False, True])
 def test_a_ratio_does_not_depend_on_those_before(tmp_path, ratios, released):
     """Of a file of the authors, which has ``params`` alone and NaN scales, too: its original is never lost."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from commands import call, errors
 from PIL import Image
+from test_atlas import crowd
 from test_rasterize import draw_slowly, make_scene
 from torch.profiler import ProfilerActivity, profile
 
@@ -20,19 +21,7 @@ from GS2D.rasterize import draw
 
 ON_GPU = torch.cuda.is_available()
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")]
-SIZES = ((90, 131), (64, 160), (200, 96), (128, 128), (33, 50), (150, 150), (97, 180), (120, 100))  # height, width
 BACKENDS = [pytest.param("gsplat", "cuda", marks=GPU), ("reference", "cpu")]
-
-
-def photographs(count):
-    """Pictures of different sizes and points in them, some on borders and outside."""
-    images, points = [], []
-    for index in range(count):
-        random, (height, width) = np.random.default_rng(index), SIZES[index % len(SIZES)]
-        coarse = random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-        images.append(np.ascontiguousarray(coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]))
-        points.append(random.uniform((-2, -2), (width + 2, height + 2), (int(random.integers(3, 60)), 2)))
-    return images, points
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
@@ -60,16 +49,15 @@ def test_values_and_gradients_are_those_of_the_loop(backend, device, pages):
 
 
 @pytest.mark.parametrize(
-    ("backend", "count", "config"),
+    ("backend", "config"),
     [
-        pytest.param("gsplat", 8, FitConfig(iterations=300), marks=GPU),
-        pytest.param("gsplat", 8, FitConfig(iterations=800, tolerance=1e-3), marks=GPU),
-        ("reference", 2, FitConfig(iterations=5)),
+        pytest.param("gsplat", FitConfig(iterations=300), marks=GPU),
+        pytest.param("gsplat", FitConfig(iterations=800, tolerance=1e-3), marks=GPU),
+        ("reference", FitConfig(iterations=5)),
     ],
 )
-def test_images_side_by_side_are_fitted_as_alone_and_as_well_as_by_the_native_engine(backend, count, config):
-    images, points = photographs(count)
-    points[-1] = points[-1][:0]
+def test_images_side_by_side_are_fitted_as_alone_and_as_well_as_by_the_native_engine(backend, config):
+    images, points = crowd()
     together, native = (fit_images(images, points, config, backend=name) for name in (backend, "native"))
     for image, some, fitted, other in zip(images, points, together, native, strict=True):
         alone = fit_image(image, some, config, backend=backend)
@@ -112,20 +100,17 @@ def test_memory_that_runs_out_is_one_line():
     assert all(result.iterations == 20 and np.isfinite(result.render_loss) for result in results)
 
 
-@pytest.mark.parametrize(("backend", "device"), [pytest.param("gsplat", "auto", marks=GPU), ("native", "cpu")])
-def test_a_data_set_is_fitted_by_itself(backend, device, tmp_path):
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
+def test_a_data_set_is_fitted_by_itself(tmp_path):
     """Which backend it takes, its files, an image that does not decode, one without points."""
-    images, points = photographs(8)
-    points[2] = points[2][:0]
     folder = tmp_path / "train"
     folder.mkdir()
-    for index, (image, some) in enumerate(zip(images, points)):
+    for index, (image, some) in enumerate(zip(*crowd())):
         Image.fromarray(image).save(folder / f"{index}.png")
         np.save(folder / f"{index}.npy", some.astype(np.float32))
-    whole = (folder / "5.png").read_bytes()
-    (folder / "5.png").write_bytes(whole[: len(whole) // 2])
-    options = "--root-path", tmp_path, "--num-epochs", 50, "--device", device
-    out, err = call("2dgs_counting_1gs_gsplat.py", *options, code=1)
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:-200])
+    out, err = call("2dgs_counting_1gs_gsplat.py", "--root-path", tmp_path, "--num-epochs", 50, code=1)
     counts = {int(path.name[0]): len(Gaussians2D.load(path)) for path in (folder / "gs_params").glob("[!.]*.h5")}
-    assert counts == {i: len(some) for i, some in enumerate(points) if i != 5}
-    assert out.startswith(f"backend {backend}: ") and "5.png" in errors(err)[0]
+    assert counts == {0: 12, 2: 9, 3: 0, 4: 5}
+    assert out.startswith("backend gsplat: ") and "1.png" in errors(err)[0]

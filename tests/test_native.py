@@ -118,9 +118,3 @@ def test_bad_inputs(position, change, message):
     arguments[position] = change(arguments[position])
     with pytest.raises(ValueError, match=f"^{message}[^\n]*$"):
         native.fit(*arguments, iterations=1)
-
-
-def test_conics_that_are_no_ellipses():
-    scene = np.ones((4, 2)), np.tile([-1.0, 0, 1], (4, 1)), np.ones((4, 3))
-    with pytest.raises(ValueError, match=r"^conics: row 0 is .*not positive definite \(a > 0, a c > b\^2\)$"):
-        native.render(*scene, 20, 20)

@@ -98,16 +98,6 @@ def test_kernels_are_rebuilt_when_gaussians_or_parameters_change(copy):
     assert "1 kernels built" in call("GS2D/build_kernels.py", "--root-path", copy, "--cut-off", 2.5)[0]
 
 
-def test_the_same_fit_at_any_number_of_workers(copy, prepared):
-    again = sorted((copy / "train" / "gs_params").glob("*.h5"))[::4]
-    before = [path.read_bytes() for path in again]
-    for path in again:
-        path.unlink()
-    call("2dgs_counting_1gs_gsplat.py", "--root-path", copy, "--num-epochs", 30, "--workers", 1)
-    call("GS2D/process_gaussians.py", "--root-path", copy)
-    assert [path.read_bytes() for path in again] == before and len(again) == 3
-
-
 def test_train_then_test(small, tmp_path):
     """With the larger network, on stored kernels."""
     save, options = (tmp_path / "run", ["--model-name", "vgg_trans", "--kernels", "h5", *SMALL, "--epochs", 1])

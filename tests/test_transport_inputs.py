@@ -42,7 +42,7 @@ def test_shapes_that_do_not_fit(name, shapes):
 @pytest.mark.parametrize(
     "parameter",
     [{"crop_size": 7}, {"post_min": 0}, {"post_max": math.nan}, {"scale_ratio": -1}, {"background_ratio": -0.1}]
-    + [{"cut_off": value} for value in (math.inf, 1e39, 1e200)],
+    + [{"cut_off": math.inf}, {"cut_off": 1e39}, {"backend": "cuda"}],
 )
 def test_impossible_parameters(parameter):
     with pytest.raises(ValueError, match=next(iter(parameter))):
@@ -80,11 +80,6 @@ def test_targets_of_any_type_and_orientation():
         for target in ([1, 0, 2], torch.tensor([[1], [0], [2]]), torch.tensor([1, 0, 2]).double()):
             found = loss(density, [kernel], [target])
             assert found.dtype == torch.float32 and torch.equal(found, expected)
-
-
-def test_impossible_backend():
-    with pytest.raises(ValueError, match="backend: 'cuda', must be auto, reference or native"):
-        transport_kernel(*random_crop(1)[:3], 64, backend="cuda")
 
 
 def test_without_a_compiler_the_dense_twin_computes_it(monkeypatch):
