@@ -175,8 +175,6 @@ def test_the_viewer_walks_through_the_list_as_it_is_shown(browser, pages):
     assert text(browser, "#viewer-title") == listed[2]
     ActionChains(browser).send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.ARROW_LEFT).perform()
     assert text(browser, "#viewer-title") == listed[0] and not find(browser, "#previous").is_enabled()
-    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
-    assert not find(browser, "#viewer").is_displayed()
 
 
 def test_a_point_of_a_plot_shows_and_opens_its_image(browser, pages):
@@ -192,6 +190,8 @@ def test_a_point_of_a_plot_shows_and_opens_its_image(browser, pages):
     ActionChains(browser).click().perform()
     wait(browser, "document.getElementById('viewer').open")
     assert text(browser, "#viewer-title") == "IMG_0001.jpg" and "11.0" in text(browser, "#facts")
+    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    assert not find(browser, "#viewer").is_displayed()
 
 
 def test_several_results_are_compared(browser, pages):

@@ -40,13 +40,15 @@ def test_summary_by_hand():
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
-def test_nothing_scored_and_nobody_there():
+def test_nothing_scored_nobody_there_and_a_count_that_is_no_number():
     for results in ([], [Result("a", NAN, 3)]):
         summary = count_scores(results)
         assert summary["scored"] == 0 and summary["images"] == len(results) and summary["nae"] is None
         assert summary["mae"] == summary["mse"] == {"value": None, "low": None, "high": None}
         assert [level["images"] for level in summary["bins"]] == [0] * 5
     assert count_scores([Result("a", 0, 3)])["nae"] is None
+    with pytest.raises(ValueError, match="b: predicted count nan; check the weights"):
+        count_scores([Result("a", 1, 1), Result("b", 1, NAN)])
 
 
 def test_the_interval_is_seeded_and_around_the_value():
@@ -66,11 +68,6 @@ def test_the_bootstrap_equals_its_readable_twin():
     found = bootstrap(errors, mse, seed=9)
     assert found["value"] == mse(errors)
     assert (found["low"], found["high"]) == pytest.approx(tuple(np.percentile(resampled, (2.5, 97.5))), rel=0.02)
-
-
-def test_predictions_that_are_no_numbers_are_named():
-    with pytest.raises(ValueError, match="b: predicted count nan; check the weights"):
-        count_scores([Result("a", 1, 1), Result("b", 1, NAN)])
 
 
 def test_pairs_are_compared_not_groups():

@@ -26,12 +26,9 @@ def test_summary_of_a_kernel_equals_the_dense_matrix():
     np.testing.assert_allclose(background, dense[-1].reshape(8, 12), atol=1e-6)
     expected = -(dense * np.log(np.maximum(dense, 1e-300))).sum(0)
     np.testing.assert_allclose(entropy, expected.reshape(8, 12), atol=1e-4)
-
-
-def test_a_cell_without_annotations_belongs_to_the_background():
-    kernel = transport_kernel(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 1)), 16)
-    owner, background, entropy = summarise_kernel(kernel, (2, 2))
-    assert (owner == -1).all() and (background == 1).all() and (entropy == 0).all()
+    nobody = transport_kernel(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 1)), 16)
+    owners, background, entropy = summarise_kernel(nobody, (2, 2))
+    assert (owners == -1).all() and (background == 1).all() and (entropy == 0).all()
 
 
 def test_truth_density_keeps_the_number_of_points():

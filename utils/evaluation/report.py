@@ -200,7 +200,9 @@ def _localisation(
 ) -> tuple[str, str, list[str], list[list[str]]]:
     """Title, note, head and rows of a table."""
     rows = []
-    for radius in summaries[0].get("localisation") or {}:
+    for radius in filter(
+        str.isdecimal, summaries[0].get("localisation") or {}
+    ):  # older files hold another protocol too
         place = f"within {radius} px"
         for label, summary in zip(labels, summaries):
             shares = (summary.get("localisation") or {}).get(radius, {})
