@@ -99,7 +99,11 @@ def read_problem(job: FitJob) -> Problem:
 def fit_file(job: FitJob) -> FitResult:
     """Fit one image and write its file."""
     torch.set_num_threads(1)  # one image is one core's work, and sums do not depend on the number of threads
-    return write_result(job, fit_problems([read_problem(job)], job.config, job.backend)[0])
+    problem = read_problem(job)
+    try:
+        return write_result(job, fit_problems([problem], job.config, job.backend)[0])
+    except MemoryError as error:  # names no image
+        raise MemoryError(f"{job.image}: {error}") from None
 
 
 def write_result(job: FitJob, result: FitResult) -> FitResult:
@@ -209,11 +213,15 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--learning-rate", type=number(float, 0, above=True), default=0.01, help="Adam's learning rate")
     parser.add_argument("--downsample-ratio", type=float, choices=(1,), default=1, help="images are fitted as they are")
     parser.add_argument("--bk-num", type=number(int, 0), default=0, help="free background Gaussians to add")
-    yes_no = argparse.BooleanOptionalAction
     parser.add_argument(
-        "--use-bk-mask", action=yes_no, default=True, help="leave pixels far from every point out of the loss"
+        "--use-bk-mask",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave pixels far from every point out of the loss",
     )
-    parser.add_argument("--gt-points", action=yes_no, default=True, help="keep the means on the annotations")
+    parser.add_argument(
+        "--gt-points", action=argparse.BooleanOptionalAction, default=True, help="keep the means on the annotations"
+    )
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="rasterizer")
     parser.add_argument("--device", default="auto", help="GPU id or cpu (default: that of the process's rank, if any)")
     parser.add_argument(
@@ -290,11 +298,4 @@ def main() -> int:
                 f"{split}: fitted {sum(len(result.gaussians) for result in results)} Gaussians in {len(results)} images, "
                 f"{seconds:.1f} s ({len(results) / seconds:.2f} images/s), mean render loss {loss:.4f}{saved}"
             )
-    return report_failures([_named(outcome) for outcome in outcomes])
-
-
-def _named(outcome: Outcome) -> Outcome:
-    """With the image in its error, where that names neither the image nor its points."""
-    image = outcome.item.image
-    unnamed = outcome.error and str(image.parent) not in outcome.error
-    return outcome._replace(error=f"{image}: {outcome.error}") if unnamed else outcome
+    return report_failures(outcomes)
