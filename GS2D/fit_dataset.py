@@ -121,7 +121,9 @@ def fit_jobs(jobs: list[FitJob], workers: int, description: str) -> Iterator[Out
     """
     if not jobs or jobs[0].backend != "gsplat":
         threads = bool(jobs) and jobs[0].backend == "native"  # its calls release the interpreter's lock
-        yield from for_each(fit_file, jobs, workers, description, threads=threads, status=_status)
+        yield from for_each(
+            fit_file, jobs, workers, description, threads=threads, status=lambda r: f"loss {r.render_loss:.3f}"
+        )
         return
     headers = [attempt(image_size, job.image) for job in jobs]
     sizes = [header.result or (1, 1) for header in headers]  # reading the image says again what is wrong
@@ -129,14 +131,8 @@ def fit_jobs(jobs: list[FitJob], workers: int, description: str) -> Iterator[Out
         for outcome in fit_side_by_side(sizes, jobs, read_problem, jobs[0].config, "gsplat", workers=workers):
             if outcome.error is None:
                 outcome = attempt(partial(write_result, result=outcome.result), outcome.item)
-            if outcome.error is None:
-                bar.set_postfix_str(_status(outcome.result), refresh=False)
             bar.update()
             yield outcome
-
-
-def _status(result: FitResult) -> str:
-    return f"loss {result.render_loss:.3f}"
 
 
 def _check_fitted(job: FitJob) -> bool:
@@ -196,11 +192,9 @@ def chosen_gpu(device: str, local_rank: int) -> int | None:
     if device == "auto" and torch.cuda.is_available():
         return local_rank % torch.cuda.device_count()
     asked = fabric_devices(device)
-    if asked["accelerator"] == "cpu":
-        return None
-    if len(asked["devices"]) > 1:
+    if asked["accelerator"] == "cuda" and len(asked["devices"]) > 1:
         raise ValueError(f"--device {device}: a process takes one GPU; start several with torchrun --nproc-per-node")
-    return asked["devices"][0]
+    return asked["devices"][0] if asked["accelerator"] == "cuda" else None
 
 
 def _make_parser() -> argparse.ArgumentParser:
