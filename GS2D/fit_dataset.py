@@ -119,11 +119,11 @@ def fit_jobs(jobs: list[FitJob], workers: int, description: str) -> Iterator[Out
 
     gsplat: many images side by side, which ``workers`` threads read. Otherwise ``workers`` images at the same time.
     """
-    if not jobs or jobs[0].backend != "gsplat":
-        threads = bool(jobs) and jobs[0].backend == "native"  # its calls release the interpreter's lock
-        yield from for_each(
-            fit_file, jobs, workers, description, threads=threads, status=lambda r: f"loss {r.render_loss:.3f}"
-        )
+    backend = jobs[0].backend if jobs else "native"
+    if backend != "gsplat":
+        threads = backend == "native"  # its calls release the interpreter's lock
+        status = "loss {0.render_loss:.3f}".format
+        yield from for_each(fit_file, jobs, workers, description, threads=threads, status=status)
         return
     headers = [attempt(image_size, job.image) for job in jobs]
     sizes = [header.result or (1, 1) for header in headers]  # reading the image says again what is wrong
