@@ -100,7 +100,7 @@ def _places(rng: Generator, size: np.ndarray, width: int, people: int) -> np.nda
 def _paint(rng: Generator, points: np.ndarray, sizes: np.ndarray, size: np.ndarray, width: int) -> np.ndarray:
     """The picture, uint8 [H, W, 3]: ground and sky, the people from the farthest to the nearest, then lens and sensor."""
     noise = cv2.resize(rng.standard_normal((len(size) // 4, width // 4)), (width, len(size)))
-    ground = rng.uniform(70, 160, 3) * (1 + 0.12 * noise[:, :, None])
+    ground = rng.uniform(100, 140, 3) * (1 + 0.12 * noise[:, :, None])
     ground[~np.isfinite(size)] = 150, 185, 225  # sky
     picture = ground.clip(0, 255).astype(np.uint8)
     length = rng.uniform(2, 6)  # of a body in heads: a camera high above sees it shortened

@@ -67,10 +67,8 @@ def draw_augmentation(
     factor = MIN_SCALE + (MAX_SCALE - MIN_SCALE) * float(scale)
     if stride or min(_rescaled(height, width, factor)) < crop_size:
         factor = 1.0
-    step = stride or 1
-    rows, columns = (
-        (side - crop_size) // step + 1 for side in _rescaled(height, width, factor)
-    )  # places of the corner
+    step, sides = stride or 1, _rescaled(height, width, factor)
+    rows, columns = ((side - crop_size) // step + 1 for side in sides)  # where the corner may lie
     brightness, contrast = 1 + jitter * (2 * generator.random(2) - 1) if jitter else (1.0, 1.0)
     return Augmentation(
         grey=bool(grey < GREY_PROBABILITY),
@@ -102,9 +100,8 @@ def augment(
         image = grey(image)
     if (augmentation.brightness, augmentation.contrast) != (1, 1):
         image = expose(image, augmentation.brightness, augmentation.contrast)
-    rescaled = rescale(sample, augmentation.scale)._replace(image=image)
-    inside, targets, stays = crop(rescaled, augmentation.left, augmentation.top, crop_size, whole)
-    return (hflip(inside) if augmentation.flip else inside), targets, stays
+    inside, targets, stays = crop(sample, augmentation, crop_size, whole)
+    return inside._replace(image=image[:, ::-1] if augmentation.flip else image), targets, stays
 
 
 def cut_out(image: np.ndarray, augmentation: Augmentation, size: int) -> np.ndarray:
@@ -143,14 +140,6 @@ def taps(source: int, target: int, first: int, count: int) -> np.ndarray:
     return np.stack([*sources, *weights], axis=1).astype(np.int32)
 
 
-def rescale(sample: Sample, factor: float) -> Sample:
-    """Multiply points, neighbour distances and scales of the Gaussians by ``factor``; the image stays (see ``cut_out``)."""
-    factor = np.float32(factor)
-    return sample._replace(
-        points=sample.points * factor, distance=sample.distance * factor, scales=sample.scales * factor
-    )
-
-
 def box_fraction(points: np.ndarray, distance: np.ndarray, left: float, top: float, size: float) -> np.ndarray:
     """Which part of each point's box lies inside the crop [left, left + size] x [top, top + size]: [N], in [0, 1].
 
@@ -163,31 +152,25 @@ def box_fraction(points: np.ndarray, distance: np.ndarray, left: float, top: flo
     return np.clip(np.maximum(high - low, 0).prod(axis=1) / side[:, 0] ** 2, 0, 1)
 
 
-def crop(sample: Sample, left: int, top: int, size: int, whole: float = 0.0) -> tuple[Sample, np.ndarray, np.ndarray]:
-    """Keep the annotations of a square and move the origin to its corner; the image is left as it is.
+def crop(
+    sample: Sample, augmentation: Augmentation, size: int, whole: float = 0.0
+) -> tuple[Sample, np.ndarray, np.ndarray]:
+    """The annotations of a crop, rescaled, moved and mirrored with it; the image is left as it is.
 
     -> (sample of n points, their targets [n], which points of the sample before they are: bool [N])
 
     Points stay whose box lies at least 30 % inside, also some just outside the square; that fraction is their target. With
     ``whole`` those stay of which this share lies inside, and their target is 1.
     """
-    fraction = box_fraction(sample.points, sample.distance, left, top, size)
+    factor, left, top = np.float32(augmentation.scale), augmentation.left, augmentation.top
+    points, distance, scales = sample.points * factor, sample.distance * factor, sample.scales * factor
+    fraction = box_fraction(points, distance, left, top, size)
     stays = fraction >= (whole or MIN_BOX_FRACTION)
-    inside = sample._replace(
-        points=sample.points[stays] - np.array([left, top], sample.points.dtype),
-        distance=sample.distance[stays],
-        scales=sample.scales[stays],
-        rotations=sample.rotations[stays],
-    )
+    points, rotations = points[stays] - np.array([left, top], points.dtype), sample.rotations[stays]
+    if augmentation.flip:
+        points, rotations = np.hstack([size - points[:, :1], points[:, 1:]]), -rotations
+    inside = Sample(sample.image, points, distance[stays], scales[stays], rotations)
     return inside, np.ones_like(fraction[stays]) if whole else fraction[stays], stays
-
-
-def hflip(sample: Sample) -> Sample:
-    """Mirror left and right: x becomes width - x, an angle its negative."""
-    x, y = sample.points[:, :1], sample.points[:, 1:]
-    return sample._replace(
-        image=sample.image[:, ::-1], points=np.hstack([sample.image.shape[1] - x, y]), rotations=-sample.rotations
-    )
 
 
 def grey(image: np.ndarray) -> np.ndarray:

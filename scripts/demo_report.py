@@ -22,7 +22,7 @@ from PIL import Image
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import Parameters, cell_grid, transport_kernel
 from GS2D.visualize import summarise_kernel
-from scripts.experiments import guess_counts
+from scripts.compare_losses import guess_counts
 from utils.cli import run_script
 from utils.config import make_parser
 from utils.evaluation import Result, mae_mse

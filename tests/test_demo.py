@@ -22,15 +22,13 @@ from utils.files import gaussians_path, points_path
 from utils.images import save_jpeg
 from utils.training.train_options import parse_train_options
 
-OPTIONS = dict(background_ratio=0.755, cut_off=1.0, post_min=4.0, post_max=20.0, scale_ratio=0.5, round_shapes=False)
-
 
 @pytest.fixture
 def finished(tmp_path):
     """Data and results of a demo with two test images; the second is counted wrong."""
     random, data, run = np.random.default_rng(0), tmp_path / "nuclei", tmp_path / "run"
     run.mkdir()
-    (run / "config.yml").write_text(yaml.dump(OPTIONS))
+    (run / "config.yml").write_text(yaml.dump({"cut_off": 1.0, "scale_ratio": 0.5, "round_shapes": False}))
     epochs = [{"epoch": 0, "loss": 90.0}, {"epoch": 1, "loss": 9.0, "val_mae": 4.0}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
     counted = []
@@ -68,16 +66,6 @@ def test_the_demo_says_what_it_reached_and_shows_every_step(finished, monkeypatc
     assert page.count("<ellipse") == 4 and page.count("<circle") == 4 + 2 * 4
 
 
-def test_each_cell_has_its_owners_color_and_the_background_is_black(tmp_path):
-    points, colors = np.array([[12.0, 12.0], [52.0, 12.0]]), np.ones((2, 3))
-    gaussians = Gaussians2D(points, np.full((2, 2), 8.0), np.zeros((2, 1)), colors)
-    (tmp_path / "config.yml").write_text(yaml.dump(OPTIONS))
-    colors = demo_report.draw_owners(gaussians, (24, 64), tmp_path)
-    assert colors.shape == (3, 8, 3)
-    assert colors[1, 1].max() > 0.8 and colors[1, 6].max() > 0.8
-    assert abs(colors[1, 1] - colors[1, 6]).max() > 0.2 and colors[1, 4].max() < 0.02
-
-
 @pytest.mark.parametrize("name", ["demo", "own"])
 def test_the_recipe_is_one_of_training(name):
     path = ROOT / "configs" / f"{name}.yml"
@@ -89,9 +77,9 @@ def test_the_recipe_is_one_of_training(name):
 def test_the_demo_says_how_long_it_will_take(tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.demo_time.seconds_of_a_step", lambda crop_size: crop_size / 128)
     (tmp_path / "recipe.yml").write_text("crop_size: 256\nepochs: 10\n")
-    out, _ = call("scripts/demo_time.py", "--config", tmp_path / "recipe.yml", "--images", 6)
-    assert re.fullmatch(r"about \d+ minutes on this machine: 60 steps of training take 2\.3 of them\n", out)
+    monkeypatch.setattr("scripts.demo_time.RECIPE", tmp_path / "recipe.yml")
+    out, _ = call("scripts/demo_time.py")
+    assert re.fullmatch(r"about \d+ minutes on this machine: 140 steps of training take 5\.4 of them\n", out)
     monkeypatch.undo()
     monkeypatch.setattr("scripts.demo_time.build_model", Tiny)
-    monkeypatch.setattr("scripts.demo_time.MEASURED", 0.0)
     assert 0 < demo_time.seconds_of_a_step(64) < 5

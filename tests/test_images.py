@@ -21,14 +21,6 @@ def written(image, form="JPEG", **options):
     return file.getvalue()
 
 
-def test_missing_file_and_folder(tmp_path):
-    for path in (tmp_path / "none.jpg", tmp_path):
-        for read in (load_image, open_image):
-            with pytest.raises(OSError) as caught:
-                read(path)
-            assert caught.value.filename == str(path)
-
-
 def test_a_jpeg_appears_whole_or_not_at_all(tmp_path):
     save_jpeg(np.zeros((8, 8, 3), np.uint8), tmp_path / "a.jpg", 75)
     before = (tmp_path / "a.jpg").read_bytes()

@@ -1,8 +1,5 @@
 """The loading processes of a training: the same samples however many there are, and what is said of what stops them."""
 
-import gc
-import os
-
 import pytest
 import torch
 from crowd_data import CROP, assert_equal, make_root
@@ -38,36 +35,6 @@ def test_samples_are_the_same_whoever_reads_them_and_annotations_are_read_once(r
         assert_equal(batch, collate([plain[index] for index in batch.indices]))
     for epoch in (0, 1, 2, 5):
         assert sorted(index for at, batch in batches if at == epoch for index in batch.indices) == [0, 1, 2, 3]
-
-
-class Garbage:
-    """What only the garbage collector frees, and only one process may."""
-
-    def __init__(self, log):
-        self.itself, self.log, self.owner = self, log, os.getpid()
-
-    def __del__(self):
-        if os.getpid() != self.owner:
-            self.log.write_text("freed by another process")
-
-
-def test_loading_processes_do_not_free_what_the_training_has_dropped(root, tmp_path, monkeypatch):
-    """A CUDA graph of a run before, freed in a process without a GPU, ends that process."""
-    read, training = Crowd.__getitem__, os.getpid()
-
-    def collecting(crowd, index):
-        if os.getpid() != training:
-            gc.collect(0)
-        return read(crowd, index)
-
-    monkeypatch.setattr(Crowd, "__getitem__", collecting)
-    gc.disable()
-    try:
-        Garbage(tmp_path / "log")
-        assert len(list(CropLoader(Crowd(root, CROP, "train"), EpochSampler(4, 1), 2, 1, 2, torch.device("cpu")))) == 2
-    finally:
-        gc.enable()
-    assert not (tmp_path / "log").exists()
 
 
 SHARED = "not enough shared memory in /dev/shm for --num-workers 2 and"

@@ -78,13 +78,11 @@ def test_a_line_holds_the_photograph_the_density_and_the_points():
     density = np.array([[0.0, 1.0, 4.0], [2.0, 3.0, -0.1]])
     image = np.full((500, 1000, 3), (200, 100, 50), np.uint8)
     line = json.loads(report_line("a.jpg", image, density, np.array([[1.26, 2, 7.0]]), np.zeros((0, 2)), 1.00004))
-    found = {key: line[key] for key in ("image", "width", "height", "density_max", "predicted", "points", "heads")}
-    assert list(found.values()) == ["a.jpg", 1000, 500, 4, 1, [[1.3, 2.0]], []]
-    photo = opened(line["photo"])
-    assert (photo.format, photo.size) == ("JPEG", (640, 320))
+    photo, cells = (opened(line.pop(key)) for key in ("photo", "density"))
+    facts = {"image": "a.jpg", "width": 1000, "height": 500, "density_max": 4, "predicted": 1}
+    assert line == {**facts, "points": [[1.3, 2.0]], "heads": []}
+    assert (photo.format, photo.size, cells.format, cells.mode) == ("JPEG", (640, 320), "PNG", "L")
     assert np.abs(np.asarray(photo).astype(int) - (200, 100, 50)).max() <= 4
-    cells = opened(line["density"])
-    assert (cells.format, cells.mode) == ("PNG", "L")
     np.testing.assert_allclose(np.asarray(cells, float) * 4 / 255, np.clip(density, 0, None), atol=2 / 255)
     line = json.loads(report_line("a", image, np.zeros((1, 1)), None, None, 0.0))
     assert (line["points"], line["heads"], line["density_max"]) == (None, None, 0.0)
@@ -166,11 +164,9 @@ def test_results_of_other_images_or_truths_are_refused(tmp_path, truths, names):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("summary.json", None, "no such file"),
         ("summary.json", '{"failed": []}', "not as test.py writes it (KeyError: 'weights_sha256')"),
         ("report_data.jsonl", None, "no such file"),
         ("report_data.jsonl", '{"image": "a"', "not as test.py writes it"),
-        ("report_data.jsonl", '{"image": "a"}', "not as test.py writes it (KeyError: 'points')"),
     ],
 )
 def test_broken_input_is_one_line_that_names_the_file(tmp_path, name, content, message):

@@ -18,7 +18,7 @@ import yaml
 from tqdm import tqdm
 
 from models import build_model, read_checkpoint
-from utils.cli import ProgressBar, for_each, one_line, report_failures, run_script
+from utils.cli import ProgressBar, for_each, report_failures, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
 from utils.evaluation import Result, evaluate, mae_mse, tile
 from utils.files import atomic_write, gaussians_path, kernel_path, list_images, points_path, remove_stale_partials
@@ -140,15 +140,6 @@ def test_for_each_keeps_order_and_goes_on_after_a_failure(workers, threads, caps
     assert [o.result for o in outcomes] == [2, None, 4] and outcomes[1].error == "math domain error"
     assert report_failures(outcomes) == 1 and report_failures(outcomes[:1]) == 0
     assert "error: math domain error\n" in capsys.readouterr().err
-
-
-def test_a_killed_worker_is_one_line():
-    with pytest.raises(OSError, match="a worker process was killed .* fewer --workers than 2"):
-        list(for_each(os._exit, [1, 2], 2, "die"))
-
-
-def test_operating_system_errors_name_the_file():
-    assert one_line(OSError(28, "No space left on device", "/x/y")).startswith("/x/y: No space left on device")
 
 
 @pytest.mark.parametrize(("height", "width"), [(512, 512), (513, 100), (530, 1100), (1025, 2048), (16, 9000)])

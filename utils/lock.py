@@ -8,7 +8,6 @@ goes with the next run.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import sys
@@ -23,15 +22,14 @@ from utils.files import remove_stale_partials
 
 LOCK = ".run.lock"
 _PATIENCE = 1.0  # seconds; ``lock_holder`` takes the lock for a moment, and so does a run that is just ending
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
 def lock_folder(folder: Path | str) -> Iterator[None]:
     """Keep other runs out of ``folder``, which must exist, while the block runs; remove what killed ones left there.
 
-    Raises ``OSError`` with one line that says who holds it. Where the file system knows no locks this warns and goes on; where
-    nothing can be written there is nothing to protect, and the first file of the run says so.
+    Raises ``OSError`` with one line that says who holds it. Where the file system knows no locks, or nothing can be written, which
+    the first file of the run says, this warns and goes on.
     """
     path = Path(folder) / LOCK
     lock = FileLock(path, fallback_to_soft=False)  # the library's substitute for locks would outlive a killed run
@@ -45,8 +43,7 @@ def lock_folder(folder: Path | str) -> Iterator[None]:
         reason = f"in use by {_read_holder(path)}; wait until that ends, or choose another folder"
         raise OSError(f"{folder}: {reason}") from None
     except OSError as error:
-        if error.errno in _UNSUPPORTED:
-            warn(f"{folder}: no locks on this file system; start one run at a time")
+        warn(f"{folder}: cannot be locked ({error.strerror}); start one run at a time")
     try:
         with contextlib.suppress(OSError):
             remove_stale_partials(Path(folder))

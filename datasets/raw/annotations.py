@@ -51,21 +51,11 @@ def find_ucf(folder: Path) -> Pairs:
     return _pair(folder, folder, "_ann.mat")
 
 
-def split_folds(images: Iterable[Path]) -> list[list[Path]]:
-    """The folds of UCF_CC_50: its images, called by numbers, in their order, in five parts of ten.
-
-    Raises ``ValueError`` for an image that is not called by a number, and for fewer than five.
-    """
-    numbered = {}
-    for image in images:
-        if not (image.stem.isascii() and image.stem.isdigit()):
-            raise ValueError(f"{image}: UCF_CC_50 calls its images 1.jpg to 50.jpg; rename or remove this one")
-        numbered[int(image.stem)] = image
-    if len(numbered) < FOLDS:
-        raise ValueError(f"{len(numbered)} images cannot be divided into {FOLDS} folds; UCF_CC_50 has 50")
-    ordered = [numbered[number] for number in sorted(numbered)]
-    edges = [round(len(ordered) * fold / FOLDS) for fold in range(FOLDS + 1)]
-    return [ordered[first:last] for first, last in zip(edges, edges[1:])]
+def fold_of(image: Path) -> int:
+    """Which fold of UCF_CC_50 an image, called by its number, is for the test of: 1 to 10 are for that of the first."""
+    if not (image.stem.isascii() and image.stem.isdigit()):
+        raise ValueError(f"{image}: UCF_CC_50 calls its images 1.jpg to 50.jpg; rename or remove this one")
+    return (int(image.stem) - 1) // 10 + 1
 
 
 def find_jhu(folder: Path) -> Pairs:

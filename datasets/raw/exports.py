@@ -302,36 +302,31 @@ def without_upload_prefix(name: str) -> str | None:
 
 def _studio_marks(results: list[dict[str, Any]], where: str) -> tuple[list[Mark], tuple[float, float] | None]:
     """The marks of an annotation, and the size of the image for which they were made."""
-    keys = [str(result.get("id", i)) for i, result in enumerate(results)]
-    labels = {key: label for key, result in zip(keys, results, strict=True) if (label := _studio_label(result))}
     marks: dict[str, Mark] = {}
+    labels: dict[str, str] = {}  # by the same key: a region may have several results, of which another has its label
     size = None
-    for i, (key, result) in enumerate(zip(keys, results, strict=True), start=1):
+    for i, result in enumerate(results, start=1):
         kind, here = str(result.get("type", "")).removesuffix("labels"), f"{where}: result {i}"
+        key, value = str(result.get("id", i)), result.get("value")
+        for name, names in value.items() if isinstance(value, dict) else ():
+            if name.endswith("labels") and isinstance(names, list):
+                labels[key] = ", ".join(map(str, names))
         if kind in _STUDIO_REFUSED:
-            marks[key] = no_object(kind, list(_STUDIO), labels.get(key, ""), here)
-        if kind not in _STUDIO or key in marks:  # the same region may have several results, such as its label
-            continue
-        if result.get("image_rotation"):
-            turned = f"was made with the image turned by {result['image_rotation']} degrees"
-            raise ValueError(f"{here}: {turned}; turn it back in Label Studio and export again")
-        size = tuple(json_numbers(result, ("original_width", "original_height"), here))
-        marks[key] = _studio_mark(kind, member(result, "value", dict, here), size, labels.get(key, ""), here)
-    return list(marks.values()), size
+            marks[key] = no_object(kind, list(_STUDIO), "", here)
+        elif kind in _STUDIO and key not in marks:
+            if result.get("image_rotation"):
+                turned = f"was made with the image turned by {result['image_rotation']} degrees"
+                raise ValueError(f"{here}: {turned}; turn it back in Label Studio and export again")
+            size = tuple(json_numbers(result, ("original_width", "original_height"), here))
+            marks[key] = _studio_mark(kind, member(result, "value", dict, here), size, here)
+    return [mark._replace(label=labels.get(key, "")) for key, mark in marks.items()], size
 
 
-def _studio_label(result: dict[str, Any]) -> str:
-    value = result.get("value")
-    named = value.items() if isinstance(value, dict) else ()
-    lists = [names for key, names in named if key.endswith("labels") and isinstance(names, list)]
-    return ", ".join(map(str, next(iter(lists), [])))
-
-
-def _studio_mark(kind: str, value: dict[str, Any], size: tuple[float, ...], label: str, where: str) -> Mark:
+def _studio_mark(kind: str, value: dict[str, Any], size: tuple[float, ...], where: str) -> Mark:
     name, keys = _STUDIO[kind]
     percent = json_numbers(value, keys, where) if keys else json_points(value.get("points"), where).ravel().tolist()
     numbers = [number * (size[i % 2] / 100) for i, number in enumerate(percent)]
-    mark = shape(name, numbers, label, where)
+    mark = shape(name, numbers, "", where)
     if kind == "rectangle" and (degrees := json_number(value.get("rotation") or 0, f"{where}: rotation")):
         # It is turned around its upper left corner.
         left, top, width, height = numbers

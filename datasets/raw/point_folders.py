@@ -47,7 +47,6 @@ FORMATS = {
     "mat": Format((".mat",), "each", read_points_mat, places.STORED),
 }
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_REASONS = 3  # that are given where no format is recognised
 
 
 def find_images(root: Path) -> dict[str | None, list[Path]]:
@@ -115,9 +114,8 @@ def read_annotations(
     _report_labels(annotated, categories)
     if not problems:
         places.refuse_empty(format, annotated, set(sources.values()), place)
-    places.refuse_corners(
-        annotated, {image: places.grid_size(shape, grids[image]) for image, shape in shapes.items()}, place
-    )
+    sizes = {image: places.grid_size(shape, grids[image]) for image, shape in shapes.items()}
+    places.refuse_corners(annotated, sizes, place)
     points: dict[Path, np.ndarray | None] = {}
     for image in images:
         if image in annotated:
@@ -237,7 +235,7 @@ def _recognise(folder: _Folder, categories: Sequence[str], place: Path) -> str:
     """The one format by which the files speak of the images; ``ValueError`` for several or none, then with the reasons."""
     shown_by: dict[str, Path] = {}
     empty: dict[str, Path] = {}  # texts without a line may be YOLO's or have points
-    reasons: dict[str, str] = {}  # of the first reader that refuses a file
+    reasons: dict[str, str] = {}  # by suffix, of the first reader that refuses a file
     for name, form in FORMATS.items():
         if folder.one_for_all and form.files == "each":
             continue
@@ -251,7 +249,7 @@ def _recognise(folder: _Folder, categories: Sequence[str], place: Path) -> str:
             known = marked or form.suffixes != (".txt",)
             (shown_by if known else empty)[name] = sources[marked or next(iter(annotated))]
         for line in problems:
-            reasons.setdefault(line.partition(": ")[0], line)
+            reasons.setdefault(Path(line.partition(": ")[0]).suffix, line)
     formats = shown_by or dict(list(empty.items())[:1])
     if len(formats) > 1:
         shown = "; ".join(f"{name} ({path})" for name, path in formats.items())
@@ -260,7 +258,7 @@ def _recognise(folder: _Folder, categories: Sequence[str], place: Path) -> str:
         print(f"format: {name} (as {path} shows)")
         return name
     suffixes = ", ".join(sorted({suffix for form in FORMATS.values() for suffix in form.suffixes}))
-    looked = "; ".join(list(reasons.values())[:_REASONS]) or f"it has no file {suffixes} of an image or of all"
+    looked = "; ".join(reasons.values()) or f"it has no file {suffixes} of an image or of all"
     remedy = f"choose with --format {{{','.join(FORMATS)}}}, and give --annotations if they are elsewhere"
     raise ValueError(f"{place}: holds no annotations that are recognised ({looked}); {remedy}")
 
