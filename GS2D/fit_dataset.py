@@ -99,7 +99,11 @@ def read_problem(job: FitJob) -> Problem:
 def fit_file(job: FitJob) -> FitResult:
     """Fit one image and write its file."""
     torch.set_num_threads(1)  # one image is one core's work, and sums do not depend on the number of threads
-    return write_result(job, fit_problems([read_problem(job)], job.config, job.backend)[0])
+    problem = read_problem(job)
+    try:
+        return write_result(job, fit_problems([problem], job.config, job.backend)[0])
+    except MemoryError as error:  # names no image
+        raise MemoryError(f"{job.image}: {error}") from None
 
 
 def write_result(job: FitJob, result: FitResult) -> FitResult:
@@ -115,9 +119,11 @@ def fit_jobs(jobs: list[FitJob], workers: int, description: str) -> Iterator[Out
 
     gsplat: many images side by side, which ``workers`` threads read. Otherwise ``workers`` images at the same time.
     """
-    if not jobs or jobs[0].backend != "gsplat":
-        threads = bool(jobs) and jobs[0].backend == "native"  # its calls release the interpreter's lock
-        yield from for_each(fit_file, jobs, workers, description, threads=threads, status=_status)
+    backend = jobs[0].backend if jobs else "native"
+    if backend != "gsplat":
+        threads = backend == "native"  # its calls release the interpreter's lock
+        status = "loss {0.render_loss:.3f}".format
+        yield from for_each(fit_file, jobs, workers, description, threads=threads, status=status)
         return
     headers = [attempt(image_size, job.image) for job in jobs]
     sizes = [header.result or (1, 1) for header in headers]  # reading the image says again what is wrong
@@ -125,14 +131,8 @@ def fit_jobs(jobs: list[FitJob], workers: int, description: str) -> Iterator[Out
         for outcome in fit_side_by_side(sizes, jobs, read_problem, jobs[0].config, "gsplat", workers=workers):
             if outcome.error is None:
                 outcome = attempt(partial(write_result, result=outcome.result), outcome.item)
-            if outcome.error is None:
-                bar.set_postfix_str(_status(outcome.result), refresh=False)
             bar.update()
             yield outcome
-
-
-def _status(result: FitResult) -> str:
-    return f"loss {result.render_loss:.3f}"
 
 
 def _check_fitted(job: FitJob) -> bool:
@@ -192,11 +192,9 @@ def chosen_gpu(device: str, local_rank: int) -> int | None:
     if device == "auto" and torch.cuda.is_available():
         return local_rank % torch.cuda.device_count()
     asked = fabric_devices(device)
-    if asked["accelerator"] == "cpu":
-        return None
-    if len(asked["devices"]) > 1:
+    if asked["accelerator"] == "cuda" and len(asked["devices"]) > 1:
         raise ValueError(f"--device {device}: a process takes one GPU; start several with torchrun --nproc-per-node")
-    return asked["devices"][0]
+    return asked["devices"][0] if asked["accelerator"] == "cuda" else None
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -209,11 +207,15 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--learning-rate", type=number(float, 0, above=True), default=0.01, help="Adam's learning rate")
     parser.add_argument("--downsample-ratio", type=float, choices=(1,), default=1, help="images are fitted as they are")
     parser.add_argument("--bk-num", type=number(int, 0), default=0, help="free background Gaussians to add")
-    yes_no = argparse.BooleanOptionalAction
     parser.add_argument(
-        "--use-bk-mask", action=yes_no, default=True, help="leave pixels far from every point out of the loss"
+        "--use-bk-mask",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave pixels far from every point out of the loss",
     )
-    parser.add_argument("--gt-points", action=yes_no, default=True, help="keep the means on the annotations")
+    parser.add_argument(
+        "--gt-points", action=argparse.BooleanOptionalAction, default=True, help="keep the means on the annotations"
+    )
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="rasterizer")
     parser.add_argument("--device", default="auto", help="GPU id or cpu (default: that of the process's rank, if any)")
     parser.add_argument(
@@ -290,11 +292,4 @@ def main() -> int:
                 f"{split}: fitted {sum(len(result.gaussians) for result in results)} Gaussians in {len(results)} images, "
                 f"{seconds:.1f} s ({len(results) / seconds:.2f} images/s), mean render loss {loss:.4f}{saved}"
             )
-    return report_failures([_named(outcome) for outcome in outcomes])
-
-
-def _named(outcome: Outcome) -> Outcome:
-    """With the image in its error, where that names neither the image nor its points."""
-    image = outcome.item.image
-    unnamed = outcome.error and str(image.parent) not in outcome.error
-    return outcome._replace(error=f"{image}: {outcome.error}") if unnamed else outcome
+    return report_failures(outcomes)

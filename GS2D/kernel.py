@@ -80,7 +80,7 @@ def transport_kernel(
         return compress(dense_transport_kernel(means, scales, rotations, crop_size, **parameters._asdict()).float())
     grid = cell_grid(crop_size, stride)
     device = means.device if isinstance(means, Tensor) else "cpu"
-    points, sigma, angles = _clamped(_checked_gaussians(means, scales, rotations).float().cpu(), parameters)
+    points, sigma, angles = (part.float().cpu() for part in _clamped(means, scales, rotations, parameters))
     if not len(points):
         return compress(torch.ones(1, math.prod(grid))).to(device)
     half_log_det = sigma.prod(dim=1).log()
@@ -113,7 +113,7 @@ def dense_transport_kernel(
     """
     values = Parameters(**parameters)
     height, width = cell_grid(crop_size, values.stride)
-    points, sigma, angles = _clamped(_checked_gaussians(means, scales, rotations), values)
+    points, sigma, angles = _clamped(means, scales, rotations, values)
     if not len(points):
         return points.new_ones(1, height * width)
     y, x = centres(height, values.stride, points), centres(width, values.stride, points)
@@ -233,19 +233,15 @@ def checked_columns(columns: dict[str, tuple[Array, int]], positive: Sequence[st
     return torch.cat([value.to(arrays[0].device, dtype) for value in arrays], dim=1)
 
 
-def _checked_gaussians(means: Array, scales: Array, rotations: Array) -> Tensor:
-    """Checked columns x, y, s1, s2, theta: [N, 5]."""
-    return checked_columns({"means": (means, 2), "scales": (scales, 2), "rotations": (rotations, 1)}, ("scales",))
-
-
-def _clamped(gaussians: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
-    """Means [N, 2], clamped standard deviations [N, 2], angles [N, 1]; ValueError for impossible parameters."""
+def _clamped(means: Array, scales: Array, rotations: Array, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
+    """Means [N, 2], clamped standard deviations [N, 2], angles [N, 1]; ValueError for impossible parameters and values."""
     for name, value in parameters._asdict().items():
         may_be_0 = name in ("background_ratio", "cut_off", "round_shapes")
         if not 0 <= value <= LARGEST_PARAMETER or (value == 0 and not may_be_0):
             bound = f"{'at least' if may_be_0 else 'above'} 0 and at most {LARGEST_PARAMETER:g}"
             raise ValueError(f"{name}: {value}, must be {bound}")
-    points, sigma, angles = gaussians.split([2, 2, 1], dim=1)
+    columns = {"means": (means, 2), "scales": (scales, 2), "rotations": (rotations, 1)}
+    points, sigma, angles = checked_columns(columns, positive=["scales"]).split([2, 2, 1], dim=1)
     if parameters.round_shapes:
         sigma = sigma.prod(dim=1, keepdim=True).sqrt().expand_as(sigma)
     smallest, largest = parameters.stride / parameters.post_min, parameters.post_max

@@ -93,7 +93,7 @@ def rasterize_reference(
     canvas = torch.zeros(pages * tiles_y * tiles_x, TILE * TILE, 3, dtype=means.dtype, device=means.device) + background
     parts = [
         (tiles, _draw_tiles(tiles, members, means, conics, colors, tiles_x, tiles_y))
-        for tiles, members in _tile_lists(means.detach(), conics.detach(), page, tiles_x, tiles_y)
+        for tiles, members in _tile_lists(means.detach(), conics.detach(), page, pages, tiles_x, tiles_y)
     ]
     if parts:
         tiles, pixels = map(torch.cat, zip(*parts))
@@ -103,24 +103,17 @@ def rasterize_reference(
 
 
 @torch.no_grad()
-def _tile_lists(means: Tensor, conics: Tensor, page: Tensor, tiles_x: int, tiles_y: int):
+def _tile_lists(means: Tensor, conics: Tensor, page: Tensor, pages: int, tiles_x: int, tiles_y: int):
     """Yield (tiles [T], members [T, K]): some tiles and the Gaussians that reach them, in index order, padded by -1.
 
     Tiles are numbered through all pages, row by row.
     """
-    extent = radii(conics)
-    limit = torch.tensor([tiles_x, tiles_y], device=means.device)
-    # Pixel centres lie at +0.5; a box widened by one pixel cannot miss one by rounding.
-    first = torch.minimum(((means - extent - 1) / TILE).floor().clamp(min=0), limit).long()
-    last = torch.minimum(((means + extent + 1) / TILE).ceil().clamp(min=0), limit).long()
-    spans = (last - first).clamp(min=0)
-    counts = spans[:, 0] * spans[:, 1]
-    index = torch.repeat_interleave(torch.arange(len(means), device=means.device), counts)
-    rank = torch.arange(len(index), device=means.device) - (counts.cumsum(0) - counts)[index]
-    row = page[index] * tiles_y + first[index, 1] + rank // spans[index, 0]
-    tile = row * tiles_x + first[index, 0] + rank % spans[index, 0]
-    tile, order = torch.sort(tile, stable=True)
-    index = index[order]
+    extent = radii(conics) + 1  # a box widened by one pixel cannot miss one by rounding
+    (left, top), (right, bottom) = ((means - extent) / TILE).T, ((means + extent) / TILE).T
+    tile = torch.arange(pages * tiles_y * tiles_x, device=means.device)[:, None]
+    x, y = tile % tiles_x, tile // tiles_x % tiles_y
+    reached = (left < x + 1) & (right > x) & (top < y + 1) & (bottom > y) & (page == tile // (tiles_x * tiles_y))
+    tile, index = reached.nonzero(as_tuple=True)
     tiles, sizes = torch.unique_consecutive(tile, return_counts=True)
     starts = sizes.cumsum(0) - sizes
     if len(index) == 0:

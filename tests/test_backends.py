@@ -70,9 +70,6 @@ def test_a_build_that_fails_is_one_line(machine, monkeypatch):
         return module(name)
 
     monkeypatch.setattr(backends.importlib, "import_module", broken)
-    monkeypatch.delenv("GST_TRACEBACK", raising=False)
+
     reason = backends.gsplat_problem()
     assert "(RuntimeError: Error building extension 'gsplat_cuda':); pip" in reason and "\n" not in reason
-    monkeypatch.setenv("GST_TRACEBACK", "1")
-    with pytest.raises(RuntimeError, match="build stopped"):
-        backends.gsplat_problem()

@@ -16,10 +16,9 @@ from commands import ROOT, call
 from forked import Started
 from PIL import Image
 
-from GS2D.fit_dataset import FitJob, Shard, detect_shard, fit_file, parse_shard, write_results
+from GS2D.fit_dataset import Shard, detect_shard, parse_shard, write_results
 from GS2D.fitting import FitConfig, fit_image
 from GS2D.gaussians import Gaussians2D
-from utils.files import gaussians_path
 from utils.images import load_image
 
 TREES = ROOT / "examples" / "trees" / "Train"
@@ -76,6 +75,7 @@ def test_interrupted_it_leaves_whole_files_and_says_how_to_go_on(data):
 
 
 def test_other_points_and_other_settings_are_noticed(data):
+    assert "--downsample-ratio" in fit(data, "--downsample-ratio", 2, code=2)[1]
     fit(data, "--splits", "train")
     points = np.load(data / "train" / "IMG_0000.npy")
     np.save(data / "train" / "IMG_0000.npy", points + 3)
@@ -95,19 +95,6 @@ def test_rows_of_files_without_losses_are_kept(tmp_path):
     (tmp_path / "loss_results.csv").write_text("a_gs_params.h5,0.125,0\nb_gs_params.h5,9,9\n")
     write_results(tmp_path)
     assert (tmp_path / "loss_results.csv").read_text() == "a_gs_params.h5,0.125,0\nb_gs_params.h5,0.5,0\n"
-
-
-def test_a_blob_gets_its_scales_and_settings_of_the_paper_alone_are_taken(tmp_path):
-    y, x = np.mgrid[:128, :160]
-    blob = np.exp(-((x - 80) ** 2 / (2 * 12**2) + (y - 64) ** 2 / (2 * 8**2)))
-    Image.fromarray((blob[..., None] * 255).repeat(3, axis=2).astype(np.uint8)).save(tmp_path / "a.png")
-    np.save(tmp_path / "a.npy", np.array([[80.0, 64.0]]))
-    gaussians_path(tmp_path / "a.png").parent.mkdir()
-    fit_file(FitJob(tmp_path / "a.png", FitConfig(use_background_mask=False), "auto", 1))
-    fitted = Gaussians2D.load(gaussians_path(tmp_path / "a.png"))
-    np.testing.assert_allclose(np.sort(fitted.scales.numpy()[0]), [8, 12], rtol=0.1)
-    np.testing.assert_array_equal(fitted.means, [[80, 64]])
-    assert "--downsample-ratio" in fit(tmp_path, "--downsample-ratio", 2, code=2)[1]
 
 
 def test_a_tolerance_ends_the_fit_early_at_nearly_the_same_loss():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from commands import call, errors
 from PIL import Image
+from test_atlas import crowd
 
 from GS2D import backends, fit_dataset
 from GS2D.fitting import fit_side_by_side
@@ -42,10 +43,9 @@ def gpus(monkeypatch):
 def data(tmp_path):
     folder = tmp_path / "data" / "train"
     folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    for i, (height, width, count) in enumerate([(40, 48, 5), (33, 60, 3), (48, 48, 0), (40, 40, 4), (50, 37, 2)]):
-        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-        np.save(folder / f"{i}.npy", random.uniform((0, 0), (width, height), (count, 2)))
+    for i, (image, points) in enumerate(zip(*crowd())):
+        Image.fromarray(image).save(folder / f"{i}.png")
+        np.save(folder / f"{i}.npy", points)
     return folder.parent
 
 
@@ -57,7 +57,7 @@ def test_a_data_set_goes_through_the_atlas(data, gpus):
     ]
     assert gpus == [0]
     files = sorted((data / "train" / "gs_params").glob("*.h5"))
-    assert [len(Gaussians2D.load(path)) for path in files] == [5, 3, 0, 4, 2]
+    assert [len(Gaussians2D.load(path)) for path in files] == [12, 7, 9, 0, 5]
     with (data / "train" / "gs_params" / "loss_results.csv").open() as file:
         assert [row[0] for row in csv.reader(file)] == [path.name for path in files]
     got = Gaussians2D.load(files[0])
@@ -73,13 +73,13 @@ def test_what_cannot_be_fitted_is_named_and_the_others_are(data, gpus, monkeypat
     whole = (folder / "0.png").read_bytes()
     (folder / "0.png").write_bytes(whole[: len(whole) // 2])  # the header is there, the pixels are not
     (folder / "1.png").write_bytes(b"no picture")
-    np.save(folder / "3.npy", np.array([[1, 2], [np.nan, 3]]))
+    np.save(folder / "2.npy", np.array([[1, 2], [np.nan, 3]]))
     _, err = call(SCRIPT, "--root-path", data, "--num-epochs", 5, code=1)
     lines = errors(err)
     assert lines.pop() == "error: 3 of 5 failed; mend them and run the same command again" and len(lines) == 3
-    for line, name in zip(sorted(lines), ("0.png: cannot read this image", "1.png: cannot read", "3.npy: row 1 is")):
+    for line, name in zip(sorted(lines), ("0.png: cannot read this image", "1.png: cannot read", "2.npy: row 1 is")):
         assert line.startswith(f"error: {folder}/{name}")
-    assert sorted(path.name for path in (folder / "gs_params").glob("*.h5")) == ["2_gs_params.h5", "4_gs_params.h5"]
+    assert sorted(path.name for path in (folder / "gs_params").glob("*.h5")) == ["3_gs_params.h5", "4_gs_params.h5"]
 
 
 def test_torchrun_gives_each_process_its_gpu(data, gpus, monkeypatch):

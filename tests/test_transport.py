@@ -161,13 +161,6 @@ def test_first_of_two_equally_near_gaussians_sets_the_background():
         assert kernel[-1, 7 * 16 + 7].item() == pytest.approx(1 / (1 + weights * first**4 / 0.015), rel=1e-4)
 
 
-def test_points_outside_the_crop_count():
-    scales, zero = torch.full((1, 2), 20.0), torch.zeros(1, 1)
-    assert transport_kernel(torch.tensor([[-10.0, 32.0]]), scales, zero, 64).to_dense()[0].max() > 0.5
-    far = transport_kernel(torch.tensor([[-1e9, 1e9]]), scales, zero, 64)
-    assert torch.equal(far.to_dense(), torch.tensor([0.0, 1.0])[:, None].expand(2, 64))
-
-
 def test_same_bytes_twice_and_with_any_number_of_threads():
     def run():
         kernel = transport_kernel(*gaussians(400, 256), 256)

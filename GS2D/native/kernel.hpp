@@ -78,39 +78,35 @@ inline float exponential(float x) {
 // |W d|^2 of one Gaussian along rows of cells. Every product and sum is rounded by itself, as PyTorch rounds it: where two
 // Gaussians are equally near, both must find the same nearest one. The products go through memory between two loops, since
 // compilers would contract a product and a sum within one to a fused multiply-add.
-class Distances {
-   public:
+struct Distances {
+    const Grid& grid;
+    const Gaussian* g = nullptr;
+    std::vector<float> along, across, first, second;
+
     explicit Distances(const Grid& grid)
-        : grid_(grid), along_(grid.columns), across_(grid.columns), first_(grid.columns), second_(grid.columns) {}
+        : grid(grid), along(grid.columns), across(grid.columns), first(grid.columns), second(grid.columns) {}
 
-    void take(const Gaussian& g) {
-        if (g_ == &g) return;
-        g_ = &g;
-        for (int j = 0; j < grid_.columns; j++) {
-            const float dx = (j + 0.5f) * grid_.stride - g.x;
-            along_[j] = g.w[0] * dx;
-            across_[j] = g.w[2] * dx;
+    void take(const Gaussian& gaussian) {
+        if (g == &gaussian) return;
+        g = &gaussian;
+        for (int j = 0; j < grid.columns; j++) {
+            const float dx = (j + 0.5f) * grid.stride - g->x;
+            along[j] = g->w[0] * dx;
+            across[j] = g->w[2] * dx;
         }
     }
 
-    // Writes the two terms of the sum for `size` cells of a row from `begin` on: |W d|^2 = first()[j] + second()[j].
+    // Writes the two terms of the sum for `size` cells of a row from `begin` on: |W d|^2 = first[j] + second[j].
     void row(int row, int begin, int size) {
-        const float dy = (row + 0.5f) * grid_.stride - g_->y, by = g_->w[1] * dy, ay = g_->w[3] * dy;
-        const float *along = &along_[begin], *across = &across_[begin];
-        float *__restrict first = first_.data(), *__restrict second = second_.data();
+        const float dy = (row + 0.5f) * grid.stride - g->y, by = g->w[1] * dy, ay = g->w[3] * dy;
+        const float *x = &along[begin], *y = &across[begin];
+        float *__restrict one = first.data(), *__restrict other = second.data();
         for (int j = 0; j < size; j++) {
-            const float one = along[j] + by, other = across[j] + ay;
-            first[j] = one * one;
-            second[j] = other * other;
+            const float a = x[j] + by, b = y[j] + ay;
+            one[j] = a * a;
+            other[j] = b * b;
         }
     }
-    const float* first() const { return first_.data(); }
-    const float* second() const { return second_.data(); }
-
-   private:
-    const Grid& grid_;
-    const Gaussian* g_ = nullptr;
-    std::vector<float> along_, across_, first_, second_;
 };
 
 // nearest [cells]: the smallest |W d|^2 of all Gaussians within `reach`, infinity without any; index: the first that has it.
@@ -125,7 +121,7 @@ inline void nearest(const Grid& grid, int n, const Gaussian* gaussians, float re
             const auto [first, last] = grid.cells(gaussians[i], row, reach);
             if (first == last) continue;
             distances.row(row, first, last - first);
-            const float *one = distances.first(), *other = distances.second();
+            const float *one = distances.first.data(), *other = distances.second.data();
             float* __restrict best = nearest + (int64_t)row * grid.columns + first;
             int32_t* __restrict owner = index + (int64_t)row * grid.columns + first;
             for (int j = 0; j < last - first; j++) {
@@ -197,7 +193,7 @@ inline void rows(const Grid& grid, int n, const Gaussian* gaussians, const float
         const int count = span.last - span.first;
         distances.take(gaussians[span.gaussian]);
         distances.row(span.row, span.first, count);
-        weigh(count, distances.first(), distances.second(), nearest + cell, &log_det[cell],
+        weigh(count, distances.first.data(), distances.second.data(), nearest + cell, &log_det[cell],
               gaussians[span.gaussian].half_log_det, weight, &sum[cell]);
         weight += count;
     }
