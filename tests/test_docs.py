@@ -56,7 +56,7 @@ QUICK = {
     "test.py": "--device cpu",
     "datasets/check": "--crop-size 64 --workers 1",
     "datasets/synthetic": "--images 5 --height 64 --width 64 --min-people 1 --max-people 5 --workers 1",
-    "scripts/doc_pictures": "--iterations 2 --out pictures",
+    "docs/draw_pictures": "--iterations 2 --out pictures",
 }
 CLUSTER = set(
     "--array --nodes --ntasks --ntasks-per-node --gpus-per-node --gres --cpus-per-task --mem --time --requeue".split()

@@ -1,6 +1,6 @@
 """The pictures of docs/method.md: docs/pictures/fit.png from a photograph of trees, border.png from one of nuclei.
 
-python scripts/doc_pictures.py
+python docs/draw_pictures.py
 """
 
 from __future__ import annotations
