@@ -20,8 +20,7 @@ from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import block_diagonal, load_kernel, save_kernel, transport_kernel
 from losses import build_kernel
 from utils.files import gaussians_path, kernel_path, points_path, read_points
-from utils.images import load_image, open_image
-from utils.jpeg import Pieces
+from utils.images import Pieces, load_image, open_image
 from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise, to_planes
 
 

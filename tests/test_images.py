@@ -8,8 +8,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from utils.images import load_image, open_image, save_jpeg
-from utils.jpeg import Pieces
+from utils.images import Pieces, load_image, open_image, save_jpeg
 
 TREES = Path(__file__).resolve().parents[1] / "examples" / "trees"
 assert_same = np.testing.assert_array_equal
