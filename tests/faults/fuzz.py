@@ -94,7 +94,9 @@ def _read_config(path: Path) -> None:
         with contextlib.redirect_stderr(io.StringIO()) as stderr:
             parse_arguments(parser, ["--config", str(path)])
     except SystemExit:
-        raise ValueError(stderr.getvalue().strip().splitlines()[-1].partition("error: --config ")[2]) from None
+        line = stderr.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        about_a_value = line.startswith("argument --")  # which names the option in place of the file
+        raise ValueError(f"{path}: {line}" if about_a_value else line.removeprefix("--config ")) from None
 
 
 def _read_status(path: Path) -> None:
