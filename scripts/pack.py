@@ -7,6 +7,7 @@ It is unpacked again and loaded; results are packed with the weights that counte
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import zipfile
@@ -60,6 +61,7 @@ def main() -> None:
     add("run", type=Path, metavar="RUN", help="folder of a training run")
     add("--results", type=Path, metavar="DIR", help="folder that test.py --out wrote, to be packed too")
     add("--out", type=Path, metavar="FILE", help="the archive (default: RUN.zip)")
+    add("--data-dir", "--root-path", "--device", help=argparse.SUPPRESS)  # of former commands, which counted again
     arguments = parser.parse_args()
     run, results = arguments.run.resolve(), arguments.results
     archive = arguments.out or run.with_name(f"{run.name}.zip")

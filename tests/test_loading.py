@@ -63,7 +63,9 @@ def test_loading_processes_do_not_free_what_the_training_has_dropped(root, tmp_p
     gc.disable()
     try:
         Garbage(tmp_path / "log")
-        assert len(list(CropLoader(Crowd(root, CROP, "train"), EpochSampler(4, 1), 2, 1, 2, torch.device("cpu")))) == 2
+        loader = CropLoader(Crowd(root, CROP, "train"), EpochSampler(4, 1), 2, 1, 2, torch.device("cpu"))
+        assert len(list(loader)) == 2
+        del loader
     finally:
         gc.enable()
     assert not (tmp_path / "log").exists()
