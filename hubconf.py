@@ -32,7 +32,7 @@ class Counter:
 
     weights: a .pth, .tar or .safetensors file, also the authors', or the folder of a run; what the file says of itself, or
     else its layers, decides which network it is. device: ``auto`` (the first GPU if any), ``cpu``, or a GPU's number.
-    batch: windows that go through the network together. window, overlap, flip: see ``utils.evaluation.predict``.
+    batch: windows that go through the network together. window, flip: see ``utils.evaluation.predict``.
 
     An image is a path, a PIL image, or an array uint8 [H, W, 3] in RGB or [H, W] in grey, and counts in its own size. A
     path and a PIL image are turned upright by their EXIF orientation; an array is taken as it is.
@@ -55,7 +55,6 @@ class Counter:
         device: str | int = "auto",
         batch: int = WINDOWS_AT_ONCE,
         window: int = WINDOW,
-        overlap: int = 0,
         flip: bool = False,
     ) -> None:
         if batch < 1:
@@ -64,7 +63,7 @@ class Counter:
         devices = fabric_devices(str(device).removeprefix("cuda:"))
         self.device = torch.device("cpu" if devices["accelerator"] == "cpu" else f"cuda:{devices['devices'][0]}")
         self.model.to(self.device)
-        self.options = {"window": window, "overlap": overlap, "flip": flip, "batch": batch}
+        self.options = {"window": window, "flip": flip, "batch": batch}
 
     def count(self, image) -> float | list[float]:
         """The number of people in an image: the sum of its density. A list or tuple of images gives a list of numbers.

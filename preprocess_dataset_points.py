@@ -18,8 +18,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.raw.formats import FORMATS
-from datasets.raw.point_folders import find_images, read_annotations
+from datasets.raw.point_folders import FORMATS, find_images, read_annotations
 from datasets.raw.preprocess import Settings, make_preprocess_parser, parse_preprocess_arguments, prepare
 from datasets.raw.splits import add_split_options, divide_folders
 from utils.cli import run_script
@@ -45,15 +44,9 @@ def main() -> int:
 
     folders = find_images(source)
     images = [image for found in folders.values() for image in found]
-    points, problems = read_annotations(
-        arguments.format,
-        source,
-        images,
-        arguments.annotations and arguments.annotations.resolve(),
-        arguments.category or (),
-        arguments.unannotated,
-        arguments.label_attribute,
-    )
+    annotations = arguments.annotations and arguments.annotations.resolve()
+    labels = arguments.category or (), arguments.unannotated, arguments.label_attribute
+    points, problems = read_annotations(arguments.format, source, images, annotations, *labels)
     folders = {name: [image for image in found if image in points] for name, found in folders.items()}
     split = divide_folders({name: found for name, found in folders.items() if found}, arguments)
     return prepare(arguments, split, points, None, problems)

@@ -9,7 +9,7 @@ over the five folds, so each wants an output folder of its own.
 
 from __future__ import annotations
 
-from datasets.raw.annotations import FOLDS, find_ucf, read_ucf, split_folds
+from datasets.raw.annotations import FOLDS, find_ucf, fold_of, read_ucf
 from datasets.raw.preprocess import Settings, make_preprocess_parser, parse_preprocess_arguments, prepare
 from datasets.raw.splits import add_split_options, split_train_val
 from utils.cli import run_script
@@ -26,7 +26,7 @@ def main() -> int:
     folder = source / "UCF_CC_50" if (source / "UCF_CC_50").is_dir() else source
 
     annotations, problems = find_ucf(folder)
-    test = split_folds(annotations)[arguments.fold - 1]
+    test = [image for image in annotations if fold_of(image) == arguments.fold]
     split = split_train_val([image for image in annotations if image not in test], arguments)
     split["test"] = test
     return prepare(arguments, split, annotations, read_ucf, problems, "ucf50")

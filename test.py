@@ -12,12 +12,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
@@ -27,16 +24,16 @@ from models import MODELS, load_model, weights_file
 from utils.cli import EXIT_FAILED, ProgressBar, default_workers, one_line, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
 from utils.device import environment, fabric_devices, network_errors
-from utils.evaluation import Result, Window, in_threads
+from utils.evaluation import WINDOW, Result, predict
+from utils.evaluation.localisation import localisation_scores
 from utils.evaluation.model_card import note_evaluation
 from utils.evaluation.report import write_report
-from utils.evaluation.results import localisation, results_folder, save_submission
+from utils.evaluation.results import Counted, save_submission, write_results
 from utils.evaluation.scores import count_scores
-from utils.evaluation.sources import Picture, find_sources, own_images
-from utils.evaluation.video import VideoCounts
-from utils.evaluation.windows import images_together, predict_together, total, windows_of
-from utils.files import file_hash, make_folder, points_path, read_points, write_json
-from utils.images import load_image
+from utils.evaluation.sources import Picture, Source, find_sources, open_pictures
+from utils.evaluation.video import CODECS, VideoCounts, clock
+from utils.evaluation.windows import total
+from utils.files import file_hash, make_folder, points_path, write_json
 from utils.lock import lock_folder
 from utils.pixels import to_planes
 from utils.training.run_folder import CARD
@@ -65,8 +62,7 @@ def parse() -> argparse.Namespace:
     add("--device", default="auto", metavar="D", help="GPU id or cpu; auto: the first GPU if any")
     add("--precision", choices=("32", "16-mixed", "bf16-mixed"), default="32", help="of the network")
     add("--compile", action=switch, default=False, help="compile the network with torch.compile, once for all sizes")
-    add("--window", type=number(int, 16), default=512, metavar="N", help="side of the windows, pixels")
-    add("--overlap", type=number(int, 0), default=0, metavar="N", help="of blended windows, pixels (0: as published)")
+    add("--window", type=number(int, 32), default=WINDOW, metavar="N", help="side of the windows, pixels")
     add("--flip-average", action=switch, default=False, help="mean with the mirrored image's prediction")
 
     add = parser.add_argument_group("results").add_argument
@@ -79,46 +75,50 @@ def parse() -> argparse.Namespace:
         parser.error("give either --data-dir or --images")
     if arguments.video_out and not arguments.images:
         parser.error("--video-out needs a video in --images")
+    if arguments.video_out and arguments.video_out.suffix.lower() not in CODECS:
+        parser.error(f"--video-out {arguments.video_out}: must end in {' or '.join(CODECS)}")
     if not arguments.out and (arguments.save_density or arguments.figures):
         parser.error("--save-density and --figures write into a folder; add --out DIR")
     return arguments
 
 
-def split_images(data: Crowd, threads: int, check: Callable[[np.ndarray], None]) -> Iterator[Picture]:
-    """The images of a split, decoded and checked by threads while those before them are counted."""
-
-    def load(index: int) -> Picture:
-        path = data.images[index]
-        try:
-            points = read_points(points_path(path))[:, :2] if data.annotated else None
-            image = load_image(path)
-            check(image)
-            return path.stem, image, points
-        except (OSError, ValueError) as error:
-            return path.stem, one_line(error), None
-
-    yield from in_threads(load, range(len(data)), threads)
-    stems = {path.stem for path in data.images}
-    for path in sorted(data.images[0].parent.glob("*.npy")):
-        if path.stem not in stems:
-            yield path.stem, f"{path}: its image is missing; add it, or remove the annotation", None
+def split_sources(data: Crowd) -> list[Source]:
+    """The images of a split with their annotations, and the annotations whose image is missing."""
+    points = [points_path(path) for path in data.images]
+    sources = [
+        Source(image.stem, image, points=path if data.annotated else None, upright=False)
+        for image, path in zip(data.images, points)
+    ]
+    for path in sorted(set(data.images[0].parent.glob("*.npy")).difference(points)):
+        reason = f"{path}: its image is missing; add it, or remove the annotation"
+        sources.append(Source(path.stem, path, reason))
+    return sources
 
 
-def count_images(
-    fabric: Fabric, model: nn.Module, pictures: Iterator[Picture], windows: dict[str, Any]
-) -> Iterator[tuple[Picture, list[Window] | str, float]]:
-    """Each picture, its windows (on the CPU) or why it has none, and its share of the seconds that its group took."""
-    while group := list(islice(pictures, images_together(fabric.device))):
+def count_pictures(
+    pictures: Iterable[Picture], fabric: Fabric, model: nn.Module, failed: list[tuple[str, str]], **options
+) -> Iterator[Counted]:
+    """Each picture with what ``predict`` finds in it; what cannot be counted goes to ``failed``, with the reason."""
+    for name, image, points in pictures:
         begin = time.perf_counter()
-        planes = [fabric.to_device(to_planes(image)) for _, image, _ in group if not isinstance(image, str)]
-        with fabric.autocast():
-            predicted = iter(predict_together(model, planes, **windows))
-        counted = [
-            image if isinstance(image, str) else [part._replace(density=part.density.cpu()) for part in next(predicted)]
-            for _, image, _ in group
-        ]
-        seconds = (time.perf_counter() - begin) / len(group)
-        yield from ((picture, parts, seconds) for picture, parts in zip(group, counted))
+        try:
+            if isinstance(image, str):
+                raise ValueError(image)
+            with fabric.autocast():
+                parts = predict(model, fabric.to_device(to_planes(image)), **options)
+        except ValueError as error:
+            failed.append((name, one_line(error)))
+            continue
+        parts = [part._replace(density=part.density.cpu()) for part in parts]
+        yield Counted(name, image, points, parts, float(total(parts)), time.perf_counter() - begin)
+
+
+def shown_images(images: Iterable[Counted], videos: dict[str, VideoCounts], show_all: bool) -> Iterator[Counted]:
+    """All pictures, and of the frames, which the counts of their video take note of, those that the results show."""
+    for image in images:
+        video, _, frame = image.name.rpartition(" frame ")
+        if video not in videos or videos[video].add(int(frame), image.image, image.parts, image.predicted) or show_all:
+            yield image
 
 
 def count_and_report(arguments: argparse.Namespace) -> int:
@@ -126,67 +126,56 @@ def count_and_report(arguments: argparse.Namespace) -> int:
     devices = fabric_devices(arguments.device)
     if arguments.precision == "16-mixed" and devices["accelerator"] == "cpu":
         raise ValueError("--precision 16-mixed: needs a GPU; take bf16-mixed or 32 on the CPU")
-    weights = weights_file(arguments.save_path)
+    weights, out = weights_file(arguments.save_path), arguments.out
     model, metadata = load_model(weights, arguments.model_name, arguments.topk)
-    windows = {"window": arguments.window, "overlap": arguments.overlap}
-    sources, threads = [], min(default_workers(), DECODERS)
-
-    def check(image: np.ndarray) -> None:
-        """``ValueError`` for an image of which the windows are not for the networks."""
-        windows_of(*image.shape[:2], **windows)
-
     if arguments.images:
         sources, notes = find_sources(arguments.images)
         for line in notes:
             print(line, file=sys.stderr)
-        expected = None if any(source.is_video for source in sources) else len(sources)
-        images = own_images(
-            sources, arguments.every, threads, check, lambda text: progress.set_postfix_str(text, refresh=False)
-        )
     else:
-        data = Crowd(arguments.data_dir, None, arguments.split, training=False)
-        expected, images = len(data), split_images(data, threads, check)
+        sources = split_sources(Crowd(arguments.data_dir, None, arguments.split, training=False))
+    paths = {source.name: source.path for source in sources if source.is_video}
+    if arguments.video_out and len(paths) != 1:
+        raise ValueError(f"--video-out {arguments.video_out}: one file for {len(paths)} videos; name one in --images")
 
     devices["devices"] = 1 if devices["accelerator"] == "cpu" else devices["devices"][:1]
     fabric = Fabric(**devices, precision=arguments.precision)
     model = fabric.to_device(model)
     if arguments.compile:
         model = torch.compile(model, dynamic=True)
-    results, failed = [], []
+    results, failed, located = [], [], []
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        folder = None
-        if arguments.out:
-            folder = stack.enter_context(results_folder(arguments.out, arguments.save_density, arguments.figures))
-        keep = bool(arguments.save_density or arguments.figures)
-        own = {source.name: source.path for source in sources if source.is_video}
-        videos = VideoCounts(own, arguments.every, stack, arguments.out, arguments.video_out, show_all=keep)
-        progress = stack.enter_context(ProgressBar(total=expected, desc="count", unit="img"))
-        for (name, image, points), parts, seconds in count_images(
-            fabric, model, images, {**windows, "flip": arguments.flip_average}
-        ):
-            progress.update()
-            if isinstance(parts, str):
-                failed.append((name, parts))
-                continue
-            predicted = float(total(parts))
-            if videos.add(name, image, parts, predicted):
-                continue
-            results.append(Result(name, math.nan if points is None else float(len(points)), predicted))
-            if folder:
-                folder.add(name, image, points, parts, predicted, seconds)
-        lines = videos.save()
+        videos = {name: VideoCounts(path, arguments.every, stack, arguments.video_out) for name, path in paths.items()}
+        expected = [video.expected for video in videos.values()]
+        total_images = len(sources) - len(videos) + sum(expected) if all(expected) else None
+        pictures = open_pictures(sources, arguments.every, min(default_workers(), DECODERS))
+        pictures = ProgressBar(iterable=pictures, total=total_images, desc="count", unit="img")
+        options = {"window": arguments.window, "flip": arguments.flip_average}
+        images = count_pictures(pictures, fabric, model, failed, **options)
+        images = shown_images(images, videos, show_all=bool(arguments.save_density or arguments.figures))
+        if out:
+            images = write_results(out, images, arguments.save_density, arguments.figures)
+        for image in images:
+            truth = math.nan if image.points is None else float(len(image.points))
+            results.append(Result(image.name, truth, image.predicted))
+            if image.points is not None:
+                located.append((image.heads, image.points))
+        facts = {name: video.save(name, out) for name, video in videos.items() if video.counts}
+        counted = pictures.n - len(failed)
 
     for result in results:
         truth = "" if result.truth != result.truth else f"truth {result.truth:g}, "
         print(f"{result.name}: {truth}predicted {result.predicted:.2f}")
-    for line in lines:
-        print(line)
+    for name, film in facts.items():
+        peak = f"peak {film['peak']:.2f} at {clock(film['peak_time'])}"
+        print(f"{name}: {film['frames']} frames counted, mean {film['mean']:.2f}, {peak}")
+    if arguments.video_out and facts:
+        print(f"{arguments.video_out}: the video with its density")
     for name, reason in failed:
         print(f"error: {name}: {reason}" if name not in reason else f"error: {reason}", file=sys.stderr)
     if not results:
         raise ValueError(f"none of {len(failed)} images could be counted")
-    counted = len(results) + videos.left_out
     speed = counted / (time.perf_counter() - started)
     scores = count_scores(results)
     if scores["scored"]:
@@ -196,22 +185,18 @@ def count_and_report(arguments: argparse.Namespace) -> int:
             f"error; 95 % of resamples: MAE {mae['low']:.1f} to {mae['high']:.1f}, MSE {mse['low']:.1f} to {mse['high']:.1f})"
         )
     print(f"{counted} images counted, {scores['scored']} scored, {len(failed)} failed; {speed:.2f} images/s")
-    places = localisation(folder.heads, folder.truths) if folder else None
-    facts = {"failed": failed, "localisation": places, "model": metadata, "images": counted}
+    places = localisation_scores(*zip(*located)) if out and located else None
+    facts = {"failed": failed, "localisation": places, "model": metadata, "images": counted, "videos": facts or None}
     facts |= {"weights_sha256": file_hash(weights), "configuration": option_values(arguments)}
-    facts |= {"versions": environment(), "images_per_second": speed, "videos": videos.facts or None}
-    facts = scores | facts
-    if arguments.data_dir and facts["scored"]:
-        try:
-            note_evaluation(weights, arguments.data_dir, facts)
-        except OSError as error:
-            print(f"{one_line(error)}; the scores are not in the model card", file=sys.stderr)
-    if arguments.out:
+    facts = scores | facts | {"versions": environment(), "images_per_second": speed}
+    if out:
         card = weights.parent / CARD
-        facts["model_card"] = os.path.relpath(card, arguments.out) if card.is_file() else None
-        write_json(arguments.out / "summary.json", facts, default=str)
-        write_report([arguments.out], arguments.out / "report.html")
-        print(f"look at {arguments.out / 'report.html'}")
+        facts["model_card"] = os.path.relpath(card, out) if card.is_file() else None
+        write_json(out / "summary.json", facts, default=str)
+        write_report([out], out / "report.html")
+        print(f"look at {out / 'report.html'}")
+    if arguments.data_dir and facts["scored"]:
+        note_evaluation(weights, arguments.data_dir, facts)
     if arguments.nwpu_submission:
         if failed:
             raise ValueError(f"{arguments.nwpu_submission}: not written, since {len(failed)} images are missing")

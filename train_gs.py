@@ -16,16 +16,14 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from datasets.crowd import Crowd
-from datasets.loading import CropLoader, crop_loader
-from datasets.sampler import EpochSampler
+from datasets.loading import CropLoader, EpochSampler
 from GS2D.options import KERNEL_OPTIONS, kernel_options
 from losses import KERNELS, LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
 from models import MODELS, attention_variance, build_model, load_backbone, load_state, rate_groups, read_checkpoint
 from utils.cli import run_script
-from utils.dataset_report import REPORT, data_name, read_report
 from utils.device import start_fabric
 from utils.evaluation.model_card import write_card
-from utils.files import make_folder
+from utils.files import REPORT, data_name, make_folder, read_report
 from utils.training.graphs import set_up_graphs
 from utils.training.processes import agreed, crops_of_a_step, print_once, training_process
 from utils.training.record import Record
@@ -100,7 +98,7 @@ def set_up_run(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace)
         train.read_once()
         sampler = EpochSampler(len(train), arguments.seed, fabric.global_rank, fabric.world_size)
         load = arguments.batch_size, arguments.num_workers, arguments.prefetch
-        loader = crop_loader(train, sampler, *load, fabric.device)
+        loader = CropLoader(train, sampler, *load, fabric.device)
 
         network = build_model(arguments.model_name, topk=arguments.topk, usenum=arguments.usenum)
         if start is None:

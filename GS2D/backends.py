@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import os
 import tempfile
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,18 +16,14 @@ from GS2D import native
 
 BACKENDS = ("auto", "reference", "native", "gsplat")
 GSPLAT_VERSION = "1.5.3"
-# An iteration takes a GPU 4.4 ms for one image as for 16, and one core 1.8 ms an image (800 Gaussians, H200).
-FEW_IMAGES = 3
 _INSTALL = f"pip install gsplat=={GSPLAT_VERSION}"
 
 
-def choose_backend(
-    backend: str = "auto", device: torch.device | str | None = None, images: int | None = None
-) -> tuple[str, str]:
+def choose_backend(backend: str = "auto", device: torch.device | str | None = None) -> tuple[str, str]:
     """What draws, and in words why. ``auto``: the fastest here, gsplat on CUDA, the native engine on a CPU, or the reference.
 
-    device: of the tensors that are to be drawn, where they lie somewhere; images: how many are to be fitted (default: many).
-    Raises ``ValueError`` for a backend that is unknown or cannot run, with the remedy.
+    device: of the tensors that are to be drawn, where they lie somewhere. Raises ``ValueError`` for a backend that is unknown
+    or cannot run, with the remedy.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
@@ -37,25 +31,22 @@ def choose_backend(
         return backend, "as asked for"
     kind = torch.device(device).type if device is not None else None
     problem = "gsplat does not run on a CPU" if kind == "cpu" else gsplat_problem()
-    if backend == "gsplat":
-        if problem:
-            raise ValueError(f"backend: {problem}; use 'native' or 'reference'")
-        return backend, "as asked for"
-    engine_problem = "the tensors are on the GPU" if kind == "cuda" else native.problem()
-    few = images is not None and images <= FEW_IMAGES
-    if problem is None and not (few and engine_problem is None):
+    if problem is None:
         return "gsplat", f"{torch.cuda.get_device_name()} takes many images side by side"
+    if backend == "gsplat":
+        raise ValueError(f"backend: {problem}; use 'native' or 'reference'")
+    engine_problem = "the tensors are on the GPU" if kind == "cuda" else native.problem()
     if engine_problem is None:
-        return "native", problem or f"a core is faster than the GPU for 1 to {FEW_IMAGES} images"
+        return "native", problem
     return "reference", f"{problem}; {engine_problem}; this is many times slower"
 
 
-def resolve_backend(backend: str, device: torch.device | str | None = None, images: int | None = None) -> str:
+def resolve_backend(backend: str, device: torch.device | str | None = None) -> str:
     """The backend of ``choose_backend``, with a warning where that is not what one expects of ``auto``."""
-    chosen, reason = choose_backend(backend, device, images)
-    falls_back = chosen == "reference" or (device is None and torch.cuda.is_available() and gsplat_problem())
-    if backend == "auto" and falls_back:
-        _warn_once(f"backend {chosen}: {reason}")
+    chosen, reason = choose_backend(backend, device)
+    has_idle_gpu = device is None and torch.cuda.is_available() and chosen != "gsplat"
+    if backend == "auto" and (chosen == "reference" or has_idle_gpu):
+        warnings.warn(f"backend {chosen}: {reason}", stacklevel=2)
     return chosen
 
 
@@ -70,36 +61,17 @@ def gsplat_problem() -> str | None:
         return "gsplat needs a CUDA device and none is available"
     try:
         version = importlib.import_module("gsplat").__version__
-    except Exception as error:  # its imports fail in many ways
-        return f"gsplat cannot be imported ({_short(error)}); {_INSTALL}"
-    if version.partition("+")[0] != GSPLAT_VERSION:
-        return f"gsplat {version} draws differently from {GSPLAT_VERSION}, which the method prescribes; {_INSTALL}"
-    try:
-        with _one_build_at_a_time():
+        if version.partition("+")[0] != GSPLAT_VERSION:
+            return f"gsplat {version} draws differently from {GSPLAT_VERSION}, which the method prescribes; {_INSTALL}"
+        # A build removes the folder of one that is under way (gsplat/cuda/_backend.py), so that the others wait for it.
+        with FileLock(Path(tempfile.gettempdir()) / f"gst-gsplat-{os.getuid()}.lock"):
             operations = importlib.import_module("gsplat.cuda._backend")._C
-    except Exception as error:  # compilers, linkers and loaders fail in many ways
-        return f"gsplat's operations do not build or load ({_short(error)}); GST_TRACEBACK=1 shows all of it"
+    except Exception as error:  # imports, compilers, linkers and loaders fail in many ways
+        if os.environ.get("GST_TRACEBACK"):
+            raise
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        return f"gsplat cannot be imported or built ({reason}); {_INSTALL}, and GST_TRACEBACK=1 shows all of it"
     if operations is None:
         toolkit = f"the CUDA {torch.version.cuda} toolkit"
         return f"gsplat's operations are not compiled and there is no nvcc to do it; install {toolkit}"
     return None
-
-
-def _one_build_at_a_time() -> contextlib.AbstractContextManager:
-    """A build removes the folder of one that is under way (``gsplat/cuda/_backend.py``), so that the others wait for it."""
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", tempfile.gettempdir()))
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"gst-gsplat-{os.getuid()}.lock") if os.access(folder, os.W_OK) else nullcontext()
-    return nullcontext()  # nothing can be written there: then nothing is built there either
-
-
-def _short(error: BaseException) -> str:
-    if os.environ.get("GST_TRACEBACK"):
-        raise error
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    warnings.warn(text, stacklevel=3)

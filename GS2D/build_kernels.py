@@ -19,7 +19,7 @@ import torch
 from GS2D.fit_dataset import parse_folder_options
 from GS2D.kernel import StoredKernel, cell_grid, params_hash, read_attributes, save_kernel, transport_kernel
 from GS2D.options import add_kernel_options, check_kernel_options, kernel_options
-from GS2D.prepared import load_annotations
+from GS2D.points import load_annotations
 from utils.cli import default_workers, for_each, report_failures, run_script
 from utils.config import make_parser, number
 from utils.files import gaussians_path, kernel_path, list_images, make_folder

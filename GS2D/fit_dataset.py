@@ -6,24 +6,21 @@ import argparse
 import csv
 import io
 import os
-import subprocess
-import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 
 from GS2D.backends import BACKENDS, choose_backend
 from GS2D.fitting import FitConfig, FitResult, Problem, fit_problems, fit_side_by_side, prepare
-from GS2D.gaussians import Gaussians2D, read_file
-from GS2D.prepared import check_points
-from utils.cli import Outcome, ProgressBar, default_workers, for_each, one_line, report_failures
+from GS2D.gaussians import read_file
+from GS2D.points import check_points
+from utils.cli import Outcome, ProgressBar, attempt, default_workers, for_each, one_line, report_failures
 from utils.config import make_parser, number, parse_arguments
 from utils.device import fabric_devices
 from utils.files import (
@@ -44,15 +41,11 @@ RESULTS = "loss_results.csv"
 
 
 class Shard(NamedTuple):
-    """Share ``index`` (from 0) of ``count``; ``local_rank`` numbers the processes of one machine, for choosing a GPU."""
+    """Every ``count``-th image from ``index`` on; ``local_rank`` numbers the processes of one machine, for choosing a GPU."""
 
     index: int = 0
     count: int = 1
     local_rank: int = 0
-
-    def of(self, items: Sequence[Path]) -> list[Path]:
-        """Every ``count``-th item: neighbours in name are often alike in size, so that shares take about equally long."""
-        return list(items[self.index :: self.count])
 
 
 def parse_shard(text: str) -> Shard:
@@ -64,22 +57,13 @@ def parse_shard(text: str) -> Shard:
 
 
 def detect_shard() -> Shard:
-    """The share by the environment: rank and size of ``torchrun`` or of a SLURM step, times the task of a SLURM array.
-
-    Raises ``ValueError`` where SLURM's tasks are not given by node, which Fabric asks for.
-    """
-    from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-
+    """The share by the environment: rank and size of ``torchrun`` or of a SLURM step, times the task of a SLURM array."""
     rank, size, local_rank = 0, 1, 0
-    for kind in (TorchElasticEnvironment, SLURMEnvironment):
-        if kind.detect():
-            try:
-                environment = kind()
-            except RuntimeError as error:  # about --ntasks
-                raise ValueError(f"{error} (or give --shard i/n)") from None
-            rank, size, local_rank = environment.global_rank(), environment.world_size(), environment.local_rank()
+    for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+        if all(name in os.environ for name in names):
+            rank, size, local_rank = (int(os.environ[name]) for name in names)
             break
-    if "SLURM_ARRAY_TASK_ID" in os.environ:  # Fabric does not look at arrays, whose tasks know nothing of each other
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
         task, first, count, step = (
             int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
             for name, default in (("ID", 0), ("MIN", 0), ("COUNT", 1), ("STEP", 1))
@@ -89,30 +73,17 @@ def detect_shard() -> Shard:
 
 
 class FitJob(NamedTuple):
-    """One image to fit; ``downsample`` divides its size first."""
+    """One image to fit."""
 
     image: Path
     config: FitConfig
     backend: str
     seed: int
-    downsample: float
 
     @property
     def settings(self) -> str:
         """What the result depends on, besides image and points; stored with it."""
-        return f"{self.config} seed={self.seed} downsample={self.downsample:g}"
-
-    def fitted_size(self, size: Sequence[int]) -> tuple[int, int]:
-        """(height, width) of the image in which it is fitted."""
-        return max(1, round(size[0] / self.downsample)), max(1, round(size[1] / self.downsample))
-
-
-class Fitted(NamedTuple):
-    """What is said of an image whose file is written."""
-
-    gaussians: int
-    render_loss: float
-    iterations: int
+        return f"{self.config} seed={self.seed}"
 
 
 def image_seed(seed: int, stem: str) -> int:
@@ -121,72 +92,47 @@ def image_seed(seed: int, stem: str) -> int:
 
 
 def read_problem(job: FitJob) -> Problem:
-    """The image of a job and its points, in the size in which they are fitted."""
-    image, points = load_image(job.image), read_points(points_path(job.image))[:, :2]
-    if job.downsample != 1:
-        height, width = job.fitted_size(image.shape)
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return prepare(image, points / job.downsample, job.config, job.seed)
+    """The image of a job and its points."""
+    return prepare(load_image(job.image), read_points(points_path(job.image))[:, :2], job.config, job.seed)
 
 
-def fit_file(job: FitJob) -> Fitted:
-    """Fit one image and write its file; errors name the image or its points."""
+def fit_file(job: FitJob) -> FitResult:
+    """Fit one image and write its file."""
     torch.set_num_threads(1)  # one image is one core's work, and sums do not depend on the number of threads
+    problem = read_problem(job)
     try:
-        result = fit_problems([read_problem(job)], job.config, job.backend)[0]
-    except (ValueError, MemoryError) as error:
-        raise type(error)(_naming(job, error)) from None
-    return write_result(job, result)
+        return write_result(job, fit_problems([problem], job.config, job.backend)[0])
+    except MemoryError as error:  # names no image
+        raise MemoryError(f"{job.image}: {error}") from None
 
 
-def _naming(job: FitJob, error: BaseException) -> str:
-    text = one_line(error)
-    return text if str(job.image.parent) in text else f"{job.image}: {text}"
-
-
-def write_result(job: FitJob, result: FitResult) -> Fitted:
-    """Write what was fitted, in pixels of the whole image."""
-    params = result.gaussians.params
-    params[:, 2:4] *= job.downsample
-    points = torch.from_numpy(read_points(points_path(job.image))[:, :2])
-    params[:, :2] = params[:, :2] * job.downsample if job.config.learn_means else points
+def write_result(job: FitJob, result: FitResult) -> FitResult:
+    """Write what was fitted."""
     losses = {"render_loss": result.render_loss, "shape_loss": result.shape_loss}
     attributes = {**losses, "iterations": result.iterations, "settings": job.settings}
-    Gaussians2D.from_params(params).save(gaussians_path(job.image), attributes=attributes)
-    return Fitted(len(params), result.render_loss, result.iterations)
+    result.gaussians.save(gaussians_path(job.image), attributes=attributes)
+    return result
 
 
 def fit_jobs(jobs: list[FitJob], workers: int, description: str) -> Iterator[Outcome]:
     """Fit the images of all jobs, which share configuration and backend, and yield each outcome as its file is there.
 
-    gsplat: many images in one atlas, and ``workers`` threads read ahead. Otherwise ``workers`` images at the same time.
+    gsplat: many images side by side, which ``workers`` threads read. Otherwise ``workers`` images at the same time.
     """
-    if not jobs or jobs[0].backend != "gsplat":
-        threads = bool(jobs) and jobs[0].backend == "native"  # its calls release the interpreter's lock
-        yield from for_each(fit_file, jobs, workers, description, threads=threads, status=_status)
+    backend = jobs[0].backend if jobs else "native"
+    if backend != "gsplat":
+        threads = backend == "native"  # its calls release the interpreter's lock
+        status = "loss {0.render_loss:.3f}".format
+        yield from for_each(fit_file, jobs, workers, description, threads=threads, status=status)
         return
-    sizes = []
-    for job in jobs:
-        try:
-            sizes.append(job.fitted_size(image_size(job.image)))
-        except (OSError, ValueError):  # which reading it says again
-            sizes.append((1, 1))
-    loads = [partial(read_problem, job) for job in jobs]
+    headers = [attempt(image_size, job.image) for job in jobs]
+    sizes = [header.result or (1, 1) for header in headers]  # reading the image says again what is wrong
     with ProgressBar(total=len(jobs), desc=description, unit="img") as bar:
-        for index, result in fit_side_by_side(sizes, loads, jobs[0].config, "gsplat", workers=workers):
-            try:
-                if isinstance(result, Exception):
-                    raise result
-                outcome = Outcome(jobs[index], write_result(jobs[index], result), None)
-                bar.set_postfix_str(_status(outcome.result), refresh=False)
-            except (OSError, ValueError, MemoryError) as error:
-                outcome = Outcome(jobs[index], None, _naming(jobs[index], error))
+        for outcome in fit_side_by_side(sizes, jobs, read_problem, jobs[0].config, "gsplat", workers=workers):
+            if outcome.error is None:
+                outcome = attempt(partial(write_result, result=outcome.result), outcome.item)
             bar.update()
             yield outcome
-
-
-def _status(fitted: Fitted) -> str:
-    return f"loss {fitted.render_loss:.3f}"
 
 
 def _check_fitted(job: FitJob) -> bool:
@@ -241,25 +187,14 @@ def parse_folder_options(parser: argparse.ArgumentParser) -> tuple[argparse.Name
     return arguments, folders
 
 
-def chosen_gpus(device: str) -> list[int]:
-    """The GPUs that ``--device`` names; none for ``cpu``. ``ValueError`` for ids that do not exist here."""
-    launched = any(int(os.environ.get(name, 1)) > 1 for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS"))
-    if device == "auto" and launched:  # by torchrun or SLURM: each process takes the one of its rank
-        return list(range(torch.cuda.device_count()))
+def chosen_gpu(device: str, local_rank: int) -> int | None:
+    """The GPU that ``--device`` names, by itself that of the process's rank; None for ``cpu``, ``ValueError`` for others."""
+    if device == "auto" and torch.cuda.is_available():
+        return local_rank % torch.cuda.device_count()
     asked = fabric_devices(device)
-    return asked["devices"] if asked["accelerator"] == "cuda" else []
-
-
-def one_process_a_gpu(gpus: list[int], shard: Shard) -> int:
-    """Run this same command once for each GPU, each on its share of the images -> the worst of their exit codes."""
-    count = shard.count * len(gpus)
-    shares = [["--shard", f"{shard.index * len(gpus) + i + 1}/{count}", "--device", str(g)] for i, g in enumerate(gpus)]
-    processes = [subprocess.Popen([sys.executable, *sys.argv, *share]) for share in shares]
-    try:
-        return max(abs(process.wait()) for process in processes)
-    finally:  # Ctrl-C reaches them all; each says itself what it leaves
-        for process in processes:
-            process.wait()
+    if asked["accelerator"] == "cuda" and len(asked["devices"]) > 1:
+        raise ValueError(f"--device {device}: a process takes one GPU; start several with torchrun --nproc-per-node")
+    return asked["devices"][0] if asked["accelerator"] == "cuda" else None
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -270,19 +205,19 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["train"], help="splits to fit")
     parser.add_argument("--num-epochs", type=number(int, 1), default=4000, help="iterations for each image")
     parser.add_argument("--learning-rate", type=number(float, 0, above=True), default=0.01, help="Adam's learning rate")
-    parser.add_argument(
-        "--downsample-ratio", type=number(float, 1), default=1, help="divide the image's size before the fit"
-    )
+    parser.add_argument("--downsample-ratio", type=float, choices=(1,), default=1, help="images are fitted as they are")
     parser.add_argument("--bk-num", type=number(int, 0), default=0, help="free background Gaussians to add")
-    yes_no = argparse.BooleanOptionalAction
     parser.add_argument(
-        "--use-bk-mask", action=yes_no, default=True, help="leave pixels far from every point out of the loss"
+        "--use-bk-mask",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave pixels far from every point out of the loss",
     )
-    parser.add_argument("--gt-points", action=yes_no, default=True, help="keep the means on the annotations")
+    parser.add_argument(
+        "--gt-points", action=argparse.BooleanOptionalAction, default=True, help="keep the means on the annotations"
+    )
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="rasterizer")
-    parser.add_argument(
-        "--device", default="auto", help="GPU id, several (0,1: a process each) or cpu (default: the first GPU, if any)"
-    )
+    parser.add_argument("--device", default="auto", help="GPU id or cpu (default: that of the process's rank, if any)")
     parser.add_argument(
         "--workers",
         type=number(int, 1),
@@ -315,23 +250,21 @@ def main() -> int:
         tolerance=arguments.tolerance,
     )
     shard = arguments.shard or detect_shard()
-    gpus = chosen_gpus(arguments.device)
-    backend, reason = choose_backend(arguments.backend, None if gpus else "cpu")
+    gpu = chosen_gpu(arguments.device, shard.local_rank)
+    backend, reason = choose_backend(arguments.backend, "cpu" if gpu is None else None)
     if arguments.backend == "auto":
         print(f"backend {backend}: {reason}")
     if backend == "gsplat":
-        if len(gpus) > 1 and (arguments.shard or shard.count == 1):
-            return one_process_a_gpu(gpus, shard)
-        torch.cuda.set_device(gpus[shard.local_rank % len(gpus)])
+        torch.cuda.set_device(gpu)
     outcomes: list[Outcome] = []
     for split in arguments.splits:
         images = list_images(arguments.root_path / split)
         folder = make_folder(gaussians_path(images[0]).parent)
         remove_stale_partials(folder)
-        jobs, present, other_settings, images = [], 0, 0, shard.of(images)
+        # Neighbours in name are often alike in size, so that shares take about equally long.
+        jobs, present, other_settings, images = [], 0, 0, images[shard.index :: shard.count]
         for image in images:
-            seed = image_seed(arguments.seed, image.stem)
-            job = FitJob(image, config, backend, seed, arguments.downsample_ratio)
+            job = FitJob(image, config, backend, image_seed(arguments.seed, image.stem))
             try:
                 if gaussians_path(image).exists() and not arguments.overwrite:
                     other_settings += not _check_fitted(job)
@@ -339,25 +272,24 @@ def main() -> int:
                 else:
                     jobs.append(job)
             except (OSError, ValueError) as error:
-                outcomes.append(Outcome(image, None, one_line(error)))
+                outcomes.append(Outcome(job, None, one_line(error)))
         share = f" (share {shard.index + 1} of {shard.count})" if shard.count > 1 else ""
         print(f"{split}{share}: {len(images)} images, {present} already there, {len(jobs)} to fit ({backend})")
         if other_settings:
             print(f"{split}: {other_settings} of them were fitted with other settings; --overwrite fits them again")
-        begin, done = time.perf_counter(), []
+        begin, results = time.perf_counter(), []
         try:
             for outcome in fit_jobs(jobs, arguments.workers, f"fit {split}"):
-                done.append(outcome)
+                outcomes.append(outcome)
+                results += [outcome.result] if outcome.result else []
         finally:
             write_results(folder)
-        outcomes += done
-        fitted = np.array([outcome.result for outcome in done if outcome.result]).reshape(-1, 3)
-        if len(fitted):
-            seconds, loss, iterations = time.perf_counter() - begin, *fitted[:, 1:].mean(axis=0)
-            speed = f"{seconds:.1f} s ({len(fitted) / seconds:.2f} images/s)"
+        if results:
+            seconds = time.perf_counter() - begin
+            loss, iterations = np.mean([(result.render_loss, result.iterations) for result in results], axis=0)
             saved = f", {iterations:.0f} of {config.iterations} iterations on average" if config.tolerance else ""
             print(
-                f"{split}: fitted {fitted[:, 0].sum():.0f} Gaussians in {len(fitted)} images, {speed}, "
-                f"mean render loss {loss:.4f}{saved}"
+                f"{split}: fitted {sum(len(result.gaussians) for result in results)} Gaussians in {len(results)} images, "
+                f"{seconds:.1f} s ({len(results) / seconds:.2f} images/s), mean render loss {loss:.4f}{saved}"
             )
     return report_failures(outcomes)

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 import scipy.sparse
 import torch
@@ -81,24 +80,21 @@ def transport_kernel(
         return compress(dense_transport_kernel(means, scales, rotations, crop_size, **parameters._asdict()).float())
     grid = cell_grid(crop_size, stride)
     device = means.device if isinstance(means, Tensor) else "cpu"
-    points, sigma, angles = _clamped(_checked_gaussians(means, scales, rotations).float().cpu(), parameters)
+    points, sigma, angles = (part.float().cpu() for part in _clamped(means, scales, rotations, parameters))
     if not len(points):
         return compress(torch.ones(1, math.prod(grid))).to(device)
     half_log_det = sigma.prod(dim=1).log()
     log_odds = math.log(background_ratio) - cut_off**2 / 2 if background_ratio else -math.inf
-    reach = math.inf
-    if background_ratio:
-        # Beyond it the background has all but 1e-7 of a cell: N annotations have at most N exp(l[n*] - l_bg) times what
-        # the determinants of the nearest and of another may differ by, and l[n*] - l_bg = half log det - 2 reach - log_odds.
-        low, high = half_log_det.aminmax()
-        reach = float(math.log(len(points) / SMALLEST_SHARE) + 2 * high - low - log_odds) / 2
+    # Beyond it the background has all but 1e-7 of a cell: N annotations have at most N exp(l[n*] - l_bg) times what the
+    # determinants of the nearest and of another may differ by, and l[n*] - l_bg = half log det - 2 reach - log_odds.
+    low, high = half_log_det.aminmax()
+    reach = float(math.log(len(points) / SMALLEST_SHARE) + 2 * high - low - log_odds) / 2
     table = torch.cat([points, _whitening(sigma, angles), half_log_det[:, None]], dim=1)
-    background = (lambda nearest, log_det: log_odds + 2 * nearest - log_det) if background_ratio else None
-    kernel = softmax_rows(table, grid, stride, background, max(reach, 0.0))
-    if not background_ratio:  # a row without shares
-        starts = kernel.crow_indices()
-        kernel = csr(torch.cat([starts, starts[-1:]]), kernel.col_indices(), kernel.values(), kernel.shape[1])
-    return kernel.to(device)
+
+    def background(nearest: Tensor, log_det: Tensor) -> Tensor:
+        return log_odds + 2 * nearest - log_det
+
+    return softmax_rows(table, grid, stride, background, max(reach, 0.0)).to(device)
 
 
 def gst_kernel(
@@ -117,7 +113,7 @@ def dense_transport_kernel(
     """
     values = Parameters(**parameters)
     height, width = cell_grid(crop_size, values.stride)
-    points, sigma, angles = _clamped(_checked_gaussians(means, scales, rotations), values)
+    points, sigma, angles = _clamped(means, scales, rotations, values)
     if not len(points):
         return points.new_ones(1, height * width)
     y, x = centres(height, values.stride, points), centres(width, values.stride, points)
@@ -138,31 +134,20 @@ def softmax_rows(
     table: Tensor,
     grid: tuple[int, int],
     stride: int,
-    background: Callable[[Tensor, Tensor], Tensor] | None,
+    background: Callable[[Tensor, Tensor], Tensor],
     reach: float = math.inf,
 ) -> Tensor:
-    """softmax over the N Gaussians of a table of l[n, m] = -|W_n (x_m - p_n)|^2 - half log det_n: sparse [N, M], by the engine.
+    """softmax over N Gaussians, l[n, m] = -|W_n (x_m - p_n)|^2 - half log det_n, and a background: sparse [N + 1, M], by the engine.
 
-    table float32 [N, 7]: x, y, W row by row, half log det. With a ``background`` a last row is added, whose log-likelihood
-    exceeds that of the cell's nearest Gaussian n* by background(-z[n*], half log det_n*). Cells where -z[n*] is above
-    ``reach`` go to the background as a whole.
+    table float32 [N, 7]: x, y, W row by row, half log det. ``background``(-z[n*], half log det_n*) [M]: what its log-likelihood
+    exceeds that of the cell's nearest Gaussian n* by. Cells where -z[n*] is above ``reach`` go to it as a whole.
     """
-    nearest, index = map(torch.from_numpy, native.kernel_nearest(table.numpy(), grid, stride, reach))
-    log_det, log_odds = torch.zeros_like(nearest), torch.full_like(nearest, math.inf if background else -math.inf)
-    limit = torch.full_like(nearest, -math.inf)
-    if len(table):
-        seen = index >= 0
-        log_det = table[:, 6].index_select(0, index.clamp(min=0))
-        log_odds = torch.where(seen, background(nearest, log_det), math.inf) if background else log_odds
-        # Skipped is what has less than 1e-7 / N of a cell, so that all that is skipped together has less than 1e-7.
-        margin = math.log(len(table) / SMALLEST_SHARE)
-        limit = torch.where(seen, nearest + log_det + margin - log_odds.clamp(min=0), -math.inf)
-    limit = limit.view(grid).amax(dim=1)
-    values = (value.numpy() for value in (limit, nearest, log_det, log_odds))
-    indptr, indices, data = native.kernel_rows(
-        table.numpy(), grid, stride, *values, smallest=SMALLEST_SHARE, background=background is not None
-    )
-    return csr(indptr, indices, data, grid[0] * grid[1])
+    nearest, index = native.kernel_nearest(table.numpy(), grid, stride, reach)
+    distance, owner = torch.from_numpy(nearest), torch.from_numpy(index)
+    log_odds = background(distance, table[:, 6].index_select(0, owner.clamp(min=0)))
+    log_odds = torch.where(owner >= 0, log_odds, math.inf).numpy()
+    rows = native.kernel_rows(table.numpy(), grid, stride, nearest, index, log_odds, SMALLEST_SHARE)
+    return csr(*rows, grid[0] * grid[1])
 
 
 def compress(dense: Tensor) -> Tensor:
@@ -200,16 +185,10 @@ class BlockKernel(NamedTuple):
 
 def block_diagonal(kernels: Sequence[Tensor]) -> BlockKernel:
     """Sparse kernels [R_b, M_b], one after another along the diagonal."""
-    indptr, indices, data, rows, columns = [np.zeros(1, np.int32)], [], [], 0, 0
-    for kernel in kernels:
-        indptr.append(kernel.crow_indices().numpy()[1:] + np.int32(sum(map(len, indices))))
-        indices.append(kernel.col_indices().numpy() + np.int32(columns))
-        data.append(kernel.values().numpy())
-        rows, columns = rows + kernel.shape[0], columns + kernel.shape[1]
-    arrays = [np.concatenate(parts) for parts in (data, indices, indptr)]
-    transposed = scipy.sparse.csr_array(tuple(arrays), shape=(rows, columns)).tocsc()
-    turned = transposed.indptr, transposed.indices, transposed.data
-    return BlockKernel(*map(torch.from_numpy, (*arrays[::-1], *turned)))
+    rows = scipy.sparse.block_diag([rows_of(kernel) for kernel in kernels], format="csr")
+    columns = rows.tocsc()
+    arrays = rows.indptr, rows.indices, rows.data, columns.indptr, columns.indices, columns.data
+    return BlockKernel(*map(torch.from_numpy, arrays))
 
 
 def takes_native(backend: str) -> bool:
@@ -244,34 +223,25 @@ def checked_columns(columns: dict[str, tuple[Array, int]], positive: Sequence[st
         value = value.reshape(0, width) if rows == value.numel() == 0 else value
         if value.shape != (rows, width):
             raise ValueError(f"{name}: shape {tuple(value.shape)}, expected [{rows}, {width}], one row for each mean")
-        arrays.append(value)
-    dtype = torch.float64 if any(value.dtype == torch.float64 for value in arrays) else torch.float32
-    table = torch.cat([value.to(arrays[0].device, dtype) for value in arrays], dim=1)
-    if table.isfinite().all() and all(not len(v) or v.amin() >= 0 for n, v in zip(columns, arrays) if n in positive):
-        return table
-    for name, value in zip(columns, arrays):
-        wanted = " and not negative" if name in positive else ""
-        bad = ~value.isfinite() | (value < 0 if wanted else False)
+        bad = ~value.isfinite() | (value < 0 if name in positive else False)
         if bad.any():
             row, column = bad.nonzero()[0].tolist()
-            value = f"{name}: {value[row, column]:g} in row {row}"
-            raise ValueError(f"{value}, must be finite{wanted}; fit the image again or drop the point")
-    raise ValueError(f"{', '.join(columns)}: too large for {dtype}")
+            wanted = f"finite{' and not negative' if name in positive else ''}; fit the image again or drop the point"
+            raise ValueError(f"{name}: {value[row, column]:g} in row {row}, must be {wanted}")
+        arrays.append(value)
+    dtype = torch.float64 if any(value.dtype == torch.float64 for value in arrays) else torch.float32
+    return torch.cat([value.to(arrays[0].device, dtype) for value in arrays], dim=1)
 
 
-def _checked_gaussians(means: Array, scales: Array, rotations: Array) -> Tensor:
-    """Checked columns x, y, s1, s2, theta: [N, 5]."""
-    return checked_columns({"means": (means, 2), "scales": (scales, 2), "rotations": (rotations, 1)}, ("scales",))
-
-
-def _clamped(gaussians: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
-    """Means [N, 2], clamped standard deviations [N, 2], angles [N, 1]; ValueError for impossible parameters."""
+def _clamped(means: Array, scales: Array, rotations: Array, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
+    """Means [N, 2], clamped standard deviations [N, 2], angles [N, 1]; ValueError for impossible parameters and values."""
     for name, value in parameters._asdict().items():
         may_be_0 = name in ("background_ratio", "cut_off", "round_shapes")
         if not 0 <= value <= LARGEST_PARAMETER or (value == 0 and not may_be_0):
             bound = f"{'at least' if may_be_0 else 'above'} 0 and at most {LARGEST_PARAMETER:g}"
             raise ValueError(f"{name}: {value}, must be {bound}")
-    points, sigma, angles = gaussians.split([2, 2, 1], dim=1)
+    columns = {"means": (means, 2), "scales": (scales, 2), "rotations": (rotations, 1)}
+    points, sigma, angles = checked_columns(columns, positive=["scales"]).split([2, 2, 1], dim=1)
     if parameters.round_shapes:
         sigma = sigma.prod(dim=1, keepdim=True).sqrt().expand_as(sigma)
     smallest, largest = parameters.stride / parameters.post_min, parameters.post_max
@@ -312,15 +282,11 @@ def save_kernel(path: Path, stored: StoredKernel) -> None:
         file.attrs.update({**stored.attributes, "grid": stored.grid})
 
 
-def _attributes(file: h5py.File) -> dict[str, Any]:
-    return {"round_shapes": False, **file.attrs}  # files of before had fitted shapes and did not say so
-
-
 def load_kernel(path: Path) -> StoredKernel:
     """Read a kernel. Raises ``FileNotFoundError`` or ``ValueError``, naming the file."""
     with read_h5(path, "kernel", _REMEDY) as file:
         indptr, indices, shape = (read_array(file, name, "iu") for name in ("indptr", "indices", "shape"))
-        data, attributes = read_array(file, "data", "f"), _attributes(file)
+        data, attributes = read_array(file, "data", "f"), dict(file.attrs)
         height, width = (int(side) for side in attributes.pop("grid"))
         if shape.tolist() != [len(indptr) - 1, height * width] or min(height, width, len(indptr) - 1) < 1:
             raise ValueError(f"{len(indptr)} row starts and {height} x {width} cells do not fit shape {shape.tolist()}")
@@ -334,7 +300,7 @@ def read_attributes(path: Path) -> dict[str, Any] | None:
     """The attributes of a kernel file, or None where it is missing or unreadable (and must be built)."""
     try:
         with read_h5(path, "kernel", _REMEDY) as file:
-            return _attributes(file)
+            return dict(file.attrs)
     except (OSError, ValueError):
         return None
 

@@ -35,16 +35,13 @@ def clean(params: np.ndarray | Tensor, max_ratio: float = 1.5) -> tuple[np.ndarr
     """
     if not max_ratio >= 1:
         raise ValueError(f"max_ratio: {max_ratio}, must be at least 1 (1 makes every Gaussian round)")
-    if isinstance(params, Tensor):
-        cleaned, changed = clean(params.detach().cpu().numpy(), max_ratio)
-        return torch.from_numpy(cleaned).to(params.device), changed
-    params = np.array(params)
-    if params.size == 0:
+    cleaned = torch.as_tensor(params).detach().cpu().numpy().copy()
+    if cleaned.size == 0:
         return params, 0
-    short, long = params[:, 2:4].min(axis=1), params[:, 2:4].max(axis=1)
+    short, long = cleaned[:, 2:4].min(axis=1), cleaned[:, 2:4].max(axis=1)
     distorted = long > max_ratio * short
-    params[distorted, 2:4] = short[distorted, None]
-    return params, int(distorted.sum())
+    cleaned[distorted, 2:4] = short[distorted, None]
+    return torch.from_numpy(cleaned) if isinstance(params, Tensor) else cleaned, int(distorted.sum())
 
 
 class Cleaned(NamedTuple):

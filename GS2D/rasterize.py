@@ -45,34 +45,34 @@ def draw(
     backend: str = "auto",
     page: Tensor | None = None,
     pages: int = 1,
-    extent: Tensor | None = None,
 ) -> Tensor:
     """Draw opaque Gaussians given by means [N, 2], conics [N, 3] and colors [N, 3] -> [height, width, 3].
 
     page int64 [N]: the page that a Gaussian is drawn on, of several of one size -> [pages, height, width, 3]. It has that page's
-    own coordinates and is seen on no other; ``reference`` and ``gsplat``. ``extent`` [N, 2]: what ``radii`` gives, where the
-    caller has it already.
+    own coordinates and is seen on no other; ``reference`` and ``gsplat``.
     """
     if width < 1 or height < 1:
         raise ValueError(f"width x height: {width} x {height}, an image has at least one pixel")
     backend = resolve_backend(backend, means.device)
     if backend == "native":
         return rasterize_native(means, conics, colors, width, height)
-    if backend == "gsplat":
-        return rasterize_gsplat(means, conics, colors, width, height, page, pages, extent)
-    return rasterize_reference(means, conics, colors, width, height, page, pages)
+    draw_pages = rasterize_gsplat if backend == "gsplat" else rasterize_reference
+    if page is not None:
+        return draw_pages(means, conics, colors, width, height, page, pages)
+    page = torch.zeros(len(means), dtype=torch.int64, device=means.device)
+    return draw_pages(means, conics, colors, width, height, page, 1)[0]
 
 
 def conics(scales: Tensor, rotations: Tensor) -> Tensor:
     """Upper triangle (a, b, c) [N, 3] of the inverse covariance of R diag(scales^2) R^T.
 
     scales [N, 2], rotations [N, 1] or [N]. The inverse has a closed form, R diag(1 / scales^2) R^T, so that no matrix is
-    inverted.
+    inverted; by the double angle, whose gradient is exactly 0 for round Gaussians: Adam would make steps of rounding errors.
     """
-    theta = rotations.reshape(-1)
-    cos, sin = torch.cos(theta), torch.sin(theta)
+    theta = 2 * rotations.reshape(-1)
     i1, i2 = (1 / scales**2).unbind(-1)
-    return torch.stack([cos**2 * i1 + sin**2 * i2, cos * sin * (i1 - i2), sin**2 * i1 + cos**2 * i2], dim=-1)
+    mean, half = (i1 + i2) / 2, (i1 - i2) / 2
+    return torch.stack([mean + half * theta.cos(), half * theta.sin(), mean - half * theta.cos()], dim=-1)
 
 
 def radii(conics: Tensor) -> Tensor:
@@ -85,18 +85,15 @@ def radii(conics: Tensor) -> Tensor:
 
 
 def rasterize_reference(
-    means: Tensor, conics: Tensor, colors: Tensor, width: int, height: int, page: Tensor | None = None, pages: int = 1
+    means: Tensor, conics: Tensor, colors: Tensor, width: int, height: int, page: Tensor, pages: int
 ) -> Tensor:
     """The readable twin: any device, any float type, gradients by autograd. See ``draw``."""
-    if page is None:
-        page = torch.zeros(len(means), dtype=torch.int64, device=means.device)
-        return rasterize_reference(means, conics, colors, width, height, page)[0]
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
     background = (colors.sum() + means.sum() + conics.sum()) * 0  # keeps the graph where nothing is drawn
     canvas = torch.zeros(pages * tiles_y * tiles_x, TILE * TILE, 3, dtype=means.dtype, device=means.device) + background
     parts = [
         (tiles, _draw_tiles(tiles, members, means, conics, colors, tiles_x, tiles_y))
-        for tiles, members in _tile_lists(means.detach(), conics.detach(), page, tiles_x, tiles_y)
+        for tiles, members in _tile_lists(means.detach(), conics.detach(), page, pages, tiles_x, tiles_y)
     ]
     if parts:
         tiles, pixels = map(torch.cat, zip(*parts))
@@ -106,37 +103,26 @@ def rasterize_reference(
 
 
 @torch.no_grad()
-def _tile_lists(means: Tensor, conics: Tensor, page: Tensor, tiles_x: int, tiles_y: int):
-    """Yield (tiles [T], members [T, K]): tiles that hold about the same number of Gaussians, in index order, padded by -1.
+def _tile_lists(means: Tensor, conics: Tensor, page: Tensor, pages: int, tiles_x: int, tiles_y: int):
+    """Yield (tiles [T], members [T, K]): some tiles and the Gaussians that reach them, in index order, padded by -1.
 
     Tiles are numbered through all pages, row by row.
     """
-    extent = radii(conics)
-    limit = torch.tensor([tiles_x, tiles_y], device=means.device)
-    # Pixel centres lie at +0.5; a box widened by one pixel cannot miss one by rounding.
-    first = torch.minimum(((means - extent - 1) / TILE).floor().clamp(min=0), limit).long()
-    last = torch.minimum(((means + extent + 1) / TILE).ceil().clamp(min=0), limit).long()
-    spans = (last - first).clamp(min=0)
-    counts = spans[:, 0] * spans[:, 1]
-    index = torch.repeat_interleave(torch.arange(len(means), device=means.device), counts)
-    rank = torch.arange(len(index), device=means.device) - (counts.cumsum(0) - counts)[index]
-    row = page[index] * tiles_y + first[index, 1] + rank // spans[index, 0]
-    tile = row * tiles_x + first[index, 0] + rank % spans[index, 0]
-    tile, order = torch.sort(tile, stable=True)
-    index = index[order]
+    extent = radii(conics) + 1  # a box widened by one pixel cannot miss one by rounding
+    (left, top), (right, bottom) = ((means - extent) / TILE).T, ((means + extent) / TILE).T
+    tile = torch.arange(pages * tiles_y * tiles_x, device=means.device)[:, None]
+    x, y = tile % tiles_x, tile // tiles_x % tiles_y
+    reached = (left < x + 1) & (right > x) & (top < y + 1) & (bottom > y) & (page == tile // (tiles_x * tiles_y))
+    tile, index = reached.nonzero(as_tuple=True)
     tiles, sizes = torch.unique_consecutive(tile, return_counts=True)
     starts = sizes.cumsum(0) - sizes
-    buckets = torch.ceil(torch.log2(sizes.double())).long()
-    if len(sizes) and len(sizes) * int(sizes.max()) * TILE * TILE <= 2**20:
-        buckets.zero_()  # a small scene: padding costs less than more operations
-    for bucket in buckets.unique().tolist():
-        chosen = torch.nonzero(buckets == bucket)[:, 0]
-        longest = int(sizes[chosen].max())
-        # At most 2^22 pairs at once bound the memory on large images.
-        for part in chosen.split(max(1, 2**22 // (longest * TILE * TILE))):
-            slot = torch.arange(longest, device=means.device)
-            position = (starts[part, None] + slot).clamp(max=len(index) - 1)
-            yield tiles[part], torch.where(slot < sizes[part, None], index[position], -1)
+    if len(index) == 0:
+        return
+    # At most 2^22 pairs of pixel and Gaussian at once bound the memory.
+    for part in torch.arange(len(tiles), device=means.device).split(max(1, 2**22 // (int(sizes.max()) * TILE * TILE))):
+        slot = torch.arange(int(sizes[part].max()), device=means.device)
+        position = (starts[part, None] + slot).clamp(max=len(index) - 1)
+        yield tiles[part], torch.where(slot < sizes[part, None], index[position], -1)
 
 
 def _draw_tiles(
@@ -188,35 +174,21 @@ def rasterize_native(means: Tensor, conics: Tensor, colors: Tensor, width: int, 
 
 
 def rasterize_gsplat(
-    means: Tensor,
-    conics: Tensor,
-    colors: Tensor,
-    width: int,
-    height: int,
-    page: Tensor | None = None,
-    pages: int = 1,
-    extent: Tensor | None = None,
+    means: Tensor, conics: Tensor, colors: Tensor, width: int, height: int, page: Tensor, pages: int
 ) -> Tensor:
     """Stock gsplat 1.5.3 on CUDA, without a camera. See ``draw``."""
     if len(means) == 0:
-        return torch.zeros(*([] if page is None else [pages]), height, width, 3, device=means.device)
+        return torch.zeros(pages, height, width, 3, device=means.device)
     import gsplat
 
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
     with torch.no_grad():
-        extent = torch.ceil(radii(conics) if extent is None else extent).to(torch.int32)
+        extent = torch.ceil(radii(conics)).to(torch.int32)
         # Depths only keep the order of the index.
         depths = torch.arange(1, len(means) + 1, dtype=torch.float32, device=means.device)
-    opacities = torch.ones_like(means[:, 0])
-    # One image has a leading dimension of 1; several are "packed": one row a Gaussian, and which image it belongs to.
-    packed = page is not None
-    gaussians = [t if packed else t[None] for t in (means, conics, colors, opacities)]
-    which = {"packed": True, "n_images": pages, "image_ids": page, "gaussian_ids": page} if packed else {}
-    lists = [t if packed else t[None] for t in (extent, depths)]
-    _, keys, flatten_ids = gsplat.isect_tiles(gaussians[0].detach(), *lists, TILE, tiles_x, tiles_y, **which)
+    # "Packed": one row a Gaussian, and which image it belongs to.
+    rows = {"packed": True, "n_images": pages, "image_ids": page, "gaussian_ids": page}
+    _, keys, flatten_ids = gsplat.isect_tiles(means.detach(), extent, depths, TILE, tiles_x, tiles_y, **rows)
     offsets = gsplat.isect_offset_encode(keys, pages, tiles_x, tiles_y)
-    gaussians = [t.contiguous() for t in gaussians]
-    image, _ = gsplat.rasterize_to_pixels(
-        *gaussians, width, height, TILE, offsets, flatten_ids, **({"packed": True} if packed else {})
-    )
-    return image if packed else image[0]
+    gaussians = [t.contiguous() for t in (means, conics, colors, torch.ones_like(depths))]
+    return gsplat.rasterize_to_pixels(*gaussians, width, height, TILE, offsets, flatten_ids, packed=True)[0]

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import cell_grid, transport_kernel
 from GS2D.options import STRIDE, add_kernel_options, check_kernel_options, kernel_options
-from GS2D.prepared import load_annotations
+from GS2D.points import load_annotations
 from GS2D.rasterize import rasterize
 from utils.cli import run_script
 from utils.config import make_parser, parse_arguments
@@ -27,28 +27,19 @@ from utils.files import gaussians_path, make_folder
 from utils.images import load_image
 
 
-class KernelSummary(NamedTuple):
-    """What a transport kernel says of each of its h x w cells."""
+def summarise_kernel(kernel: Tensor, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a sparse kernel K [N + 1, M], the last row being the background, says of each of its cells, each [h, w].
 
-    owner: np.ndarray  # [h, w]: the annotation that gets most of a cell's mass, -1 for the background
-    background: np.ndarray  # [h, w]: the background's share, in [0, 1]
-    entropy: np.ndarray  # [h, w]: -sum_n K log K over annotations and background, nats
-
-
-def summarise_kernel(kernel: Tensor, grid: tuple[int, int]) -> KernelSummary:
-    """Read a sparse kernel K [N + 1, M], the last row being the background, column by column."""
-    indptr, indices, data = (part.numpy() for part in (kernel.crow_indices(), kernel.col_indices(), kernel.values()))
-    cells, rows = grid[0] * grid[1], len(indptr) - 1
-    row = np.repeat(np.arange(rows), np.diff(indptr))
-    order = np.lexsort((data, indices))  # by cell, then by share: the last entry of a cell is its largest
-    owner = np.full(cells, rows - 1)
-    owner[indices[order]] = row[order]
-    owner[owner == rows - 1] = -1
-    positive = np.maximum(data, np.finfo(np.float32).tiny)
-    entropy = np.bincount(indices, -positive * np.log(positive), minlength=cells)
-    background = np.zeros(cells)
-    background[indices[indptr[-2] :]] = data[indptr[-2] :]
-    return KernelSummary(*(values.reshape(grid) for values in (owner, background, entropy)))
+    The annotation that gets most of the cell's mass, -1 for the background; the background's share, in [0, 1]; the entropy
+    -sum_n K log K over annotations and background, nats.
+    """
+    parts = (part.numpy() for part in (kernel.values(), kernel.col_indices(), kernel.crow_indices()))
+    matrix = csr_array(tuple(parts), shape=kernel.shape)
+    owner, annotations = matrix.argmax(axis=0), matrix.shape[0] - 1
+    logarithms = np.log(np.maximum(matrix.data, np.finfo(np.float32).tiny))
+    entropy = np.bincount(matrix.indices, -matrix.data * logarithms, minlength=matrix.shape[1])
+    summary = np.where(owner == annotations, -1, owner), matrix[[annotations]].toarray(), entropy
+    return tuple(values.reshape(grid) for values in summary)
 
 
 def main() -> None:
@@ -71,8 +62,8 @@ def main() -> None:
     out = arguments.out or gaussians_path(arguments.image).with_name(f"{arguments.image.stem}_gst.png")
     make_folder(out.parent)
     drawing = rasterize(gaussians, width, height).clamp(0, 1).numpy()
-    save_kernel_figure(out, arguments.image.stem, image, (points, scales, rotations), drawing, *summary)
-    share = 1 - summary.background.mean()
+    save_kernel_figure(out, arguments.image.stem, image, (points, scales, rotations), drawing, summary)
+    share = 1 - summary[1].mean()
     print(f"{out}: {len(points)} annotations; {share:.0%} of the cells' mass goes to them, the rest to the background")
 
 

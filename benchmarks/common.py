@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, random crops and pictures, times, and rows that say whether a goal was reached."""
+"""What the benchmarks share: the device, random crops and pictures, times."""
 
 from __future__ import annotations
 
@@ -17,46 +17,31 @@ from datasets.crowd import Batch, TrainSample, collate
 from GS2D.gaussians import Gaussians2D
 from GS2D.points import mean_neighbour_distance
 from losses import build_kernel
-from utils.config import number
 from utils.files import gaussians_path, points_path
 from utils.images import save_jpeg
 
-COUNT = number(int, 1)  # the type of an option
 
-
-def benchmark_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with ``--device``, which has the script's text as its help."""
+def parse_device(description: str) -> str:
+    """The value of ``--device``; a usage error for a GPU that is not there. Prints what the figures are of."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
-    return parser
-
-
-def parse_benchmark(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options; a usage error for a GPU that is not there. Prints what the figures are of."""
-    arguments = parser.parse_args()
-    is_gpu = arguments.device == "cuda"
-    if is_gpu and not torch.cuda.is_available():
+    device = parser.parse_args().device
+    if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu")
-    machine = torch.cuda.get_device_name() if is_gpu else f"{torch.get_num_threads()} CPU threads"
-    print(f"torch {torch.__version__}, {machine}\n")
-    return arguments
-
-
-def print_goal(name: str, reached: bool, figure: str, goal: str) -> None:
-    """A row of a figure and of what an H100 or H200 and its host reach; to miss it is no failure."""
-    print(f"| {name} | {figure} | {goal}: {'ok' if reached else 'missed'} |", flush=True)
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if device == 'cuda' else 'one CPU thread'}\n")
+    torch.set_num_threads(1)
+    return device
 
 
 def milliseconds(run: Callable[[], object], device: str, repeats: int) -> float:
     """Median of single runs after one that does not count, from the host's call to the device's end."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     times = []
     for _ in range(repeats + 1):
-        if device == "cuda":
-            torch.cuda.synchronize()
+        wait()
         begin = time.perf_counter()
         run()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        wait()
         times.append(1000 * (time.perf_counter() - begin))
     return statistics.median(times[1:])
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from datasets.transforms import Sample, augment, draw_augmentation, too_small
 from GS2D.kernel import BlockKernel, block_diagonal, gst_kernel, kernel_command, stored_kernel
-from GS2D.prepared import Annotations, fit_command, load_annotations
+from GS2D.points import Annotations, fit_command, load_annotations
 from utils.files import SPLITS, gaussians_path, kernel_path, list_images, points_path, read_points
 from utils.images import image_size, load_image, open_image
 from utils.pixels import to_planes
@@ -88,16 +88,14 @@ def collate(samples: Sequence[TrainSample]) -> Batch:
 class Crowd(Dataset):
     """The images of ``root/split``: ``TrainSample``s for "train", ``EvalSample``s for "val" and "test".
 
-    A training sample carries its transport kernel: what ``kernel`` makes of the augmented crop, a function of (points, scales,
-    rotations, crop_size, short_side) such as ``losses.build_kernel`` gives (default: GST's), or with ``kernel_parameters``
-    its part of the stored kernel; None for losses that transport nothing. ``training`` asks for one kind whatever the split.
     A training sample is a function of (seed, epoch, index): ``crowd[epoch, index]``, or ``crowd[index]`` in the epoch that
-    ``set_epoch`` says. Without ``use_gaussians``
-    no fitted Gaussians are read: scales are then a sixth of the neighbour distance, which also replaces fitted scales that
-    are NaN, and rotations are 0. With ``skip_bad`` the next image takes the place of an image that cannot be read, and a
-    training sample says why. ``whole_targets``: see ``crop``, ``jitter``: see
-    ``draw_augmentation``. A test split without any annotation file is one whose annotations are kept secret
-    (NWPU-Crowd): its counts are NaN.
+    ``set_epoch`` says. It carries its transport kernel: what ``kernel`` makes of the augmented crop, a function of (points,
+    scales, rotations, crop_size, short_side) such as ``losses.build_kernel`` gives (default: GST's), or with
+    ``kernel_parameters`` its part of the stored kernel; None for losses that transport nothing. ``training`` asks for one kind
+    of sample whatever the split. Without ``use_gaussians`` no fitted Gaussians are read, see ``load_annotations``. With
+    ``skip_bad`` the next image takes the place of one that cannot be read, and a training sample says why. ``whole_targets``:
+    see ``crop``, ``jitter``: see ``draw_augmentation``. A test split without any annotation file is one whose annotations are
+    kept secret (NWPU-Crowd): its counts are NaN.
 
     Raises ``ValueError`` for an unknown split and ``FileNotFoundError`` for missing images, annotations or Gaussians;
     items raise ``ValueError``, naming the file, for what cannot be read or does not fit together.
@@ -146,18 +144,15 @@ class Crowd(Dataset):
         What is wrong with one is said before the first epoch (with ``skip_bad`` it is left for later), and loading
         processes that start from here on need not read annotations again.
         """
-        sizes: list[tuple[int, int]] = []
         for index, image in enumerate(self.images):
             try:
                 self._annotations[index] = load_annotations(image, self.use_gaussians)
-                sizes.append(image_size(image))
+                height, width = image_size(image)
+                if min(height, width) < self.crop_size:
+                    raise ValueError(too_small(str(image), height, width, self.crop_size))
             except (OSError, ValueError):
                 if not self.skip_bad:
                     raise
-        if not self.skip_bad:
-            image, (height, width) = min(zip(self.images, sizes), key=lambda entry: min(entry[1]))
-            if min(height, width) < self.crop_size:
-                raise ValueError(too_small(str(image), height, width, self.crop_size))
 
     def set_epoch(self, epoch: int) -> None:
         """Make the augmentation that of ``epoch``."""
@@ -168,12 +163,11 @@ class Crowd(Dataset):
         if index >= len(self):  # which ends an iteration
             raise IndexError(f"{self.root / self.split}: no image {index} among {len(self)}")
         skipped = []
-        for step in range(len(self)):
+        for place in ((index + step) % len(self) for step in range(len(self))):
             try:
-                place = (index + step) % len(self)
-                return (
-                    self._crop(epoch, place)._replace(skipped=tuple(skipped)) if self.training else self._whole(place)
-                )
+                if not self.training:
+                    return self._whole(place)
+                return self._crop(epoch, place)._replace(skipped=tuple(skipped))
             except (OSError, ValueError) as error:
                 if not self.skip_bad:
                     raise
@@ -186,22 +180,19 @@ class Crowd(Dataset):
         return EvalSample(to_planes(load_image(path)), float(count), path.stem)
 
     def _crop(self, epoch: int, index: int) -> TrainSample:
-        path, parameters = self.images[index], self.kernel_parameters
-        annotations = self._annotations[index] or load_annotations(path, self.use_gaussians)
-        whole = Sample(open_image(path), *annotations)
-        generator = np.random.default_rng([self.seed, epoch, index])
-        options = {"stride": self._stride, "jitter": self.jitter}
-        drawn = draw_augmentation(generator, *whole.image.shape[:2], self.crop_size, str(path), **options)
-        crop, targets, stays = augment(whole, drawn, self.crop_size, self.whole_targets)
-        short_side = min(whole.image.shape[:2]) * drawn.scale
-        kernel = None
-        if parameters:
-            place, given = (drawn.left, drawn.top, self.crop_size), (whole.points, whole.scales, whole.rotations)
-            kernel = stored_kernel(path, whole.image.shape[:2], given, parameters, stays, place, drawn.flip)
+        path, size = self.images[index], self.crop_size
+        whole = Sample(open_image(path), *(self._annotations[index] or load_annotations(path, self.use_gaussians)))
+        generator, shape = np.random.default_rng([self.seed, epoch, index]), whole.image.shape[:2]
+        drawn = draw_augmentation(generator, *shape, size, str(path), stride=self._stride, jitter=self.jitter)
+        crop, targets, stays = augment(whole, drawn, size, self.whole_targets)
+        short_side, kernel = min(shape) * drawn.scale, None
+        if self.kernel_parameters:
+            place, given = (drawn.left, drawn.top, size), (whole.points, whole.scales, whole.rotations)
+            kernel = stored_kernel(path, shape, given, self.kernel_parameters, stays, place, drawn.flip)
         elif self.kernel:
             given = {"points": crop.points, "scales": crop.scales, "rotations": crop.rotations}
             try:
-                kernel = self.kernel(**given, crop_size=self.crop_size, short_side=short_side)
+                kernel = self.kernel(**given, crop_size=size, short_side=short_side)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
         tensors = (torch.from_numpy(array) for array in (crop.points, crop.scales, crop.rotations, targets))

@@ -1,4 +1,4 @@
-"""What a prepared data set holds and what is odd about it: warnings, a table and ``dataset_report.json``."""
+"""What a prepared data set holds and what is odd about it: errors, warnings, a table and ``dataset_report.json``."""
 
 from __future__ import annotations
 
@@ -7,17 +7,28 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import yaml
 from scipy.spatial import cKDTree
 
 from utils.cli import one_line, warn
-from utils.dataset_report import DATASETS, OWN, REPORT
-from utils.files import SPLITS, file_hash, list_images, points_path, read_json_lines, read_points, write_json
-from utils.images import image_size
+from utils.files import (
+    DATASETS,
+    OWN,
+    REPORT,
+    SPLITS,
+    file_hash,
+    list_images,
+    points_path,
+    read_json_lines,
+    read_points,
+    write_json,
+)
+from utils.images import image_size, is_grey, load_image
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CROP_SIZES = {  # of training, pixels
@@ -26,15 +37,53 @@ CROP_SIZES = {  # of training, pixels
     if name != OWN
 }
 CLOSE = 0.5  # pixels
-_PRINTED = 40
 _OUTSIDE = 1.0  # pixels: the sides of a resized image are rounded, its points are not
 _AGAIN = "run preprocess_dataset_*.py again"
+_SHORT = {"without_points": "empty", "smaller_than_crop": "small"}  # titles of the table
 RECORD = "preprocess.jsonl"  # one line an image: what preprocessing made of it and from what
+_RECORD_TYPES = {"image": str, "source": str, "points": (int, type(None)), "dropped": int, "height": int, "width": int}
+_RECORD_TYPES |= {"grey": bool, "orientation": int, "made_from": dict}
+# The images and points that a data set was published with; "train+val" where its authors give no validation split.
+PUBLISHED = {
+    "qnrf": ({"train+val": 1201, "test": 334}, 1_251_642),
+    "jhu": ({"train": 2272, "val": 500, "test": 1600}, None),
+    "nwpu": ({"train": 3109, "val": 500, "test": 1500}, None),
+    "sha": ({"train+val": 300, "test": 182}, 241_677),
+    "shb": ({"train+val": 400, "test": 316}, 88_488),
+    "ucf50": ({"train+val": 40, "test": 10}, 63_974),
+}
+
+
+@dataclass
+class ImageFacts:
+    """What is known of one prepared image; ``errors`` and ``warnings`` are lines that name a file and the remedy."""
+
+    name: str  # relative to the root: train/IMG_0001.jpg
+    height: int | None = None
+    width: int | None = None
+    grey: bool = False
+    annotated: bool = False  # its npy is there
+    points: int | None = None  # None: no annotations, or none that can be read
+    dropped: int = 0
+    duplicates: int = 0
+    close: int = 0
+    bytes: int = 0
+    orientation: int = 1  # the EXIF orientation by which the raw image was turned upright; 1: as it was stored
+    jpeg_problem: str = ""  # why the image cannot be read, which is also one of its errors
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    states: dict[str, str] = field(default_factory=dict)  # of the stages of its preparation, see ``datasets.check``
+
+    @property
+    def split(self) -> str:
+        return self.name.split("/")[0]
 
 
 def read_record(root: Path) -> dict[str, dict[str, Any]]:
-    """The entries of ``root/preprocess.jsonl`` by image; lines that cannot be read are left out, a later one wins."""
-    return {entry["image"]: entry for entry in read_json_lines(root / RECORD) if isinstance(entry.get("image"), str)}
+    """The entries of ``root/preprocess.jsonl`` by image, a later one wins; lines that are not as written there are left out."""
+    entries = read_json_lines(root / RECORD)
+    whole = (e for e in entries if all(key in e and isinstance(e[key], kind) for key, kind in _RECORD_TYPES.items()))
+    return {entry["image"]: entry for entry in whole}
 
 
 def lost_images(root: Path) -> list[str]:
@@ -42,92 +91,53 @@ def lost_images(root: Path) -> list[str]:
     return [name for name in read_record(root) if not (root / name).exists()]
 
 
-class Published(NamedTuple):
-    """Numbers that a data set was published with; ``train+val`` where its authors give no validation split."""
-
-    images: Mapping[str, int]
-    points: int | None = None
-
-
-PUBLISHED = {
-    "qnrf": Published({"train+val": 1201, "test": 334}, 1_251_642),
-    "jhu": Published({"train": 2272, "val": 500, "test": 1600}),
-    "nwpu": Published({"train": 3109, "val": 500, "test": 1500}),
-    "sha": Published({"train+val": 300, "test": 182}, 241_677),
-    "shb": Published({"train+val": 400, "test": 316}, 88_488),
-    "ucf50": Published({"train+val": 40, "test": 10}, 63_974),
-}
-
-
-class ImageFacts(NamedTuple):
-    """What is known of one prepared image; problems and ``errors`` are lines that name a file and the remedy."""
-
-    name: str  # relative to the root: train/IMG_0001.jpg
-    height: int | None
-    width: int | None
-    grey: bool | None
-    points: int | None  # None: no annotations, or none that can be read
-    dropped: int
-    duplicates: int
-    close: int
-    bytes: int
-    jpeg_problem: str | None  # why the image cannot be read
-    points_problem: str | None  # why the annotations cannot be read
-    errors: tuple[str, ...]  # all else
-    orientation: int  # the EXIF orientation by which the raw image was turned upright; 1: as it was stored
-    warnings: tuple[str, ...] = ()
-    states: Mapping[str, str] = {}  # of the stages of its preparation, see ``datasets.check``
-
-    @property
-    def split(self) -> str:
-        return self.name.split("/")[0]
-
-    @property
-    def all_errors(self) -> list[str]:
-        return [*filter(None, (self.jpeg_problem, self.points_problem)), *self.errors]
-
-
 def find_images(root: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The images of all splits, each with its entry in the record. Raises ``FileNotFoundError`` where there is none at all."""
+    """The images of all splits, each with its entry in the record, if any. Raises ``FileNotFoundError`` without ``root``."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; check --data-dir (preprocess_dataset_*.py writes it)")
     images, record = [], read_record(root)
     for split in SPLITS:
         with contextlib.suppress(FileNotFoundError):  # a split may be missing, or empty after a run in which all failed
             images += list_images(root / split)
-    if not images:
-        raise FileNotFoundError(f"{root}: holds no images in train, val or test; preprocess_dataset_*.py writes them")
     return [(image, record.get(image.relative_to(root).as_posix(), {})) for image in images]
 
 
-def look_at(root: Path, image: Path, entry: Mapping[str, Any], problem: str | None = None) -> ImageFacts:
-    """What the npy, the record's entry and, where that lacks the size, the header of the image say.
-
-    ``problem`` is a line that says why the image cannot be decoded, from a caller who tried; its header is then not read.
-    """
-    keys = ("height", "width", "grey", "dropped", "orientation")
-    height, width, grey, dropped, orientation = (v if isinstance(v := entry.get(key), int) else None for key in keys)
-    size = 0
+def look_at(root: Path, image: Path, entry: Mapping[str, Any], decode: bool = False) -> ImageFacts:
+    """What an image, its npy and the record's ``entry`` say; without ``decode`` the image's header, where the entry has no size."""
+    keys = "height", "width", "grey", "dropped", "orientation"
+    facts = ImageFacts(image.relative_to(root).as_posix(), **{key: entry[key] for key in keys if key in entry})
+    prepared = facts.height, facts.width
     try:
-        if problem is None:
-            size = image.stat().st_size
-            if not size or None in (height, width):
-                height, width = image_size(image)
+        facts.bytes = image.stat().st_size
+        if decode:
+            pixels = load_image(image)
+            facts.grey, (facts.height, facts.width) = is_grey(pixels), pixels.shape[:2]
+        elif not entry or not facts.bytes:
+            facts.height, facts.width = image_size(image)
     except (OSError, ValueError) as error:
-        size, problem = 0, one_line(error)
-    points, duplicates, close, unreadable, errors = None, 0, 0, None, ()
+        facts.bytes, facts.jpeg_problem = 0, one_line(error)
+        facts.errors.append(facts.jpeg_problem)
+    size = f"{facts.width} x {facts.height}"
+    if entry and prepared != (facts.height, facts.width):
+        facts.errors.append(f"{image}: {size} pixels, prepared as {prepared[1]} x {prepared[0]}; {_AGAIN}")
     path = points_path(image)
-    if path.exists():
-        try:
-            rows = read_points(path)[:, :2]
-            points, (duplicates, close) = len(rows), crowding(rows)
-            limits = (width or math.inf) + _OUTSIDE, (height or math.inf) + _OUTSIDE
-            outside = ((rows < -_OUTSIDE) | (rows > limits)).any(axis=1)
-            if outside.any():
-                lie = f"lie outside the image of {width} x {height}, as {rows[outside][0].tolist()}"
-                errors = (f"{path}: {outside.sum()} points {lie}; {_AGAIN}",)
-        except (OSError, ValueError) as error:
-            unreadable = one_line(error)
-    name, counts = image.relative_to(root).as_posix(), (points, dropped or 0, duplicates, close)
-    return ImageFacts(name, height, width, grey, *counts, size, problem, unreadable, errors, orientation or 1)
+    facts.annotated = path.exists()
+    if not facts.annotated:
+        return facts
+    try:
+        rows = read_points(path)[:, :2]
+    except (OSError, ValueError) as error:
+        facts.errors.append(one_line(error))
+        return facts
+    facts.points, (facts.duplicates, facts.close) = len(rows), crowding(rows)
+    limits = (facts.width or math.inf) + _OUTSIDE, (facts.height or math.inf) + _OUTSIDE
+    outside = rows[((rows < -_OUTSIDE) | (rows > limits)).any(axis=1)]
+    if len(outside):
+        lie = f"lie outside the image of {size}, as {outside[0].tolist()}"
+        facts.errors.append(f"{path}: {len(outside)} points {lie}; {_AGAIN}")
+    if entry.get("points") not in (None, len(rows)):
+        facts.warnings.append(f"{path}: {len(rows)} points, prepared with {entry['points']}")
+    return facts
 
 
 def crowding(points: np.ndarray) -> tuple[int, int]:
@@ -145,7 +155,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The report as ``dataset_report.json`` holds it; ``errors`` are lines to add to its own."""
     findings = {
-        "without_annotations": [f.name for f in facts if f.points is None and not f.points_problem],
+        "without_annotations": [f.name for f in facts if not f.annotated],
         "without_points": [f.name for f in facts if f.points == 0],
         "dropped": {f.name: f.dropped for f in facts if f.dropped},
         "duplicates": {f.name: f.duplicates for f in facts if f.duplicates},
@@ -156,29 +166,25 @@ def summarise(
         "turned": {f.name: f.orientation for f in facts if f.orientation != 1},
         "in_two_splits": _in_two_splits(root, facts),
     }
-    splits = {split: _split_numbers([f for f in facts if f.split == split], findings) for split in SPLITS}
-    splits = {split: numbers for split, numbers in splits.items() if numbers["images"]}
-    errors = [*(line for fact in facts for line in fact.all_errors), *errors]
+    some = {split: [f for f in facts if f.split == split] for split in SPLITS}
+    splits = {split: _split_numbers(of_split, findings) for split, of_split in some.items() if of_split}
+    errors = [*(line for fact in facts for line in fact.errors), *errors]
     warnings = [line for fact in facts for line in fact.warnings]
+    if not facts:
+        errors.append(f"{root}: holds no images in train, val or test; preprocess_dataset_*.py writes them")
     errors += [f"{root / name}: was prepared but is missing; {_AGAIN}" for name in lost_images(root)]
     remedy = f"so it cannot be trained on; lower --crop-size, or preprocess with --min-size {crop_size}"
     small = [root / name for name in findings["smaller_than_crop"] if name.startswith("train/")]
     errors += [f"{path}: smaller than the crop of {crop_size}, {remedy}" for path in small]
-    for split, numbers in splits.items():
-        lacking = [root / name for name in findings["without_annotations"] if name.startswith(f"{split}/")]
-        if split != "test" or len(lacking) != numbers["images"]:
+    for split, of_split in some.items():
+        lacking = [root / fact.name for fact in of_split if not fact.annotated]
+        if split != "test" or len(lacking) < len(of_split):
             errors += [f"{points_path(path)}: no such annotation file; {_AGAIN}" for path in lacking]
-        elif dataset != "nwpu":  # whose authors keep them
+        elif lacking and dataset != "nwpu":  # whose authors keep them
             warnings.append(f"{root / split}: no image has annotations; test.py then predicts without scoring")
     warnings += _warnings(findings)
-    published = _published(dataset, splits)
-    for group, (found, expected) in published.get("images", {}).items():
-        if found != expected:
-            warnings.append(f"{root}: {found} images in {group.replace('+', ' and ')}, published are {expected}")
-    found, expected = published.get("points", (0, 0))
-    if abs(found - expected) > 0.01 * expected:
-        warnings.append(f"{root}: {found:,} points with the dropped ones, published are {expected:,}")
-    report = {"dataset": dataset, "crop_size": crop_size, "errors": errors, "warnings": warnings}
+    published, differences = _compare(root, dataset, splits)
+    report = {"dataset": dataset, "crop_size": crop_size, "errors": errors, "warnings": warnings + differences}
     return {**report, "splits": splits, "published": published, "findings": findings}
 
 
@@ -195,17 +201,21 @@ def _split_numbers(facts: Sequence[ImageFacts], findings: Mapping[str, Any]) -> 
     return numbers
 
 
-def _published(dataset: str | None, splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """(found, published) of images by split, and of points where all splits are there."""
-    if dataset not in PUBLISHED:
-        return {}
-    comparison: dict[str, Any] = {"images": {}}
-    for group, expected in PUBLISHED[dataset].images.items():
+def _compare(root: Path, dataset: str | None, splits: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(found, published) of images by split and of points; warnings where they differ."""
+    images, points = PUBLISHED.get(dataset, ({}, None))
+    published, warnings = {"images": {}} if images else {}, []
+    for group, expected in images.items():
         found = sum(splits[split]["images"] for split in group.split("+") if split in splits)
-        comparison["images"][group] = found, expected
-    if expected := PUBLISHED[dataset].points:
-        comparison["points"] = sum(numbers["points"] + numbers["dropped"] for numbers in splits.values()), expected
-    return comparison
+        published["images"][group] = found, expected
+        if found != expected:
+            warnings.append(f"{root}: {found} images in {group.replace('+', ' and ')}, published are {expected}")
+    if points:
+        found = sum(numbers["points"] + numbers["dropped"] for numbers in splits.values())
+        published["points"] = found, points
+        if abs(found - points) > 0.01 * points:
+            warnings.append(f"{root}: {found:,} points with the dropped ones, published are {points:,}")
+    return published, warnings
 
 
 def _in_two_splits(root: Path, facts: Sequence[ImageFacts]) -> list[list[str]]:
@@ -230,31 +240,26 @@ def _warnings(findings: Mapping[str, Any]) -> Iterator[str]:
         ("close", f"points lie closer than {CLOSE} pixels to another; {correct}"),
     ):
         if counts := findings[key]:
-            worst = sorted(counts, key=counts.get, reverse=True)[:3]
-            some = ", ".join(f"{name} {counts[name]}" for name in worst) + (", ..." if len(counts) > 3 else "")
-            yield f"{sum(counts.values())} {what}, in {len(counts)} images ({some})"
+            most = max(counts, key=counts.get)
+            yield f"{sum(counts.values())} {what}, in {len(counts)} images (most in {most}: {counts[most]})"
 
 
-def print_report(report: Mapping[str, Any]) -> None:
-    """Warnings on stderr, the first ``_PRINTED`` of them, then a table."""
+def print_report(report: Mapping[str, Any], stages: Mapping[str, Mapping[str, str]], kind: str = "warning") -> None:
+    """Print errors, as lines of this ``kind``, and warnings on stderr, then a row of numbers and ``stages`` for each split."""
     sys.stdout.flush()
-    warnings = report["warnings"]
-    for line in warnings[:_PRINTED]:
+    for line in report["errors"]:
+        print(f"{kind}: {line}", file=sys.stderr)
+    for line in report["warnings"]:
         warn(line)
-    if len(warnings) > _PRINTED:
-        warn(f"{len(warnings) - _PRINTED} more are listed in {REPORT}")
-    columns = {"images": 7, "points": 9, "min": 6, "median": 7, "mean": 8, "max": 6, "without_points": 6, "dropped": 8}
-    columns |= {"duplicates": 11, "close": 6, "smaller_than_crop": 6, "grey": 6}
-    short = {"without_points": "empty", "smaller_than_crop": "small"}
-    print(f"{'split':<6}" + "".join(f" {short.get(title, title):>{width}}" for title, width in columns.items()))
-    for split, numbers in report["splits"].items():
-        cells = {title: "-" if numbers[title] is None else f"{numbers[title]:.10g}" for title in columns}
-        print(f"{split:<6}" + "".join(f" {cells[title]:>{width}}" for title, width in columns.items()))
-    parts = [f"{group} {n} of {of} images" for group, (n, of) in report["published"].get("images", {}).items()]
-    if "points" in report["published"]:
-        parts.append("{:,} of {:,} points".format(*report["published"]["points"]))
-    if parts:
-        print(f"of the published {report['dataset']}: {', '.join(parts)}")
+    splits = {split: {**numbers, **stages.get(split, {})} for split, numbers in report["splits"].items()}
+    titles = dict.fromkeys(title for cells in splits.values() for title in cells)
+    rows = [["split", *(_SHORT.get(title, title) for title in titles)]]
+    for split, cells in splits.items():
+        found = (cells.get(title) for title in titles)
+        rows.append([split, *("-" if cell is None else str(cell) for cell in found)])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print(" ".join(cell.rjust(width) for cell, width in zip(row, widths)))
 
 
 def write_report(root: Path, dataset: str | None, crop_size: int) -> None:
@@ -264,5 +269,5 @@ def write_report(root: Path, dataset: str | None, crop_size: int) -> None:
     datasets.check`` does. ``dataset`` is one of ``PUBLISHED``, "own", or None where nobody said.
     """
     report = summarise(root, dataset, crop_size, [look_at(root, *item) for item in find_images(root)])
-    print_report({**report, "warnings": report["errors"] + report["warnings"]})
+    print_report(report, {})
     write_json(root / REPORT, report)

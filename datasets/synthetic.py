@@ -23,25 +23,18 @@ from numpy.random import Generator
 
 from utils.cli import default_workers, for_each, report_failures, run_script
 from utils.config import make_parser, number, parse_arguments
-from utils.files import atomic_write, make_folder, remove_stale_partials
+from utils.files import atomic_write, make_folder, read_json, remove_stale_partials, write_json
 from utils.images import save_jpeg
 
 # Raw splits with their published numbers of images, which a synthetic set shares out in proportion; the paths of an image
 # and of its annotations.
+_SHANGHAITECH = "{split}/images/IMG_{n}.jpg", "{split}/ground_truth/GT_IMG_{n}.mat"
 LAYOUTS = {
     "qnrf": ({"Train": 1201, "Test": 334}, "{split}/img_{n:04}.jpg", "{split}/img_{n:04}_ann.mat"),
     "jhu": ({"train": 2272, "val": 500, "test": 1600}, "{split}/images/{n:04}.jpg", "{split}/gt/{n:04}.txt"),
     "nwpu": ({"train": 3109, "val": 500, "test": 1500}, "images/{n:04}.jpg", "mats/{n:04}.mat", "jsons/{n:04}.json"),
-    "sha": (
-        {"train_data": 300, "test_data": 182},
-        "part_A_final/{split}/images/IMG_{n}.jpg",
-        "part_A_final/{split}/ground_truth/GT_IMG_{n}.mat",
-    ),
-    "shb": (
-        {"train_data": 400, "test_data": 316},
-        "part_B_final/{split}/images/IMG_{n}.jpg",
-        "part_B_final/{split}/ground_truth/GT_IMG_{n}.mat",
-    ),
+    "sha": ({"train_data": 300, "test_data": 182}, *(f"part_A_final/{path}" for path in _SHANGHAITECH)),
+    "shb": ({"train_data": 400, "test_data": 316}, *(f"part_B_final/{path}" for path in _SHANGHAITECH)),
     "ucf50": ({"": 50}, "{n}.jpg", "{n}_ann.mat"),
 }
 MIN_HEAD, MAX_HEAD = 3.0, 60.0  # height of a head, pixels
@@ -65,11 +58,9 @@ class Scene(NamedTuple):
 def scene(seed: int, height: int, width: int, people: int) -> Scene:
     """Draw ``people`` on a plane that a camera looks down at; a function of the arguments alone.
 
-    The size of a head grows linearly with the distance of its row from the horizon. Raises ``ValueError`` for a picture
-    under 32 pixels, and for more people than it can hold.
+    The size of a head grows linearly with the distance of its row from the horizon. Raises ``ValueError`` for more people
+    than a picture, which is at least 32 pixels high and wide, can hold.
     """
-    if min(height, width) < 32 or people < 0:
-        raise ValueError(f"scene of {width} x {height} pixels with {people} people; give 32 pixels, 0 people or more")
     rng = np.random.default_rng([seed, height, width, people])
     horizon = height * rng.uniform(-0.6, 0.25)
     largest = min(MAX_HEAD, 0.22 * min(height, width))
@@ -77,8 +68,8 @@ def scene(seed: int, height: int, width: int, people: int) -> Scene:
     while True:
         size = np.clip(nearest * (np.arange(height) + 0.5 - horizon) / (height - horizon), MIN_HEAD, MAX_HEAD)
         size[: max(0, math.ceil(horizon + 0.06 * (height - horizon)))] = np.inf  # sky, where nobody stands
-        room = 0.5 * width * (1 / (math.pi / 4 * np.square(SPACING * size))).sum()
-        if people <= room and len(points := _places(rng, size, width, people)) == people:
+        points = _places(rng, size, width, people)
+        if len(points) == people:
             break
         if nearest <= MIN_HEAD:
             raise ValueError(f"{people} people do not fit into {width} x {height} pixels; lower their number")
@@ -89,15 +80,13 @@ def scene(seed: int, height: int, width: int, people: int) -> Scene:
 
 
 def _places(rng: Generator, size: np.ndarray, width: int, people: int) -> np.ndarray:
-    """Up to ``people`` places (x, y), ``SPACING`` apart, denser with the distance and where a coarse noise gathers people."""
+    """Up to ``people`` places (x, y), ``SPACING`` apart, denser with the distance."""
     height, count = len(size), _TRIES * people
     weights = size ** -rng.uniform(0.5, 2)
     y = rng.choice(height, count, p=weights / weights.sum()) + rng.random(count)
     x = rng.uniform(0, width, count)
-    attraction = cv2.resize(rng.random((4, 6)), (width, height), interpolation=cv2.INTER_CUBIC)
-    wanted = rng.random(count) < np.where(np.arange(count) < count / 2, attraction[y.astype(int), x.astype(int)], 1)
     places, taken = [], np.zeros((height, width), np.uint8)
-    for place in zip(x[wanted].tolist(), y[wanted].tolist(), strict=True):
+    for place in zip(x.tolist(), y.tolist(), strict=True):
         if len(places) == people:
             break
         column, row = int(place[0]), int(place[1])
@@ -110,28 +99,17 @@ def _places(rng: Generator, size: np.ndarray, width: int, people: int) -> np.nda
 
 def _paint(rng: Generator, points: np.ndarray, sizes: np.ndarray, size: np.ndarray, width: int) -> np.ndarray:
     """The picture, uint8 [H, W, 3]: ground and sky, the people from the farthest to the nearest, then lens and sensor."""
-    picture = np.ascontiguousarray(_ground(rng, size, width).clip(0, 255).astype(np.uint8))
+    noise = cv2.resize(rng.standard_normal((len(size) // 4, width // 4)), (width, len(size)))
+    ground = rng.uniform(100, 140, 3) * (1 + 0.12 * noise[:, :, None])
+    ground[~np.isfinite(size)] = 150, 185, 225  # sky
+    picture = ground.clip(0, 255).astype(np.uint8)
     length = rng.uniform(2, 6)  # of a body in heads: a camera high above sees it shortened
     kinds = [rng.integers(0, len(colors), len(points)) for colors in (_SKIN, _HAIR, _CLOTHES)]
-    tones = rng.uniform(0.75, 1.1, len(points))
-    for (x, y), head, skin, hair, clothes, tone in zip(points, sizes, *kinds, tones, strict=True):
-        _paint_person(picture, x, y, head, length, tone * _SKIN[skin], _HAIR[hair], tone * _CLOTHES[clothes])
+    for (x, y), head, skin, hair, clothes in zip(points, sizes, *kinds, strict=True):
+        _paint_person(picture, x, y, head, length, _SKIN[skin], _HAIR[hair], _CLOTHES[clothes])
     photograph = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.4, 0.8)) * rng.uniform(0.7, 1.15)
     photograph += rng.normal(0, rng.uniform(1, 5), picture.shape)
     return np.clip(np.rint(photograph), 0, 255).astype(np.uint8)
-
-
-def _ground(rng: Generator, size: np.ndarray, width: int) -> np.ndarray:
-    """A textured plane in perspective below the sky, float32 [H, W, 3]."""
-    tile = sum(cv2.resize(rng.standard_normal((n, n)), (256, 256)) for n in (16, 64, 256)).astype(np.float32)
-    scale = np.minimum(size, size[-1]).astype(np.float32)[:, None]  # pixels a head
-    u = 40 * (np.arange(width, dtype=np.float32) - width / 2) / scale
-    v = np.broadcast_to(np.cumsum(40 / scale, axis=0), u.shape)
-    noise = cv2.remap(tile, u, np.ascontiguousarray(v), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    picture = rng.uniform(70, 160, 3) * (1 + 0.12 * noise * np.minimum(1, scale / 20))[:, :, None]
-    sky = np.flatnonzero(~np.isfinite(size))
-    picture[sky] = (np.array((150, 185, 225)) * np.linspace(0.8, 1.1, len(sky))[:, None])[:, None]
-    return picture
 
 
 def _paint_person(picture: np.ndarray, x: float, y: float, size: float, length: float, skin, hair, clothes) -> None:
@@ -141,22 +119,12 @@ def _paint_person(picture: np.ndarray, x: float, y: float, size: float, length: 
         # OpenCV counts from the centre of the first pixel, here in sixteenths.
         center = round(16 * (x + dx * size - 0.5)), round(16 * (y + dy * size - 0.5))
         axes = max(8, round(16 * rx * size)), max(8, round(16 * ry * size))
-        cv2.ellipse(picture, center, axes, 0, *arc, np.clip(color, 0, 255).tolist(), -1, cv2.LINE_AA, 4)
+        cv2.ellipse(picture, center, axes, 0, *arc, color.tolist(), -1, cv2.LINE_AA, 4)
 
     oval(0.3, length + 0.3, 1.0, 0.25, np.array((45, 45, 50)))
-    oval(0, 0.4 + length / 2, 0.6, length / 2, 0.6 * clothes)
-    oval(0, 0.4 + 0.3 * length, 0.85, 0.3 * length, clothes)
-    oval(0.25, 0.45 + 0.3 * length, 0.55, 0.27 * length, 0.8 * clothes)  # the side away from the light
+    oval(0, 0.4 + length / 2, 0.8, length / 2, clothes)
     oval(0, 0, _HEAD_ASPECT / 2, 0.5, skin)
     oval(0, 0, _HEAD_ASPECT / 2, 0.5, hair, (190, 350))
-
-
-class Item(NamedTuple):
-    """One image to draw."""
-
-    split: str
-    files: list[str]  # the image, then its annotations, relative to the root
-    index: int  # through all splits
 
 
 def annotation_bytes(layout: str, path: str, drawn: Scene) -> bytes:
@@ -176,20 +144,20 @@ def annotation_bytes(layout: str, path: str, drawn: Scene) -> bytes:
     return b"MATLAB 5.0 MAT-file".ljust(116) + buffer.getvalue()[116:]
 
 
-def draw_item(root: Path, settings: Mapping[str, Any], item: Item) -> dict[str, Any]:
-    """Draw one image, write it with its annotations and return its line of the truth; ``settings``: the command's options."""
-    rng = np.random.default_rng([settings["seed"], item.index])
+def draw_item(root: Path, settings: Mapping[str, Any], item: tuple[int, str, list[str]]) -> dict[str, Any]:
+    """Draw one of ``make_items``, write it with its annotations and return its line of the truth; ``settings``: the options."""
+    index, split, (image, *annotations) = item
+    rng = np.random.default_rng([settings["seed"], index])
     layout, height, width, low, high = map(settings.get, ("layout", "height", "width", "min_people", "max_people"))
     if layout != "shb":  # the one data set whose images are all of one size
         factor = rng.uniform(0.7, 1.3)
         height, width = max(32, round(height * factor)), max(32, round(width * factor * rng.uniform(0.9, 1.1)))
     people = 0 if low == 0 and rng.random() < 0.03 else round(np.exp(rng.uniform(*np.log([max(low, 1), max(high, 1)]))))
     drawn = scene(int(rng.integers(2**31)), height, width, min(people, high, height * width // 80))
-    image, *annotations = item.files
     for path in annotations:
         _write(root / path, annotation_bytes(layout, path, drawn))
     save_jpeg(drawn.image, root / image, 92)
-    truth = {"image": image, "split": item.split, "height": height, "width": width}
+    truth = {"image": image, "split": split, "height": height, "width": width}
     return {**truth, "points": drawn.points.tolist(), "sizes": drawn.sizes.tolist()}
 
 
@@ -198,19 +166,19 @@ def _write(path: Path, contents: bytes) -> None:
         partial.write_bytes(contents)
 
 
-def make_items(layout: str, images: int) -> list[Item]:
-    """What there is to draw: the number of images shared out to the splits in proportion, at least one each."""
+def make_items(layout: str, images: int) -> list[tuple[int, str, list[str]]]:
+    """Index, split and files, the image first, of all there is to draw: shared out in proportion, at least one to each split."""
     published, *paths = LAYOUTS[layout]
     if images < len(published):
         raise ValueError(f"--images {images}: {layout} has {len(published)} splits; give {len(published)} or more")
     shares = [max(1, round(images * share / sum(published.values()))) for share in published.values()]
     shares[0] = images - sum(shares[1:])
-    items: list[Item] = []
+    items: list[tuple[int, str, list[str]]] = []
     for split, share in zip(published, shares, strict=True):
         first = len(items) if layout in ("jhu", "nwpu") else 0  # the others count each split from 1
         files = paths[:1] if (layout, split) == ("nwpu", "test") else paths  # whose authors keep the annotations
         for n in range(first + 1, first + share + 1):
-            items.append(Item(split, [path.format(split=split, n=n) for path in files], len(items)))
+            items.append((len(items), split, [path.format(split=split, n=n) for path in files]))
     return items
 
 
@@ -232,18 +200,17 @@ def main() -> int:
     settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "workers", "config")}
     root, items = make_folder(arguments.out), make_items(arguments.layout, arguments.images)
     truth = root / "truth.json"
-    if truth.exists() and (before := json.loads(truth.read_text(encoding="utf-8"))["settings"]) != settings:
+    if (before := read_json(truth, {}).get("settings", settings)) != settings:
         raise ValueError(f"{root}: holds images of other arguments ({before}); choose another --out")
-    for folder in {root, *((root / path).parent for item in items for path in item.files)}:
+    for folder in {root, *((root / path).parent for _, _, files in items for path in files)}:
         remove_stale_partials(make_folder(folder))
-    _write(truth, json.dumps({"settings": settings, "images": []}).encode())  # until all are drawn
-    for split in LAYOUTS["nwpu"][0] if arguments.layout == "nwpu" else ():  # its lists: id, luminance, density level
-        drawn = [item for item in items if item.split == split]
-        ids = [f"{Path(item.files[0]).stem} {item.index % 3} {item.index % 5}\n" for item in drawn]
-        _write(root / f"{split}.txt", "".join(ids).encode())
+    write_json(truth, {"settings": settings, "images": []})  # until all are drawn
+    for name in LAYOUTS["nwpu"][0] if arguments.layout == "nwpu" else ():  # its lists: id, luminance, density level
+        ids = [Path(files[0]).stem for _, split, files in items if split == name]
+        _write(root / f"{name}.txt", "".join(f"{i} {int(i) % 3} {int(i) % 5}\n" for i in ids).encode())
     outcomes = list(for_each(partial(draw_item, root, settings), items, arguments.workers, "draw"))
     images = [outcome.result for outcome in outcomes if outcome.error is None]
-    _write(truth, (json.dumps({"settings": settings, "images": images}) + "\n").encode())
+    write_json(truth, {"settings": settings, "images": images})
     print(f"{root}: {len(images)} images with {sum(len(entry['points']) for entry in images):,} heads")
     return report_failures(outcomes)
 

@@ -67,13 +67,14 @@ def draw_augmentation(
     factor = MIN_SCALE + (MAX_SCALE - MIN_SCALE) * float(scale)
     if stride or min(_rescaled(height, width, factor)) < crop_size:
         factor = 1.0
-    height, width = _rescaled(height, width, factor)
+    step, sides = stride or 1, _rescaled(height, width, factor)
+    rows, columns = ((side - crop_size) // step + 1 for side in sides)  # where the corner may lie
     brightness, contrast = 1 + jitter * (2 * generator.random(2) - 1) if jitter else (1.0, 1.0)
     return Augmentation(
         grey=bool(grey < GREY_PROBABILITY),
         scale=factor,
-        top=_corner(top, height - crop_size, stride or 1),
-        left=_corner(left, width - crop_size, stride or 1),
+        top=int(top * rows) * step,
+        left=int(left * columns) * step,
         flip=bool(flip < FLIP_PROBABILITY),
         brightness=float(brightness),
         contrast=float(contrast),
@@ -95,44 +96,33 @@ def augment(
     Of the image only the pixels under the crop are read.
     """
     image = cut_out(sample.image, augmentation, crop_size)
-    sample, targets, stays = crop(
-        rescale(sample, augmentation.scale), augmentation.left, augmentation.top, crop_size, whole
-    )
-    sample = sample._replace(image=image)
     if augmentation.grey:
-        sample = sample._replace(image=grey(sample.image))
+        image = grey(image)
     if (augmentation.brightness, augmentation.contrast) != (1, 1):
-        sample = sample._replace(image=expose(sample.image, augmentation.brightness, augmentation.contrast))
-    return (hflip(sample) if augmentation.flip else sample), targets, stays
+        image = expose(image, augmentation.brightness, augmentation.contrast)
+    inside, targets, stays = crop(sample, augmentation, crop_size, whole)
+    return inside._replace(image=image[:, ::-1] if augmentation.flip else image), targets, stays
 
 
 def cut_out(image: np.ndarray, augmentation: Augmentation, size: int) -> np.ndarray:
-    """The pixels of a crop: uint8 [size, size, 3], those that all of the image, rescaled (bilinear), would have there."""
-    top, left = augmentation.top, augmentation.left
-    if augmentation.scale == 1:
-        return np.array(image[top : top + size, left : left + size])
-    return rescaled_rectangle(image, _rescaled(*image.shape[:2], augmentation.scale), top, left, size, size)
+    """The pixels of a crop: uint8 [size, size, 3], those that all of ``image``, rescaled, would have there.
 
-
-def rescaled_rectangle(
-    image: np.ndarray, size: tuple[int, int], top: int, left: int, height: int, width: int
-) -> np.ndarray:
-    """``resize(image, size)[top : top + height, left : left + width]`` of uint8 [H, W, 3]; ``size``: (rows, columns).
-
-    ``resize`` is OpenCV's with ``INTER_LINEAR``, to the last bit, of which only the pixels under the rectangle are read:
-    sums along x are cut to 1/128, products of these with the weights along y to 1/4, and the sum of the two is rounded.
-    Without the native engine OpenCV itself rescales all of the image.
+    They are OpenCV's with ``INTER_LINEAR``, to the last bit, of which only those under the crop are computed: sums along x are
+    cut to 1/128, products of these with the weights along y to 1/4, and the sum of the two is rounded. Without the native
+    engine OpenCV itself rescales all of the image.
     """
+    top, left = augmentation.top, augmentation.left
+    crop = slice(top, top + size), slice(left, left + size)
+    if augmentation.scale == 1:
+        return np.array(image[crop])
+    height, width = _rescaled(*image.shape[:2], augmentation.scale)
     if not native.works():
-        whole = cv2.resize(image[:, :], size[::-1], interpolation=cv2.INTER_LINEAR)
-        return whole[top : top + height, left : left + width]
-    rows, columns = taps(image.shape[0], size[0], top, height), taps(image.shape[1], size[1], left, width)
-    part = []
-    for axis in (rows, columns):
-        first = axis[0, 0]
-        part.append(slice(first, axis[-1, 1] + 1))
-        axis[:, :2] -= first
-    return native.resize(image[tuple(part)], rows, columns)
+        return cv2.resize(image[:, :], (width, height), interpolation=cv2.INTER_LINEAR)[crop]
+    rows, columns = taps(image.shape[0], height, top, size), taps(image.shape[1], width, left, size)
+    part = tuple(slice(axis[0, 0], axis[-1, 1] + 1) for axis in (rows, columns))
+    for axis, under in zip((rows, columns), part):
+        axis[:, :2] -= under.start
+    return native.resize(image[part], rows, columns)
 
 
 def taps(source: int, target: int, first: int, count: int) -> np.ndarray:
@@ -150,14 +140,6 @@ def taps(source: int, target: int, first: int, count: int) -> np.ndarray:
     return np.stack([*sources, *weights], axis=1).astype(np.int32)
 
 
-def rescale(sample: Sample, factor: float) -> Sample:
-    """Multiply points, neighbour distances and scales of the Gaussians by ``factor``; the image stays (see ``cut_out``)."""
-    factor = np.float32(factor)
-    return sample._replace(
-        points=sample.points * factor, distance=sample.distance * factor, scales=sample.scales * factor
-    )
-
-
 def box_fraction(points: np.ndarray, distance: np.ndarray, left: float, top: float, size: float) -> np.ndarray:
     """Which part of each point's box lies inside the crop [left, left + size] x [top, top + size]: [N], in [0, 1].
 
@@ -170,31 +152,25 @@ def box_fraction(points: np.ndarray, distance: np.ndarray, left: float, top: flo
     return np.clip(np.maximum(high - low, 0).prod(axis=1) / side[:, 0] ** 2, 0, 1)
 
 
-def crop(sample: Sample, left: int, top: int, size: int, whole: float = 0.0) -> tuple[Sample, np.ndarray, np.ndarray]:
-    """Keep the annotations of a square and move the origin to its corner; the image is left as it is.
+def crop(
+    sample: Sample, augmentation: Augmentation, size: int, whole: float = 0.0
+) -> tuple[Sample, np.ndarray, np.ndarray]:
+    """The annotations of a crop, rescaled, moved and mirrored with it; the image is left as it is.
 
     -> (sample of n points, their targets [n], which points of the sample before they are: bool [N])
 
     Points stay whose box lies at least 30 % inside, also some just outside the square; that fraction is their target. With
     ``whole`` those stay of which this share lies inside, and their target is 1.
     """
-    fraction = box_fraction(sample.points, sample.distance, left, top, size)
+    factor, left, top = np.float32(augmentation.scale), augmentation.left, augmentation.top
+    points, distance, scales = sample.points * factor, sample.distance * factor, sample.scales * factor
+    fraction = box_fraction(points, distance, left, top, size)
     stays = fraction >= (whole or MIN_BOX_FRACTION)
-    inside = sample._replace(
-        points=sample.points[stays] - np.array([left, top], sample.points.dtype),
-        distance=sample.distance[stays],
-        scales=sample.scales[stays],
-        rotations=sample.rotations[stays],
-    )
+    points, rotations = points[stays] - np.array([left, top], points.dtype), sample.rotations[stays]
+    if augmentation.flip:
+        points, rotations = np.hstack([size - points[:, :1], points[:, 1:]]), -rotations
+    inside = Sample(sample.image, points, distance[stays], scales[stays], rotations)
     return inside, np.ones_like(fraction[stays]) if whole else fraction[stays], stays
-
-
-def hflip(sample: Sample) -> Sample:
-    """Mirror left and right: x becomes width - x, an angle its negative."""
-    x, y = sample.points[:, :1], sample.points[:, 1:]
-    return sample._replace(
-        image=sample.image[:, ::-1], points=np.hstack([sample.image.shape[1] - x, y]), rotations=-sample.rotations
-    )
 
 
 def grey(image: np.ndarray) -> np.ndarray:
@@ -207,10 +183,6 @@ def expose(image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
     mean = image.mean()
     values = brightness * (mean + contrast * (np.arange(256) - mean))
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)[image]
-
-
-def _corner(uniform: float, largest: int, step: int) -> int:
-    return int(uniform * (largest // step + 1)) * step
 
 
 def _rescaled(height: int, width: int, factor: float) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from GS2D.kernel import Array, cell_grid, centres, checked_columns, compress, softmax_rows, takes_native
+from GS2D.kernel import Array, cell_grid, centres, checked_columns, compress, csr, softmax_rows, takes_native
 
 BACKGROUNDS = {"paper": 0.15, "code": 1.0}  # form of the background's distance -> its share of the short side
 
@@ -43,10 +43,15 @@ def bayesian_kernel(
     table = torch.cat([points, torch.tensor([scale, 0, 0, scale, 0]).expand(len(points), 5)], dim=1)
 
     def log_odds(nearest: Tensor, _: Tensor) -> Tensor:
+        if not background:
+            return torch.full_like(nearest, -math.inf)
         squared = 2 * sigma**2 * nearest
         return (squared - _background(squared, background, reach)) / (2 * sigma**2)
 
-    return softmax_rows(table, grid, stride, log_odds if background else None)
+    kernel = softmax_rows(table, grid, stride, log_odds)
+    if background:
+        return kernel
+    return csr(kernel.crow_indices()[:-1], kernel.col_indices(), kernel.values(), kernel.shape[1])
 
 
 def posterior(

@@ -1,3 +1,6 @@
 #!/usr/bin/env bash
 # Trains the same network with every loss: bash scripts/compare_losses.sh DATA [options of scripts/compare_losses.py and train_gs.py]
-exec bash "$(dirname "$0")/experiments.sh" compare_losses "$@"
+set -euo pipefail
+set -- requirements.txt "$@"
+source "$(dirname "$0")/venv.sh"
+exec "$python" scripts/compare_losses.py "${@:2}"

@@ -9,7 +9,7 @@ data=$out/nuclei
 features=$out/hed_bsds500.weights.h5
 mkdir -p "$out"
 
-"$python" scripts/demo_time.py --config configs/demo.yml --images 14
+"$python" scripts/demo_time.py
 
 step() { printf '\n== %s [%d:%02d]\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
 

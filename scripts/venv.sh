@@ -28,19 +28,9 @@ cpu_torch() {
 requirements=$1
 installed=.venv/$requirements.installed
 if ! cat requirements*.txt | cmp -s - "$installed"; then
-    echo "installing $requirements into .venv, once:"
     cpu=$([ "$requirements" != requirements-demo.txt ] || cpu_torch || true)  # torchvision has no such build
-    if [ -n "$cpu" ]; then
-        echo "  with torch $cpu, since this machine has no NVIDIA driver: about 0.4 GB to download"
-    else
-        echo "  PyTorch's default build brings the CUDA libraries along: about 3 GB to download, unless they are there"
-    fi
-    log=.venv/install.log
-    # pip says a lot; shown are the large downloads, as they begin, and the one step that takes long without saying so.
-    "$python" -m pip install --disable-pip-version-check --progress-bar off -r "$requirements" ${cpu:+"torch==$cpu"} 2>&1 |
-        tee "$log" | sed -n -u -E \
-        -e 's/^ *(Downloading|Using cached) ([^ ]*\/)?([A-Za-z0-9_.]+)-([0-9][^-]*)-[^/]*\.whl \(([0-9.]+ [MG]B)\)$/  \3 \4: \5/p' \
-        -e 's/^Installing collected packages.*/  unpacking/p' ||
-        { grep -E '^ *ERROR' "$log" >&2; fail "pip could not install $requirements (all it said: $log); run the same command again"; }
+    echo "installing $requirements into .venv, once${cpu:+, with torch $cpu, since this machine has no NVIDIA driver}:"
+    "$python" -m pip install --disable-pip-version-check -r "$requirements" ${cpu:+"torch==$cpu"} ||
+        fail "pip could not install $requirements; run the same command again"
     cat requirements*.txt > "$installed"
 fi

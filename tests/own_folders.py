@@ -7,8 +7,8 @@ from commands import call
 from PIL import Image
 from raw_data import write
 
-from datasets.raw.formats import FORMATS
 from datasets.raw.marks import Request, counted
+from datasets.raw.point_folders import FORMATS
 from utils.files import read_points
 
 ORIENTATION = 0x0112
@@ -48,7 +48,8 @@ def read(form, path, categories=(), **request):
 
 def of_image(form, path, size=SIDES):
     """The marks of a file that belongs to one image, of that width and height."""
-    return read(form, path, named=False, sizes=lambda name: (size, size))[""].marks
+    marks, image_size = read(form, path, named=False)[""]
+    return [mark.scaled(*size) for mark in marks] if image_size == (1, 1) else marks
 
 
 def points(out):

@@ -5,20 +5,9 @@ import shutil
 import numpy as np
 import pytest
 import scipy.io
-from raw_data import TREES, draw_points, image_info, make_jhu, make_nwpu, make_sh, save_noise, write
+from raw_data import TREES, draw_points, image_info, make_nwpu, make_sh, save_noise, write
 
-from datasets.raw.annotations import (
-    find_jhu,
-    find_nwpu,
-    find_sh,
-    find_sh_part,
-    find_ucf,
-    prepared_stem,
-    read_jhu,
-    read_nwpu,
-    read_sh,
-    read_ucf,
-)
+from datasets.raw.annotations import find_nwpu, find_sh, find_sh_part, find_ucf, read_jhu, read_nwpu, read_sh, read_ucf
 
 
 def refused(function, *arguments, kind=ValueError):
@@ -32,14 +21,6 @@ def refused(function, *arguments, kind=ValueError):
 def save(path, **contents):
     scipy.io.savemat(path, contents)
     return path
-
-
-def test_points_come_back_exactly(tmp_path):
-    points = np.array([[0.1, 0.2], [1234.5678901234567, 3.0], [-4.5, 9e9]])
-    for stored in (points, points[:1]):
-        read = read_ucf(save(tmp_path / "a_ann.mat", annPoints=stored))
-        assert read.dtype == np.float64
-        np.testing.assert_array_equal(read, stored)
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 0), (0, 2), (1, 0), (2, 0)])
@@ -56,19 +37,12 @@ NAN[3, 1] = np.nan
     [
         (read_ucf, {"points": np.ones((3, 2)), "other": 1}, "no key annPoints (keys found: other, points)"),
         (read_ucf, {"annPoints": np.ones((3, 3))}, "shape [3, 3]"),
-        (read_ucf, {"annPoints": np.ones((1, 1))}, "shape [1, 1]"),
-        (read_ucf, {"annPoints": np.ones((4, 2, 2))}, "shape [4, 2, 2]"),
         (read_ucf, {"annPoints": NAN}, "row 4"),
-        (read_ucf, {"annPoints": -np.inf * NAN}, "row 1"),
-        (read_ucf, {"annPoints": "text"}, "text instead of numbers; store the points as a numeric array"),
+        (read_ucf, {"annPoints": "text"}, "instead of numbers; store the points as a numeric array"),
         (read_ucf, {"annPoints": {"x": 1.0}}, "a struct without location (fields: x)"),
         (read_ucf, {"annPoints": np.array([[1 + 2j, 3]])}, "complex numbers"),
         (read_ucf, {"annPoints": np.array([[1.0, "two"]], object)}, "an array of 2 cells"),
-        (read_ucf, {"annPoints": scipy.sparse.csc_array(np.eye(2))}, "a sparse matrix"),
-        (read_sh, {"annPoints": np.ones((3, 2))}, "no key image_info (keys found: annPoints)"),
-        (read_sh, {"image_info": {"number": 3.0}}, "without location"),
-        (read_sh, {"image_info": np.empty((0, 0), object)}, "an array of 0 cells"),
-        (read_sh, {"image_info": {"location": np.array([[1.0, np.nan]])}}, "row 1"),
+        (read_ucf, {"annPoints": scipy.sparse.csc_array(np.eye(2))}, "instead of numbers"),
     ],
 )
 def test_matlab_files_that_are_wrong(tmp_path, read, contents, cause):
@@ -98,10 +72,11 @@ def test_ucf(tmp_path):
     (train / "img_0005.jpg").unlink()
     (train / "._img_0007_ann.mat").write_bytes(b"what a Mac leaves in archives")
     (train / "img_0004.jpg").rename(train / "img_0004.JPG")
+    (train / "img_0006_ann.mat").rename(train / "img_0006_ann.MAT")
     pairs, (first, second) = find_ucf(train)
     annotations = {image.name: annotation and annotation.name for image, annotation in pairs.items()}
     expected = {f"img_{i:04}.{'JPG' if i == 4 else 'jpg'}": f"img_{i:04}_ann.mat" for i in range(1, 11) if i != 5}
-    assert annotations == expected | {"img_0002.jpg": None}
+    assert annotations == expected | {"img_0002.jpg": None, "img_0006.jpg": "img_0006_ann.MAT"}
     assert "img_0002.jpg: its annotation img_0002_ann.mat is missing" in first
     assert "img_0005_ann.mat: its image img_0005.jpg is missing" in second
     (train / "IMG_0001.jpg").write_bytes(b"")
@@ -110,21 +85,12 @@ def test_ucf(tmp_path):
     assert "no image" in refused(find_ucf, tmp_path / "Test", kind=FileNotFoundError)
 
 
-def test_prepared_names():
-    assert prepared_stem("img_0001") == "IMG_0001"
-    for stem in ("0001", "IMG_7", "my_img_1", "image"):
-        assert prepared_stem(stem) == stem
-
-
 @pytest.mark.parametrize(
     "text, expected",
     [
         ("10 20 6 8 1 0\n30.5 40.25 7 9.5 3 1\n", [[10, 20, 8], [30.5, 40.25, 9.5]]),
         (b"\xef\xbb\xbf10 20 6 8 1 0\r\n\r\n30\t40 7 9 3 1\r\n", [[10, 20, 8], [30, 40, 9]]),
-        ("1e300 -1e300 1 1 0 0", [[1e300, -1e300, 1]]),
         ("", []),
-        ("\r\n \n", []),
-        (b"\xef\xbb\xbf", []),
     ],
 )
 def test_jhu_heads(tmp_path, text, expected):
@@ -137,9 +103,6 @@ def test_jhu_heads(tmp_path, text, expected):
     [
         ("10,20,6,8,1,0", "1 values"),
         ("10,5 20 6 8 1 0", "'10,5'"),
-        ("x y w h occlusion blur", "'x'"),
-        ("10 nan 6 8 1 0", "'nan'"),
-        ("10 1e999 6 8 1 0", "'1e999'"),
         ("1_0 20 6 8 1 0", "'1_0'"),
         ("١٢ 20 6 8 1 0", "is no finite number"),
         ("10 20 6 -8 1 0", "6 x -8"),
@@ -149,15 +112,6 @@ def test_jhu_lines_that_are_wrong(tmp_path, line, cause):
     path = write(tmp_path / "0001.txt", f"10 20 6 8 1 0\n\n{line}\n")
     message = refused(read_jhu, path)
     assert f"{path}: line 3: " in message and cause in message
-
-
-def test_find_jhu(tmp_path):
-    make_jhu(tmp_path)
-    (tmp_path / "train" / "gt" / "0001.txt").rename(tmp_path / "train" / "gt" / "0001.TXT")
-    (tmp_path / "train" / "images" / "0002.jpg").rename(tmp_path / "train" / "images" / "0002.JPG")
-    pairs, _ = find_jhu(tmp_path / "train")
-    named = {image.name: annotation.name for image, annotation in pairs.items()}
-    assert named == {"0001.jpg": "0001.TXT", "0002.JPG": "0002.txt", "0003.jpg": "0003.txt"}
 
 
 @pytest.mark.parametrize("parts, kind", [(False, "mat"), (True, "json")])
@@ -185,24 +139,15 @@ def test_nwpu_folders_that_cannot_be(tmp_path):
     assert "images_part1" in refused(find_nwpu, tmp_path, kind=FileNotFoundError)
     save_noise(tmp_path / "images_part1" / "0001.jpg")
     assert "mats/ or jsons/" in refused(find_nwpu, tmp_path, kind=FileNotFoundError)
-    write(tmp_path / "jsons" / "0001.json", {"points": []})
-    save_noise(tmp_path / "images_part2" / "0001.jpg")
-    message = refused(find_nwpu, tmp_path)
-    assert "images_part1" in message and "images_part2" in message
 
 
 @pytest.mark.parametrize(
     "contents, cause",
     [
         ([[1, 2]], "no list 'points'"),
-        ({"points": {"x": 1}}, "no list 'points'"),
         ({"points": [[1, 2], [3]]}, "point 2"),
         ({"points": [[1, "2"]]}, "'2' is no finite number"),
-        ({"points": [[1, True]]}, "True is no finite"),
-        ('{"points": [[1, 1e999]]}', "inf is no finite"),
         ('{"points": [[1, 1' + "0" * 400 + "]]}", "is no finite"),
-        ('{"points": [[1, 2]], "points": []}', "there twice"),
-        ('{"a": 1,\n"points": [[1, 2], }', "line 2"),
         ("[" * 100_000, "nested too deeply"),
         (b"\xff\xfe", "UTF-8"),
     ],
@@ -219,12 +164,8 @@ def test_sh(tmp_path, folder):
     for i, annotation in enumerate(pairs.values(), start=1):
         np.testing.assert_array_equal(read_sh(annotation), draw_points(i))
     assert read_sh(save(tmp_path / "none.mat", image_info=image_info(np.zeros((0, 2))))).shape == (0, 2)
-    for name in ("ground_truth", "ground-truth"):
-        (data / name).mkdir(exist_ok=True)
-    assert "holds both" in refused(find_sh, data, kind=FileNotFoundError)
-    for name in ("ground_truth", "ground-truth"):
-        (data / name).rename(data / f"no-{name}")
-    assert "no such folder; a part of ShanghaiTech holds" in refused(find_sh, data, kind=FileNotFoundError)
+    (data / folder).rename(data / "truth")
+    assert "no such folder; the input path must hold" in refused(find_sh, data, kind=FileNotFoundError)
 
 
 def test_the_part_of_sh(tmp_path):
@@ -236,7 +177,6 @@ def test_the_part_of_sh(tmp_path):
     assert find_sh_part(tmp_path / "elsewhere", "B") == (tmp_path / "elsewhere", "B")
     assert "--part" in refused(find_sh_part, tmp_path, None)
     assert "--part" in refused(find_sh_part, tmp_path / "elsewhere", None)
-    assert "is part B" in refused(find_sh_part, tmp_path / "part_B", "A")
-    assert "holds no part_A" in refused(find_sh_part, tmp_path / "part_B" / "train_data", "A")
+    assert "holds no part A by its name" in refused(find_sh_part, tmp_path / "part_B", "A")
     (tmp_path / "part_A" / "train_data").mkdir(parents=True)
     assert "part_A_final and part_A" in refused(find_sh_part, tmp_path, "A")

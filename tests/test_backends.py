@@ -18,7 +18,6 @@ NO_ENGINE = "the CPU engine could not be built: no C++ compiler; install g++"
 def machine(monkeypatch):
     """A machine with a GPU, the engine and a gsplat of our choosing: ``machine(version, operations)``."""
     monkeypatch.setattr(backends, "gsplat_problem", backends.gsplat_problem.__wrapped__)
-    monkeypatch.setattr(backends, "_warn_once", backends._warn_once.__wrapped__)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "NVIDIA H200")
 
@@ -32,23 +31,19 @@ def machine(monkeypatch):
     return make
 
 
-def test_a_gpu_takes_many_images_and_cores_take_few(machine):
+def test_a_gpu_draws_what_is_not_on_a_cpu(machine):
     machine()
     assert choose_backend() == ("gsplat", "NVIDIA H200 takes many images side by side")
-    assert choose_backend(images=64)[0] == resolve_backend("auto", images=64) == "gsplat"
-    assert choose_backend(images=1) == ("native", "a core is faster than the GPU for 1 to 3 images")
     assert resolve_backend("auto", "cuda:0") == "gsplat" and resolve_backend("auto", "cpu") == "native"
     assert choose_backend(device="cpu") == ("native", "gsplat does not run on a CPU")
     with pytest.raises(ValueError, match="^backend: gsplat does not run on a CPU; use 'native' or 'reference'$"):
         choose_backend("gsplat", "cpu")
-    machine(engine=False)
-    assert choose_backend(images=1)[0] == "gsplat"
 
 
 @pytest.mark.parametrize(
     ("gsplat", "reason"),
     [
-        ({"version": None}, r"gsplat cannot be imported \(ModuleNotFoundError: .*\); pip install gsplat==1.5.3"),
+        ({"version": None}, r"gsplat cannot be imported .*ModuleNotFoundError: .*; pip install gsplat==1.5.3, and"),
         ({"version": "1.5.4"}, "gsplat 1.5.4 draws differently from 1.5.3, .*; pip install gsplat==1.5.3"),
         ({"operations": False}, "gsplat's operations are not compiled .*; install the CUDA .* toolkit"),
     ],
@@ -56,11 +51,11 @@ def test_a_gpu_takes_many_images_and_cores_take_few(machine):
 )
 def test_a_gsplat_that_cannot_draw_is_named_and_the_engine_fits(machine, gsplat, reason):
     machine(**gsplat)
-    with pytest.raises(ValueError, match=f"^backend: {reason}; use 'native' or 'reference'$"):
+    with pytest.raises(ValueError, match=f"^backend: {reason}.*; use 'native' or 'reference'$"):
         resolve_backend("gsplat")
-    with pytest.warns(UserWarning, match=f"^backend native: {reason}$"):
-        assert resolve_backend("auto", images=100) == "native"
-    with pytest.warns(UserWarning, match=f"^backend reference: {reason}; the tensors are on the GPU; this is many"):
+    with pytest.warns(UserWarning, match=f"^backend native: {reason}"):
+        assert resolve_backend("auto") == "native"
+    with pytest.warns(UserWarning, match=f"^backend reference: {reason}.*; the tensors are on the GPU; this is many"):
         assert resolve_backend("auto", "cuda") == "reference"
     machine(**gsplat, engine=False)
     assert choose_backend()[0] == "reference" and NO_ENGINE in choose_backend()[1]
@@ -75,11 +70,6 @@ def test_a_build_that_fails_is_one_line(machine, monkeypatch):
         return module(name)
 
     monkeypatch.setattr(backends.importlib, "import_module", broken)
-    monkeypatch.delenv("GST_TRACEBACK", raising=False)
-    assert backends.gsplat_problem() == (
-        "gsplat's operations do not build or load (RuntimeError: Error building extension 'gsplat_cuda':); "
-        "GST_TRACEBACK=1 shows all of it"
-    )
-    monkeypatch.setenv("GST_TRACEBACK", "1")
-    with pytest.raises(RuntimeError, match="build stopped"):
-        backends.gsplat_problem()
+
+    reason = backends.gsplat_problem()
+    assert "(RuntimeError: Error building extension 'gsplat_cuda':); pip" in reason and "\n" not in reason

@@ -20,7 +20,7 @@ from GS2D.gaussians import Gaussians2D
 from GS2D.kernel import block_diagonal, load_kernel, save_kernel, transport_kernel
 from losses import build_kernel
 from utils.files import gaussians_path, kernel_path, points_path, read_points
-from utils.images import PiecewiseImage, load_image, open_image
+from utils.images import Pieces, load_image, open_image
 from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise, to_planes
 
 
@@ -33,7 +33,7 @@ def test_a_training_sample_is_the_augmented_image(root):
     """A function of seed, epoch and index alone, whose pixels are read piece by piece."""
     crowd = Crowd(root, CROP, "train", seed=11)
     crowd.set_epoch(3)
-    assert isinstance(open_image(crowd.images[0]), PiecewiseImage)
+    assert isinstance(open_image(crowd.images[0]), Pieces)
     for index, path in enumerate(crowd.images):
         stored = np.load(points_path(path)).reshape(-1, 3)
         gaussians = Gaussians2D.load(gaussians_path(path))
@@ -47,7 +47,7 @@ def test_a_training_sample_is_the_augmented_image(root):
         np.testing.assert_array_equal(found.image.permute(1, 2, 0), expected.image)
         kernel = transport_kernel(expected.points, expected.scales, expected.rotations, CROP)
         assert_equal(found.kernel, kernel)
-        assert found.index == index and found.skipped == ()
+        assert found.index == index and found.skipped == () and found.short_side == 70 * drawn.scale
         for name in ("points", "scales", "rotations"):
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
         np.testing.assert_array_equal(found.targets, targets)
@@ -221,7 +221,7 @@ def test_collate_puts_samples_side_by_side(root, loss):
 
 
 def test_a_kernel_that_cannot_be_made_names_the_image(root):
-    def kernel(**_):
+    def kernel(points, scales, rotations, crop_size, short_side):
         raise ValueError("scales: -1 in row 3, must be finite and not negative")
 
     refused(
@@ -286,17 +286,3 @@ def test_a_kernel_of_another_grid_is_refused(with_kernels):
     crowd = Crowd(with_kernels, CROP, "train", kernel_parameters=PARAMETERS)
     sizes = f"grid {(height, width + 1)} instead of {(height, width)}"
     refused(lambda: crowd[0], "IMG_0001_kernel.h5: ", sizes, "run python GS2D/build_kernels.py")
-
-
-def test_the_short_side_is_that_of_the_rescaled_image(root):
-    data = Crowd(root, CROP, "train")
-    height, width = load_image(data.images[2]).shape[:2]
-    seen = set()
-    for epoch in range(4):
-        data.set_epoch(epoch)
-        seen.add(round(data[2].short_side / min(height, width), 3))
-    assert len(seen) > 1 and all(0.75 <= factor <= 1.25 for factor in seen)
-    given = []
-    data = Crowd(root, CROP, "train", kernel=lambda **arguments: given.append(arguments) or torch.ones(1, 1))
-    assert data[2].short_side == given[0]["short_side"] and given[0]["crop_size"] == CROP
-    assert sorted(given[0]) == ["crop_size", "points", "rotations", "scales", "short_side"]

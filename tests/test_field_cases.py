@@ -67,22 +67,13 @@ def test_labels_are_printed_and_chosen(tmp_path):
     assert "--category head: these annotations give no labels; drop it, or name with --label-attribute" in err
 
 
-@pytest.mark.parametrize(
-    "far, code, line",
-    [
-        (
-            [(10, 390), (20, 300), (30, 200)],
-            1,
-            "9 of 12 points lie outside their image; with x and y exchanged 0 would",
-        ),
-        ([(10, 390), (20, 30), (30, 20)], 0, "3 of 12 points lie outside their image; with x and y exchanged 0 would"),
-    ],
-)
-def test_points_outside_their_images(tmp_path, far, code, line):
+@pytest.mark.parametrize("far, code, outside", [((300, 200), 1, 9), ((30, 20), 0, 3)])
+def test_points_outside_their_images(tmp_path, far, code, outside):
     folder = photos(tmp_path / "in", size=(400, 100))
     for stem in STEMS:
-        write(folder / f"{stem}.csv", "x,y\n" + "".join(f"{x},{y}\n" for x, y in [*far, (40, 50)]))
-    assert f"{'error' if code else 'warning'}: {folder}: {line}" in prepare(folder, "csv", code=code)[2]
+        write(folder / f"{stem}.csv", "x,y\n10,390\n20,%d\n30,%d\n40,50\n" % far)
+    line = f"{folder}: {outside} of 12 points lie outside their image; with x and y exchanged 0 would"
+    assert f"{'error' if code else 'warning'}: {line}" in prepare(folder, "csv", code=code)[2]
 
 
 def test_folders_of_phone_photographs_to_count(tmp_path):
@@ -95,33 +86,16 @@ def test_folders_of_phone_photographs_to_count(tmp_path):
     ]
 
 
-def test_labelme_files_named_otherwise_than_their_image(tmp_path):
-    folder = photos(tmp_path / "in")
-    head = {"label": "head", "points": [[10, 20]], "shape_type": "point"}
-    for i, name in enumerate(("train/a.jpg", "train/b.jpg", "val/c.jpg")):
-        write(folder / "notes" / f"task{i}.json", {"shapes": [head], "imagePath": f"..\\photos\\{name}"})
-    out, _, err = prepare(folder, "labelme", "--annotations", folder / "notes")
-    assert points(out) == {name: [[10, 20]] for name in "abc"} and "belong to no image" not in err
-
-
-@pytest.mark.parametrize("of_images, of_annotations", [(int, str), (float, int), (str, float)])
+@pytest.mark.parametrize("of_images, of_annotations", [(int, str), (str, int)])
 def test_coco_ids_that_are_text_here_and_numbers_there(tmp_path, of_images, of_annotations):
-    """VIA's COCO export writes text, pandas writes 1.0."""
+    """VIA's COCO export writes text."""
     folder = photos(tmp_path / "in")
     images = [{"id": of_images(i), "file_name": f"{name}.jpg"} for i, name in enumerate("abc", start=1)]
-    boxes = [{"image_id": of_annotations(i), "category_id": 1.0, "bbox": [i, 20, 20, 20]} for i in (1, 2, 3)]
+    boxes = [{"image_id": of_annotations(i), "category_id": "1", "bbox": [i, 20, 20, 20]} for i in (1, 2, 3)]
     contents = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "head"}]}
     write(folder / "coco.json", contents)
     out, said, _ = prepare(folder, "coco", "--category", "head")
     assert points(out) == {"a": [[11, 30]], "b": [[12, 30]], "c": [[13, 30]]}
-
-
-def test_coco_ids_that_are_ambiguous(tmp_path):
-    folder = photos(tmp_path / "in")
-    images = [{"id": key, "file_name": f"{name}.jpg"} for key, name in ((1, "a"), ("1", "b"), (2, "c"))]
-    boxes = [{"image_id": "3", "bbox": [1, 2, 2, 2]}]
-    write(folder / "coco.json", {"images": images, "annotations": boxes})
-    assert "images: entry 2: its id '1' is none, or there twice" in prepare(folder, "coco", code=1)[2]
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".bmp", ".webp"])
@@ -140,20 +114,10 @@ def test_images_of_kinds_that_are_not_read_are_named(tmp_path):
     _, _, err = prepare(folder, "csv", "--annotations", table)
     unread = "2 images are of a kind that is not read: .heic"
     assert f"warning: {folder}: {unread}; convert them to JPEG, or they are left out\n" in err
-    assert f"warning: 2 annotated images are not in the input (first {table}: 'b.HEIC'): {unread}\n" in err
+    assert f"warning: 2 annotated images are not in the input (first {table}: 'b.HEIC')\n" in err
     (folder / "train/a.jpg").unlink(), (folder / "val/c.jpg").unlink()
     _, _, err = prepare(folder, "csv", "--annotations", table, code=1)
     assert err == f"error: {folder}: {unread}; convert them to JPEG\n"
-
-
-def test_lists_that_windows_wrote(tmp_path):
-    folder = photos(tmp_path / "in", "a.jpg", "b.jpg", "c.jpg")
-    for stem in "abc":
-        write(folder / f"{stem}.csv", "1,2\n")
-    lists = write(tmp_path / "train.txt", "x\\a.jpg\r\n.\\b\r\n"), write(tmp_path / "val.txt", "c.jpg\r\n")
-    out, *_ = prepare(folder, "csv", "--train-list", lists[0], "--val-list", lists[1])
-    assert sorted(path.name for path in out.glob("*/*.jpg")) == ["a.jpg", "b.jpg", "c.jpg"]
-    assert (out / "train" / "b.jpg").exists()
 
 
 def test_nothing_done_is_not_called_up_to_date(tmp_path):
@@ -161,4 +125,4 @@ def test_nothing_done_is_not_called_up_to_date(tmp_path):
     for stem in STEMS:
         write(folder / f"{stem}.csv", "1,2,3,4\n")
     _, said, _ = prepare(folder, "csv", code=1)
-    assert "up to date" not in said and "no image was prepared: none of 3 has an annotation that can be read" in said
+    assert "up to date" not in said and "no image was prepared: none has an annotation that can be read" in said

@@ -64,11 +64,6 @@ def write_truncated(path):
     path.write_bytes(path.read_bytes()[:3000])
 
 
-def write_bomb(path):
-    with h5py.File(path, "w") as file:
-        file.create_dataset("params", (10**9, 8), np.float32, chunks=(10**5, 8))
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -78,7 +73,6 @@ def write_bomb(path):
         (lambda path: write(path, params=np.full((3, 8), b"x")), "'params' holds"),
         (write_truncated, "not a readable file of fitted Gaussians"),
         (lambda path: path.write_bytes(b"no h5"), "not a readable file of fitted Gaussians"),
-        (write_bomb, "claims 32,000,000,000 bytes"),
         (lambda path: gaussians(5).save(path, fitted=gaussians(4)), "'fitted' has 4 rows, 'params' 5"),
     ],
 )
@@ -127,12 +121,6 @@ def test_clean_makes_distorted_gaussians_round():
 CLEAN = "GS2D/process_gaussians.py"
 
 
-def contents(path):
-    """The datasets of a file, and its bytes."""
-    with h5py.File(path) as file:
-        return {name: file[name][()].tolist() for name in file}, path.read_bytes()
-
-
 def test_cleaning_a_file_keeps_what_was_fitted_and_happens_once(tmp_path):
     path = tmp_path / "IMG_1_gs_params.h5"
     original = gaussians(40)
@@ -149,26 +137,19 @@ def test_cleaning_a_file_keeps_what_was_fitted_and_happens_once(tmp_path):
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before and os.listdir(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize("ratios", [(1, 3, 2), (2, 1.5, 1.1), (1.2, 100), (100, 1.2)])
-@pytest.mark.parametrize("released", [False, True])
-def test_a_ratio_does_not_depend_on_those_before(tmp_path, ratios, released):
+@pytest.mark.parametrize("ratios", [(1, 3, 2), (1.2, 100)])
+def test_a_ratio_does_not_depend_on_those_before(tmp_path, ratios):
     """Of a file of the authors, which has ``params`` alone and NaN scales, too: its original is never lost."""
     params = gaussians(40).params.numpy()
-    params[3, 2] = np.nan if released else params[3, 2]
-    for name in ("direct", "detour"):
+    params[3, 2] = np.nan
+    for name, used in (("direct", ratios[-1:]), ("detour", ratios)):
         (tmp_path / name).mkdir()
-        path = tmp_path / name / "IMG_1_gs_params.h5"
-        if released:
-            write(path, params=params)
-        else:
-            Gaussians2D.from_params(params).save(path, attributes={"shape_loss": 0.5, "render_loss": 0.25})
-        for ratio in ratios if name == "detour" else ratios[-1:]:
-            call(CLEAN, "--gs-dir", path.parent, "--max-ratio", ratio)
-    direct, detour = (contents(tmp_path / name / "IMG_1_gs_params.h5") for name in ("direct", "detour"))
+        write(tmp_path / name / "IMG_1_gs_params.h5", params=params)
+        for ratio in used:
+            call(CLEAN, "--gs-dir", tmp_path / name, "--max-ratio", ratio)
+    direct, detour = (read_file(tmp_path / name / "IMG_1_gs_params.h5") for name in ("direct", "detour"))
     expected, distorted = clean(params, ratios[-1])
-    np.testing.assert_array_equal(direct[0]["params"], expected)
-    assert direct[0].keys() == ({"params", "fitted"} if distorted else {"params"})
-    for name in direct[0]:
-        np.testing.assert_array_equal(detour[0][name], direct[0][name])
-        assert name == "params" or np.array_equal(direct[0][name], params, equal_nan=True)
-    assert released or detour[1] == direct[1]
+    for cleaned, fitted, _ in (direct, detour):
+        np.testing.assert_array_equal(cleaned.params, expected)
+        assert (fitted is None) == (not distorted)
+        assert fitted is None or np.array_equal(fitted.params, params, equal_nan=True)

@@ -135,14 +135,14 @@ class Strict:
     "options", ["--model-name vgg", "--model-name vgg_trans --precision bf16-mixed --channels-last"]
 )
 def test_a_step_never_waits_for_the_device(device, options, data, tmp_path, monkeypatch):
-    make, modes = train_gs.crop_loader, []
+    make, modes = train_gs.CropLoader, []
 
     def warn(mode):
         modes.append(mode)
         if device == "cuda":
             torch.cuda.set_sync_debug_mode(mode)
 
-    monkeypatch.setattr(train_gs, "crop_loader", lambda *some, **named: Strict(make(*some, **named), warn))
+    monkeypatch.setattr(train_gs, "CropLoader", lambda *some, **named: Strict(make(*some, **named), warn))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         workers = 2 if device == "cuda" else 0

@@ -8,8 +8,7 @@ import torch
 from crowd_data import CROP, assert_equal, make_root
 
 from datasets.crowd import Crowd, collate
-from datasets.loading import crop_loader
-from datasets.sampler import EpochSampler
+from datasets.loading import CropLoader, EpochSampler
 from utils.device import network_errors
 
 
@@ -25,7 +24,7 @@ def test_samples_are_the_same_whoever_reads_them_and_annotations_are_read_once(r
     gaussians = root / "train" / "gs_params"
     gaussians.rename(root / "elsewhere")
     sampler, batches = EpochSampler(4, 1), []
-    loader = crop_loader(read, sampler, 3, workers, 2, torch.device("cpu"))
+    loader = CropLoader(read, sampler, 3, workers, 2, torch.device("cpu"))
     next(iter(loader))  # of an epoch that is not finished
     for epoch in (0, 1, 2, 5):
         sampler.epoch = epoch
@@ -64,7 +63,9 @@ def test_loading_processes_do_not_free_what_the_training_has_dropped(root, tmp_p
     gc.disable()
     try:
         Garbage(tmp_path / "log")
-        assert len(list(crop_loader(Crowd(root, CROP, "train"), EpochSampler(4, 1), 2, 1, 2, torch.device("cpu")))) == 2
+        loader = CropLoader(Crowd(root, CROP, "train"), EpochSampler(4, 1), 2, 1, 2, torch.device("cpu"))
+        assert len(list(loader)) == 2
+        del loader
     finally:
         gc.enable()
     assert not (tmp_path / "log").exists()

@@ -1,9 +1,8 @@
-"""The native engine: its build (several processes at once, no compiler, a poor one), its memory, sanitizers."""
+"""The native engine: its build (several processes at once, no compiler, a poor one)."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,29 +71,3 @@ def test_portable_flags_where_march_native_does_not_work(compiler, tmp_path):
     compiler('case "$*" in *-march=native*) exit 1 ;; *) exec $CXX "$@" ;; esac')
     path = build.build_library()
     assert [path] == list((tmp_path / "cache").iterdir())
-
-
-@pytest.mark.skipif(
-    os.environ.get("GST_SANITIZE") != "1", reason="slow; set GST_SANITIZE=1 to run the engine under sanitizers"
-)
-def test_under_sanitizers(tmp_path):
-    """The engine's tests once more, with AddressSanitizer and UndefinedBehaviorSanitizer in it (g++)."""
-    if not shutil.which("g++"):
-        pytest.skip("needs g++")
-    runtimes = [
-        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    environment = dict(
-        CXX="g++",
-        GST_CACHE=str(tmp_path),
-        GST_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1",
-        LD_PRELOAD=":".join(runtimes),
-        ASAN_OPTIONS="detect_leaks=0",
-    )
-    files = [f"tests/test_{name}.py" for name in ("native", "rasterize", "transforms", "transport")]
-    code = f"import sys, pytest; sys.exit(pytest.main([*{files}, '-s']))"
-    process = run_python(code, **environment)
-    output, errors = process.communicate(timeout=900)
-    assert process.returncode == 0, output + errors
-    assert len(list(tmp_path.glob("native-*.so"))) == 1

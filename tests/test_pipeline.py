@@ -98,16 +98,6 @@ def test_kernels_are_rebuilt_when_gaussians_or_parameters_change(copy):
     assert "1 kernels built" in call("GS2D/build_kernels.py", "--root-path", copy, "--cut-off", 2.5)[0]
 
 
-def test_the_same_fit_at_any_number_of_workers(copy, prepared):
-    again = sorted((copy / "train" / "gs_params").glob("*.h5"))[::4]
-    before = [path.read_bytes() for path in again]
-    for path in again:
-        path.unlink()
-    call("2dgs_counting_1gs_gsplat.py", "--root-path", copy, "--num-epochs", 30, "--workers", 1)
-    call("GS2D/process_gaussians.py", "--root-path", copy)
-    assert [path.read_bytes() for path in again] == before and len(again) == 3
-
-
 def test_train_then_test(small, tmp_path):
     """With the larger network, on stored kernels."""
     save, options = (tmp_path / "run", ["--model-name", "vgg_trans", "--kernels", "h5", *SMALL, "--epochs", 1])
@@ -151,14 +141,4 @@ def test_one_bad_image_does_not_stop_the_others(copy):
     for path in (cut, points_path(nan), gaussians_path(other), points_path(gone)):
         assert str(path) in err
     assert gaussians_path(images[5]).exists() and not gaussians_path(cut).exists()
-
-    _, err = call("train_gs.py", "--data-dir", copy, "--device", "cpu", "--save-dir", copy / "run", code=1)
-    assert len(errors(err)) == 1 and "1 of 9" in err
     assert not list(copy.rglob("*.partial*"))
-
-
-def test_an_output_folder_that_cannot_be_written_is_named(copy):
-    shutil.rmtree(copy / "train" / "gs_params")
-    (copy / "train" / "gs_params").write_text("a file where the folder should be")
-    _, err = call("2dgs_counting_1gs_gsplat.py", "--root-path", copy, code=1)
-    assert len(errors(err)) == 1 and "gs_params" in err

@@ -12,7 +12,6 @@ from raw_data import image_info, write
 from datasets.raw.exports import image_of_address, without_upload_prefix
 
 BOM = b"\xef\xbb\xbf"
-SIZES = {"sizes": lambda name: ((200, 150), (200, 150))}
 
 
 def marks(found):
@@ -25,7 +24,7 @@ def marks(found):
 
 def refused(form, path, categories=(), **request):
     with pytest.raises(ValueError) as caught:
-        read(form, path, categories, **SIZES | request)
+        read(form, path, categories, **request)
     message = str(caught.value)
     assert "\n" not in message and message.startswith(f"{path}: ") and ";" in message and len(message) < 400
     return message
@@ -42,11 +41,8 @@ READ = {
     "csv": {
         "1.5,2\n3,4e0\n": TWO,
         "y,X\n2,1.5\n4,3\n": TWO,
-        "id;kind;x;y\n1;a;1.5;2\n2;b;3;4\n": TWO,
         "x\ty\r\n1.5\t2\r\n\r\n3\t4\r\n": TWO,
-        BOM + b"x,y\r\n1.5,2\r\n3,4": TWO,
         '"x","y"\n"1.5"," 2 "\n3,4\n': TWO,
-        "x,y\r1.5,2\r3,4\r": TWO,
         **dict.fromkeys(("", "x,y\n", "\n\n", BOM), []),
         **dict.fromkeys(
             (
@@ -59,13 +55,9 @@ READ = {
         "label,x,y,image\nhead,10,20,a.jpg\n": {"a.jpg": [POINT]},
         "image,x_center,y_center,width,height,label\na.jpg,10,20,4,9,head\n": {"a.jpg": [BOX]},
         "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,200,150,head,8,15.5,12,24.5\n": {"a.jpg": [BOX]},
-        "image,x1,y1,x2,y2,label\na.jpg,8,15.5,12,24.5,head\n": {"a.jpg": [BOX]},
         "image;left;top;right;bottom;category\na.jpg;8;15.5;12;24.5;head\n": {"a.jpg": [BOX]},
-        "image,x,y,w,h,label\na.jpg,8,15.5,4,9,head\n": {"a.jpg": [BOX]},
         "label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name\nhead,8,15.5,4,9,a.jpg\n": {"a.jpg": [BOX]},
-        "label,x,y,image,width,height\nhead,10,20,a.jpg,200,150\n": {"a.jpg": [POINT]},  # of the image
         "label,x,y,image,width,height\nhead,8,15.5,a.jpg,4,9\n": {"a.jpg": [BOX]},
-        "Image Name,X,Y,Label\na.jpg,10,20,head\n": {"a.jpg": [POINT]},
         "Image,X (px),Y [px]\na.jpg,1.5,2\na.jpg,3,4\n": {"a.jpg": TWO},  # of QuPath, CellProfiler and Excel
         "ObjectNumber,FileName_DNA,Location_Center_X,Location_Center_Y\n1,a.jpg,1.5,2\n2,a.jpg,3,4\n": {"a.jpg": TWO},
         "Image,Name,Centroid X px,Centroid Y px\na.jpg,,1.5,2\na.jpg,,3,4\n": {"a.jpg": TWO},
@@ -73,21 +65,18 @@ READ = {
         'image,x,y\na.jpg,"1,5",2\na.jpg,3,4\n': {"a.jpg": TWO},
         "x,y,left,top,right,bottom\n30,24,30,24,50,36\n": [(40, 30, 15.491933, "")],  # the place is the box's corner
         " ,Label,X,Y,Counter\n1,a.png,10,20,0\n": [point(10, 20, "0")],  # of ImageJ: a picture is no label
-        " ,Label,X,Y,Counter\n1,a.png:0001-0020,10,20,1\n": [point(10, 20, "1")],
-        " ,Label,X,Y\n1,a.png,10,20\n": [point(10, 20)],
         "Label,X,Y,Counter\na.jpg:0001-0002-0003,1.5,2,0\na.jpg,3,4,1\n": {
             "a.jpg": [point(1.5, 2, "0"), point(3, 4, "1")]
         },
         " ,Label,X,Y,Counter\n1,head,10,20,1\n": [POINT],
     },
     "json": {
-        "[[1.5, 2], [3, 4]]": TWO,
         '{"points": [[1.5, 2], [3, 4]], "by": "me"}': TWO,
         BOM + b"[]\r\n": [],
         '{"a.jpg": [[1.5, 2], [3, 4]], "зал.jpg": {"points": []}}': {"a.jpg": TWO, "зал.jpg": []},
     },
     "xy": dict.fromkeys(("1.5 2\n3 4e0\n", "1.5,2\r\n3,4", "\ufeff1.5\t2\n\n 3  4 \n", "1.5, 2\n3; 4\n"), TWO),
-    "yolo": {BOM + b"0 0.5 0.2 0.1 0.3\r\n\r\n3 1.0 0 0 0\r\n": [(100, 30, 30, "0"), point(200, 0, "3")], "": []},
+    "yolo": {BOM + b"0 0.5 0.2 0.1 0.3\r\n\r\n3 1.0 0 0 0\r\n": [(0.5, 0.2, 0.173205, "0"), point(1, 0, "3")], "": []},
     "pnt": {
         '{"points": {"a.jpg": {"head": [{"x": 10, "y": 20}], "car": [{"x": 1, "y": 2}]}, "b.jpg": {}}, "classes": []}': {
             "a.jpg": [POINT, point(1, 2, "car")],
@@ -103,7 +92,7 @@ READ = {
 def test_what_is_read(tmp_path, form, text, expected):
     expected = expected if isinstance(expected, dict) else {"": expected}
     path = write(tmp_path / f"a.{SUFFIXES.get(form, 'json')}", text)
-    assert marks(read(form, path, named="" not in expected, **SIZES)) == expected
+    assert marks(read(form, path, named="" not in expected)) == expected
 
 
 def coco(annotations, images=({"id": 1, "file_name": "a.jpg"}, {"id": "b", "file_name": "d/b.jpg"}), **more):
@@ -129,9 +118,7 @@ def test_coco(tmp_path, capsys):
     boxes = [(12, 24.5, 6, "head"), point(3, 4, "8"), point(3.5, 4), point(5, 7), (4, 4, 8, ""), (1, 1, 2, "")]
     assert marks(found) == {"a.jpg": boxes, "d/b.jpg": []}
     assert found["a.jpg"].image_size == (64, 48) and found["d/b.jpg"].image_size is None
-    out, err = capsys.readouterr()
-    assert "1 annotations have several visible keypoints" in out
-    assert "2 regions marked iscrowd or ignore are not counted" in err
+    assert "2 regions marked iscrowd or ignore are not counted" in capsys.readouterr().err
 
 
 def shape(points, kind=None, label="p"):
@@ -174,9 +161,8 @@ def via(*shapes, name="a.jpg"):
 @pytest.mark.parametrize("header", ["", "#"])  # version 1 begins with it
 def test_via(tmp_path, header):
     entries = via(*VIA_SHAPES) | via(name="empty.jpg")
-    assert (
-        marks(read("via", write(tmp_path / "v.json", {"_via_settings": {}, "_via_img_metadata": entries}))) == VIA_MARKS
-    )
+    project = write(tmp_path / "v.json", {"_via_settings": {}, "_via_img_metadata": entries})
+    assert marks(read("via", project)) == VIA_MARKS
     if header:
         entries["a.jpg123"]["regions"] = {str(i): region for i, region in enumerate(entries["a.jpg123"]["regions"])}
     assert marks(read("via", write(tmp_path / "v.json", entries))) == VIA_MARKS
@@ -185,40 +171,6 @@ def test_via(tmp_path, header):
     rows += [f'a.jpg,123,"{{}}",5,{i},"{text}","{{}}"' for i, text in enumerate(quoted)]
     rows += ['empty.jpg,5,"{}",0,0,"{}","{}"']
     assert marks(read("via", write(tmp_path / "v.csv", header + "\r\n".join(rows)))) == VIA_MARKS
-
-
-VIA3 = {
-    "project": {"pname": "x", "data_format_version": "3.1.1", "vid_list": ["1", "2"]},
-    "config": {},
-    "attribute": {"1": {"aname": "kind", "anchor_id": "FILE1_Z0_XY1", "type": 4, "options": {"0": "head", "1": "car"}}},
-    "file": {
-        "1": {"fid": "1", "fname": "a.jpg", "type": 2, "loc": 1, "src": ""},
-        "2": {"fid": "2", "fname": "b.jpg", "type": 2, "loc": 1, "src": ""},
-    },
-    "metadata": {
-        "1_a": {"vid": "1", "flg": 0, "z": [], "xy": [1, 30, 40], "av": {"1": "0"}},
-        "1_b": {"vid": "1", "flg": 0, "z": [], "xy": [2, 10, 20, 4, 9], "av": {"1": "1"}},
-        "1_c": {"vid": "1", "flg": 0, "z": [], "xy": [3, 10, 10.5, 5], "av": {}},
-        "1_d": {"vid": "1", "flg": 0, "z": [], "xy": [4, 10, 10, 2, 8], "av": {}},
-        "1_e": {"vid": "1", "flg": 0, "z": [], "xy": [7, 0, 0, 4, 0, 2, 4], "av": {}},
-        "1_f": {"vid": "1", "flg": 0, "z": [], "xy": [], "av": {"1": "0"}},
-    },
-    "view": {"1": {"fid_list": ["1"]}, "2": {"fid_list": ["2"]}},
-}
-VIA3_MARKS = [point(30, 40, "head"), (12, 24.5, 6, "car"), (10, 10.5, 10, ""), (10, 10, 8, ""), (2, 2, 4, "")]
-VIA3_TABLE = """# Exported using VGG Image Annotator (http://www.robots.ox.ac.uk/~vgg/software/via)
-# SHAPE_ID = {"POINT":1,"RECTANGLE":2}
-# ATTRIBUTE = {"1":{"aname":"kind","type":4,"options":{"0":"head","1":"car"}}}
-# CSV_HEADER = metadata_id,file_list,flags,temporal_coordinates,spatial_coordinates,metadata
-"1_a","[""a.jpg""]",0,"[]","[1,30,40]","{""1"":""0""}"
-"1_b","[""a.jpg""]",0,"[]","[2,10,20,4,9]","{""1"":""1""}"
-"1_f","[""a.jpg""]",0,"[]","[]","{}"
-"""
-
-
-def test_via_3(tmp_path):
-    assert marks(read("via", write(tmp_path / "v.json", VIA3))) == {"a.jpg": VIA3_MARKS, "b.jpg": []}
-    assert marks(read("via", write(tmp_path / "v.csv", VIA3_TABLE))) == {"a.jpg": VIA3_MARKS[:2]}
 
 
 def test_via_labels(tmp_path, capsys):
@@ -310,8 +262,6 @@ def test_label_studio_names_of_images():
     [
         {"annPoints": [[1.5, 2], [3, 4]]},
         {"image_info": image_info([[1.5, 2], [3, 4]])},
-        {"location": [[1.5, 2], [3, 4]], "number": 2},
-        {"dots": [[1.5, 2], [3, 4]], "count": 2},
         {"frame": {"loc": [[1.5, 2], [3, 4]]}},
         {"whatever": [[1.5, 2], [3, 4]]},
     ],
@@ -336,105 +286,70 @@ WRONG = {
     "csv of one image": [
         ("1,2\n1,5,3\n", "line 2: 3 columns instead of 2"),  # 1,5 in place of 1.5
         ("1,5,3\n", "line 1: 3 columns and no header"),
-        ("x;y\n1,5,0;3\n", "line 2: '1,5,0' is no finite number"),
         ("1,5;3,2\n", "line 1: '1,5' is no finite number"),
-        ("x,y\n1,\n", "line 2: ''"),
         ("x,y,x\n1,2,3\n", "line 1: the header"),
         ("col,row\n1,2\n", "line 1: the header 'col, row' lacks x and y"),
         ("X,Y,BX,BY,Width,Height\n120,70,110,74,20,12\n", "line 2: the point (120, 70) lies outside of its box"),
         ('x,y\n"1,2\n3,4\n', "not valid CSV"),
-        ("x,y\n1,\0\n", "line 2"),
         (b"x,y\n1,2\n\xff", "byte 9"),
-        ("x,y\n" + "1" * 200_000 + ",1\n", "line 2"),
     ],
     "csv": [
         ("x,y,label\n1,2,a\n", "the header 'x, y, label' lacks image;"),
-        ("image,x\n", "the header 'image, x' lacks y;"),
-        ("image,left,top\n", "lacks width and height (or right and bottom);"),
-        ("who,where\n", "lacks image and x and y;"),
-        ("image,name,x,y\na,b,1,2\n", "must name each of image, x, y"),
+        ("image,left,top\n", "lacks x and y; it must name each of image, x, y once, or the columns of a box"),
         ("image,x,y\n,1,2\n", "line 2: names no image"),
         ("a.jpg,1,5,2\n", "line 1: 4 columns"),
-        ("a.jpg,1,2\nb.jpg,3\n", "line 2: 2 columns"),
         ("a.jpg,1,\n", "line 1: ''"),
     ],
     "json of one image": [({"shapes": []}, "no list 'points'")],
     "json": [
         ([[1, 2], [3]], "no object"),
-        ({"a.jpg": {"x": 1}}, "'a.jpg': no list 'points'"),
         ('{"a.jpg": [[1, 2]], "a.jpg": []}', "'a.jpg' is there twice"),
         ('{"a.jpg": [[1, 2]],\n\n', "line 3"),
     ],
     "coco": [
         ([], "no list 'images'"),
-        (coco([], categories=3), "no list 'categories'"),
-        (coco([{"image_id": 2, "bbox": [1, 2, 3, 4]}]), "entry 1: image_id 2"),
-        (coco([{"image_id": [1], "bbox": [1, 2, 3, 4]}]), "entry 1: image_id [1]"),
+        (coco([{"image_id": 2, "bbox": [1, 2, 3, 4]}]), "entry 1: image_id '2'"),
         (coco([{"image_id": 1, "segmentation": [[1, 2]]}]), "is a 'region without bbox'"),
         (coco([{"image_id": 1, "bbox": [1, 2, 3]}]), "bbox: [1, 2, 3] is no"),
         (coco([{"image_id": 1, "bbox": [1, 2, -3, 4]}]), "-3 x 4"),
         (coco([{"image_id": 1, "keypoints": [1, 2]}]), "keypoints is [1, 2]"),
         (coco([], [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]), "entry 2: its id"),
-        (coco([], [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}]), "entry 2: the image 'a' is there twice"),
-        (coco([], [{"id": 1}]), "lacks the name of its image"),
         (coco([], [{"id": 1, "file_name": "a", "width": "9", "height": 9}]), "width: '9'"),
     ],
     "labelme": [
         ({"points": []}, "no list 'shapes'"),
-        ([], "no list 'shapes'"),
         ({"shapes": [shape([[1, 2], [3, 4]], "line")]}, "shape 1: is a 'line'; mark objects as point, rectangle"),
-        ({"shapes": [shape([[1, 2]], "point"), shape([], "polygon")]}, "shape 2: a polygon of 0 points"),
-        ({"shapes": [shape([[1, 2], [3, 4]], "point")]}, "a point of 2 points"),
-        ({"shapes": [shape([[1, 2]], ["point"])]}, "shape 1"),
+        ({"shapes": [shape([[1, 2]], "point"), shape([], "polygon")]}, "shape 2: a polygon of 0 numbers"),
     ],
     "via": [
-        ([], "no object"),
         ({"project": {"vid": 1}, "file": {}}, "no text 'filename'"),
-        ({"a": {"filename": "a.jpg", "regions": [3]}}, "region 1: is a None"),
+        ({"a": {"filename": "a.jpg", "regions": [3]}}, "no list 'regions' of objects"),
         (via({"name": "polyline", "all_points_x": [1], "all_points_y": [2]}), "is a 'polyline'; mark objects as point"),
         (via({"name": "point", "cx": 3}), "cy: None"),
-        (via({"name": "circle", "cx": 3, "cy": 4, "r": -1}), "-2 x -2"),
         (via({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [2]}), "do not fit"),
-        (via({"name": "polygon", "all_points_x": [], "all_points_y": []}), "a polygon of 0 numbers"),
-        (via() | {"other": via()["a.jpg123"]}, "there twice"),
-        (VIA3 | {"view": {"1": {"fid_list": ["1", "2"]}}}, "view '1': does not show exactly one file"),
-        (VIA3 | {"file": {k: {**v, "type": 4} for k, v in VIA3["file"].items()}}, "is no image in this project"),
-        (VIA3 | {"metadata": {"m": {"vid": "1", "xy": [6, 1, 2, 3, 4]}}}, "is a 'polyline'; mark objects as"),
-        (VIA3 | {"metadata": {"m": {"vid": "9", "xy": [1, 2, 3]}}}, "its vid '9' is no view"),
-        (VIA3 | {"metadata": {"m": {"vid": "1", "xy": [1, 2]}}}, "a point of 1 numbers"),
     ],
     "via csv": [
-        (f"{VIA_HEADER}a.jpg,x\n", "line 2: region_shape_attributes is 'x', not JSON"),
-        ("file,x,y\na.jpg,1,2\n", "the columns: no text 'filename'"),
-        (f'{VIA_HEADER}a.jpg,"{{""name"":""lion""}}"\n', "line 2: is a 'lion'"),
-        (VIA3_TABLE.replace('""a.jpg""', '""a.jpg"",""b.jpg""'), "line 5: file_list is ['a.jpg', 'b.jpg']"),
+        (f"{VIA_HEADER}a.jpg,x\n", "line 2: its attributes ('x', '') are not JSON"),
+        ("file,x,y\na.jpg,1,2\n", "line 2: no text 'filename'"),
     ],
     "cvat": [
         ("", "not valid XML"),
         ("<annotation><object/></annotation>", "is <annotation>; export 'CVAT for images 1.1'"),
         ("<annotations><track id='0'/></annotations>", "is CVAT for video, with tracks"),
-        ("<annotations><image id='0'/></annotations>", "image 1: lacks the name of its image"),
         (images_of("<points points='1,2,3'/>"), "shape 1: points holds '1,2,3'"),
-        (images_of("<box xtl='5' ytl='1' xbr='2' ybr='3'/>"), "-3 x 2"),
         (images_of("<polyline label='road' points='1,2;3,4'/>"), "shape 1: is a 'polyline'; mark objects as points"),
         ("<annotations><image name='a'/><image name='a'/></annotations>", "'a' is there twice"),
         ('<!DOCTYPE x [<!ENTITY e "ha">]><annotations>&e;</annotations>', "defines entities"),
-        ('<?xml version="1.0" encoding="nonsense"?><annotations/>', "not valid XML"),
     ],
     "labelstudio": [
         ({}, "no list 'tasks'"),
-        ([{"data": {"image": "a.jpg"}}], "no list 'annotations'"),
         ([task(name="words") | {"data": {"text": "words"}}], "lacks the name of its image"),
         ([task(result("brushlabels", rle=[1, 2]))], "is a 'brush'; mark objects as keypoint"),
         ([task(result("keypointlabels", x=1, y=2) | {"image_rotation": 90})], "turned by 90 degrees"),
-        ([task(result("keypointlabels", x=1, y=2) | {"original_width": 0})], "an image of 0 x 150 pixels"),
-        ([task(), task()], "is there twice"),
         ([task() | {"annotations": [{"result": []}, {"result": []}]}], "has 2 annotations"),
     ],
     "pnt": [
         ({"classes": []}, "no object 'points'"),
-        ({"points": {"a.jpg": []}}, "no object 'a.jpg'"),
-        ({"points": {"a.jpg": {"head": {}}}}, "no list 'head'"),
         ({"points": {"a.jpg": {"head": [{"x": 1}]}}}, "point 1: y: None is no finite number"),
     ],
     "xy": [("1 2\n1 2 3\n", "line 2: 3 values; write the two values x y"), ("x y\n", "'x' is no finite number")],
@@ -442,7 +357,6 @@ WRONG = {
         ("0 0.5 0.5 0.1", "4 values"),
         ("0 0.5 0.5 0.1 0.1 1.9", "6 values"),
         ("0 0.9 0.5 0.5 0.1 0.1", "6 values"),  # the confidence first: that box would leave the image
-        ("0,0.5,0.5,0.1,0.1", "1 values"),
         ("0 100 25 20 20", "not in parts of the image"),
     ],
 }

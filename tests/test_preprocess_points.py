@@ -184,7 +184,8 @@ def test_images_that_would_get_one_name(tmp_path):
     line = refused(folder, "csv", "--annotations", table)
     assert "x/a.jpg" in line and "y/a.png" in line
     write(tmp_path / "flat" / "a.csv", "1,2\n")
-    assert "a.csv: is for" in refused(folder, "csv", "--annotations", tmp_path / "flat")
+    assert "a.csv: 'a': may mean " in refused(folder, "csv", "--annotations", tmp_path / "flat")
+    (folder / "train/y/a.png").unlink()
     write(tmp_path / "flat" / "a.CSV", "1,2\n")
     assert "is for the same image" in refused(folder, "csv", "--annotations", tmp_path / "flat")
 

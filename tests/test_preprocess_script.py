@@ -10,14 +10,13 @@ import sys
 import numpy as np
 import scipy.io
 from commands import call, errors
-from PIL import Image
-from raw_data import SMALL, TREES, contents, make_raw, partials, prepared, record, times, write
+from raw_data import SMALL, TREES, contents, make_raw, partials, prepared, record, times
 
 from utils.files import list_images, points_path
 
 
 def run(source, output, *options, code=0):
-    paths = ("--input-dataset-path", source, "--output-dataset-path", output)
+    paths = ("--origin-dir", source, "--data-dir", output)  # as the released script has them
     return call("preprocess_dataset_ucf.py", *paths, *SMALL, *options, code=code)
 
 
@@ -133,20 +132,6 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     assert prepared(out) == prepared(whole)
 
 
-def test_an_image_that_changes_its_split_leaves_the_old_one(tmp_path):
-    raw, out = make_raw(tmp_path / "raw"), tmp_path / "out"
-    (tmp_path / "val.txt").write_text("img_0002.jpg\n")
-    run(raw, out, "--val-list", tmp_path / "val.txt")
-    assert {path.name for path in (out / "val").iterdir()} == {"IMG_0002.jpg", "IMG_0002.npy"}
-    (tmp_path / "val.txt").write_text("img_0003.jpg\n")
-    text, _ = run(raw, out, "--val-list", tmp_path / "val.txt")
-    assert "2 images changed their split" in text and "prepared 2 images" in text
-    assert {path.name for path in (out / "val").iterdir()} == {"IMG_0003.jpg", "IMG_0003.npy"}
-    assert {path.stem for path in (out / "train").iterdir()} == {f"IMG_{i:04}" for i in (1, 2, 4, 5, 6)}
-    assert np.load(out / "train" / "IMG_0002.npy").shape[1] == 3
-    assert "nothing to do" in run(raw, out, "--val-list", tmp_path / "val.txt")[0]
-
-
 def test_strange_images_and_gaussians_in_the_output_are_pointed_out_and_kept(tmp_path):
     raw, out = make_raw(tmp_path / "raw"), tmp_path / "out"
     (out / "train").mkdir(parents=True)
@@ -157,13 +142,6 @@ def test_strange_images_and_gaussians_in_the_output_are_pointed_out_and_kept(tmp
     (out / "train" / "gs_params" / "IMG_0001_gs_params.h5").write_bytes(b"")
     what = "warning: 1 of these images had Gaussians already"
     assert what not in run(raw, out)[1] and what in run(raw, out, "--min-size", "40")[1]
-
-
-def test_a_configuration_file_and_the_released_names_of_the_folders(tmp_path):
-    write(tmp_path / "a.yml", "min-size: 96\nmax_size: 96\nworkers: 1\n")
-    paths = ("--origin-dir", make_raw(tmp_path / "raw"), "--data-dir", tmp_path / "out")
-    call("preprocess_dataset_ucf.py", *paths, "--config", tmp_path / "a.yml")
-    assert Image.open(tmp_path / "out" / "test" / "IMG_0001.jpg").size == (128, 96)
 
 
 def test_output_in_the_input_is_refused(tmp_path):

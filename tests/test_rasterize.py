@@ -11,7 +11,7 @@ import torch
 from GS2D import native
 from GS2D.backends import resolve_backend
 from GS2D.gaussians import Gaussians2D
-from GS2D.rasterize import conics, draw, rasterize, rasterize_reference
+from GS2D.rasterize import conics, draw, rasterize
 
 
 def draw_slowly(means, conics, colors, width, height):
@@ -79,7 +79,7 @@ def test_drawing_and_its_gradients(name):
         return image.detach(), torch.autograd.grad((image * weights.to(dtype)).sum(), leaves)
 
     expected, slopes = run(lambda *scene: draw_slowly(*scene)[0], torch.float64)
-    image, gradients = run(rasterize_reference, torch.float64)
+    image, gradients = run(lambda *scene: draw(*scene, "reference"), torch.float64)
     assert expected.max() > 0.05
     torch.testing.assert_close(image, expected, rtol=0, atol=1e-12)
     for gradient, slope in zip(gradients, slopes, strict=True):
@@ -118,15 +118,15 @@ def test_nothing_to_draw(backend):
 
 def test_drawing_is_equivariant_but_to_the_order():
     means, shape, colors = make_scene(32, 32, n=8, low=2, high=6, margin=3.0)
-    image = rasterize_reference(means, shape, colors, 32, 32)
+    image = draw(means, shape, colors, 32, 32, "reference")
     mirrored = torch.stack([32 - means[:, 0], means[:, 1]], dim=1)
-    flipped = rasterize_reference(mirrored, shape * torch.tensor([1, -1, 1]), colors, 32, 32)
+    flipped = draw(mirrored, shape * torch.tensor([1, -1, 1]), colors, 32, 32, "reference")
     torch.testing.assert_close(flipped, image.flip(1), rtol=0, atol=1e-12)
-    moved = rasterize_reference(means + torch.tensor([16, 32]), shape, colors, 48, 64)
+    moved = draw(means + torch.tensor([16, 32]), shape, colors, 48, 64, "reference")
     torch.testing.assert_close(moved[32:, 16:], image, rtol=0, atol=1e-12)
-    transposed = rasterize_reference(means.flip(1), shape.flip(1), colors, 32, 32)
+    transposed = draw(means.flip(1), shape.flip(1), colors, 32, 32, "reference")
     torch.testing.assert_close(transposed, image.transpose(0, 1), rtol=0, atol=1e-12)
-    assert (rasterize_reference(means.flip(0), shape.flip(0), colors.flip(0), 32, 32) - image).abs().max() > 0.01
+    assert (draw(means.flip(0), shape.flip(0), colors.flip(0), 32, 32, "reference") - image).abs().max() > 0.01
 
 
 def test_unusable_arguments_are_named():

@@ -35,7 +35,7 @@ def write_results(folder, truths, predictions, names=None, failed=(), **summary)
     (folder / "report_data.jsonl").write_text("".join(f"{line}\n" for line in lines))
     summary = {
         "failed": list(failed),
-        "localisation": {"4": {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}, "qnrf": {"auc": None}},
+        "localisation": {"4": {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}},
         "model": {"name": "vgg"},
         "weights_sha256": "ab" * 32,
         "configuration": {"window": 512},
@@ -48,29 +48,21 @@ def write_results(folder, truths, predictions, names=None, failed=(), **summary)
 
 
 class Page(html.parser.HTMLParser):
-    """The elements of a page, as a browser would find them, and by their names what the list is sorted by."""
+    """The elements of a page, as a browser would find them, and what its script is given of each image."""
 
     def __init__(self, path):
         super().__init__(convert_charrefs=True)
-        self.tags, self.rows, self.source = [], [], path.read_text(encoding="utf-8")
+        self.tags, self.source = [], path.read_text(encoding="utf-8")
         self.scripts = re.findall("<script(.*?)>(.*?)</script>", self.source, re.DOTALL)
+        self.images = [json.loads(text) for kind, text in self.scripts if 'class="image"' in kind]
         self.feed(self.source)
-        # What the images' views are made from, in the order of the list; plots are lists.
-        data = [json.loads(text) for kind, text in self.scripts if "json" in kind]
-        self.views = [value for value in data if isinstance(value, dict)]
-        sources = [attrs["src"] for tag, attrs in self.tags if tag == "img"]
-        self.photos = [source.removeprefix("data:image/jpeg;base64,") for source in sources]
 
     def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.tags.append((tag, attrs))
-        if tag == "tr" and "data-groups" in attrs:
-            self.rows.append({})
-        if tag == "td" and "data-key" in attrs:
-            self.rows[-1][attrs["class"].removeprefix("n ")] = attrs["data-key"]
+        self.tags.append((tag, dict(attrs)))
 
-    def text_of(self, pattern):
-        return [html.unescape(found) for found in re.findall(pattern, self.source)]
+    def texts(self, pattern):
+        """What the groups of ``pattern`` hold, in the order of the page."""
+        return [tuple(map(html.unescape, found.groups())) for found in re.finditer(pattern, self.source)]
 
 
 def written(tmp_path, *folders):
@@ -86,115 +78,95 @@ def test_a_line_holds_the_photograph_the_density_and_the_points():
     density = np.array([[0.0, 1.0, 4.0], [2.0, 3.0, -0.1]])
     image = np.full((500, 1000, 3), (200, 100, 50), np.uint8)
     line = json.loads(report_line("a.jpg", image, density, np.array([[1.26, 2, 7.0]]), np.zeros((0, 2)), 1.00004))
-    found = {key: line[key] for key in ("image", "width", "height", "density_max", "predicted", "points", "heads")}
-    assert list(found.values()) == ["a.jpg", 1000, 500, 4, 1, [[1.3, 2.0]], []]
-    photo = opened(line["photo"])
-    assert (photo.format, photo.size) == ("JPEG", (640, 320))
+    photo, cells = (opened(line.pop(key)) for key in ("photo", "density"))
+    facts = {"image": "a.jpg", "width": 1000, "height": 500, "density_max": 4, "predicted": 1}
+    assert line == {**facts, "points": [[1.3, 2.0]], "heads": []}
+    assert (photo.format, photo.size, cells.format, cells.mode) == ("JPEG", (640, 320), "PNG", "L")
     assert np.abs(np.asarray(photo).astype(int) - (200, 100, 50)).max() <= 4
-    cells = opened(line["density"])
-    assert (cells.format, cells.mode) == ("PNG", "L")
     np.testing.assert_allclose(np.asarray(cells, float) * 4 / 255, np.clip(density, 0, None), atol=2 / 255)
     line = json.loads(report_line("a", image, np.zeros((1, 1)), None, None, 0.0))
     assert (line["points"], line["heads"], line["density_max"]) == (None, None, 0.0)
 
 
-def test_names_cannot_become_markup(tmp_path):
+def test_names_cannot_become_markup_and_only_the_pages_own_scripts_may_run(tmp_path):
     names = [TAG, SCRIPT, "<!--<script>.jpg"]
-    odd = write_results(tmp_path / "<b>results", [1, 2, 3], [1.0, 2.0, 4.0], names, [[TAG, f"reason {SCRIPT}"]])
+    card = "javascript:alert(3).md"
+    odd = write_results(tmp_path / "<b>", [1, 2, 3], [1.0, 2.0, 4.0], names, [[f"2{TAG}", SCRIPT]], model_card=card)
     page = written(tmp_path, odd)
-    assert "<title>GST: &lt;b&gt;results</title>" in page.source
-    plain = written(tmp_path, write_results(tmp_path / "a", [1, 2, 3], [1.0, 2.0, 4.0], ["a", "b", "c"], [["d", "e"]]))
-    assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
-    assert [row["name"] for row in page.rows] == names
-    assert page.text_of("<h1>(.*)</h1>") == ["<b>results"]
-    assert page.text_of("<li><b>(.*?)</b>") == [TAG]
-    assert page.text_of("<li><b>.*?</b> (.*?)</li>") == [f"reason {SCRIPT}"]
-
-
-def test_only_the_pages_own_scripts_may_run_and_nothing_is_fetched(tmp_path):
-    page = written(tmp_path, write_results(tmp_path / "a", [1], [2.0], model_card="javascript:alert(3).md"))
-    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    plain = write_results(tmp_path / "a", [1, 2, 3], [1.0, 2.0, 4.0], ["a", "b", "c"], [["d", "e"]], model_card="f")
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in written(tmp_path, plain).tags]
+    assert [image["image"] for image in page.images] == names
+    assert page.texts("<h1>(.*)</h1>") == [("<b>",)] and page.texts("<title>(GST.*)</title>") == [("GST: <b>",)]
+    assert page.texts("<li><b>(.*?)</b> (.*?)</li>") == [(f"2{TAG}", SCRIPT)]
+    policy = next(attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
     code = [text for kind, text in page.scripts if "json" not in kind]
     hashes = {base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in code}
     assert len(code) == 2 and set(re.findall(r"'sha256-([^']+)'", policy)) == hashes
     assert "default-src 'none'" in policy and "http" not in policy
-    links = [attrs[name] for _, attrs in page.tags for name in ("src", "href") if attrs.get(name)]
-    assert links and all(link.startswith("data:") for link in links)
+    links = {attrs[name] for _, attrs in page.tags for name in ("src", "href") if attrs.get(name)}
+    assert links == {"data:,", "javascript%3Aalert%283%29.md"}, "a path beside the page"
 
 
 def test_the_page_holds_every_image_in_the_order_of_the_results(tmp_path):
     folder = write_results(tmp_path / "a", [3, None, 0], [1.25, 2.5, 0.0])
-    lines = (folder / "report_data.jsonl").read_text().splitlines()
     page = written(tmp_path, folder)
-    keys = "thumb", "name", "truth", "predicted", "error", "relative", "size"
-    assert [tuple(row[key] for key in keys) for row in page.rows] == [
-        ("0", "IMG_0001.jpg", "3.0", "1.25", "1.75", str(1.75 / 3), "3072"),
-        ("1", "IMG_0002.jpg", "", "2.5", "", "", "3072"),
-        ("2", "IMG_0003.jpg", "0.0", "0.0", "0.0", "", "3072"),
-    ]
-    for line, photo, view in zip(lines, page.photos, page.views, strict=True):
-        source = json.loads(line)
-        assert (photo, view["points"]) == (source["photo"], source["points"])
-        assert view["results"] == [{"label": "a"} | {key: source[key] for key in ("density", "density_max", "heads")}]
+    lines = map(json.loads, (folder / "report_data.jsonl").read_text().splitlines())
+    for line, image in zip(lines, page.images, strict=True):
+        (found,) = image.pop("results")
+        assert image | found == line
 
 
 def test_many_photographs_are_made_smaller(tmp_path, monkeypatch):
-    folder = write_results(tmp_path / "a", [1], [1.0])
-    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-    line = report_line("IMG_0001.jpg", noise, np.ones((60, 80)), np.zeros((1, 2)), None, 1.0)
-    (folder / "report_data.jsonl").write_text(line)
-    sides = []
-    for budget in (10**9, len(line) // 4, 100):
-        monkeypatch.setattr(report, "PHOTOGRAPHS_BYTES", budget)
-        (photo,) = written(tmp_path, folder).photos
-        sides.append(opened(photo).width)
-    assert sides[0] == 640 and 300 <= sides[1] <= 330 and sides[2] == report.LEAST_PHOTO_SIDE
+    folder = tmp_path / "a"
+    write_results(folder, [], [])
+    photograph = np.zeros((480, 640, 3), np.uint8)
+    lines = [report_line(name, photograph, np.ones((60, 80)), None, None, 1.0) for name in "ab"]
+    (folder / "report_data.jsonl").write_text("\n".join(lines))
+    assert [opened(image["photo"]).width for image in written(tmp_path, folder).images] == [640, 640]
+    monkeypatch.setattr(report, "MANY", 1)
+    assert [opened(image["photo"]).width for image in written(tmp_path, folder).images] == [320, 320]
 
 
-def test_the_paired_difference_of_known_errors(tmp_path):
+def test_several_results_are_compared_image_by_image(tmp_path):
     """In folders of one name; the same input gives the same bytes."""
     first = write_results(tmp_path / "a" / "results", [10, 20, 30], [11.0, 19.0, 31.0])
     second = write_results(tmp_path / "b" / "results", [10, 20, 30], [13.0, 17.0, 33.0])
     page = written(tmp_path, first, second)
-    for name in ("mae", "mse"):
-        template = rf'data-paired="{name}-1">(.*?)</b>\s*<span class="quiet">(.*?)</span>'
-        assert re.findall(template, page.source) == [("+2.00", "(+2.00 to +2.00)")]
-    assert f"{first} is better" in page.source and "(3 images, bootstrap)" in page.source
-    assert [result["label"] for result in page.views[0]["results"]] == [str(first), str(second)]
-    keys = page.text_of('class="n result" role="cell" data-label=".*?" data-key="(.*?)"')
-    assert keys == ["1.0", "3.0"] * 3
+    assert page.texts("<td>(.*?)</td>")[9:12] == [("+2.00 (+2.00 to +2.00)",)] * 2 + [(str(first),)]
+    assert [[found["predicted"] for found in image["results"]] for image in page.images] == [
+        [11, 13],
+        [19, 17],
+        [31, 33],
+    ]
     assert written(tmp_path, first, second).source == page.source
+    assert written(tmp_path, second, first).texts("<td>(.*?)</td>")[11] == (str(first),)
+    assert written(tmp_path, first, first).texts("<td>(.*?)</td>")[11] == ("no clear difference",)
 
 
 def test_an_image_that_failed_in_one_result_is_left_out_and_without_truth_nothing_is_paired(tmp_path):
     first = write_results(tmp_path / "a", [1, 2], [1.0, 9.0], ["x", "y"])
     second = write_results(tmp_path / "b", [1], [1.0], ["x"], failed=[["y", "unreadable"]])
     page = written(tmp_path, first, second)
-    assert [row["name"] for row in page.rows] == ["x"] and "left out of every comparison: y<" in page.source
-    assert page.text_of('data-total="mae-.">(.*?)<') == ["0.00", "0.00"]
+    assert [image["image"] for image in page.images] == ["x"] and "left out of every comparison: y<" in page.source
     folders = [write_results(tmp_path / name, [None], [2.0]) for name in "cd"]
-    assert "No image is annotated: the errors cannot be compared." in written(tmp_path, *folders).source
+    assert "there are no errors to show or to compare" in written(tmp_path, *folders).source
 
 
-def test_results_of_other_images_or_truths_are_refused(tmp_path):
+@pytest.mark.parametrize("truths, names", [([1, 2], ["x", "w"]), ([1, 2, 4], ["x", "y", "z"])])
+def test_results_of_other_images_or_truths_are_refused(tmp_path, truths, names):
     first = write_results(tmp_path / "a", [1, 2, 3], [1.0, 2.0, 3.0], ["x", "y", "z"])
-    other = write_results(tmp_path / "b", [1, 2], [1.0, 2.0], ["x", "w"])
-    with pytest.raises(ValueError, match="1 in common, 2 only in the first, 1 only in the other; compare"):
+    other = write_results(tmp_path / "b", truths, [1.0] * len(truths), names)
+    with pytest.raises(ValueError, match="b: '[wz]' is only in it or only in .*a, or has another .*; compare"):
         write_report([first, other], tmp_path / "page.html")
-    truth = write_results(tmp_path / "c", [1, 2, 4], [1.0, 2.0, 3.0], ["x", "y", "z"])
-    with pytest.raises(ValueError, match="'z' has the truth 4, in .*a it is 3"):
-        write_report([first, truth], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("summary.json", None, "no such file"),
-        ("summary.json", '{"failed": ["a"]}', "not as test.py writes it"),
+        ("summary.json", '{"failed": []}', "not as test.py writes it (KeyError: 'weights_sha256')"),
         ("report_data.jsonl", None, "no such file"),
-        ("report_data.jsonl", '{"image": "a"', "line 1: not as test.py writes it"),
-        ("report_data.jsonl", '{"image": "a"}', "line 1: not as test.py writes it (KeyError: 'points')"),
+        ("report_data.jsonl", '{"image": "a"', "not as test.py writes it"),
     ],
 )
 def test_broken_input_is_one_line_that_names_the_file(tmp_path, name, content, message):
@@ -203,17 +175,14 @@ def test_broken_input_is_one_line_that_names_the_file(tmp_path, name, content, m
         (folder / name).unlink()
     else:
         (folder / name).write_text(content)
-    with pytest.raises((ValueError, OSError), match=re.escape(message)) as caught:
-        write_report([folder], tmp_path / "page.html")
-    assert str(folder / name) in str(caught.value) and "\n" not in str(caught.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+    _, error = call("utils/evaluation/report.py", folder, "--out", tmp_path / "page.html", code=1)
+    assert error.startswith(f"error: {folder / name}: {message}") and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_the_command_line(tmp_path):
     folder = write_results(tmp_path / "a", [1], [1.0])
     out, _ = call("utils/evaluation/report.py", folder)
     assert (folder / "report.html").is_file() and out.startswith(f"{folder / 'report.html'}: ")
-    out, _ = call("utils/evaluation/report.py", folder, folder, "--out", tmp_path / "both.html")
-    assert len(Page(tmp_path / "both.html").views[0]["results"]) == 2
-    _, error = call("utils/evaluation/report.py", tmp_path / "missing", code=1)
-    assert error.startswith(f"error: {tmp_path / 'missing'}: no such folder") and error.count("\n") == 1
+    call("utils/evaluation/report.py", folder, folder, "--out", tmp_path / "both.html")
+    assert len(Page(tmp_path / "both.html").images[0]["results"]) == 2

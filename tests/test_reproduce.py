@@ -1,188 +1,94 @@
-"""From raw data to the published table: what is missing, the commands, the whole way with stand-in data, the numbers."""
+"""From raw data to the published table: what is missing, the commands, and the whole way with stand-in data."""
 
 from __future__ import annotations
 
-import csv
-import re
+import shlex
+import shutil
 import subprocess
 
 import pytest
-from commands import ROOT, call, errors
+from commands import ROOT, call, table
 
-from scripts import reproduce_tables
-from utils.files import list_images
-
-SMALL = (
-    *("--device", "cpu", "--preprocess-options", "--min-size 64 --max-size 128 --workers 1"),
-    *("--splat-options", "--num-epochs 5 --workers 1"),
-    *("--train-options", "--epochs 1 --crop-size 64 --backbone-weights none --num-workers 0"),
-)
-
-
-def reproduce(*options, code=0):
-    return call("scripts/reproduce_tables.py", *options, code=code)
-
-
-def table(runs):
-    with (runs / "reproduction.csv").open(newline="", encoding="utf-8") as file:
-        return {(row["data set"], row["network"]): row for row in csv.DictReader(file)}
+QUICK = {
+    "preprocess": "--min-size 64 --max-size 128 --workers 1",
+    "2dgs": "--num-epochs 5 --workers 1",
+    "GS2D": "",
+    "scripts": "--epochs 1 --crop-size 64 --backbone-weights none --num-workers 0 --device cpu",
+}
+# In place of the script that installs: commands are printed.
+SETUP = """cd "$(dirname "${BASH_SOURCE[0]}")/.."
+fail() { echo "error: $1" >&2; exit 1; }
+python=echo
+"""
 
 
-def test_missing_data_are_named_with_what_to_put_where(tmp_path):
-    _, err = reproduce(
-        "--data", tmp_path / "data", "--runs", tmp_path / "runs", "--checkpoint", tmp_path / "x.pth", code=2
-    )
-    assert "name the data set" in errors(err)[0]
-    _, err = reproduce("--data", tmp_path / "data", "--runs", tmp_path / "runs", code=1)
-    lines = errors(err)
-    assert len(lines) == 6 and not list(tmp_path.iterdir())
-    remedy = "no such folder; unpack UCF-QNRF (https://www.crcv.ucf.edu/data/ucf-qnrf/) there"
-    assert lines[0] == f"error: {tmp_path / 'data' / 'UCF-QNRF_ECCV18'}: {remedy}"
-    _, err = reproduce("qnrf", "--data", tmp_path, "--checkpoint", tmp_path / "x.pth", code=1)
-    assert "x.pth: no such file" in errors(err)[1]
-    assert "'qnfr': neither a data set" in errors(reproduce("qnfr", code=2)[1])[0]
+@pytest.fixture
+def project(tmp_path):
+    """A folder with the shell script, which prints its commands."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "reproduce_tables.sh", tmp_path / "scripts")
+    (tmp_path / "scripts" / "venv.sh").write_text(SETUP)
+    return tmp_path
 
 
-def test_dry_run_prints_the_commands_and_does_nothing(tmp_path):
-    data, runs = tmp_path / "data", tmp_path / "runs"
-    out, _ = reproduce("vgg", "qnrf", "--data", data, "--runs", runs, "--train-options", "--epochs 3", "--dry-run")
-    prepared = data / "UCF-Train-Val-Test"
-    assert out.splitlines() == [
-        f"python preprocess_dataset_ucf.py --input-dataset-path {data / 'UCF-QNRF_ECCV18'} "
-        f"--output-dataset-path {prepared}",
-        f"python 2dgs_counting_1gs_gsplat.py --root-path {prepared}",
-        f"python GS2D/process_gaussians.py --root-path {prepared}",
-        f"python train_gs.py --model-name vgg --dataset qnrf --data-dir {prepared} --save-dir {runs / 'qnrf_vgg'} "
-        "--device auto --epochs 3",
-        f"python test.py --save-path {runs / 'qnrf_vgg' / 'best_model.pth'} --model-name vgg --data-dir {prepared} "
-        f"--device auto --split test --out {runs / 'qnrf_vgg' / 'test'}",
-    ]
-    out, _ = reproduce("--data", data, "--runs", runs, "--dry-run")
-    assert out.count("train_gs.py") == 26 and out.count("--nwpu-submission") == 2
-    out, _ = reproduce("shb", "dm-count", "gst", "--dry-run")
-    assert out.count("train_gs.py") == 3 and "GS2D/process_gaussians.py" in out
-    out, _ = reproduce("jhu", "--data", data, "--checkpoint", "a.tar", "--dry-run")
-    assert [line.split()[1] for line in out.splitlines()] == ["preprocess_dataset_jhu.py", "test.py"]
-    assert "--save-path a.tar" in out and "--model-name" not in out and not list(tmp_path.iterdir())
+def reproduce(project, *words, code=0):
+    """The commands of a reproduction, or what it says on stderr."""
+    command = ["bash", str(project / "scripts" / "reproduce_tables.sh"), *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout.splitlines()
 
 
-def test_published_lists_of_qnrf_are_used_where_they_lie(tmp_path):
-    source = tmp_path / "UCF-QNRF_ECCV18"
-    source.mkdir()
-    for name in ("train.txt", "val.txt"):
-        (source / name).touch()
-    out, _ = reproduce("qnrf", "vgg", "--data", tmp_path, "--dry-run")
-    assert f"--train-list {source / 'train.txt'} --val-list {source / 'val.txt'}" in out
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    """A function that draws crowds of six images in the layout of a data set -> the folder of raw data."""
-    data = tmp_path_factory.mktemp("reproduction") / "data"
-
-    def draw(name):
-        size = ("--height", 64, "--width", 80, "--min-people", 2, "--max-people", 8, "--workers", 1)
-        source = data / reproduce_tables.SOURCES[name].raw
-        call("datasets/synthetic.py", "--layout", name, "--out", source, "--images", 6, *size)
-        return data
-
-    return draw
-
-
-def test_from_raw_data_to_the_table(raw, tmp_path, here):
-    mean, root = reproduce_tables.PUBLISHED["qnrf"]["gst"]
-    options = ("--data", raw("qnrf"), "--runs", tmp_path, *SMALL)
-    out, _ = reproduce("qnrf", "vgg", *options)
-    scripts = [command[0] for command, _ in here]
-    assert scripts[1:] == ["2dgs_counting_1gs_gsplat.py", "GS2D/process_gaussians.py", "train_gs.py", "test.py"]
-    rows = table(tmp_path)
-    row = rows["UCF-QNRF", "vgg"]
-    mae, mse = map(float, re.search(r"images?: MAE ([\d.]+), MSE ([\d.]+)", here[-1][1]).groups())
-    assert row["measured MAE / MSE"] == f"{mae:.1f} / {mse:.1f}" and row["split"] == "test"
-    assert row["difference"] == f"{mae - mean:+.1f} / {mse - root:+.1f}"
-    assert rows["UCF-QNRF", "vgg_trans"]["measured MAE / MSE"] == "not measured yet" and len(rows) == 18
-    assert "does not name the backbone" in out and f"{mean} / {root}" in out
-    here.clear()
-    assert reproduce("qnrf", "vgg", *options)[0] == out and len(here) == 4  # evaluated after the checkpoint was written
-    for (command, text), done in zip(here, ("nothing to do", "0 to fit", "nothing to do", "nothing to do")):
-        assert done in text, command
-    checkpoint = tmp_path / "qnrf_vgg" / "best_model.pth"
-    reproduce("qnrf", *options, "--checkpoint", checkpoint)
-    checked = table(tmp_path)
-    assert checked["UCF-QNRF", str(checkpoint)]["measured MAE / MSE"] == row["measured MAE / MSE"]
-    assert checked["UCF-QNRF", "vgg"] == row
-
-
-def test_nwpu_is_measured_on_val_and_gets_a_submission_for_test(raw, tmp_path, here):
-    data = raw("nwpu")
-    out, _ = reproduce("nwpu", "vgg", "--data", data, "--runs", tmp_path, *SMALL)
-    row = table(tmp_path)["NWPU-Crowd", "vgg"]
-    assert row["split"] == "val" and row["difference"] == "not comparable" and "/" in row["measured MAE / MSE"]
-    lines = [line.split() for line in (tmp_path / "nwpu_vgg" / "submission.txt").read_text().splitlines()]
-    assert [name for name, _ in lines] == [path.stem for path in list_images(data / "NWPU-Train-Val-Test" / "test")]
-    assert all(float(count) >= 0 for _, count in lines) and "test annotations are not public" in out
-
-
-def test_differences_to_the_published_numbers(tmp_path):
-    for name, split, rows in (("jhu", "test", "a,10,13,3\nb,20,16,-4\n"), ("nwpu", "val", "a,1,2,1\n")):
-        results = tmp_path / f"{name}_vgg_trans" / split / "results.csv"
-        results.parent.mkdir(parents=True)
-        results.write_text(f"image,truth,predicted,error\n{rows}")
-    listed = [
-        reproduce_tables.Row(name, model, "gst", tmp_path / f"{name}_{model}")
-        for name in ("jhu", "nwpu")
-        for model in ("vgg", "vgg_trans")
-    ]
-    text = reproduce_tables.report(listed, tmp_path).splitlines()
-    # (3 + 4) / 2 = 3.5 and sqrt((9 + 16) / 2) = 3.54, beside 53.9 and 225.4
-    assert text[3] == "| JHU-Crowd++ | vgg_trans | test | 3.5 / 3.5 | 53.9 / 225.4 | -50.4 / -221.9 |"
-    assert text[2] == "| JHU-Crowd++ | vgg | test | not measured yet | 53.9 / 225.4 |  |"
-    assert text[5] == "| NWPU-Crowd | vgg_trans | val | 1.0 / 1.0 | 74.4 / 306.2 | not comparable |"
-    assert (tmp_path / "reproduction.md").read_text().splitlines() == text
-
-
-def test_cross_validation_is_the_mean_of_its_folds(tmp_path):
-    data, runs = tmp_path / "data", tmp_path / "runs"
-    out, _ = reproduce("ucf50", "vgg", "--data", data, "--runs", runs, "--dry-run")
-    lines = out.splitlines()
-    assert len(lines) == 25
-    assert lines[5] == (
-        f"python preprocess_dataset_ucf50.py --input-dataset-path {data / 'UCF_CC_50'} "
-        f"--output-dataset-path {data / 'UCF50-Train-Val-Test' / 'fold2'} --fold 2"
-    )
-    folder = runs / "ucf50_vgg" / "fold2"
-    assert f"--save-dir {folder}" in lines[8] and f"--out {folder / 'test'}" in lines[9]
-    listed = [reproduce_tables.Row("ucf50", "vgg", "gst", runs / "ucf50_vgg")]
-    for fold, error in enumerate((1, 2, 3, 4, 10), start=1):
-        results = runs / "ucf50_vgg" / f"fold{fold}" / "test" / "results.csv"
-        results.parent.mkdir(parents=True)
-        results.write_text(f"image,truth,predicted,error\na,10,{10 + error},{error}\nb,10,{10 - error},{-error}\n")
-        if fold == 2:
-            text = reproduce_tables.report(listed, tmp_path).splitlines()
-            assert text[2] == "| UCF_CC_50 | vgg | test | 1.5 / 1.5 (2 of 5 folds) | none |  |"
-    text = reproduce_tables.report(listed, tmp_path).splitlines()
-    assert text[2] == "| UCF_CC_50 | vgg | test | 4.0 / 4.0 | none |  |"
-
-
-def test_losses_on_shanghaitech_stand_beside_their_published_numbers(raw, tmp_path, here):
-    """They need no Gaussians."""
-    out, _ = reproduce("sha", "bl", "--data", raw("sha"), "--runs", tmp_path, *SMALL)
-    commands = [command for command, _ in here]
-    assert [command[0] for command in commands] == ["preprocess_dataset_sh.py", "train_gs.py", "test.py"]
-    assert commands[0][-8:-6] == ["--part", "A"] and str(ROOT / "configs" / "bl_sha.yml") in commands[1]
-    rows = table(tmp_path)
-    row = rows["ShanghaiTech A", "vgg, bl"]
-    assert row["published MAE / MSE (test)"] == "62.8 / 101.8"
-    mae = float(row["measured MAE / MSE"].partition(" /")[0])
-    assert float(row["difference"].partition(" /")[0]) == pytest.approx(mae - 62.8, abs=0.11)
-    assert rows["ShanghaiTech B", "vgg, gloss"]["published MAE / MSE (test)"] == "7.3 / 11.7"
-    assert "GST's has no published number" in out
-
-
-def test_the_shell_scripts_name_existing_experiments():
-    for name in ("compare_losses", "reproduce_tables"):
-        text = (ROOT / "scripts" / f"{name}.sh").read_text()
-        assert f'experiments.sh" {name} ' in text and (ROOT / "scripts" / f"{name}.py").exists()
+def test_what_is_wrong_is_said_in_one_line(project):
+    assert reproduce(project, "qnfr", code=2) == "error: 'qnfr' is no data set; name qnrf, jhu, nwpu, sha or shb\n"
+    remedy = "no such folder; unpack what https://www.crcv.ucf.edu/data/ucf-qnrf/ offers there"
+    assert reproduce(project, "qnrf", "vgg", code=1) == f"error: data/UCF-QNRF_ECCV18: {remedy}\n"
     command = ["bash", str(ROOT / "scripts" / "experiments.sh"), "tables"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: 'tables' is no experiment; name compare_losses, ")
+
+
+def test_the_commands(project):
+    (project / "data" / "UCF-QNRF_ECCV18").mkdir(parents=True)
+    prepared = "data/UCF-Train-Val-Test"
+    preprocess = f"preprocess_dataset_ucf.py --input-dataset-path data/UCF-QNRF_ECCV18 --output-dataset-path {prepared}"
+    fixed = "--dataset qnrf --published qnrf --recipes --split test --seeds 1 --out runs/qnrf"
+    assert reproduce(project, "qnrf", "vgg", "bl", "--seeds", "3", "--minutes", "60") == [
+        preprocess,
+        f"2dgs_counting_1gs_gsplat.py --root-path {prepared}",
+        f"GS2D/process_gaussians.py --root-path {prepared}",
+        f"scripts/compare_losses.py {prepared} --losses vgg bl {fixed} --seeds 3 --minutes 60",
+    ]
+    for name in ("train.txt", "val.txt"):
+        (project / "data" / "UCF-QNRF_ECCV18" / name).touch()
+    lists = "--train-list data/UCF-QNRF_ECCV18/train.txt --val-list data/UCF-QNRF_ECCV18/val.txt"
+    assert reproduce(project, "qnrf", "--checkpoint", "a.tar", "--device", "0") == [
+        f"{preprocess} {lists}",
+        f"test.py --save-path a.tar --data-dir {prepared} --split test --out runs/qnrf/released --device 0",
+    ]
+    (project / "data" / "NWPU-Crowd").mkdir()
+    assert "--losses vgg vgg_trans bl dm-count gloss" in reproduce(project, "nwpu")[-1]
+    assert "--split val" in reproduce(project, "nwpu", "vgg")[-1]
+    (project / "data" / "ShanghaiTech").mkdir()
+    part, training = reproduce(project, "shb", "dm-count")  # needs no Gaussians
+    assert part.endswith("--part B") and "--losses dm-count --dataset shb --published shb" in training
+
+
+def test_from_raw_data_to_the_table(project, here):
+    raw = project / "data" / "UCF-QNRF_ECCV18"
+    size = ("--height", 64, "--width", 80, "--min-people", 2, "--max-people", 8, "--workers", 1)
+    call("datasets/synthetic.py", "--layout", "qnrf", "--out", raw, "--images", 6, *size)
+    for line in reproduce(project, "qnrf", "vgg", "bl"):
+        script, *words = shlex.split(line)
+        words = [str(project / word) if word.startswith(("data/", "runs/")) else word for word in words]
+        quick = next(options for name, options in QUICK.items() if script.startswith(name))
+        call(script, *words, *quick.split())
+    gst, bl, _ = table(project / "runs" / "qnrf" / "table.csv")
+    assert (gst["loss"], gst["published MAE / MSE"], bl["published MAE / MSE"]) == (
+        "vgg",
+        "80.7 / 131.1",
+        "88.7 / 154.8",
+    )
+    assert float(gst["MAE"]) > 0 and float(bl["MSE"]) > 0
+    assert "does not name the backbone" in (project / "runs" / "qnrf" / "table.md").read_text()
+    assert str(ROOT / "configs" / "bl.yml") in here[2][0]

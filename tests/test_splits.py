@@ -38,7 +38,7 @@ def test_seeded_split(tmp_path, capsys):
 
 def test_lists_as_they_come(tmp_path):
     train = write(tmp_path / "train.txt", b"\xef\xbb\xbf" + "\r\n".join(NAMES[:20]).encode() + b"\r\n\r\n")
-    names = [*(name[:-4] for name in NAMES[20:25]), "", "  IMG_0026.jpg  ", "IMG_0027"]
+    names = [*(name[:-4] for name in NAMES[20:25]), "", "  IMG_0026.jpg  ", "x\\IMG_0027"]
     val = write(tmp_path / "val.txt", "\n".join(names))
     made = split(IMAGES[:27], tmp_path, train, val)
     assert made == {"train": NAMES[:20], "val": NAMES[20:27]}

@@ -12,7 +12,7 @@ from commands import free_port
 from torch.distributed.run import main as torchrun
 from training_runs import Tiny, checkpoint, largest_difference, metrics, start, train, two_processes, weights
 
-from datasets.sampler import EpochSampler
+from datasets.loading import EpochSampler
 from utils.training.schedule import rate_factor
 
 pytestmark = pytest.mark.usefixtures("tiny")

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from training_runs import Tiny, checkpoint, largest_difference, metrics, train, two_processes, weights
 
-from datasets.sampler import EpochSampler
+from datasets.loading import EpochSampler
 from utils.files import list_images
 
 pytestmark = pytest.mark.usefixtures("tiny")

@@ -14,12 +14,10 @@ from datasets.transforms import (
     augment,
     box_fraction,
     crop,
+    cut_out,
     draw_augmentation,
     expose,
     grey,
-    hflip,
-    rescale,
-    rescaled_rectangle,
     taps,
 )
 from GS2D import native
@@ -78,20 +76,12 @@ def test_an_image_smaller_than_the_crop_is_named():
     assert draw_augmentation(np.random.default_rng(0), 512, 512, 512, "a").top == 0
 
 
-def test_nothing_is_changed_in_place():
-    sample = make_sample()
-    copy = Sample(*(array.copy() for array in sample))
+def test_rescaling_multiplies_all_lengths_and_nothing_is_changed_in_place():
+    sample, same = make_sample(), make_sample()
+    half, _, stays = crop(sample, Augmentation(True, 0.5, 0, 0, False), 64)
+    assert_same(half, Sample(sample.image, *(array[stays] / 2 for array in sample[1:4]), sample.rotations[stays]))
     augment(sample, Augmentation(True, 1.2, 3, 5, True), 64)
-    assert_same(sample, copy)
-
-
-def test_rescale_multiplies_all_lengths():
-    sample = make_sample()
-    half = rescale(sample, 0.5)
-    for name in ("points", "distance", "scales"):
-        np.testing.assert_array_equal(getattr(half, name), getattr(sample, name) / 2)
-    np.testing.assert_array_equal(half.rotations, sample.rotations)
-    assert half.image is sample.image
+    assert_same(sample, same)
 
 
 def test_a_mark_in_the_image_stays_under_its_point():
@@ -140,27 +130,19 @@ def test_box_fraction(point, distance, expected):
 def test_crop_keeps_points_with_enough_of_their_box_inside():
     sample = make_sample(200, 200, 300, seed=2)
     left, top, size = 30, 50, 100
-    out, targets, _ = crop(sample, left, top, size)
+    drawn = Augmentation(False, 1.0, top, left, False)
+    out, targets, _ = crop(sample, drawn, size)
     fraction = box_fraction(sample.points, sample.distance, left, top, size)
     stay = fraction >= 0.3
     assert 0 < stay.sum() < 300
     np.testing.assert_array_equal(targets, fraction[stay])
     expected = sample._replace(image=sample.image[50:150, 30:130], points=sample.points - np.float32([30, 50]))
     assert_same(out._replace(image=0), Sample(0, *(array[stay] for array in expected[1:])))
-    drawn = Augmentation(False, 1.0, top, left, False)
     np.testing.assert_array_equal(augment(sample, drawn, size)[0].image, expected.image)
     assert ((out.points < 0) | (out.points > size)).any(), "points just outside belong to the crop as well"
     points = np.array([[-4.0, 50], [-4.25, 50]], np.float32)  # thirty percent is enough
     sample = make_sample(count=2)._replace(points=points, distance=np.full(2, 20, np.float32))
-    assert crop(sample, 0, 0, 80)[1] == pytest.approx([0.3])
-
-
-def test_flip_mirrors_image_points_and_angles():
-    sample = make_sample()
-    points = sample.points * np.float32([-1, 1]) + np.float32([120, 0])
-    mirrored = sample._replace(image=sample.image[:, ::-1], points=points, rotations=-sample.rotations)
-    assert_same(hflip(sample), mirrored)
-    np.testing.assert_allclose(hflip(mirrored).points, sample.points, atol=1e-5)
+    assert crop(sample, Augmentation(False, 1.0, 0, 0, False), 80)[1] == pytest.approx([0.3])
 
 
 def test_a_flipped_covariance_is_the_mirrored_one():
@@ -172,7 +154,8 @@ def test_a_flipped_covariance_is_the_mirrored_one():
         return r @ (s.scales[:, :, None] ** 2 * np.eye(2)) @ r.swapaxes(1, 2)
 
     mirror = np.diag([-1.0, 1.0])
-    np.testing.assert_allclose(covariances(hflip(sample)), mirror @ covariances(sample) @ mirror, rtol=1e-4, atol=1e-3)
+    plain, mirrored = (crop(sample, Augmentation(False, 1.0, 0, 0, flip), 80)[0] for flip in (False, True))
+    np.testing.assert_allclose(covariances(mirrored), mirror @ covariances(plain) @ mirror, rtol=1e-4, atol=1e-3)
 
 
 def test_grey_has_the_luma_in_every_channel():
@@ -189,7 +172,7 @@ def test_whole_targets_in_closed_form(whole):
     """The target of a point is 1 where its box lies inside by that share, and else it is not of the crop."""
     sample = make_sample(count=400)
     share = box_fraction(sample.points, sample.distance, 30, 20, 48)
-    inside, targets, stays = crop(sample, 30, 20, 48, whole)
+    inside, targets, stays = crop(sample, Augmentation(False, 1.0, 20, 30, False), 48, whole)
     assert (stays == (share >= whole)).all() and (targets == 1).all() and 0 < len(targets) == len(inside.points) < 400
 
 
@@ -213,42 +196,31 @@ def test_exposure_in_closed_form(brightness, contrast):
     np.testing.assert_array_equal(out, expose(plain, 0.7, 0.6))
 
 
-def test_no_points():
-    sample, targets, _ = augment(make_sample(count=0), Augmentation(True, 1.1, 2, 3, True), 64)
-    assert targets.shape == (0,) and sample.points.shape == (0, 2)
-    assert sample.scales.shape == (0, 2) and sample.rotations.shape == (0, 1)
-
-
-def random_case(seed):
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (*rng.integers(60, 260, 2), 3), dtype=np.uint8)
-    size = tuple(int(round(side * rng.uniform(0.6, 1.6))) for side in image.shape[:2])
-    height, width = (int(rng.integers(1, side + 1)) for side in size)
-    place = [int(rng.integers(0, room + 1)) for room in (size[0] - height, size[1] - width)]
-    return image, size, *place, height, width
-
-
 @pytest.mark.parametrize("engine", ["native", "OpenCV"])
 def test_every_pixel_is_that_of_the_whole_image_rescaled(engine, monkeypatch):
     if engine == "native" and not native.works():
         pytest.skip("no compiler")
     monkeypatch.setattr(transforms.native, "works", lambda: engine == "native")
     for seed in range(60):
-        image, size, top, left, height, width = random_case(seed)
+        rng = np.random.default_rng(seed)
+        image = rng.integers(0, 256, (*rng.integers(60, 260, 2), 3), dtype=np.uint8)
+        scale = rng.uniform(0.6, 1.6)
+        rows, columns = (round(side * scale) for side in image.shape[:2])
+        size = int(rng.integers(1, min(rows, columns) + 1))
+        top, left = rng.integers(0, rows - size + 1), rng.integers(0, columns - size + 1)
         if seed % 3 == 0:
             top = left = 0  # the borders, where one pixel stands for two
         elif seed % 3 == 1:
-            top, left = size[0] - height, size[1] - width
-        whole = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+            top, left = rows - size, columns - size
+        whole = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR)
         image = np.pad(image, ((0, 0), (2, 5), (0, 0)))[:, 2:-5]  # whose rows lie apart
-        found = rescaled_rectangle(image, size, top, left, height, width)
-        np.testing.assert_array_equal(found, whole[top : top + height, left : left + width], err_msg=str(seed))
+        found = cut_out(image, Augmentation(False, scale, int(top), int(left), False), size)
+        np.testing.assert_array_equal(found, whole[top : top + size, left : left + size], err_msg=str(seed))
 
 
-def test_nothing_but_what_lies_under_the_rectangle_is_read():
-    image, size, (top, left, height, width) = np.zeros((100, 120, 3), np.uint8), (140, 150), (40, 60, 20, 30)
-    rows, columns = taps(100, 140, top, height), taps(120, 150, left, width)
+def test_nothing_but_what_lies_under_the_crop_is_read():
+    image, drawn, size = np.zeros((100, 120, 3), np.uint8), Augmentation(False, 1.25, 40, 60, False), 20
+    rows, columns = taps(100, 125, 40, size), taps(120, 150, 60, size)
     image[rows[:, :2].min() : rows[:, :2].max() + 1, columns[:, :2].min() : columns[:, :2].max() + 1] = 200
-    assert (rescaled_rectangle(image, size, top, left, height, width) == 200).all()
-    assert rows[:, :2].max() - rows[:, :2].min() < 18 and columns[:, :2].max() - columns[:, :2].min() < 26
-    assert (rows[:, 2] + rows[:, 3] == 2048).all()
+    assert (cut_out(image, drawn, size) == 200).all()
+    assert all(np.ptp(axis[:, :2]) < 18 and (axis[:, 2] + axis[:, 3] == 2048).all() for axis in (rows, columns))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import os
 import pickle
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from commands import ROOT, call, errors
+from commands import call, errors
 from PIL import Image
 from training_runs import Tiny
 
@@ -97,15 +96,14 @@ def bomb():
     return png(8, 8, data=text)
 
 
-TOO_MANY, TOO_FEW = "pixels, more than 300,000,000", "17000 x 17000 pixels, more than its bytes can hold"
-IMAGES = {
-    "exapixels": (png(2**31 - 1, 2**31 - 1), TOO_MANY),
-    "png of bits": (png(17_000, 17_000, 1, 0), TOO_FEW),
-    "jpeg": (jpeg(17_000, 17_000), TOO_FEW),
-    "a program in PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot identify image file"),
-}
+IMAGES = [
+    (png(2**31 - 1, 2**31 - 1), "pixels, more than 300,000,000"),
+    (png(17_000, 17_000, 1, 0), "17000 x 17000 pixels, more than its bytes can hold"),
+    (jpeg(17_000, 17_000), "17000 x 17000 pixels, more than its bytes can hold"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot identify image file"),  # a program
+]
 ARRAYS = [npy((HUGE, 2)), npy((2**40, 2**40)), npy((HUGE, 2), 2), npy((1, 2), 2, 2**32 - 1), npy("(" * 90)]
-FILES = [(load_image, *image) for image in IMAGES.values()] + [(image_size, *image) for image in IMAGES.values()]
+FILES = [(read, *image) for image in IMAGES for read in (load_image, image_size)]
 FILES += [(load_image, bomb(), ""), (read_json, b"[" * 500_000, "nested too deeply")]
 FILES += [(read_points, array, "not a readable npy file") for array in ARRAYS]
 
@@ -239,30 +237,3 @@ def test_what_a_checkpoint_says_of_itself_builds_no_huge_network():
     assert describe({"model_state_dict": state, "arguments": 5})["usenum"] == 7
     with pytest.raises(ValueError, match="topk"):
         describe({"model_state_dict": state, "arguments": {"topk": 10**400}})
-
-
-FORBIDDEN = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load"}
-REQUIRED = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
-
-
-def dangerous(tree):
-    """Calls that execute what they are given, a shell, and loading without the keyword that forbids pickled objects."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            name = ast.unparse(node.func)
-            keywords = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
-            if name in FORBIDDEN or keywords.get("shell"):
-                yield node.lineno, name
-            if name in REQUIRED and keywords.get(REQUIRED[name][0]) is not REQUIRED[name][1]:
-                yield node.lineno, name
-
-
-def test_no_shell_no_eval_no_pickle():
-    code = "eval('1'); subprocess.run('ls', shell=True); torch.load(p); np.load(p, allow_pickle=True); yaml.load(t)"
-    assert len(list(dangerous(ast.parse(code)))) == 5
-    assert not list(dangerous(ast.parse("torch.load(p, weights_only=True); model.eval()")))
-    folders = [ROOT / name for name in ("GS2D", "datasets", "losses", "models", "utils", "scripts")]
-    paths = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
-    assert len(paths) > 40
-    for path in paths:
-        assert not list(dangerous(ast.parse(path.read_text(encoding="utf-8")))), path

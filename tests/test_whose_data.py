@@ -46,16 +46,6 @@ def test_the_preset_of_the_data_applies(tmp_path, dataset):
     assert options("--data-dir", root, "--crop-size", 64).crop_size == 64
 
 
-@pytest.mark.parametrize(
-    "script",
-    ["2dgs_counting_1gs_gsplat.py", "GS2D/process_gaussians.py", "GS2D/build_kernels.py"]
-    + ["datasets/check.py", "train_gs.py", "test.py", "preprocess_dataset_ucf.py"],
-)
-def test_the_prepared_folder_has_two_names_in_every_script(script):
-    text, _ = call(script, "--help")
-    assert "--data-dir" in text and "--root-path" in text
-
-
 @pytest.mark.parametrize("name", ["--data-dir", "--root-path"])
 def test_comparing_sets_the_folder_of_each_run(tmp_path, name):
     _, err = call("scripts/compare_losses.py", tmp_path, name, tmp_path, code=2)

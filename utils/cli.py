@@ -144,7 +144,7 @@ def for_each(
     with ProgressBar(total=len(items), desc=description, unit="img") as bar:
         if workers <= 1 or len(items) <= 1:
             for item in items:
-                outcome = _attempt(function, item)
+                outcome = attempt(function, item)
                 advance(outcome)
                 yield outcome
             return
@@ -156,7 +156,7 @@ def for_each(
             context = multiprocessing.get_context("spawn")
             pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
         try:
-            futures = [pool.submit(_attempt, function, item) for item in items]
+            futures = [pool.submit(attempt, function, item) for item in items]
             for future in futures:
                 future.add_done_callback(lambda done: done.cancelled() or done.exception() or advance(done.result()))
             for future in futures:
@@ -187,7 +187,8 @@ def report_failures(outcomes: Sequence[Outcome]) -> int:
     return EXIT_FAILED if failures else 0
 
 
-def _attempt(function: Callable[[Any], Any], item: Any) -> Outcome:
+def attempt(function: Callable[[Any], Any], item: Any) -> Outcome:
+    """What becomes of one item; an ``OSError``, ``ValueError`` or ``MemoryError`` is its ``error``."""
     try:
         return Outcome(item, function(item), None)
     except (OSError, ValueError, MemoryError) as error:

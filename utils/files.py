@@ -31,6 +31,9 @@ LONGEST_NAME = 255  # bytes that file systems take for the name of a file
 _STALE_AFTER_SECONDS = 24 * 3600
 
 SPLITS = ("train", "val", "test")
+REPORT = "dataset_report.json"  # of a prepared folder, see ``datasets.report``
+OWN = "own"  # in the place of a published data set's name
+DATASETS = ("qnrf", "jhu", "nwpu", "sha", "shb", "ucf50", OWN)
 Content = TypeVar("Content", dict, list)
 
 
@@ -67,9 +70,8 @@ def find_files(root: Path, onerror: Callable[[OSError], None] | None = None) -> 
 def unread_kinds(names: Iterable[str]) -> str | None:
     """What to say of images of a kind that is not read."""
     suffixes = [suffix for name in names if (suffix := os.path.splitext(name)[1].lower()) in UNREAD]
-    if not suffixes:
-        return None
-    return f"{len(suffixes)} images are of a kind that is not read: {', '.join(sorted(set(suffixes)))}"
+    some = ", ".join(sorted(set(suffixes)))
+    return f"{len(suffixes)} images are of a kind that is not read: {some}" if suffixes else None
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -101,26 +103,17 @@ def split_hashes(root: str) -> dict[str, tuple[int, str]]:
     """
     found = {}
     for split in SPLITS:
-        try:
+        with contextlib.suppress(OSError, ValueError):
             images = list_images(Path(root) / split)
-        except (OSError, ValueError):
-            continue
-        digest = hashlib.sha256()
-        for image in images:
-            points = points_path(image)
-            content = hashlib.sha256(points.read_bytes()).hexdigest() if points.is_file() else "-"
-            digest.update(f"{image.stem} {content}\n".encode())
-        found[split] = len(images), digest.hexdigest()
+            paths = [points_path(image) for image in images]
+            lines = [f"{path.stem} {file_hash(path) if path.is_file() else '-'}\n" for path in paths]
+            found[split] = len(images), hashlib.sha256("".join(lines).encode()).hexdigest()
     return found
 
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_json(path: Path, otherwise: Content) -> Content:
@@ -141,6 +134,16 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return [entry for entry in found if isinstance(entry, dict)]
 
 
+def read_report(root: Path) -> dict[str, Any]:
+    """The report, of which ``dataset``, one of ``DATASETS``, and ``crop_size`` matter to others; empty without one."""
+    return read_json(root / REPORT, {})
+
+
+def data_name(dataset: str, root: Path | str) -> str:
+    """What data are called: a published data set by its name, one's own by their folder's."""
+    return Path(root).resolve().name or OWN if dataset == OWN else dataset
+
+
 def write_json(path: Path, content: Any, default: Callable[[Any], Any] | None = None) -> None:
     """Write a JSON file, unless it says so already. ``default`` makes of a value what JSON knows."""
     text = (json.dumps(content, indent=1, default=default) + "\n").encode()
@@ -155,22 +158,20 @@ def read_points(path: Path) -> np.ndarray:
     An image without annotations may be stored with shape (0,), (0, 2) or (0, 3). Raises ``FileNotFoundError`` or
     ``ValueError``, naming the file, for one that is missing, unreadable, of another shape or not finite.
     """
+    again = "run preprocess_dataset_*.py again"
     try:
-        points = np.load(path, allow_pickle=False)
+        points = np.load(path, allow_pickle=False).astype(np.float32)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such annotation file; run preprocess_dataset_*.py again") from None
+        raise FileNotFoundError(f"{path}: no such annotation file; {again}") from None
     # NumPy answers damaged headers with ValueError, TypeError, errors of the tokenizer and others.
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: not a readable npy file ({reason}); run preprocess_dataset_*.py again") from None
-    if not isinstance(points, np.ndarray) or points.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: holds no array of numbers; run preprocess_dataset_*.py again")
+        raise ValueError(f"{path}: not a readable npy file ({reason}); {again}") from None
     if points.size == 0 and points.ndim <= 2:
         columns = points.shape[1] if points.ndim == 2 and points.shape[1] in (2, 3) else 2
         return np.zeros((0, columns), np.float32)
     if points.ndim != 2 or points.shape[1] not in (2, 3):
-        raise ValueError(f"{path}: shape {points.shape}, expected [N, 2] or [N, 3]; run preprocess_dataset_*.py again")
-    points = points.astype(np.float32)
+        raise ValueError(f"{path}: shape {points.shape}, expected [N, 2] or [N, 3]; {again}")
     bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
     if bad.size:
         raise ValueError(f"{path}: row {bad[0]} is {points[bad[0]].tolist()}; points must be finite numbers")
@@ -185,11 +186,8 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     many writers choose a format by it. An ``OSError`` of the block is raised again with the name of ``path``.
     """
     path = Path(path)
-    rest = f".{socket.gethostname()}.{os.getpid()}.partial{path.suffix}"
-    stem = path.stem
-    if len(os.fsencode(f".{stem}{rest}")) > LONGEST_NAME:
-        stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:32]
-    partial = path.with_name(f".{stem}{rest}")
+    stem = hashlib.sha256(os.fsencode(path.stem)).hexdigest()[:32]  # file systems take no name of any length
+    partial = path.with_name(f".{stem}.{socket.gethostname()}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
         with partial.open("rb") as written:
@@ -216,23 +214,15 @@ def remove_stale_partials(folder: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
+    """Whether a process runs; one that was killed is listed until its parent asks for it, which in many containers nobody does."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    try:  # one that was killed is there until its parent asks for it, and in many containers nobody ever does
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return not Path("/proc/self").exists()  # gone meanwhile, or a system without /proc
+    except (FileNotFoundError, ProcessLookupError):
+        return not Path("/proc/self").exists()  # a system without /proc: left to the clock
 
 
 def make_folder(path: Path | str) -> Path:
-    """Create ``path`` with its parents; a one-line ``OSError`` where that cannot be done."""
+    """Create ``path`` with its parents."""
     path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"{path}: cannot create this folder ({error.strerror}); choose another output path") from None
+    path.mkdir(parents=True, exist_ok=True)
     return path

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
+import struct
 import warnings
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from utils.files import atomic_write
-from utils.jpeg import Pieces, restart_interval
 
 MAX_PIXELS = 300_000_000
+_DENSEST = 9000  # pixels that a byte may stand for; deflate makes one of 1032 bytes, of 8 pixels at most
 # What photographs come in, also under another's suffix. Pillow knows many more formats, and some run other programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
-_BITS = {"1": 1, "P": 1, "L": 2}  # of a pixel, the fewest that a file of this mode may have; others: 8 a band
-_GET_AGAIN = "it is empty, cut off or no image: get the file again"
-_SHRINKS = {"JPEG": 1100, "MPO": 1100, "PNG": 1100}  # times at most, by format; deflate 1032, a JPEG's blocks less
+_GET_AGAIN = "it is empty, cut off or no image that is read: get the file again, or convert it to JPEG or PNG"
 
-_ORIENTATION, _BITS_PER_SAMPLE, _KIND_OF_PAGE = 0x0112, 258, 254  # tags of EXIF and TIFF
-_NO_PICTURE = 1 | 4  # kinds of page: a smaller copy of another one, a mask
+_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258  # tags of EXIF and TIFF
 # What undoes an orientation; turning to the left undoes turning to the right, all others undo themselves.
 INVERSE = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
+
+# Of a JPEG and its markers.
+_BLOCK = 16  # pixels: 8 x 8 of the color, which has half the resolution
+_PIECE = 8  # blocks in a piece, at least; a marker every 8 costs 0.3 to 0.6 % of a photograph's file
+_MARGIN = 2  # pixels: one next to a border takes part of its color from beyond it
+_START, _FRAME, _RESTARTS, _SCAN, _END = b"\xff\xd8", b"\xff\xc0", b"\xff\xdd", b"\xff\xda", 0xD9
+# Three in a frame, brightness in 2 x 2 blocks, colors in one.
+_CHANNELS = bytes((3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1))
 
 # UCF-QNRF holds photographs of 67 megapixels; Pillow starts to complain at 89. ``load_image`` has its own limits.
 Image.MAX_IMAGE_PIXELS = None
@@ -59,40 +63,24 @@ def load_image(path: Path | str, upright: bool = False) -> np.ndarray:
     one that is empty, cut off, no image, deeper than 8 bits a channel, of several pages, transparent everywhere, larger
     than ``MAX_PIXELS`` or than its bytes can hold; both name the file.
     """
-    with _checked(path, whole=True) as image:
+    with _checked(path) as image:
         # Asked before decoding, after which Pillow has turned a TIFF and forgotten that it was.
         orientation, turned = _orientation(image), image.format == "TIFF"
-        pixels = _decode(image)
-    if upright == turned or orientation == 1:
+        pixels = _decode(image, path)
+    if upright == turned:
         return pixels
     return np.ascontiguousarray(turn(pixels, orientation if upright else INVERSE[orientation]))
 
 
-def open_image(path: Path | str) -> np.ndarray | PiecewiseImage:
+def open_image(path: Path | str) -> np.ndarray | Pieces:
     """What ``load_image(path)`` gives, to be asked for its ``shape`` and for parts, ``[top:bottom, left:right]``; the same errors.
 
-    A JPEG whose restart markers allow it, such as ``save_jpeg`` writes, is decoded only where it is asked for.
+    A JPEG that ``save_jpeg`` wrote is decoded only where it is asked for.
     """
     try:
-        return PiecewiseImage(Path(path))
+        return Pieces(Path(path).read_bytes(), lambda: load_image(path))
     except (ValueError, MemoryError):
         return load_image(path)
-
-
-class PiecewiseImage(Pieces):
-    """``Pieces`` of a file. What cannot be decoded in pieces is read whole, and what is wrong is said as ``load_image`` does."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        super().__init__(path.read_bytes())
-        if self.shape[0] * self.shape[1] > MAX_PIXELS:
-            raise ValueError("too many pixels")
-
-    def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
-        try:
-            return super().__getitem__(part)
-        except (ValueError, MemoryError):
-            return load_image(self.path)[part]
 
 
 def image_shape(path: Path | str) -> Shape:
@@ -104,11 +92,11 @@ def image_shape(path: Path | str) -> Shape:
         return Shape(height, width, orientation)
 
 
-def _decode(image: Image.Image) -> np.ndarray:
+def _decode(image: Image.Image, path: Path | str) -> np.ndarray:
     if image.format == "JPEG" and image.mode == "RGB":
         # A third of Pillow's time for the same pixels; what it finds wrong or does not know is Pillow's to judge.
         with contextlib.suppress(ValueError):
-            return simplejpeg.decode_jpeg(image.fp.getvalue(), "RGB", strict=True)
+            return simplejpeg.decode_jpeg(Path(path).read_bytes(), "RGB", strict=True)
     image.load()
     if image.has_transparency_data:  # what lies under transparent pixels is anything, black as a rule
         image = image.convert("RGBA")
@@ -123,6 +111,11 @@ def _decode(image: Image.Image) -> np.ndarray:
 def image_size(path: Path | str) -> tuple[int, int]:
     """Height and width of an image that ``load_image`` reads, as it is stored; the same errors."""
     return image_shape(path)[:2]
+
+
+def is_grey(image: np.ndarray) -> bool:
+    """Whether the three channels of uint8 [H, W, 3] are equal everywhere."""
+    return bool((image == image[..., :1]).all())
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -172,31 +165,12 @@ class _Refused(ValueError):
     """An image that is not read: the reason, the remedy."""
 
 
-def _pages(image: Image.Image) -> int:
-    """The pictures in a file, of which Pillow shows the first; what phones store behind an MPO's first one is none."""
-    if image.format == "MPO" or not getattr(image, "is_animated", False):
-        return 1
-    if image.format != "TIFF":
-        return image.n_frames
-    shown, pages = image.tell(), range(image.n_frames)
-    pictures = list(islice((page for page in pages if not _kind_of_page(image, page) & _NO_PICTURE), 2))
-    image.seek(shown)
-    return 1 if pictures == [shown] else len(pages)
-
-
-def _kind_of_page(image: Image.Image, page: int) -> int:
-    image.seek(page)
-    return image.tag_v2.get(_KIND_OF_PAGE, 0)
-
-
 @contextlib.contextmanager
-def _checked(path: Path | str, whole: bool = False) -> Iterator[Image.Image]:
-    """The opened image, before its pixels are decoded; errors of the block are about this file. ``whole``: read into memory."""
+def _checked(path: Path | str) -> Iterator[Image.Image]:
+    """The opened image, refused by its header or before its pixels are decoded; errors of the block are about this file."""
     try:
-        with Image.open(io.BytesIO(Path(path).read_bytes()) if whole else path, formats=_FORMATS) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             _check(image, os.stat(path).st_size)
-            if (pages := _pages(image)) > 1:
-                raise _Refused(f"it holds {pages} pages", "save each as an image of its own")
             yield image
             return
     except _Refused as refused:
@@ -208,22 +182,21 @@ def _checked(path: Path | str, whole: bool = False) -> Iterator[Image.Image]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason, remedy = str(error) or type(error).__name__, _GET_AGAIN
-        if isinstance(error, UnidentifiedImageError):  # its message names a buffer in memory
-            reason = f"cannot identify image file: none of {', '.join(_FORMATS)}"
-            remedy = f"{_GET_AGAIN}, or convert it to JPEG or PNG if it is of another kind, such as HEIC"
     raise ValueError(f"{path}: cannot read this image ({reason}); {remedy}")
 
 
 def _check(image: Image.Image, size: int) -> None:
     """Refuse an image by its header; ``size``: bytes of its file."""
     width, height = image.size
-    bits = width * height * _BITS.get(image.mode, 8 * len(image.getbands()))
     if width * height > MAX_PIXELS:
         raise _Refused(f"{width} x {height} pixels, more than {MAX_PIXELS:,}", "make it smaller beforehand")
+    if width * height > _DENSEST * size:
+        raise _Refused(f"{width} x {height} pixels, more than its bytes can hold", _GET_AGAIN)
     if _depth(image) > 8:
         raise _Refused(f"more than 8 bits per channel, mode {image.mode}", "save it with 8 bits per channel")
-    if image.format in _SHRINKS and bits / 8 > _SHRINKS[image.format] * size:
-        raise _Refused(f"{width} x {height} pixels, more than its bytes can hold", _GET_AGAIN)
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1 and image.format != "MPO":  # behind whose first picture phones store no other one
+        raise _Refused(f"it holds {pages} pages", "save each as an image of its own")
 
 
 def save_jpeg(image: np.ndarray, path: Path, quality: int) -> None:
@@ -231,3 +204,78 @@ def save_jpeg(image: np.ndarray, path: Path, quality: int) -> None:
     with atomic_write(path) as partial:
         blocks = restart_interval(image.shape[1])
         Image.fromarray(image).save(partial, "JPEG", quality=quality, restart_marker_blocks=blocks)
+
+
+def restart_interval(width: int) -> int:
+    """Blocks from one restart marker to the next: at least 8, as few as divide a row of an image ``width`` pixels wide."""
+    columns = -(-width // _BLOCK)
+    return next(n for n in range(min(_PIECE, columns), columns + 1) if columns % n == 0)
+
+
+class Pieces:
+    """A JPEG cut into pieces: ``shape`` as of its pixels, uint8 [H, W, 3], and ``self[top:bottom, left:right]``, which decodes.
+
+    Behind a restart marker a JPEG's coding starts afresh, at a whole byte and with nothing known of what came before (ITU-T
+    T.81, E.1.4). ``restart_interval`` sets the markers so that they cut each row of blocks at the same columns. The pieces
+    under a rectangle, behind a header that says how large they are together, are then a JPEG themselves, for any decoder.
+    """
+
+    def __init__(self, data: bytes, read_whole: Callable[[], np.ndarray]) -> None:
+        """``read_whole``: all pixels, for where a piece is damaged. Raises ``ValueError`` for what is no JPEG cut so."""
+        self._data, self._read_whole = data, read_whole
+        self._size_at, interval, self._first = _read_header(data)
+        height, width = struct.unpack_from(">HH", data, self._size_at)
+        self.shape = (height, width, 3)
+        rows, columns = -(-height // _BLOCK), -(-width // _BLOCK)
+        if not rows or not interval or columns % interval:
+            raise ValueError("no restart markers at the same columns of each row")
+        self._sides = _BLOCK, _BLOCK * interval  # of a piece, pixels
+        self._grid = rows, columns // interval
+        self._ends = _ends(data, self._first, rows * self._grid[1])
+
+    def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
+        """uint8 [h, w, 3], RGB, the same as of the whole image."""
+        pixels = [wanted.indices(length)[:2] for wanted, length in zip(part, self.shape)]
+        (top, bottom), (left, right) = pieces = [
+            (max(start - _MARGIN, 0) // side, min(-(-(stop + _MARGIN) // side), count))
+            for (start, stop), side, count in zip(pixels, self._sides, self._grid)
+        ]
+        corner = top * self._sides[0], left * self._sides[1]
+        ends = [min(last * side, length) for (_, last), side, length in zip(pieces, self._sides, self.shape)]
+        header = bytearray(self._data[: self._first])
+        struct.pack_into(">HH", header, self._size_at, ends[0] - corner[0], ends[1] - corner[1])
+        joined: list[bytes] = [header]
+        wanted = [row * self._grid[1] + column for row in range(top, bottom) for column in range(left, right)]
+        for n, piece in enumerate(wanted):
+            marker = 0xD0 + n % 8 if n + 1 < len(wanted) else _END
+            joined += self._data[self._ends[piece] + 2 : self._ends[piece + 1]], bytes((0xFF, marker))
+        try:
+            decoded = simplejpeg.decode_jpeg(b"".join(joined), "RGB", strict=True)
+        except (ValueError, MemoryError):
+            return self._read_whole()[part]
+        return decoded[tuple(slice(start - n, stop - n) for (start, stop), n in zip(pixels, corner))]
+
+
+def _read_header(data: bytes) -> tuple[int, int, int]:
+    """Where height and width stand, the blocks from one restart marker to the next, and where the first piece begins."""
+    at, size_at, interval = 2, 0, 0
+    while data[:2] == _START and (mark := data[at : at + 2]):
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if mark == _FRAME and data[at + 9 : at + 19] == _CHANNELS:
+            size_at = at + 5
+        elif mark == _RESTARTS:
+            interval = int.from_bytes(data[at + 4 : at + 6], "big")
+        elif mark == _SCAN and size_at:
+            return size_at, interval, at + 2 + length
+        at += 2 + length
+    raise ValueError("no JPEG of three channels in sequential Huffman coding")
+
+
+def _ends(data: bytes, first: int, count: int) -> list[int]:
+    """Where each of ``count`` pieces ends, the first of which begins at ``first``: its marker's index; before them, ``first`` - 2."""
+    codes = np.frombuffer(data, np.uint8)
+    at = first + np.flatnonzero(codes[first:-1] == 0xFF)
+    at = at[codes[at + 1] != 0][:count]  # 0xFF 0 is a byte of the coding
+    if len(at) < count or not np.array_equal(codes[at + 1], np.append(0xD0 + np.arange(count - 1) % 8, _END)):
+        raise ValueError(f"no {count} pieces")
+    return [first - 2, *at.tolist()]

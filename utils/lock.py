@@ -8,7 +8,6 @@ goes with the next run.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import sys
@@ -18,34 +17,33 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from utils.cli import warn
 from utils.files import remove_stale_partials
 
 LOCK = ".run.lock"
 _PATIENCE = 1.0  # seconds; ``lock_holder`` takes the lock for a moment, and so does a run that is just ending
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
 def lock_folder(folder: Path | str) -> Iterator[None]:
     """Keep other runs out of ``folder``, which must exist, while the block runs; remove what killed ones left there.
 
-    Raises ``OSError`` with one line that says who holds it. Where the file system knows no locks this warns and goes on; where
-    nothing can be written there is nothing to protect, and the first file of the run says so.
+    Raises ``OSError`` with one line that says who holds it. Where the file system knows no locks, or nothing can be written, which
+    the first file of the run says, this warns and goes on.
     """
     path = Path(folder) / LOCK
-    lock = _lock(path)
+    lock = FileLock(path, fallback_to_soft=False)  # the library's substitute for locks would outlive a killed run
     try:
         lock.acquire(timeout=_PATIENCE, poll_interval=0.05)
-        name = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        text = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M')} ({name:.300})"
+        who = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M')}"
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
-            path.write_text(text, encoding="utf-8", errors="replace")
+            path.write_text(" ".join(f"{who} ({command:.300})".split()), encoding="utf-8", errors="replace")
     except Timeout:
-        reason = f"in use by {_read(path)}; wait until that ends, or choose another folder"
+        reason = f"in use by {_read_holder(path)}; wait until that ends, or choose another folder"
         raise OSError(f"{folder}: {reason}") from None
     except OSError as error:
-        if error.errno in _UNSUPPORTED:
-            print(f"warning: {folder}: no locks on this file system; start one run at a time", file=sys.stderr)
+        warn(f"{folder}: cannot be locked ({error.strerror}); start one run at a time")
     try:
         with contextlib.suppress(OSError):
             remove_stale_partials(Path(folder))
@@ -60,23 +58,19 @@ def lock_folder(folder: Path | str) -> Iterator[None]:
 def lock_holder(folder: Path | str) -> str | None:
     """Who works in ``folder`` at this moment, in words, or None."""
     path = Path(folder) / LOCK
-    if path.exists():
-        try:
-            with _lock(path).acquire(timeout=0):
-                pass
-        except Timeout:
-            return _read(path)
-        except OSError:
-            pass
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        if path.exists():
+            lock.acquire(timeout=0)
+            lock.release()
+    except Timeout:
+        return _read_holder(path)
+    except OSError:  # no locks on this file system
+        pass
     return None
 
 
-def _lock(path: Path) -> FileLock:
-    # The library's substitute for file systems without locks would outlive a killed run.
-    return FileLock(path, fallback_to_soft=False)
-
-
-def _read(path: Path) -> str:
+def _read_holder(path: Path) -> str:
     with contextlib.suppress(OSError):
-        return " ".join(path.read_text(encoding="utf-8", errors="replace").split()) or "another process"
+        return path.read_text(encoding="utf-8", errors="replace") or "another process"
     return "another process"

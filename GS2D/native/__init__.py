@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 
 import numpy as np
 
@@ -18,11 +17,10 @@ _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64, "f": cty
 _ARGUMENTS = {  # of the functions in engine.cpp
     "gst_render": "ipppiip",
     "gst_render_backward": "ipppiipppp",
-    "gst_loss_and_gradients": "ppiiipffpp",
     "gst_fit": "ppiiipidiffdipp",
     "gst_kernel_nearest": "ipiiffpp",
-    "gst_kernel_visit": "ipiifpppp",
-    "gst_kernel_fill": "ipiifpppppfippp",
+    "gst_kernel_rows": "ipiifpppfp",
+    "gst_kernel_shares": "ipp",
     "gst_resize": "pliippp",
 }
 
@@ -57,7 +55,7 @@ def works() -> bool:
 def render(means, conics, colors, width: int, height: int) -> np.ndarray:
     """Draw opaque Gaussians given by means [N, 2], conics [N, 3], colors [N, 3] -> float32 [height, width, 3].
 
-    Raises ``ValueError`` for other shapes, numbers that are not finite, conics that are not positive definite.
+    Raises ``ValueError`` for other shapes and numbers that are not finite.
     """
     arrays = _gaussians(means, conics, colors)
     image = np.empty((height, width, 3), np.float32)
@@ -77,49 +75,36 @@ def render_backward(means, conics, colors, width: int, height: int, grad_image) 
 def fit(
     image: np.ndarray,
     foreground: np.ndarray,
-    means,
-    u,
-    v,
-    c,
+    params: np.ndarray,
     *,
     iterations: int,
     learning_rate: float = 0.01,
-    fixed_means: int | None = None,
+    fixed_means: int = 0,
     shape_weight: float = 0.2,
     max_ratio: float = 1.5,
     tolerance: float = 0.0,
     check_every: int = 50,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, float, int]:
-    """Run Adam (betas 0.9 and 0.999, eps 1e-8) on the loss of ``loss_and_gradients``.
+) -> tuple[np.ndarray, float, float, int]:
+    """Run Adam (betas 0.9 and 0.999, eps 1e-8) on the loss of ``GS2D.fitting.loss_terms``.
 
-    The first ``fixed_means`` means stay where they are (default: all). With a ``tolerance`` above 0 the fit ends where
-    ``GS2D.fitting.has_stalled`` says so, which is asked every ``check_every`` iterations.
+    image uint8 [H, W, 3]; foreground [H, W], bool or uint8; params [N, 8]: x, y, u1, u2, v, c1, c2, c3, of which the first
+    ``fixed_means`` means stay where they are. With a ``tolerance`` above 0 the fit ends where ``GS2D.fitting.has_stalled``
+    says so, which is asked every ``check_every`` iterations.
 
-    Returns means, u, v, c, the render loss and the shape loss that the last iteration started from (as the released
-    code reports them; NaN for 0 iterations), and the iterations done. Raises ``ValueError`` for other shapes or numbers
-    that are not finite.
+    Returns the new params, the render loss and the shape loss that the last iteration started from (as the released code
+    reports them; NaN for 0 iterations), and the iterations done. Raises ``ValueError`` for other shapes or numbers that are
+    not finite.
     """
-    target, params = _target(image, foreground), _parameters(means, u, v, c)
-    fixed_means = len(params) if fixed_means is None else fixed_means
+    image, foreground = np.asarray(image), np.asarray(foreground)
+    if image.dtype != np.uint8 or image.shape != (*foreground.shape, 3) or foreground.dtype not in (bool, np.uint8):
+        given = f"{image.dtype} {list(image.shape)}, {foreground.dtype} {list(foreground.shape)}"
+        raise ValueError(f"image, foreground: {given}; expected uint8 [H, W, 3], bool or uint8 [H, W]")
+    target = np.ascontiguousarray(image), np.ascontiguousarray(foreground).view(np.uint8), *foreground.shape[::-1]
+    params = _floats("params", params, len(params), 8).copy()
     losses, done = np.full(2, np.nan), np.zeros(1, np.int32)
     options = iterations, learning_rate, fixed_means, shape_weight, max_ratio, tolerance, check_every
     _call("gst_fit", *target, len(params), params, *options, losses, done)
-    return (*_columns(params), *losses.tolist(), int(done[0]))
-
-
-def loss_and_gradients(
-    image: np.ndarray, foreground: np.ndarray, means, u, v, c, *, shape_weight: float = 0.2, max_ratio: float = 1.5
-) -> tuple[float, float, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Render loss, shape loss, and the gradients of their sum by means [N, 2], u [N, 2], v [N, 1] and c [N, 3].
-
-    image uint8 [H, W, 3], foreground bool or uint8 [H, W]; scales relu(u) + 1, rotation pi sigmoid(v), rgb sigmoid(c).
-    Render loss: sum |drawing - image| over the foreground plus sum |drawing| over the background, divided by the number
-    of foreground values; 0 without foreground. Shape loss: shape_weight max relu(max(u1 / u2, u2 / u1) - max_ratio).
-    """
-    target, params = _target(image, foreground), _parameters(means, u, v, c)
-    losses, gradients = np.empty(2), np.empty_like(params)
-    _call("gst_loss_and_gradients", *target, len(params), params, shape_weight, max_ratio, losses, gradients)
-    return (*losses.tolist(), *_columns(gradients))
+    return (params, *losses.tolist(), int(done[0]))
 
 
 def kernel_nearest(
@@ -140,60 +125,28 @@ def kernel_rows(
     table: np.ndarray,
     grid: tuple[int, int],
     stride: float,
-    limit: np.ndarray,
     nearest: np.ndarray,
-    log_det: np.ndarray,
+    index: np.ndarray,
     log_odds: np.ndarray,
     smallest: float,
-    background: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """indptr int32, indices int32 and data float32 of the softmax over the Gaussians (and the background, last row).
+    """indptr int32, indices int32 and data float32 of the softmax over n Gaussians and the background, whose row is the last.
 
-    table: as in ``kernel_nearest``, whose ``nearest`` [h * w] comes with half the log of the determinant of that Gaussian.
-    limit [h]: cells of a row are visited where -z <= limit - half log det. log_odds [h * w]: of the background against the
-    nearest Gaussian. Shares up to ``smallest`` are not stored.
+    table, nearest, index: as in and of ``kernel_nearest``. log_odds float32 [h * w]: of the background against the nearest
+    Gaussian. Shares up to ``smallest`` are not stored.
     """
-    cells = grid[0] * grid[1]
-    table, limit = _floats("table", table, len(table), 7), _floats("limit", limit, grid[0], finite=False)
-    values = [
-        _floats(name, value, cells, finite=False)
-        for name, value in (("nearest", nearest), ("log_det", log_det), ("log_odds", log_odds))
-    ]
-    spans = _scratch("spans", 3 * (len(table) * grid[0] + 1), np.int32)
-    ends = np.empty(len(table), np.int64)
-    total, shape = np.empty(1, np.int64), (len(table), table, *grid, stride)
-    _call("gst_kernel_visit", *shape, limit, spans, ends, total)
-    size = int(total[0]) + background * cells + 1  # one more: a share is written before it is known to be too small
-    if size > np.iinfo(np.int32).max:
-        raise ValueError(f"kernel: {size:,} shares of {len(table):,} Gaussians are too many; use smaller images")
-    indptr = np.empty(len(table) + 1 + background, np.int32)
-    indices, data = _scratch("indices", size, np.int32), _scratch("data", size, np.float32)
-    _call("gst_kernel_fill", *shape, spans, ends, *values, smallest, int(background), indptr, indices, data)
-    return indptr, indices[: indptr[-1]].copy(), data[: indptr[-1]].copy()
-
-
-_arrays = threading.local()
-
-
-def _scratch(name: str, size: int, dtype: type) -> np.ndarray:
-    """[size or more] of this thread: asking the system for the memory anew would cost a third of a kernel's time."""
-    array = getattr(_arrays, name, None)
-    if array is None or len(array) < size:
-        array = np.empty(size * 5 // 4, dtype)
-        setattr(_arrays, name, array)
-    return array
+    table, indptr = _floats("table", table, len(table), 7), np.empty(len(table) + 2, np.int32)
+    _call("gst_kernel_rows", len(table), table, *grid, stride, nearest, index, log_odds, smallest, indptr)
+    indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+    _call("gst_kernel_shares", len(data), indices, data)
+    return indptr, indices, data
 
 
 def resize(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """uint8 [len(rows), len(columns), 3], made of uint8 [H, W, 3] as ``datasets.transforms.taps`` say; the rest is not read."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.strides[1:] != (3, 1):
-        raise ValueError(f"image: {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3] with contiguous rows")
-    axes = []
-    for name, taps, side in (("rows", rows, image.shape[0]), ("columns", columns, image.shape[1])):
-        axes.append(np.ascontiguousarray(taps, np.int32))
-        sources = taps[:, :2]
-        if taps.shape[1:] != (4,) or (len(taps) and (sources.min() < 0 or sources.max() >= side)):
-            raise ValueError(f"{name}: of {side} pixels, expected [n, 4] with sources from 0 to {side - 1}")
+    """uint8 [len(rows), len(columns), 3], made of uint8 [H, W, 3] as ``datasets.transforms.taps`` say, which lie inside it."""
+    image, *axes = (
+        np.ascontiguousarray(array, kind) for array, kind in ((image, np.uint8), (rows, np.int32), (columns, np.int32))
+    )
     out = np.empty((len(rows), len(columns), 3), np.uint8)
     _call("gst_resize", image, image.strides[0], len(rows), len(columns), *axes, out)
     return out
@@ -205,46 +158,17 @@ def _call(function: str, *arguments) -> None:
         raise MemoryError("native engine: not enough memory for these Gaussians and this image")
 
 
-def _target(image: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Image uint8 [H, W, 3] and mask uint8 [H, W], contiguous, width and height."""
-    image, foreground = np.asarray(image), np.asarray(foreground)
-    if image.dtype != np.uint8 or image.shape != (*foreground.shape, 3) or foreground.dtype not in (bool, np.uint8):
-        given = f"{image.dtype} {list(image.shape)}, {foreground.dtype} {list(foreground.shape)}"
-        raise ValueError(f"image, foreground: {given}; expected uint8 [H, W, 3], bool or uint8 [H, W]")
-    height, width = foreground.shape
-    return np.ascontiguousarray(image), np.ascontiguousarray(foreground).view(np.uint8), width, height
-
-
-def _parameters(means, u, v, c) -> np.ndarray:
-    """[N, 8] = x, y, u1, u2, v, c1, c2, c3."""
-    columns = ("means", means, 2), ("u", u, 2), ("v", v, 1), ("c", c, 3)
-    return np.concatenate([_floats(name, array, len(means), width) for name, array, width in columns], axis=1)
-
-
-def _columns(params: np.ndarray) -> list[np.ndarray]:
-    """The opposite of ``_parameters``: means, u, v, c."""
-    return [np.ascontiguousarray(part) for part in np.split(params, (2, 4, 5), axis=1)]
-
-
 def _gaussians(means, conics, colors) -> list[np.ndarray]:
     columns = ("means", means, 2), ("conics", conics, 3), ("colors", colors, 3)
-    arrays = [_floats(name, array, len(means), width) for name, array, width in columns]
-    a, b, c = arrays[1].astype(np.float64).T
-    bad = np.flatnonzero(~((a > 0) & (c > 0) & (a * c > b * b)))
-    if bad.size:
-        row = bad[0]
-        raise ValueError(f"conics: row {row} is {arrays[1][row].tolist()}; not positive definite (a > 0, a c > b^2)")
-    return arrays
+    return [_floats(name, array, len(means), width) for name, array, width in columns]
 
 
-def _floats(name: str, array, *shape: int, finite: bool = True) -> np.ndarray:
+def _floats(name: str, array, *shape: int) -> np.ndarray:
     array = np.ascontiguousarray(array, dtype=np.float32)
     array = array.reshape(shape) if array.size == 0 == np.prod(shape) else array
     if array.shape != shape:
         raise ValueError(f"{name}: shape {list(array.shape)}, expected {list(shape)}")
-    if not finite or array.size == 0:
-        return array
-    bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+    bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1)) if array.size else array
     if bad.size:
         raise ValueError(f"{name}: row {bad[0]} is {array[bad[0]].tolist()}; expected finite numbers")
     return array

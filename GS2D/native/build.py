@@ -32,13 +32,10 @@ def build_library() -> Path:
     """The compiled library, built now if it is not in the cache. Raises ``NativeUnavailable``."""
     reason = "no C++ compiler found"
     for compiler in compilers():
-        version = _run([*compiler, "--version"])
-        if version.returncode:
-            reason = f"{shlex.join(compiler)} does not run: {_first_line(version)}"
-            continue
+        version = _run([*compiler, "--version"]).stdout
         for flags in (f"{FLAGS} -march=native", FLAGS):
             command = [*compiler, *flags.split(), *shlex.split(os.environ.get("GST_CXXFLAGS", ""))]
-            path = _cache_directory() / f"native-{_key(command, version.stdout)}.so"
+            path = _cache_directory() / f"native-{_key(command, version)}.so"
             if not path.is_file():
                 reason = _compile(command, path)
             if path.is_file():

@@ -1,8 +1,7 @@
 // The fit of GS2D/fitting.py as one loop on one core (losses, gradients by the parameters, Adam), and the functions
 // that Python calls. The drawing is in scene.hpp, the transport kernel in kernel.hpp, rescaling in resize.hpp.
 
-#include <new>
-#include <stdexcept>
+#include <exception>
 
 #include "scene.hpp"
 #include "kernel.hpp"
@@ -122,28 +121,24 @@ double render_loss(Scene& scene, const Target& target, int n, int fixed, const f
     return target.foreground ? loss / (765.0 * target.foreground) : 0.0;
 }
 
-// weight * max over Gaussians of relu(max(u1 / u2, u2 / u1) - max_ratio). Ties share the gradient, as in torch.
+// weight * max over Gaussians of relu(max(u1 / u2, u2 / u1) - max_ratio), whose gradient the first of the worst gets.
 double shape_loss(int n, const float* params, float weight, float max_ratio, float* gradients) {
-    const auto excess = [=](int i, int axis) {
-        const float* u = params + 8 * (size_t)i + 2;
-        return u[axis] / (u[1 - axis] + 1e-10f) - max_ratio;
-    };
     float worst = 0;
-    int ties = 0;
-    for (int i = 0; i < n; i++) {
-        const float e = std::max(excess(i, 0), excess(i, 1));
-        ties = e == worst ? ties + 1 : e > worst ? 1 : ties;
-        worst = std::max(worst, e);
-    }
-    for (int i = 0; worst > 0 && i < n; i++)
+    size_t longer = 0, shorter = 0;  // which parameters u they are
+    for (size_t i = 0; i < (size_t)n; i++)
         for (int axis = 0; axis < 2; axis++) {
-            if (excess(i, axis) != worst) continue;
-            const float share = weight / ties * (excess(i, 1 - axis) == worst ? 0.5f : 1.0f);
-            const float *u = params + 8 * (size_t)i + 2, below = u[1 - axis] + 1e-10f;
-            float* out = gradients + 8 * (size_t)i + 2;
-            out[axis] += share / below;
-            out[1 - axis] -= share * u[axis] / (below * below);
+            const size_t one = 8 * i + 2 + axis, other = 8 * i + 3 - axis;
+            const float excess = params[one] / (params[other] + 1e-10f) - max_ratio;
+            if (excess <= worst) continue;
+            worst = excess;
+            longer = one;
+            shorter = other;
         }
+    if (worst > 0) {
+        const float below = params[shorter] + 1e-10f;
+        gradients[longer] += weight / below;
+        gradients[shorter] -= weight * params[longer] / (below * below);
+    }
     return (double)weight * worst;
 }
 
@@ -171,9 +166,7 @@ int guarded(Function function) {
     try {
         function();
         return 0;
-    } catch (const std::bad_alloc&) {
-        return 1;
-    } catch (const std::length_error&) {
+    } catch (const std::exception&) {  // of memory: bad_alloc or length_error
         return 1;
     }
 }
@@ -240,17 +233,6 @@ int gst_render_backward(int n, const float* means, const float* conics, const fl
     });
 }
 
-// losses [2]: render loss and shape loss at params.
-int gst_loss_and_gradients(const uint8_t* image, const uint8_t* mask, int width, int height, int n, const float* params,
-                           float shape_weight, float max_ratio, double* losses, float* gradients) {
-    return guarded([&] {
-        const Target target(image, mask, width, height);
-        Scene scene(n, width, height);
-        losses[0] = render_loss(scene, target, n, 0, params, gradients);
-        losses[1] = shape_loss(n, params, shape_weight, max_ratio, gradients);
-    });
-}
-
 // losses [2]: at the parameters that the last step started from, as the released code reports them; done: steps. With a
 // tolerance the fit ends where the losses stall between two looks at them, one each check_every steps.
 int gst_fit(const uint8_t* image, const uint8_t* mask, int width, int height, int n, float* params, int iterations,
@@ -274,42 +256,29 @@ int gst_fit(const uint8_t* image, const uint8_t* mask, int width, int height, in
 }
 
 // table [n, 7], see kernel::Gaussian; nearest and index [rows * columns].
-int gst_kernel_nearest(int n, const float* table, int rows, int columns, float stride, float reach, float* nearest,
-                       int32_t* index) {
+int gst_kernel_nearest(int n, const kernel::Gaussian* table, int rows, int columns, float stride, float reach,
+                       float* nearest, int32_t* index) {
+    return guarded([&] { kernel::nearest({rows, columns, stride}, n, table, reach, nearest, index); });
+}
+
+// See kernel::rows, whose indices and data gst_kernel_shares gives afterwards.
+int gst_kernel_rows(int n, const kernel::Gaussian* table, int rows, int columns, float stride, const float* nearest,
+                    const int32_t* index, const float* log_odds, float smallest, int32_t* indptr) {
     return guarded([&] {
-        const auto* gaussians = reinterpret_cast<const kernel::Gaussian*>(table);
-        kernel::nearest({rows, columns, stride}, n, gaussians, reach, nearest, index);
+        kernel::rows({rows, columns, stride}, n, table, nearest, index, log_odds, smallest, indptr);
     });
 }
 
-// limit [rows]; spans [n * rows + 1, 3] and ends [n]: see kernel::visit; total: how many cells they hold.
-int gst_kernel_visit(int n, const float* table, int rows, int columns, float stride, const float* limit, int32_t* spans,
-                     int64_t* ends, int64_t* total) {
-    return guarded([&] {
-        const auto* gaussians = reinterpret_cast<const kernel::Gaussian*>(table);
-        auto* visited = reinterpret_cast<kernel::Span*>(spans);
-        *total = kernel::visit({rows, columns, stride}, n, gaussians, limit, visited, ends);
-    });
-}
-
-int gst_kernel_fill(int n, const float* table, int rows, int columns, float stride, const int32_t* spans,
-                    const int64_t* ends, const float* nearest, const float* log_det, const float* log_odds,
-                    float smallest, int background, int32_t* indptr, int32_t* indices, float* data) {
-    return guarded([&] {
-        const auto* gaussians = reinterpret_cast<const kernel::Gaussian*>(table);
-        const auto* visited = reinterpret_cast<const kernel::Span*>(spans);
-        kernel::fill({rows, columns, stride}, n, gaussians, visited, ends, nearest, log_det, log_odds, smallest,
-                     background != 0, indptr, indices, data);
-    });
+int gst_kernel_shares(int count, int32_t* indices, float* data) {
+    std::copy_n(kernel::indices.data(), count, indices);
+    std::copy_n(kernel::data.data(), count, data);
+    return 0;
 }
 
 // rows [height, 4] and columns [width, 4]: see resize::Tap; out [height, width, 3].
-int gst_resize(const uint8_t* image, int64_t pitch, int height, int width, const int32_t* rows, const int32_t* columns,
-               uint8_t* out) {
-    return guarded([&] {
-        resize::rectangle(image, pitch, height, width, reinterpret_cast<const resize::Tap*>(rows),
-                          reinterpret_cast<const resize::Tap*>(columns), out);
-    });
+int gst_resize(const uint8_t* image, int64_t pitch, int height, int width, const resize::Tap* rows,
+               const resize::Tap* columns, uint8_t* out) {
+    return guarded([&] { resize::rectangle(image, pitch, height, width, rows, columns, out); });
 }
 
 }  // extern "C"

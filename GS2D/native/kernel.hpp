@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 
 namespace kernel {
@@ -77,38 +78,35 @@ inline float exponential(float x) {
 // |W d|^2 of one Gaussian along rows of cells. Every product and sum is rounded by itself, as PyTorch rounds it: where two
 // Gaussians are equally near, both must find the same nearest one. The products go through memory between two loops, since
 // compilers would contract a product and a sum within one to a fused multiply-add.
-class Distances {
-   public:
+struct Distances {
+    const Grid& grid;
+    const Gaussian* g = nullptr;
+    std::vector<float> along, across, first, second;
+
     explicit Distances(const Grid& grid)
-        : grid_(grid), along_(grid.columns), across_(grid.columns), first_(grid.columns), second_(grid.columns) {}
+        : grid(grid), along(grid.columns), across(grid.columns), first(grid.columns), second(grid.columns) {}
 
-    void take(const Gaussian& g) {
-        g_ = &g;
-        for (int j = 0; j < grid_.columns; j++) {
-            const float dx = (j + 0.5f) * grid_.stride - g.x;
-            along_[j] = g.w[0] * dx;
-            across_[j] = g.w[2] * dx;
+    void take(const Gaussian& gaussian) {
+        if (g == &gaussian) return;
+        g = &gaussian;
+        for (int j = 0; j < grid.columns; j++) {
+            const float dx = (j + 0.5f) * grid.stride - g->x;
+            along[j] = g->w[0] * dx;
+            across[j] = g->w[2] * dx;
         }
     }
 
-    // Writes the two terms of the sum for `size` cells of a row from `begin` on: |W d|^2 = first()[j] + second()[j].
+    // Writes the two terms of the sum for `size` cells of a row from `begin` on: |W d|^2 = first[j] + second[j].
     void row(int row, int begin, int size) {
-        const float dy = (row + 0.5f) * grid_.stride - g_->y, by = g_->w[1] * dy, ay = g_->w[3] * dy;
-        const float *along = &along_[begin], *across = &across_[begin];
-        float *__restrict first = first_.data(), *__restrict second = second_.data();
+        const float dy = (row + 0.5f) * grid.stride - g->y, by = g->w[1] * dy, ay = g->w[3] * dy;
+        const float *x = &along[begin], *y = &across[begin];
+        float *__restrict one = first.data(), *__restrict other = second.data();
         for (int j = 0; j < size; j++) {
-            const float one = along[j] + by, other = across[j] + ay;
-            first[j] = one * one;
-            second[j] = other * other;
+            const float a = x[j] + by, b = y[j] + ay;
+            one[j] = a * a;
+            other[j] = b * b;
         }
     }
-    const float* first() const { return first_.data(); }
-    const float* second() const { return second_.data(); }
-
-   private:
-    const Grid& grid_;
-    const Gaussian* g_ = nullptr;
-    std::vector<float> along_, across_, first_, second_;
 };
 
 // nearest [cells]: the smallest |W d|^2 of all Gaussians within `reach`, infinity without any; index: the first that has it.
@@ -123,7 +121,7 @@ inline void nearest(const Grid& grid, int n, const Gaussian* gaussians, float re
             const auto [first, last] = grid.cells(gaussians[i], row, reach);
             if (first == last) continue;
             distances.row(row, first, last - first);
-            const float *one = distances.first(), *other = distances.second();
+            const float *one = distances.first.data(), *other = distances.second.data();
             float* __restrict best = nearest + (int64_t)row * grid.columns + first;
             int32_t* __restrict owner = index + (int64_t)row * grid.columns + first;
             for (int j = 0; j < last - first; j++) {
@@ -133,30 +131,6 @@ inline void nearest(const Grid& grid, int n, const Gaussian* gaussians, float re
             }
         }
     }
-}
-
-// Cells of a row that one Gaussian visits.
-struct Span {
-    int32_t row, first, last;
-};
-
-// Where Gaussians can hold a share worth storing: the cells of a row with |W d|^2 <= limit[row] - half_log_det; limit [rows].
-// ends [n]: how many of the spans are of Gaussian i or of one before it. Returns the number of their cells.
-inline int64_t visit(const Grid& grid, int n, const Gaussian* gaussians, const float* limit, Span* spans, int64_t* ends) {
-    const float largest = *std::max_element(limit, limit + grid.rows);
-    int64_t cells = 0, count = 0;
-    for (int i = 0; i < n; i++) {
-        const Gaussian& g = gaussians[i];
-        const auto lines = grid.lines(g, largest - g.half_log_det);
-        for (int row = lines.first; row < lines.second; row++) {
-            const auto [first, last] = grid.cells(g, row, limit[row] - g.half_log_det);
-            spans[count] = {row, first, last};
-            count += first < last;
-            cells += last - first;
-        }
-        ends[i] = count;
-    }
-    return cells;
 }
 
 // Of cells in a row: the likelihood of a Gaussian relative to that of the nearest, also added to the sum of all.
@@ -170,54 +144,83 @@ inline void weigh(int size, const float* __restrict first, const float* __restri
     }
 }
 
-// K in compressed sparse rows: indptr [n + 1 or, with a background, n + 2], indices and data as large as `visit` says, one
-// more, and larger by the cells for a background. nearest, log_det [cells]: of the nearest Gaussian; log_odds [cells]: of
-// the background against it, infinite where it has all or nothing.
-inline void fill(const Grid& grid, int n, const Gaussian* gaussians, const Span* spans, const int64_t* ends,
-                 const float* nearest, const float* log_det, const float* log_odds, float smallest, bool background,
-                 int32_t* indptr, int32_t* indices, float* data) {
+// The cells of a row that one Gaussian visits.
+struct Span {
+    int gaussian, row, first, last;
+};
+
+// What a thread has computed last; its next kernel takes the same memory, which the system would be slow to give anew.
+thread_local std::vector<Span> spans;
+thread_local std::vector<int32_t> indices;
+thread_local std::vector<float> data;
+
+// K in compressed sparse rows, the background's last: indptr [n + 2] here, `indices` and `data` above. nearest and index
+// [cells]: of `nearest`; log_odds [cells]: of the background against that Gaussian, infinite where it has all or nothing.
+inline void rows(const Grid& grid, int n, const Gaussian* gaussians, const float* nearest, const int32_t* index,
+                 const float* log_odds, float smallest, int32_t* indptr) {
     const int64_t cells = (int64_t)grid.rows * grid.columns;
-    std::vector<float> sum(cells, 0.0f), share(cells);
-    Distances distances(grid);
-    float* weight = data;
-    const Span* span = spans;
+    std::vector<float> log_det(cells, 0.0f), limit(grid.rows, -INFINITY), sum(cells, 0.0f), share(cells);
+    // Skipped is what has less than smallest / n of a cell, so that all that is skipped together has less than `smallest`.
+    const float margin = std::log(n / smallest);
+    for (int64_t m = 0; m < cells; m++) {
+        if (index[m] < 0) continue;
+        log_det[m] = gaussians[index[m]].half_log_det;
+        float& most = limit[m / grid.columns];
+        most = std::max(most, nearest[m] + log_det[m] + margin - std::max(log_odds[m], 0.0f));
+    }
+    const float largest = *std::max_element(limit.begin(), limit.end());
+    int64_t visited = 0;
+    spans.clear();
     for (int i = 0; i < n; i++) {
-        if (span < spans + ends[i]) distances.take(gaussians[i]);
-        for (; span < spans + ends[i]; span++) {
-            const int64_t cell = (int64_t)span->row * grid.columns + span->first;
-            const int size = span->last - span->first;
-            distances.row(span->row, span->first, size);
-            weigh(size, distances.first(), distances.second(), nearest + cell, log_det + cell,
-                  gaussians[i].half_log_det, weight, &sum[cell]);
-            weight += size;
+        const Gaussian& g = gaussians[i];
+        const auto lines = grid.lines(g, largest - g.half_log_det);
+        for (int row = lines.first; row < lines.second; row++) {
+            const auto [first, last] = grid.cells(g, row, limit[row] - g.half_log_det);
+            if (first < last) spans.push_back({i, row, first, last});
+            visited += last - first;
         }
     }
+    const int64_t size = visited + cells + 1;  // one more: a share is written before it is known to be too small
+    if (size > INT32_MAX) throw std::bad_alloc();
+    if ((int64_t)data.size() < size) {
+        data.resize(size + size / 4);
+        indices.resize(data.size());
+    }
+    Distances distances(grid);
+    float* weight = data.data();
+    for (const Span& span : spans) {
+        const int64_t cell = (int64_t)span.row * grid.columns + span.first;
+        const int count = span.last - span.first;
+        distances.take(gaussians[span.gaussian]);
+        distances.row(span.row, span.first, count);
+        weigh(count, distances.first.data(), distances.second.data(), nearest + cell, &log_det[cell],
+              gaussians[span.gaussian].half_log_det, weight, &sum[cell]);
+        weight += count;
+    }
     for (int64_t m = 0; m < cells; m++) share[m] = 1 / (sum[m] + std::exp(log_odds[m]));
-    weight = data;
-    span = spans;
-    int32_t stored = 0;  // never ahead of the weights that are still to be read
+    weight = data.data();
+    const Span *span = spans.data(), *end = span + spans.size();
+    float* masses = data.data();
+    int32_t *owned = indices.data(), stored = 0;  // never ahead of the weights that are still to be read
+    const auto store = [&](float mass, int32_t cell) {
+        masses[stored] = mass;
+        owned[stored] = cell;
+        stored += mass > smallest;
+    };
     indptr[0] = 0;
     for (int i = 0; i < n; i++) {
-        for (; span < spans + ends[i]; span++) {
-            const int32_t cell = span->row * grid.columns + span->first, size = span->last - span->first;
+        for (; span < end && span->gaussian == i; span++) {
+            const int32_t cell = span->row * grid.columns + span->first, count = span->last - span->first;
             const float* part = &share[cell];
-            for (int32_t j = 0; j < size; j++) {
-                const float mass = weight[j] * part[j];
-                data[stored] = mass;
-                indices[stored] = cell + j;
-                stored += mass > smallest;
-            }
-            weight += size;
+            for (int32_t j = 0; j < count; j++) store(weight[j] * part[j], cell + j);
+            weight += count;
         }
         indptr[i + 1] = stored;
     }
-    if (!background) return;
     for (int64_t m = 0; m < cells; m++) {
         // A sum says nothing, and may be infinite, where there is no nearest Gaussian to relate it to.
-        const float odds = std::exp(-log_odds[m]), mass = odds > 0 ? 1 / (1 + sum[m] * odds) : 1;
-        data[stored] = mass;
-        indices[stored] = (int32_t)m;
-        stored += mass > smallest;
+        const float odds = std::exp(-log_odds[m]);
+        store(odds > 0 ? 1 / (1 + sum[m] * odds) : 1, (int32_t)m);
     }
     indptr[n + 1] = stored;
 }

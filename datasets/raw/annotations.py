@@ -48,32 +48,19 @@ def find_ucf(folder: Path) -> Pairs:
     None where that is missing, and one line for each file that lacks its partner. Raises ``FileNotFoundError`` for a
     folder that is missing or holds no image, and ``ValueError`` for two images that would be prepared under one name.
     """
-    return _pair(
-        folder, folder, "_ann.mat", "the input path must hold Train/ and Test/ with img_0001.jpg, img_0001_ann.mat"
-    )
+    return _pair(folder, folder, "_ann.mat")
 
 
-def split_folds(images: Iterable[Path]) -> list[list[Path]]:
-    """The folds of UCF_CC_50: its images, called by numbers, in their order, in five parts of ten.
-
-    Raises ``ValueError`` for an image that is not called by a number, and for fewer than five.
-    """
-    numbered = {}
-    for image in images:
-        if not (image.stem.isascii() and image.stem.isdigit()):
-            raise ValueError(f"{image}: UCF_CC_50 calls its images 1.jpg to 50.jpg; rename or remove this one")
-        numbered[int(image.stem)] = image
-    if len(numbered) < FOLDS:
-        raise ValueError(f"{len(numbered)} images cannot be divided into {FOLDS} folds; UCF_CC_50 has 50")
-    ordered = [numbered[number] for number in sorted(numbered)]
-    edges = [round(len(ordered) * fold / FOLDS) for fold in range(FOLDS + 1)]
-    return [ordered[first:last] for first, last in zip(edges, edges[1:])]
+def fold_of(image: Path) -> int:
+    """Which fold of UCF_CC_50 an image, called by its number, is for the test of: 1 to 10 are for that of the first."""
+    if not (image.stem.isascii() and image.stem.isdigit()):
+        raise ValueError(f"{image}: UCF_CC_50 calls its images 1.jpg to 50.jpg; rename or remove this one")
+    return (int(image.stem) - 1) // 10 + 1
 
 
 def find_jhu(folder: Path) -> Pairs:
     """The same for a split of JHU-Crowd++: ``images/0001.jpg`` belongs to ``gt/0001.txt``."""
-    hint = "the input path must hold train/, val/ and test/, each with images/0001.jpg and gt/0001.txt"
-    return _pair(folder / "images", folder / "gt", ".txt", hint)
+    return _pair(folder / "images", folder / "gt", ".txt")
 
 
 def find_sh(folder: Path) -> Pairs:
@@ -81,13 +68,8 @@ def find_sh(folder: Path) -> Pairs:
 
     ``images/IMG_1.jpg`` belongs to ``GT_IMG_1.mat`` in ``ground_truth`` or ``ground-truth``.
     """
-    there = [folder / name for name in ("ground_truth", "ground-truth") if (folder / name).is_dir()]
-    if len(there) == 2:
-        raise FileNotFoundError(f"{folder}: holds both ground_truth and ground-truth; leave the right one there")
-    hint = (
-        "a part of ShanghaiTech holds train_data/ and test_data/, each with images/ and ground_truth/GT_IMG_1.mat, ..."
-    )
-    return _pair(folder / "images", there[0] if there else folder / "ground_truth", ".mat", hint, prefix="GT_")
+    annotations = folder / ("ground-truth" if (folder / "ground-truth").is_dir() else "ground_truth")
+    return _pair(folder / "images", annotations, ".mat", prefix="GT_")
 
 
 def find_sh_part(root: Path, part: str | None) -> tuple[Path, str]:
@@ -96,18 +78,18 @@ def find_sh_part(root: Path, part: str | None) -> tuple[Path, str]:
     ``root`` is that folder, in which case its name or ``part`` tells, or its parent. Raises ``ValueError`` where the
     choice is not clear or the part is missing.
     """
+    folders = {name: root / name for name in _SH_PARTS}
     if (root / "train_data").is_dir():
-        letters = {part, _SH_PARTS.get(root.name)} - {None}
-        if len(letters) != 1:
-            named = _SH_PARTS.get(root.name, "A or B")
-            raise ValueError(f"{root}: is part {named} by its name, and --part is {part}; give the one that it is")
-        return root, letters.pop()
-    names = [name for name, letter in _SH_PARTS.items() if part in (None, letter)]
-    there = [name for name in names if (root / name / "train_data").is_dir()]
-    if len(there) != 1:
-        holds = " and ".join(there) or f"no {' or '.join(names)} with train_data/"
-        raise ValueError(f"{root}: holds {holds}; choose with --part A or --part B, or give the path of one")
-    return root / there[0], _SH_PARTS[there[0]]
+        folders = {root.name: root}
+    found = {
+        path: letter
+        for name, path in folders.items()
+        if (path / "train_data").is_dir() and (letter := _SH_PARTS.get(name, part)) and part in (None, letter)
+    }
+    if len(found) != 1:
+        there = " and ".join(path.name for path in found) or f"no part {part or 'A or B'} by its name, with train_data/"
+        raise ValueError(f"{root}: holds {there}; choose with --part A or --part B, or give the path of one")
+    return next(iter(found.items()))
 
 
 def find_nwpu(root: Path) -> Pairs:
@@ -116,8 +98,7 @@ def find_nwpu(root: Path) -> Pairs:
     ``0001.jpg`` in ``images`` or ``images_part1`` to ``images_part5`` belongs to ``mats/0001.mat`` or, without that, to
     ``jsons/0001.json``. Images without annotation are no problem here: those of the test split have none.
     """
-    folders = [path for path in sorted(root.glob("images*")) if path.name == "images" or "images_part" in path.name]
-    folders = [path for path in folders if path.is_dir()]
+    folders = [path for path in (root / "images", *sorted(root.glob("images_part*"))) if path.is_dir()]
     annotations: dict[str, Path] = {}
     for name, suffix in (("jsons", ".json"), ("mats", ".mat")):
         annotations |= _annotations(root / name, suffix)
@@ -171,11 +152,12 @@ def _annotations(folder: Path, suffix: str, prefix: str = "") -> dict[str, Path]
     return {path.name[len(prefix) : -len(suffix)]: path for path in paths if path.name.startswith(prefix)}
 
 
-def _pair(folder: Path, annotations: Path, suffix: str, hint: str, prefix: str = "") -> Pairs:
+def _pair(folder: Path, annotations: Path, suffix: str, prefix: str = "") -> Pairs:
     """Pair the images of a folder with ``annotations``, files called ``prefix``, stem, ``suffix``."""
     for path in (folder, annotations):
         if not path.is_dir():
-            raise FileNotFoundError(f"{path}: no such folder; {hint}")
+            layouts = "the input path must hold the data set as it is published, see docs/formats.md"
+            raise FileNotFoundError(f"{path}: no such folder; {layouts}")
     single = _annotations(annotations, suffix, prefix)
     pairs = {image: single.pop(image.stem, None) for image in unique_stems(list_images(folder)).values()}
     problems = [

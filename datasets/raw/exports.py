@@ -1,20 +1,20 @@
-"""The exports of annotation tools: COCO, LabelMe, CVAT, Label Studio, DotDotGoose, and bare points as JSON."""
+"""The exports of annotation tools: COCO, LabelMe, VIA, CVAT, Label Studio, DotDotGoose, and bare points as JSON."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from datasets.raw.marks import Annotated, Mark, Request, add_image, no_object, shape, stated_size
+from datasets.raw.marks import Annotated, Mark, Request, add_image, label_name, no_object, shape, stated_size
 from datasets.raw.raw_text import (
     OtherFormatError,
     entries,
@@ -24,15 +24,22 @@ from datasets.raw.raw_text import (
     member,
     parse_number,
     read_json,
+    read_rows,
 )
 from utils.cli import warn
 from utils.files import PICTURES
 
-_LABELME = {"point": [1], "rectangle": [2, 4], "circle": [2], "polygon": range(1, sys.maxsize)}  # points of each shape
+_LABELME = ("point", "rectangle", "circle", "polygon")
 # What the shapes are here, and the keys of their numbers.
+_VIA = {
+    "point": ("point", ("cx", "cy")),
+    "rect": ("corner", ("x", "y", "width", "height")),
+    "circle": ("ellipse", ("cx", "cy", "r", "r")),
+    "ellipse": ("ellipse", ("cx", "cy", "rx", "ry")),
+    "polygon": ("polygon", ()),
+}
 _CVAT = {"box": ("corners", ("xtl", "ytl", "xbr", "ybr")), "ellipse": ("ellipse", ("cx", "cy", "rx", "ry"))}
 _CVAT_SHAPES = ("points", "box", "polygon", "ellipse", "skeleton")
-_CVAT_REFUSED = ("polyline", "mask", "cuboid")
 _STUDIO = {
     "keypoint": ("point", ("x", "y")),
     "rectangle": ("corner", ("x", "y", "width", "height")),
@@ -81,45 +88,35 @@ def read_coco(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     contents = read_json(path)
     listed = entries(contents, "images", f"{path}")
     categories = entries(contents, "categories", f"{path}") if "categories" in contents else []
-    labels = {_coco_id(entry.get("id")): str(entry.get("name")) for entry in categories}
+    labels = {str(entry.get("id")): str(entry.get("name")) for entry in categories}
     images: dict[str, Annotated] = {}
     by_id: dict[str, list[Mark]] = {}
     for i, image in enumerate(listed, start=1):
-        where, key = f"{path}: images: entry {i}", _coco_id(image.get("id"))
+        where, key = f"{path}: images: entry {i}", str(image.get("id"))
         if key == "None" or key in by_id:
             raise ValueError(f"{where}: its id {image.get('id')!r:.40} is none, or there twice; give each its own")
         size = stated_size(image, "width", "height", where)
         by_id[key] = add_image(images, image.get("file_name"), where, size)
-    crowds = several = 0
+    crowds = 0
     for i, annotation in enumerate(entries(contents, "annotations", f"{path}"), start=1):
-        where = f"{path}: annotations: entry {i}"
-        key = _coco_id(annotation.get("image_id"))
+        where, key = f"{path}: annotations: entry {i}", str(annotation.get("image_id"))
         if key not in by_id:
-            unknown = f"image_id {annotation.get('image_id')!r:.40} is not among the images"
-            raise ValueError(f"{where}: {unknown}; add it or remove the entry")
+            raise ValueError(f"{where}: image_id {key!r:.40} is not among the images; add it or remove the entry")
         if any(annotation.get(key) not in (None, "", 0, "0") for key in ("iscrowd", "ignore")):
             crowds += 1
             continue
-        visible = _coco_keypoints(annotation.get("keypoints") or [], where)
-        several += len(visible) > 2
-        category = _coco_id(annotation.get("category_id", ""))
+        category = str(annotation.get("category_id", ""))
         label, box, mark = labels.get(category, category), annotation.get("bbox"), None
         if box:
             numbers = box if isinstance(box, list) and len(box) == 4 else [box]
             mark = shape("corner", [json_number(value, f"{where}: bbox") for value in numbers], label, where)
+        visible = _coco_keypoints(annotation.get("keypoints") or [], where)
         if visible and (mark is None or math.isnan(mark.size)):
             mark = shape("polygon", visible, label, where)
         by_id[key].append(mark or no_object("region without bbox", ("bbox", "visible keypoints"), label, where))
     if crowds:
         warn(f"{path}: {crowds} regions marked iscrowd or ignore are not counted; their images miss objects")
-    if several:
-        print(f"{path}: {several} annotations have several visible keypoints; each counts as one object")
     return images
-
-
-def _coco_id(value: Any) -> str:
-    """An id as text: some tools write the number 1 as "1", and table programs as 1.0."""
-    return str(value).removesuffix(".0")
 
 
 def _coco_keypoints(values: Any, where: str) -> list[float]:
@@ -131,25 +128,89 @@ def _coco_keypoints(values: Any, where: str) -> list[float]:
 
 
 def read_labelme(path: Path, request: Request = Request()) -> dict[str, Annotated]:
-    """LabelMe's shapes, of one image: points, rectangles, polygons and circles. If ``named``, the file says of which."""
+    """LabelMe's shapes, of one image: points, rectangles, polygons and circles."""
     contents = read_json(path)
     marks = []
     for i, drawn in enumerate(entries(contents, "shapes", f"{path}"), start=1):
         where, kind, label = f"{path}: shape {i}", drawn.get("shape_type") or "polygon", str(drawn.get("label", ""))
-        if not isinstance(kind, str) or kind not in _LABELME:
-            marks.append(no_object(kind, list(_LABELME), label, where))
+        if kind not in _LABELME:
+            marks.append(no_object(kind, _LABELME, label, where))
             continue
-        points = json_points(drawn.get("points"), where)
-        if len(points) not in _LABELME[kind]:
-            raise ValueError(f"{where}: a {kind} of {len(points)} points; draw it again")
-        if kind == "circle":
-            (x, y), edge = points.tolist()
-            radius = math.dist((x, y), edge)
-            marks.append(shape("corners", (x - radius, y - radius, x + radius, y + radius), label, where))
-        else:
-            marks.append(shape("point" if kind == "point" else "polygon", points.ravel().tolist(), label, where))
-    name = member(contents, "imagePath", str, f"{path}") if request.named else ""
-    return {name: Annotated(marks, stated_size(contents, "imageWidth", "imageHeight", f"{path}"))}
+        numbers = json_points(drawn.get("points"), where).ravel().tolist()
+        if kind == "circle" and len(numbers) == 4:  # its centre, and a point of its edge
+            numbers[2:] = [math.dist(numbers[:2], numbers[2:])] * 2
+        name = {"point": "point", "circle": "ellipse"}.get(kind, "polygon")
+        marks.append(shape(name, numbers, label, where))
+    return {"": Annotated(marks, stated_size(contents, "imageWidth", "imageHeight", f"{path}"))}
+
+
+def read_via(path: Path, request: Request = Request()) -> dict[str, Annotated]:
+    """A project or an export of the VGG Image Annotator, versions 1 and 2, as JSON or CSV.
+
+    The label of a region is its only attribute, the one of several that is called label, class, type or the like, or
+    ``request.attribute``.
+    """
+    contents = _via_table(path) if path.suffix.lower() == ".csv" else read_json(path)
+    if isinstance(contents, dict) and "_via_img_metadata" in contents:
+        contents = contents["_via_img_metadata"]
+    images: dict[str, Annotated] = {}
+    drawn: list[tuple[list[Mark], Any, dict[str, Any], str]] = []
+    for key, entry in member({"of images": contents}, "of images", dict, f"{path}").items():
+        where = f"{path}: {key!r:.80}"
+        marks = add_image(images, member(entry, "filename", str, where), where)
+        if isinstance(entry.get("regions"), dict):  # version 1 numbers them as the keys of an object
+            entry = {"regions": list(entry["regions"].values())}
+        for i, region in enumerate(entries(entry, "regions", where), start=1):
+            attributes = region.get("region_attributes")
+            attributes = attributes if isinstance(attributes, dict) else {}
+            drawn.append((marks, region.get("shape_attributes"), attributes, f"{where}: region {i}"))
+    names = list(dict.fromkeys(name for _, _, attributes, _ in drawn for name in attributes))
+    key = label_name(names, request.attribute if drawn else None, f"{path}")
+    if len(names) > 1 and key is None:
+        there = ", ".join(names)
+        print(f"{path}: regions have the attributes {there}; --label-attribute chooses the one that is the label")
+    for marks, shape_of, attributes, where in drawn:
+        marks.append(_via_mark(shape_of, _via_label(attributes.get(key)), where))
+    return images
+
+
+def _via_table(path: Path) -> dict[str, Any]:
+    """A CSV export, a row each region, in the form of a project."""
+    rows = read_rows(path)
+    header = [name.removeprefix("#") for name in next(rows, ([], ""))[0]]  # with which version 1 begins it
+    images: dict[str, Any] = {}
+    for fields, where in rows:
+        row = dict(zip(header, fields))
+        name = member(row, "filename", str, where)
+        cells = member(row, "region_shape_attributes", str, where), row.get("region_attributes", "")
+        try:
+            shape_of, attributes = (json.loads(cell or "{}") for cell in cells)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{where}: its attributes {cells!r:.60} are not JSON; export it again") from None
+        regions = images.setdefault(name, {"filename": name, "regions": []})["regions"]
+        regions += [{"shape_attributes": shape_of, "region_attributes": attributes}] if shape_of else []
+    return images
+
+
+def _via_label(value: Any) -> str:
+    """A label as text; of a checkbox the names that are ticked."""
+    if isinstance(value, dict):
+        return ", ".join(str(name) for name, ticked in value.items() if ticked)
+    return "" if value is None else str(value)
+
+
+def _via_mark(drawn: Any, label: str, where: str) -> Mark:
+    kind = drawn.get("name") if isinstance(drawn, dict) else None
+    if not isinstance(kind, str) or kind not in _VIA:
+        return no_object(kind, list(_VIA), label, where)
+    name, keys = _VIA[kind]
+    if keys:
+        return shape(name, json_numbers(drawn, keys, where), label, where)
+    x, y = (member(drawn, f"all_points_{axis}", list, where) for axis in "xy")
+    if len(x) != len(y):
+        raise ValueError(f"{where}: a polygon whose all_points_x and all_points_y do not fit; draw it again")
+    points = json_points([list(pair) for pair in zip(x, y, strict=True)], where)
+    return shape(name, points.ravel().tolist(), label, where)
 
 
 def read_cvat(path: Path, request: Request = Request()) -> dict[str, Annotated]:
@@ -185,9 +246,7 @@ def _xml_root(path: Path) -> Element:
 
 def _cvat_marks(drawn: Element, where: str) -> Iterator[Mark]:
     label, kind = drawn.get("label", ""), drawn.tag
-    if kind in _CVAT_REFUSED:
-        yield no_object(kind, _CVAT_SHAPES, label, where)
-    elif kind in _CVAT:
+    if kind in _CVAT:
         name, keys = _CVAT[kind]  # a rotation turns it around its centre
         yield shape(name, [parse_number(drawn.get(key, ""), f"{where}: {key}") for key in keys], label, where)
     elif kind == "points":
@@ -197,6 +256,8 @@ def _cvat_marks(drawn: Element, where: str) -> Iterator[Mark]:
         visible = [part for part in drawn.iter(kind if kind == "polygon" else "points") if part.get("outside") != "1"]
         if visible:
             yield shape("polygon", [value for part in visible for value in _cvat_points(part, where)], label, where)
+    elif kind != "tag":
+        yield no_object(kind, _CVAT_SHAPES, label, where)
 
 
 def _cvat_points(drawn: Element, where: str) -> list[float]:
@@ -215,28 +276,22 @@ def read_labelstudio(path: Path, request: Request = Request()) -> dict[str, Anno
     images: dict[str, Annotated] = {}
     for i, task in enumerate(entries({"tasks": read_json(path)}, "tasks", f"{path}"), start=1):
         where = f"{path}: task {task.get('id', i)!r:.20}"
-        results = _studio_results(task, where)
-        if results is not None:
-            marks, size = _studio_marks(results, where)
-            add_image(images, _studio_image(member(task, "data", dict, where)), where, size).extend(marks)
+        done = [entry for entry in entries(task, "annotations", where) if not entry.get("was_cancelled")]
+        done = [entry for entry in done if entry.get("ground_truth")] or done
+        if len(done) > 1:
+            raise ValueError(f"{where}: has {len(done)} annotations; keep one, or mark one as ground truth")
+        if done:
+            marks, size = _studio_marks(entries(done[0], "result", where), where)
+            values = [value for value in member(task, "data", dict, where).values() if isinstance(value, str)]
+            names = [name for value in values if (name := image_of_address(value)).lower().endswith(PICTURES)]
+            add_image(images, next(iter(names), None), where, size).extend(marks)
     return images
-
-
-def _studio_image(data: dict[str, Any]) -> str | None:
-    """The image that a task is about: an upload, a path or an address, under whatever key."""
-    names = {key: image_of_address(value) for key, value in data.items() if isinstance(value, str)}
-    pictures = [name for name in names.values() if name.lower().endswith(PICTURES)]
-    return next(iter(pictures), names.get("image", names.get("img")))
 
 
 def image_of_address(address: str) -> str:
     """The path in an address: of ``/data/local-files/?d=a/b.jpg`` what stands behind d, else without ``?...``."""
-    try:
-        parts = urlsplit(address)
-        named = parse_qs(parts.query).get("d")
-    except ValueError:
-        return address
-    return named[0] if named else unquote(parts.path) or address
+    named = re.search(r"[?&]d=([^&]+)", address)
+    return unquote(named[1] if named else re.sub(r"^\w+://[^/]*|[?#].*$", "", address))
 
 
 def without_upload_prefix(name: str) -> str | None:
@@ -245,52 +300,33 @@ def without_upload_prefix(name: str) -> str | None:
     return match[2] if match else None
 
 
-def _studio_results(task: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
-    """The results of the annotation that counts; None where the task is not finished."""
-    done = entries(task, "annotations", where)
-    done = [entry for entry in done if not entry.get("was_cancelled")]
-    truths = [entry for entry in done if entry.get("ground_truth")]
-    done = truths if len(truths) == 1 else done
-    if len(done) > 1:
-        raise ValueError(f"{where}: has {len(done)} annotations; keep one, or mark one as ground truth")
-    return entries(done[0], "result", where) if done else None
-
-
 def _studio_marks(results: list[dict[str, Any]], where: str) -> tuple[list[Mark], tuple[float, float] | None]:
     """The marks of an annotation, and the size of the image for which they were made."""
-    labels = {str(result.get("id")): label for result in results if (label := _studio_label(result))}
-    marks, sizes, seen = [], set(), set()
+    marks: dict[str, Mark] = {}
+    labels: dict[str, str] = {}  # by the same key: a region may have several results, of which another has its label
+    size = None
     for i, result in enumerate(results, start=1):
         kind, here = str(result.get("type", "")).removesuffix("labels"), f"{where}: result {i}"
-        key = str(result.get("id", i))
-        label = _studio_label(result) or labels.get(key, "")
+        key, value = str(result.get("id", i)), result.get("value")
+        for name, names in value.items() if isinstance(value, dict) else ():
+            if name.endswith("labels") and isinstance(names, list):
+                labels[key] = ", ".join(map(str, names))
         if kind in _STUDIO_REFUSED:
-            marks.append(no_object(kind, list(_STUDIO), label, here))
-        if kind not in _STUDIO or key in seen:  # the same region may have several results, such as its label
-            continue
-        seen.add(key)
-        if result.get("image_rotation"):
-            turned = f"was made with the image turned by {result['image_rotation']} degrees"
-            raise ValueError(f"{here}: {turned}; turn it back in Label Studio and export again")
-        size = tuple(json_numbers(result, ("original_width", "original_height"), here))
-        sizes.add(size)
-        if min(size) <= 0 or len(sizes) > 1:
-            raise ValueError(f"{here}: an image of {size[0]:g} x {size[1]:g} pixels, or of two sizes; export again")
-        marks.append(_studio_mark(kind, member(result, "value", dict, here), size, label, here))
-    return marks, next(iter(sizes), None)
+            marks[key] = no_object(kind, list(_STUDIO), "", here)
+        elif kind in _STUDIO and key not in marks:
+            if result.get("image_rotation"):
+                turned = f"was made with the image turned by {result['image_rotation']} degrees"
+                raise ValueError(f"{here}: {turned}; turn it back in Label Studio and export again")
+            size = tuple(json_numbers(result, ("original_width", "original_height"), here))
+            marks[key] = _studio_mark(kind, member(result, "value", dict, here), size, here)
+    return [mark._replace(label=labels.get(key, "")) for key, mark in marks.items()], size
 
 
-def _studio_label(result: dict[str, Any]) -> str:
-    value, kind = result.get("value"), str(result.get("type", ""))
-    names = [value.get(key) for key in (kind, f"{kind}labels", "labels")] if isinstance(value, dict) else []
-    return ", ".join(map(str, next((name for name in names if isinstance(name, list)), [])))
-
-
-def _studio_mark(kind: str, value: dict[str, Any], size: tuple[float, ...], label: str, where: str) -> Mark:
+def _studio_mark(kind: str, value: dict[str, Any], size: tuple[float, ...], where: str) -> Mark:
     name, keys = _STUDIO[kind]
     percent = json_numbers(value, keys, where) if keys else json_points(value.get("points"), where).ravel().tolist()
     numbers = [number * (size[i % 2] / 100) for i, number in enumerate(percent)]
-    mark = shape(name, numbers, label, where)
+    mark = shape(name, numbers, "", where)
     if kind == "rectangle" and (degrees := json_number(value.get("rotation") or 0, f"{where}: rotation")):
         # It is turned around its upper left corner.
         left, top, width, height = numbers

@@ -8,19 +8,14 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import yaml
 
 from datasets.raw.marks import Annotated, Mark, Request, shape
-from datasets.raw.raw_text import OtherFormatError, parse_number, read_lines
+from datasets.raw.raw_text import parse_number, read_lines
 
-
-class _Row(NamedTuple):
-    label: str
-    values: list[float]
-    where: str
+_Row = tuple[str, list[float], str]  # the label, the values, and where they stand
 
 
 def read_xy(path: Path, request: Request = Request()) -> dict[str, Annotated]:
@@ -29,8 +24,7 @@ def read_xy(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     for line, where in read_lines(path):
         fields = re.findall(r"[^\s,;]+", line)
         if len(fields) not in (0, 2):
-            error = ValueError if marks else OtherFormatError
-            raise error(f"{where}: {len(fields)} values; write the two values x y, in pixels")
+            raise ValueError(f"{where}: {len(fields)} values; write the two values x y, in pixels")
         marks += [Mark(*(parse_number(field, where) for field in fields))] if fields else []
     return {"": Annotated(marks)}
 
@@ -43,26 +37,22 @@ def read_yolo(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     ``class x y x y x y ...``, the corners of a polygon (segmentation, oriented boxes). ``ValueError`` for what may be both.
     """
     rows = _read_rows(path)
-    long = [row for row in rows if len(row.values) > 5]
+    long = [values for _, values, _ in rows if len(values) > 5]
     keypoints = _keypoint_values(path.parent)
-    poses = keypoints and all(len(row.values) - 4 - keypoints in (0, 1, 2) for row in long)
-    unclear = [row for row in rows if len(row.values) == 5 and not _is_box_and_more(*row.values)]
-    if long and not poses and not _are_polygons([row.values for row in long], path.parent):
-        unclear += long
-    if unclear:
-        what = f"{len(unclear[0].values) + 1} values, which may be a box with keypoints or the corners of a polygon"
-        remedy = "write kpt_shape: [number, 2 or 3] into the data set's YAML file, or class x y width height alone"
-        raise ValueError(f"{unclear[0].where}: {what}; {remedy}")
+    poses = keypoints and all(len(values) - 4 - keypoints in (0, 1, 2) for values in long)
+    clear = not long or poses or _are_polygons(long, path.parent)
     marks = []
     for label, values, where in rows:
+        if not (clear if len(values) > 5 else len(values) == 4 or _is_box_and_more(*values)):
+            what = f"{len(values) + 1} values, which may be a box with keypoints or the corners of a polygon"
+            remedy = "write kpt_shape: [number, 2 or 3] into the data set's YAML file, or class x y width height alone"
+            raise ValueError(f"{where}: {what}; {remedy}")
         kind = "polygon" if len(values) > 5 and not poses else "centre"
         coordinates = values if kind == "polygon" else values[:4]
         if not _in_image(coordinates):
             raise ValueError(f"{where}: {str(values):.80} is not in parts of the image, 0 to 1; divide by its size")
-        (size, _) = request.sizes("")
-        scaled = [value * size[i % 2] for i, value in enumerate(coordinates)]
-        marks.append(shape(kind, scaled, label, where))
-    return {"": Annotated(marks)}
+        marks.append(shape(kind, coordinates, label, where))
+    return {"": Annotated(marks, (1, 1))}
 
 
 def _read_rows(path: Path) -> list[_Row]:
@@ -70,9 +60,8 @@ def _read_rows(path: Path) -> list[_Row]:
     for line, where in read_lines(path):
         label, *values = line.split()
         if len(values) < 4:
-            error = ValueError if rows else OtherFormatError
-            raise error(f"{where}: {len(values) + 1} values; write the five values class x y width height")
-        rows.append(_Row(label, [parse_number(value, where) for value in values], where))
+            raise ValueError(f"{where}: {len(values) + 1} values; write the five values class x y width height")
+        rows.append((label, [parse_number(value, where) for value in values], where))
     return rows
 
 
@@ -88,21 +77,10 @@ def _is_box_and_more(x: float, y: float, width: float, height: float, more: floa
 
 
 def _are_polygons(rows: Sequence[Sequence[float]], folder: Path) -> bool:
-    """Whether these are polygons for certain: no pose is a parallelogram, and all of a data set have one number of values.
-
-    The second corner is near the others as well, where a pose has width and height.
-    """
-    for values in rows:
-        if len(values) % 2:
-            return False
-        first, second, *others = np.reshape(values, (-1, 2))
-        low, high = np.minimum.reduce([first, *others]), np.maximum.reduce([first, *others])
-        reach = 2 * (high - low).max()
-        if (second < low - reach).any() or (second > high + reach).any():
-            return False
+    """Whether these are polygons for certain: all poses of a data set have one number of values, and none is a parallelogram."""
     numbers = {len(values) for values in rows} | _numbers_of_values(folder, folder.stat().st_mtime_ns)
     parallel = [len(v) == 8 and math.dist(np.add(v[:2], v[4:6]), np.add(v[2:4], v[6:])) < 1e-3 for v in rows]
-    return len(numbers) > 1 or all(parallel)
+    return all(parallel) or (len(numbers) > 1 and not any(number % 2 for number in numbers))
 
 
 @functools.lru_cache
@@ -111,7 +89,7 @@ def _numbers_of_values(folder: Path, changed: int) -> set[int]:
     numbers: set[int] = set()
     for path in sorted(folder.glob("*.txt")):
         with contextlib.suppress(OSError, ValueError):
-            numbers |= {len(row.values) for row in _read_rows(path) if len(row.values) > 5}
+            numbers |= {len(values) for _, values, _ in _read_rows(path) if len(values) > 5}
         if len(numbers) > 1:
             break
     return numbers

@@ -20,8 +20,8 @@ from datasets.raw.raw_text import json_number, one_form
 LABEL_NAMES = ("label", "label_name", "labels", "class", "class_name", "classname", "category", "category_name", "type")
 LABEL_NAMES += ("counter",)
 
-# Width and height of an image as the formats may mean them: upright, and as it is stored.
-Sizes = tuple[tuple[int, int], tuple[int, int]]
+# Kinds of ``shape`` whose last two numbers are width and height, which some files give as the other corner.
+_SIZED = ("corner", "centre")
 
 
 class Request(NamedTuple):
@@ -29,7 +29,6 @@ class Request(NamedTuple):
 
     named: bool = True  # one file for many images, which it names
     attribute: str | None = None  # what holds the labels, where that is to choose
-    sizes: Callable[[str], Sizes | None] = lambda name: None  # of the image of that name, if it can be read
     notice: Callable[[str], object] = print  # what the user is told, once where it is the same of many files
 
 
@@ -47,9 +46,14 @@ class Mark(NamedTuple):
     box: tuple[float, ...] = ()
     error: str | None = None
 
+    def scaled(self, across: float, down: float) -> Mark:
+        """The same in an image that is so many times as wide and high."""
+        box = tuple(value * factor for value, factor in zip(self.box, (across, down, across, down)))
+        return self._replace(x=self.x * across, y=self.y * down, size=self.size * math.sqrt(across * down), box=box)
+
 
 class Annotated(NamedTuple):
-    """The marks of one image, and its width and height where the file tells them."""
+    """The marks of one image, and its width and height where the file tells them; 1 and 1 where they are parts of it."""
 
     marks: list[Mark]
     image_size: tuple[float, float] | None = None
@@ -76,22 +80,19 @@ def shape(kind: str, numbers: Sequence[float], label: str, where: str) -> Mark:
     expected = {"point": 2, "polygon": max(2, len(numbers) // 2 * 2)}.get(kind, 4)
     if len(numbers) != expected:
         raise ValueError(f"{where}: a {kind} of {len(numbers)} numbers; draw it again")
-    if kind == "point":
-        return Mark(*numbers, math.nan, label)
-    if kind == "polygon":
+    if kind in ("point", "polygon"):
         across, down = numbers[::2], numbers[1::2]
-        kind, numbers = "corners", (min(across), min(down), max(across), max(down))
-    elif kind == "ellipse":
-        x, y, radius_x, radius_y = numbers
-        kind, numbers = "centre", (x, y, 2 * radius_x, 2 * radius_y)
-    x, y, width, height = numbers
+        x, y, width, height = min(across), min(down), max(across) - min(across), max(down) - min(down)
+    else:
+        x, y, width, height = numbers
     if kind == "corners":
         width, height = width - x, height - y
+    elif kind == "ellipse":
+        width, height = 2 * width, 2 * height
     if width < 0 or height < 0:
         raise ValueError(f"{where}: a shape of {width:g} x {height:g}; correct its width and height")
-    centre = (x, y) if kind == "centre" else (x + width / 2, y + height / 2)
-    box = () if kind == "corners" else tuple(numbers)
-    mark = Mark(*centre, math.sqrt(width * height) or math.nan, label, box)
+    centre = (x, y) if kind in ("centre", "ellipse") else (x + width / 2, y + height / 2)
+    mark = Mark(*centre, math.sqrt(width * height) or math.nan, label, (x, y, width, height) if kind in _SIZED else ())
     if not math.isfinite(mark.x + mark.y) or math.isinf(mark.size):
         raise ValueError(f"{where}: a shape of {width:g} x {height:g} at ({x:g}, {y:g}); correct these numbers")
     return mark

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,39 +28,32 @@ _MATRIX, _COMPRESSED = 14, 15
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _CELL, _STRUCT = 1, 2
 _NUMERIC = range(6, 16)  # double, single, int8 to uint64
-_OTHER = {3: "an object", 4: "text", 5: "a sparse matrix"}
 _COMPLEX_FLAG = 0x800
 _MAX_DEPTH = 8
 _MAX_BYTES = 1 << 25  # of one decompressed variable; the largest crowd needs a hundredth
 
 
-class MatObject(str):
-    """In place of a value that is no array of real numbers, cell or struct: what it is, in words."""
+def read_mat_points(path: Path, names: Sequence[str]) -> np.ndarray:
+    """The points of a MATLAB 5 file as float64 [N, 2]: of the first of the variables ``names`` that it holds, or of the only one.
 
-
-def read_mat_points(path: Path, names: Sequence[str], lone: bool = False) -> np.ndarray:
-    """The points of a MATLAB 5 file as float64 [N, 2]: of the first of the variables ``names`` that it holds.
-
-    With ``lone`` the only variable of a file counts, whatever its name. The points may lie in cells and structs of one
-    element, there under one of ``POINT_NAMES``. An image without people may hold an empty array of any shape. Raises
-    ``ValueError`` for anything else than finite numbers in two columns, and like ``read_mat``.
+    The points may lie in cells and structs of one element, there under one of ``POINT_NAMES``. An image without people may
+    hold an empty array of any shape. Raises ``ValueError`` for anything else than finite numbers in two columns, and like
+    ``read_mat``.
     """
-    variables = read_mat(path, None if lone else names)
-    name = next((name for name in names if name in variables), None)
-    if name is None and lone and len(variables) == 1:
-        name = next(iter(variables))
-    if name is None:
+    variables = read_mat(path)
+    name = next((name for name in (*names, *variables) if name in variables), None)
+    if name is None or (name not in names and len(variables) > 1):
         there = ", ".join(sorted(variables)) or "none"
         raise ValueError(f"{path}: no key {names[0]} (keys found: {there}); save the points [N, 2] under that name")
     where, value = f"{path}: {name}", variables[name]
     # image_info[0, 0][0, 0][0] of ShanghaiTech: a cell, a struct and its first field.
     while isinstance(value, (list, dict)):
         if isinstance(value, list):
-            value = value[0] if len(value) == 1 else MatObject(f"an array of {len(value)} cells or structs")
+            value = value[0] if len(value) == 1 else f"an array of {len(value)} cells or structs"
         else:
             field = next((field for field in POINT_NAMES if field in value), None)
-            value = value[field] if field else MatObject(f"a struct without location (fields: {', '.join(value)})")
-    if isinstance(value, MatObject):
+            value = value[field] if field else f"a struct without location (fields: {', '.join(value)})"
+    if isinstance(value, str):
         raise ValueError(f"{where} holds {value} instead of numbers; store the points as a numeric array [N, 2]")
     if value.size == 0 and value.ndim <= 2:
         return np.zeros((0, 2))
@@ -74,110 +67,102 @@ def read_mat_points(path: Path, names: Sequence[str], lone: bool = False) -> np.
 
 def read_points_mat(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     """The points of a MATLAB file under one of the names that the field uses, or of its only variable."""
-    return {"": Annotated([Mark(x, y) for x, y in read_mat_points(path, POINT_NAMES, lone=True).tolist()])}
+    return {"": Annotated([Mark(x, y) for x, y in read_mat_points(path, POINT_NAMES).tolist()])}
 
 
-def read_mat(path: Path, names: Collection[str] | None = None) -> dict[str, Any]:
-    """The variables of a MATLAB 5 file; the value of one that is not among the ``names``, if they are given, is None.
+def read_mat(path: Path) -> dict[str, Any]:
+    """The variables of a MATLAB 5 file.
 
     Numbers become a float64 array with MATLAB's dimensions, a cell array the list of its values, a struct array a list of
-    dicts, anything else a ``MatObject``. Raises ``FileNotFoundError``, or ``ValueError`` for a file that is damaged or of
+    dicts, anything else some words that say so. Raises ``FileNotFoundError``, or ``ValueError`` for a file that is damaged or of
     another version.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such annotation file; add it, or remove its image")
     data = path.read_bytes()
-    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
-    if data[:8] == b"\x89HDF\r\n\x1a\n" or (order and struct.unpack(f"{order}H", data[124:126])[0] == 0x200):
+    if data[:8] == b"\x89HDF\r\n\x1a\n" or data[124:128] == b"\x00\x02IM":
         raise ValueError(f"{path}: MATLAB 7.3 files are not supported; save it with MATLAB's option -v7")
-    variables: dict[str, Any] = {}
     try:
-        if not order:
-            raise ValueError("it does not begin like a MATLAB 5 file")
-        elements = _Elements(data, order, _HEADER)
-        while elements.position < len(data):
-            name, value = elements.array(names)
-            if name in variables:
-                raise ValueError(f"the variable {name} is there twice")
-            variables[name] = value
+        if data[126:128] != b"IM":
+            raise ValueError("it does not begin like a MATLAB 5 file of this byte order")
+        return dict(_array(element) for element in _elements(data[_HEADER:]))
     except (ValueError, struct.error, zlib.error) as error:
         raise ValueError(f"{path}: not a readable .mat file ({error}); get it again, or save it with -v7") from None
-    return variables
 
 
-class _Elements:
-    """The elements in some bytes of a MATLAB 5 file, one behind the other, in the file's byte order."""
-
-    def __init__(self, data: bytes, order: str, position: int = 0) -> None:
-        self.data, self.order, self.position = data, order, position
-
-    def element(self) -> tuple[int, bytes]:
-        """Type and content of the next one."""
-        kind, size = struct.unpack_from(f"{self.order}II", self.data, self.position)
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and content of each of the elements that stand one behind the other."""
+    position = 0
+    while position < len(data):
+        kind, size = struct.unpack_from("<II", data, position)
+        start, position = position + 8, position + 8
         if kind >> 16:  # a small element: its length shares the word of the type, up to 4 bytes of content follow
-            start, size, kind = self.position + 4, kind >> 16, kind & 0xFFFF
-            if size > 4:
-                raise ValueError(f"a small element of {size} bytes")
-            following = self.position + 8
+            start, size, kind = start - 4, kind >> 16, kind & 0xFFFF
+        elif kind == _COMPRESSED:  # not padded, all others to 8 bytes
+            position += size
         else:
-            start = self.position + 8
-            # Compressed elements are not padded, all others to 8 bytes.
-            following = start + (size if kind == _COMPRESSED else -(-size // 8) * 8)
-        if start + size > len(self.data):
+            position += -(-size // 8) * 8
+        if start + size > min(position, len(data)):
             raise ValueError("it is cut off")
-        self.position = following
-        return kind, self.data[start : start + size]
+        yield kind, data[start : start + size]
 
-    def numbers(self) -> np.ndarray:
-        """The next one, which must be numbers."""
-        kind, content = self.element()
-        if kind not in _NUMBERS:
-            raise ValueError(f"an element of type {kind} where numbers should be")
-        return np.frombuffer(content, f"{self.order}{_NUMBERS[kind]}")
 
-    def array(self, names: Collection[str] | None = None, depth: int = 0) -> tuple[str, Any]:
-        """Name and value of the next one, which must be an array; no value where the name is not among the ``names``."""
-        kind, content = self.element()
-        if kind == _COMPRESSED and not depth:
-            stream = zlib.decompressobj()
-            content = stream.decompress(content, _MAX_BYTES)
-            if not stream.eof:
-                raise ValueError("a compressed variable is cut off or too large")
-            kind, content = _Elements(content, self.order).element()
-        if kind != _MATRIX:
-            raise ValueError(f"an element of type {kind} where an array should be")
-        if not content and depth:
-            return "", np.zeros((0, 0))
-        inner = _Elements(content, self.order)
-        flags, dimensions = inner.numbers(), inner.numbers()
-        name = inner.element()[1].decode("utf-8", "replace")
-        if len(flags) != 2 or len(dimensions) < 2 or flags.dtype.kind != "u" or dimensions.dtype.kind != "i":
-            raise ValueError("an array without its flags or dimensions")
-        if (dimensions < 0).any() or not name.isprintable():
-            raise ValueError(f"an array called {name!r} with dimensions {dimensions.tolist()}")
-        wanted = names is None or name in names
-        return name, inner.value(int(flags[0]), dimensions.tolist(), depth) if wanted else None
+def _next(elements: Iterator[tuple[int, bytes]]) -> tuple[int, bytes]:
+    element = next(elements, None)
+    if element is None:
+        raise ValueError("it is cut off")
+    return element
 
-    def value(self, flags: int, dimensions: list[int], depth: int) -> Any:
-        """What the rest holds, as an array with these flags and dimensions."""
-        kind, size = flags & 0xFF, math.prod(dimensions)
-        if depth > _MAX_DEPTH:
-            raise ValueError(f"arrays nested more than {_MAX_DEPTH} deep")
-        if kind in _NUMERIC and not flags & _COMPLEX_FLAG:
-            # MATLAB stores whole numbers in the smallest type that holds them, whatever the array's class.
-            numbers = self.numbers()
-            if numbers.size != size:
-                raise ValueError(f"{numbers.size} numbers in an array with dimensions {dimensions}")
-            return numbers.reshape(dimensions, order="F").astype(np.float64)
-        if kind == _CELL:
-            return [self.array(depth=depth + 1)[1] for _ in range(size)]
-        if kind == _STRUCT:
-            length, names = self.numbers(), self.element()[1]
-            if length.size != 1 or not 0 < length[0] <= 64:
-                raise ValueError("a struct without the length of its field names")
-            step = int(length[0])
-            fields = [
-                names[i : i + step].split(b"\0")[0].decode("utf-8", "replace") for i in range(0, len(names), step)
-            ]
-            return [{field: self.array(depth=depth + 1)[1] for field in fields} for _ in range(size if fields else 0)]
-        return MatObject("complex numbers" if kind in _NUMERIC else _OTHER.get(kind, f"a value of class {kind}"))
+
+def _numbers(elements: Iterator[tuple[int, bytes]]) -> np.ndarray:
+    """The next element, which must be numbers."""
+    kind, content = _next(elements)
+    if kind not in _NUMBERS:
+        raise ValueError(f"an element of type {kind} where numbers should be")
+    return np.frombuffer(content, f"<{_NUMBERS[kind]}")
+
+
+def _array(element: tuple[int, bytes], depth: int = 0) -> tuple[str, Any]:
+    """Name and value of an element, which must be an array."""
+    kind, content = element
+    if kind == _COMPRESSED and not depth:
+        stream = zlib.decompressobj()
+        content = stream.decompress(content, _MAX_BYTES)
+        if not stream.eof:
+            raise ValueError("a compressed variable is cut off or too large")
+        kind, content = _next(_elements(content))
+    if kind != _MATRIX:
+        raise ValueError(f"an element of type {kind} where an array should be")
+    if not content and depth:
+        return "", np.zeros((0, 0))
+    parts = _elements(content)
+    flags, dimensions, name = _numbers(parts), _numbers(parts), _next(parts)[1].decode("utf-8", "replace")
+    if len(flags) != 2 or len(dimensions) < 2 or flags.dtype.kind != "u" or dimensions.dtype.kind != "i":
+        raise ValueError("an array without its flags or dimensions")
+    if (dimensions < 0).any() or not name.isprintable():
+        raise ValueError(f"an array called {name!r} with dimensions {dimensions.tolist()}")
+    return name, _value(parts, int(flags[0]), dimensions.tolist(), depth)
+
+
+def _value(parts: Iterator[tuple[int, bytes]], flags: int, dimensions: list[int], depth: int) -> Any:
+    """What the rest of an array's elements holds, with these flags and dimensions."""
+    kind, size = flags & 0xFF, math.prod(dimensions)
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"arrays nested more than {_MAX_DEPTH} deep")
+    if kind in _NUMERIC and not flags & _COMPLEX_FLAG:
+        # MATLAB stores whole numbers in the smallest type that holds them, whatever the array's class.
+        numbers = _numbers(parts)
+        if numbers.size != size:
+            raise ValueError(f"{numbers.size} numbers in an array with dimensions {dimensions}")
+        return numbers.reshape(dimensions, order="F").astype(np.float64)
+    if kind == _CELL:
+        return [_array(_next(parts), depth + 1)[1] for _ in range(size)]
+    if kind == _STRUCT:
+        length, names = _numbers(parts), _next(parts)[1]
+        if length.size != 1 or not 0 < length[0] <= 64:
+            raise ValueError("a struct without the length of its field names")
+        cuts = range(0, len(names), int(length[0]))
+        fields = [names[i : i + cuts.step].split(b"\0")[0].decode("utf-8", "replace") for i in cuts]
+        values = range(size if fields else 0)
+        return [{field: _array(_next(parts), depth + 1)[1] for field in fields} for _ in values]
+    return "complex numbers, text or something else"

@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
+import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath, PureWindowsPath
+from typing import NamedTuple
 
 import numpy as np
 
-from datasets.raw.exports import without_upload_prefix
-from datasets.raw.formats import FORMATS, recognise
-from datasets.raw.grids import STORED, UPRIGHT, choose_grids, fitting_grid, grid_size
-from datasets.raw.marks import Annotated, Request, Sizes, counted
-from datasets.raw.raw_text import OtherFormatError, one_form
-from datasets.raw.suspicion import refuse_corners, refuse_empty, suspect
+from datasets.raw import exports, places
+from datasets.raw.lines import read_xy, read_yolo
+from datasets.raw.marks import Annotated, Request, counted
+from datasets.raw.mat_file import read_points_mat
+from datasets.raw.raw_text import DamagedError, OtherFormatError, one_form
+from datasets.raw.tables import read_csv
 from utils.cli import one_line, warn
 from utils.files import PICTURES, UNREAD, find_files, unread_kinds
 from utils.images import image_shape, turn_points
 
+
+class Format(NamedTuple):
+    """One format; ``files`` are "each" (one an image), "all" (one for many) or "both"."""
+
+    suffixes: tuple[str, ...]
+    files: str
+    read: Callable[[Path, Request], dict[str, Annotated]]
+    grid: str = places.UPRIGHT  # in which annotations are taken as made where nothing tells
+
+
+FORMATS = {
+    "csv": Format((".csv", ".tsv"), "both", read_csv),
+    "json": Format((".json",), "both", exports.read_points_json),
+    "coco": Format((".json",), "all", exports.read_coco),
+    "yolo": Format((".txt",), "each", read_yolo),
+    "labelme": Format((".json",), "each", exports.read_labelme),
+    "via": Format((".json", ".csv"), "all", exports.read_via),
+    "cvat": Format((".xml",), "all", exports.read_cvat),
+    "labelstudio": Format((".json",), "all", exports.read_labelstudio),
+    "xy": Format((".txt",), "each", read_xy),
+    "pnt": Format((".pnt",), "all", exports.read_pnt),
+    "mat": Format((".mat",), "each", read_points_mat, places.STORED),
+}
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -68,168 +94,64 @@ def read_annotations(
     """
     if annotations and not annotations.exists():
         raise FileNotFoundError(f"{annotations}: no such file or folder; check --annotations")
+    folder, place = _Folder(root, images, annotations), annotations or root
+    categories = tuple(dict.fromkeys(map(one_form, categories)))
     if format == "auto":
-        format, shown_by = recognise(root, images, annotations)
-        print(f"format: {format} (as {shown_by} shows)")
+        format = _recognise(folder, categories, place)
     if attribute and format not in ("csv", "via"):
         raise ValueError(f"--label-attribute {attribute}: format {format} has its labels in one place; drop it")
-    categories = tuple(dict.fromkeys(map(one_form, categories)))
-    place = annotations or root
-    reading = _Reading(format, root, images, categories)
-    reading.read(annotations, Request(attribute=attribute, notice=functools.cache(print)))
-    if not reading.annotated:
+    if folder.one_for_all and FORMATS[format].files == "each":
+        raise ValueError(f"{annotations}: {format} has a file for each image; give --annotations their folder")
+    request = Request(attribute=attribute, notice=functools.cache(print))
+    annotated, sources, problems = _read(folder, format, request, categories)
+    if not sources:
         remedy = "check --format, and give --annotations if the files are elsewhere or one is for all"
         raise FileNotFoundError(f"{place}: no annotation of format {format} for any image here; {remedy}")
-    grids = reading.choose_grids()
-    annotated = {image: value for image, value in reading.annotated.items() if value is not None}
+    shapes = {image: folder.shape(image) for image in annotated}
+    grids = places.choose_grids(annotated, shapes, FORMATS[format].grid)
     unannotated = unannotated or ("empty" if format == "yolo" else "skip")
-    _report_missing([image for image in images if image not in reading.annotated], len(images), unannotated)
+    _report_missing([image for image in images if image not in sources], len(images), unannotated)
     _report_labels(annotated, categories)
-    if len(annotated) == len(reading.annotated):
-        refuse_empty(format, annotated, set(reading.sources.values()), place)
-    refuse_corners(annotated, {image: grid_size(reading.shape(image), grids[image]) for image in annotated}, place)
+    if not problems:
+        places.refuse_empty(format, annotated, set(sources.values()), place)
+    sizes = {image: places.grid_size(shape, grids[image]) for image, shape in shapes.items()}
+    places.refuse_corners(annotated, sizes, place)
     points: dict[Path, np.ndarray | None] = {}
     for image in images:
         if image in annotated:
             marks = [mark for mark in annotated[image].marks if not categories or mark.label in categories]
-            own = np.array([mark[:3] for mark in marks], np.float64).reshape(-1, 3)
-            points[image] = own
-            if grids[image] == STORED:
-                own[:, :2] = turn_points(own[:, :2], reading.shape(image))
-        elif image in reading.annotated:
+            points[image] = own = np.array([mark[:3] for mark in marks], np.float64).reshape(-1, 3)
+            if grids[image] == places.STORED:
+                own[:, :2] = turn_points(own[:, :2], shapes[image])
+        elif image in sources:
             points[image] = None
         elif unannotated == "empty":
             points[image] = np.zeros((0, 3))
-    sized = {image: (points[image], reading.shape(image).upright) for image in annotated if len(points[image])}
-    suspect(sized, place)
-    return points, reading.problems
+    places.suspect({image: (points[image], shapes[image].upright) for image in annotated if len(points[image])}, place)
+    return points, problems
 
 
-class _Reading:
-    """What the files of one format say of the images of a folder.
+class _Folder:
+    """The images of a folder, and the ``files`` that may speak of them: one for all, or all in a folder."""
 
-    ``annotated`` holds the marks of each image that a file speaks of (None: they cannot be read, and ``problems`` has a
-    line on why), ``sources`` the file that says so.
-    """
-
-    def __init__(self, format: str, root: Path, images: Sequence[Path], categories: Sequence[str]) -> None:
-        self.format, self.form, self.categories = format, FORMATS[format], categories
-        self.root, self.images = root, images
+    def __init__(self, root: Path, images: Sequence[Path], annotations: Path | None) -> None:
+        self.root, self.one_for_all = root, annotations is not None and annotations.is_file()
+        self.files = [annotations] if self.one_for_all else find_files(annotations or root)
+        self.base = annotations.parent if self.one_for_all else annotations or root
         self.by_stem: dict[str, list[Path]] = {}
         for image in images:
             self.by_stem.setdefault(one_form(image.stem), []).append(image)
         self.shape = functools.cache(image_shape)
-        self.annotated: dict[Path, Annotated | None] = {}
-        self.sources: dict[Path, Path] = {}
-        self.problems: list[str] = []
 
-    def read(self, annotations: Path | None, request: Request) -> None:
-        """Read the file or folder ``annotations``, or what lies beside the images."""
-        for_all = self.form.files == "all" or bool(annotations and annotations.is_file())
-        if for_all and self.form.files == "each":
-            raise ValueError(f"{annotations}: {self.format} has a file for each image; give --annotations their folder")
-        if not for_all:
-            self._read_each(annotations, request._replace(named=False))
-        if for_all or (self.form.files == "both" and not self.annotated):
-            self._read_shared(annotations, request)
-
-    def _read_each(self, folder: Path | None, request: Request) -> None:
-        """Each image from a file of its own name."""
-        files: dict[tuple[str, str], Path] = {}
-        for path in find_files(folder or self.root):
-            if path.suffix.lower() in self.form.suffixes:
-                stem = path.stem  # with what ShanghaiTech and UCF-QNRF add to the image's
-                stem = stem.removeprefix("GT_").removesuffix("_ann") if self.format == "mat" else stem
-                other = files.setdefault((one_form(str(path.parent)), one_form(stem)), path)
-                if other is not path:
-                    raise ValueError(f"{path}: {other.name} is for the same image; remove one of the two")
-        owner: dict[Path, Path] = {}
-        for image in self.images:
-            parent = image.parent.relative_to(self.root)
-            folders = [folder / parent, folder] if folder else [image.parent, self.root / _labels_folder(parent)]
-            keys = [(one_form(str(place)), one_form(name)) for place in folders for name in (image.stem, image.name)]
-            path = next((files[key] for key in keys if key in files), None)
-            if path in owner:
-                raise ValueError(f"{path}: is for {owner[path]} and for {image}; use folders like those of the images")
-            if path:
-                owner[path] = image
-        lone = [path for path in files.values() if path not in owner]
-        if lone and owner:
-            warn(f"{len(lone)} files belong to no image and are not read (first {lone[0]})")
-        for path, image in owner.items():
-            self.sources[image] = path
-            request = request._replace(sizes=lambda _, image=image: self._sizes(image))
-            try:
-                self.shape(image)  # one that cannot be read is this image's problem, whatever is annotated
-                self.annotated[image] = counted(self.form.read(path, request), self.categories)[""]
-            except (OSError, ValueError) as error:
-                self._fail(image, error)
-
-    def _read_shared(self, source: Path | None, request: Request) -> None:
-        """All images from files that name them."""
-        if source and source.is_file():
-            paths = [source]
-        else:
-            paths = [path for path in find_files(source or self.root) if path.suffix.lower() in self.form.suffixes]
-        named_by: dict[Path, str] = {}
-        strangers: dict[str, str] = {}
-        others: list[OtherFormatError] = []
-        for path in paths:
-            request = request._replace(sizes=lambda name, path=path: self._sizes(self._image_named(name, path)))
-            try:
-                images = counted(self.form.read(path, request), self.categories)
-            except OtherFormatError as error:
-                others.append(error)
-                continue
-            for name, value in images.items():
-                entry, image = f"{path}: {name!r:.200}", self._image_named(name, path)
-                if image is None:
-                    strangers[entry] = name
-                    continue
-                if image in named_by:
-                    raise ValueError(f"{entry}: means {image}, and so does {named_by[image]}; keep one of the two")
-                named_by[image], self.sources[image], self.annotated[image] = entry, path, value
-        if others and len(others) == len(paths):
-            raise others[0]
-        for error in others:
-            warn(f"not read, being no annotations of format {self.format}: {error}")
-        if strangers:
-            unread = unread_kinds(list(strangers.values()))
-            line = f"{len(strangers)} annotated images are not in the input (first {next(iter(strangers))})"
-            warn(f"{line}{f': {unread}' if unread else ''}")
-
-    def choose_grids(self) -> dict[Path, str]:
-        """The grid that each image's annotations were made in; one that was made for another size is a problem."""
-        fitting: dict[Path, str | None] = {}
-        for image, value in self.annotated.items():
-            try:
-                if value is not None:
-                    fitting[image] = fitting_grid(value, self.shape(image), self.sources[image], image)
-            except (OSError, ValueError) as error:
-                self._fail(image, error)
-        turned = dict.fromkeys(image for image in fitting if self.shape(image).orientation != 1)
-        return choose_grids(fitting, turned, STORED if self.form.stored else UPRIGHT)
-
-    def _fail(self, image: Path, error: Exception) -> None:
-        self.annotated[image] = None
-        self.problems.append(one_line(error))
-
-    def _sizes(self, image: Path | None) -> Sizes | None:
-        try:
-            return (grid_size(self.shape(image), UPRIGHT), grid_size(self.shape(image), STORED)) if image else None
-        except (OSError, ValueError):  # the image's problem, not that of the file that speaks of many
-            return None
-
-    def _image_named(self, name: str, path: Path) -> Path | None:
+    def image_named(self, name: str, path: Path) -> Path | None:
         """The image that ``name`` in the file ``path`` means: its path may begin elsewhere, its ending may differ.
 
         Of several, the one that agrees in most folders, counted from the image upwards. ``ValueError`` for a tie.
         """
-        parts = [one_form(part) for part in PureWindowsPath(name).parts]  # separators of both kinds
-        if not parts:
+        within = path.relative_to(self.root if path.is_relative_to(self.root) else self.base).parent
+        parts = [one_form(part) for part in (*within.parts, *PureWindowsPath(name).parts)]  # separators of both kinds
+        if not PureWindowsPath(name).name:
             return None
-        if path.is_relative_to(self.root):
-            parts = [*map(one_form, path.relative_to(self.root).parent.parts), *parts]
         file, named_split = PurePath(parts[-1]), _split_of(PurePath(*parts))
         stem = file.stem if file.suffix.lower() in PICTURES + UNREAD else file.name
         ranked = []
@@ -242,10 +164,103 @@ class _Reading:
         ranked.sort(key=lambda rank: rank[:2], reverse=True)
         if len(ranked) > 1 and ranked[0][:2] == ranked[1][:2]:
             which = f"may mean {ranked[0][2]} or {ranked[1][2]}"
-            raise ValueError(f"{path}: {name!r:.200}: {which}; name images with their folder")
-        if not ranked and (plain := without_upload_prefix(name)) is not None:
-            return self._image_named(plain, path)
+            raise ValueError(f"{path}: {name!r:.200}: {which}; tell them apart by their folders")
+        if not ranked and (plain := exports.without_upload_prefix(name)) is not None:
+            return self.image_named(plain, path)
         return ranked[0][2] if ranked else None
+
+
+def _read(
+    folder: _Folder, format: str, request: Request, categories: Sequence[str]
+) -> tuple[dict[Path, Annotated], dict[Path, Path], list[str]]:
+    """What the files of one format say of the images: the marks of each, the file that speaks of it, and what is wrong.
+
+    Of an image whose annotations cannot be read there are no marks, its file, and a line on why. A format for one image or
+    many is taken as one for many where no file is called like an image.
+    """
+    form = FORMATS[format]
+    paths = [path for path in folder.files if path.suffix.lower() in form.suffixes]
+    own: dict[Path, Path] = {}
+    for path in paths if form.files != "all" and not folder.one_for_all else ():
+        stem = path.stem.removeprefix("GT_").removesuffix("_ann") if format == "mat" else path.stem
+        if image := folder.image_named(stem, path):
+            if image in own:
+                raise ValueError(f"{path}: {own[image]} is for the same image; remove one of the two")
+            own[image] = path
+    if own and len(own) < len(paths):
+        first = next(path for path in paths if path not in own.values())
+        warn(f"{len(paths) - len(own)} files belong to no image and are not read (first {first})")
+    annotated: dict[Path, Annotated] = {}
+    sources: dict[Path, Path] = {}
+    problems: list[str] = []
+    strangers: list[str] = []
+    others: list[OtherFormatError] = []
+    shared = [] if form.files == "each" else [(None, path) for path in paths]
+    for owner, path in own.items() or shared:
+        try:
+            if owner:
+                folder.shape(owner)  # one that cannot be read is this image's problem, whatever is annotated
+            found = counted(form.read(path, request._replace(named=owner is None)), categories)
+        except (OSError, ValueError) as error:
+            if owner:
+                sources[owner] = path
+                problems.append(one_line(error))
+            elif isinstance(error, OtherFormatError):
+                others.append(error)
+            else:
+                raise
+            continue
+        for name, value in found.items():
+            entry, image = f"{path}: {name!r:.200}", owner or folder.image_named(name, path)
+            if image is None:
+                strangers.append(entry)
+                continue
+            if image in sources:
+                raise ValueError(f"{entry}: means {image}, and so does {sources[image]}; keep one of the two")
+            sources[image] = path
+            try:
+                annotated[image] = places.in_pixels(value, folder.shape(image), path, image)
+            except (OSError, ValueError) as error:
+                problems.append(one_line(error))
+    if others and len(others) == len(paths):
+        raise others[0]
+    for error in others:
+        warn(f"not read, being no annotations of format {format}: {error}")
+    if strangers:
+        warn(f"{len(strangers)} annotated images are not in the input (first {strangers[0]})")
+    return annotated, sources, problems
+
+
+def _recognise(folder: _Folder, categories: Sequence[str], place: Path) -> str:
+    """The one format by which the files speak of the images; ``ValueError`` for several or none, then with the reasons."""
+    shown_by: dict[str, Path] = {}
+    empty: dict[str, Path] = {}  # texts without a line may be YOLO's or have points
+    reasons: dict[str, str] = {}  # by suffix, of the first reader that refuses a file
+    for name, form in FORMATS.items():
+        if folder.one_for_all and form.files == "each":
+            continue
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                annotated, sources, problems = _read(folder, name, Request(), categories)
+        except (OtherFormatError, DamagedError) as error:
+            annotated, problems = {}, [str(error)]
+        marked = next((image for image, value in annotated.items() if value.marks), None)
+        if annotated:
+            known = marked or form.suffixes != (".txt",)
+            (shown_by if known else empty)[name] = sources[marked or next(iter(annotated))]
+        for line in problems:
+            reasons.setdefault(Path(line.partition(": ")[0]).suffix, line)
+    formats = shown_by or dict(list(empty.items())[:1])
+    if len(formats) > 1:
+        shown = "; ".join(f"{name} ({path})" for name, path in formats.items())
+        raise ValueError(f"{place}: the annotations may be {shown}; choose with --format")
+    for name, path in formats.items():
+        print(f"format: {name} (as {path} shows)")
+        return name
+    suffixes = ", ".join(sorted({suffix for form in FORMATS.values() for suffix in form.suffixes}))
+    looked = "; ".join(reasons.values()) or f"it has no file {suffixes} of an image or of all"
+    remedy = f"choose with --format {{{','.join(FORMATS)}}}, and give --annotations if they are elsewhere"
+    raise ValueError(f"{place}: holds no annotations that are recognised ({looked}); {remedy}")
 
 
 def _report_missing(missing: Sequence[Path], total: int, unannotated: str) -> None:
@@ -274,11 +289,3 @@ def _report_labels(annotated: Mapping[Path, Annotated], categories: Sequence[str
 def _split_of(relative: PurePath) -> str | None:
     """The split that the first folder of such a name tells."""
     return next((_SPLIT_FOLDERS[part.lower()] for part in relative.parts[:-1] if part.lower() in _SPLIT_FOLDERS), None)
-
-
-def _labels_folder(folder: Path) -> Path:
-    """YOLO's place for the labels of ``images``: the same path with that folder called ``labels``."""
-    parts = list(folder.parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return Path(*parts)

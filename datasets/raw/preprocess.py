@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import time
@@ -15,14 +14,21 @@ import cv2
 import numpy as np
 
 from datasets.raw.annotations import prepared_stem
-from datasets.raw.grids import points_inside
+from datasets.raw.places import points_inside
 from datasets.report import CROP_SIZES, RECORD, read_record, write_report
 from GS2D.points import mean_neighbour_distance
 from utils.cli import Outcome, default_workers, for_each, report_failures, warn
 from utils.config import make_parser, number, parse_arguments
-from utils.dataset_report import OWN
-from utils.files import IMAGE_SUFFIXES, atomic_write, gaussians_path, make_folder, points_path, remove_stale_partials
-from utils.images import image_shape, load_image, save_jpeg
+from utils.files import (
+    IMAGE_SUFFIXES,
+    OWN,
+    atomic_write,
+    gaussians_path,
+    make_folder,
+    points_path,
+    remove_stale_partials,
+)
+from utils.images import image_shape, is_grey, load_image, save_jpeg
 from utils.lock import lock_folder
 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
@@ -108,21 +114,11 @@ def prepare_image(job: Job) -> Prepared:
         sizes = rows[:, 2] if rows.shape[1] == 3 else np.full(len(rows), np.nan)
         if np.isinf(sizes).any():
             raise ValueError(f"{job.image}: the annotated size of a point is no number of pixels; correct it")
-        unknown = np.isnan(sizes)
-        distance = np.where(unknown, mean_neighbour_distance(points), sizes) if unknown.any() else sizes
+        distance = np.where(np.isnan(sizes), mean_neighbour_distance(points), sizes)
         points = np.hstack([points, distance[:, None]])
     with atomic_write(points_path(job.output)) as partial:
         np.save(partial, points.astype(np.float32))
     return Prepared(len(points), int((~inside).sum()), height, width, grey, orientation)
-
-
-def is_grey(image: np.ndarray) -> bool:
-    """Whether the three channels of uint8 [H, W, 3] are equal everywhere."""
-    # A few pixels settle it for nearly every photograph in color.
-    return all(
-        (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all()
-        for pixels in (image[::16, ::16], image)
-    )
 
 
 def make_preprocess_parser(description: str, defaults: Settings) -> argparse.ArgumentParser:
@@ -186,20 +182,21 @@ def prepare(
                 job = Job(image, annotation, read, output, name == "train", settings, upright=dataset == OWN)
                 jobs[str(output.relative_to(root))] = job
     with lock_folder(root):
-        return _prepare(
-            root, jobs, problems, arguments.workers, dataset, CROP_SIZES.get(dataset) or arguments.crop_size
-        )
+        outcomes = [Outcome(problem, None, problem) for problem in problems]
+        outcomes += _prepare(root, jobs, arguments.workers)
+        if any(name in read_record(root) for name in jobs):
+            write_report(root, dataset, CROP_SIZES.get(dataset) or arguments.crop_size)
+    return report_failures(outcomes)
 
 
-def _prepare(
-    root: Path, jobs: Mapping[str, Job], problems: Sequence[str], workers: int, dataset: str, crop_size: int
-) -> int:
+def _prepare(root: Path, jobs: Mapping[str, Job], workers: int) -> list[Outcome]:
+    """Prepare the images that are not done yet, by their place in ``root``, and say so; what became of every image."""
     started = time.perf_counter()
     made_from = {name: _made_from(job) for name, job in jobs.items()}
     folders = list(dict.fromkeys(job.output.parent for job in jobs.values()))
     for folder in folders:
         remove_stale_partials(make_folder(folder))
-    record = _read_record(root)
+    record = read_record(root)
     moved = _remove_moved(root, jobs, record)
     _warn_of_strangers(root, folders, jobs)
     todo = {
@@ -210,40 +207,40 @@ def _prepare(
         or points_path(root / name).exists() != (job.annotation is not None)
     }
     done = [name for name in jobs if name not in todo]
-    record = {name: entry for name, entry in record.items() if name not in todo}
-    if todo or moved:
+    if todo or moved:  # an entry must not speak of files that another run made
+        others = [entry for name, entry in record.items() if name not in todo and name not in moved]
         with atomic_write(root / RECORD) as partial:
-            partial.write_text("".join(json.dumps(entry) + "\n" for entry in record.values()), encoding="utf-8")
-    outcomes = [Outcome(problem, None, problem) for problem in problems] + [Outcome(name, None, None) for name in done]
-    dropped_lines = []
+            partial.write_text("".join(json.dumps(entry) + "\n" for entry in others), encoding="utf-8")
+    outcomes, lines = [Outcome(name, None, None) for name in done], []
+    fitted = 0
     for name, outcome in zip(todo, for_each(prepare_image, list(todo.values()), workers, "preprocess"), strict=True):
         outcomes.append(outcome)
         if outcome.error:
             continue
         made, source = outcome.result, todo[name].image
-        record[name] = {"image": name, "source": str(source), **made._asdict(), "made_from": made_from[name]}
-        _append_record(root, record[name])
+        _append_record(root, {"image": name, "source": str(source), **made._asdict(), "made_from": made_from[name]})
+        fitted += gaussians_path(root / name).exists()
         if made.dropped:
             total = made.points + made.dropped
-            dropped_lines.append(f"{source}: {made.dropped} of {total} points lie outside the image and are dropped")
-    print(*dropped_lines, sep="\n", end="\n" if dropped_lines else "")
-    if any(name in record for name in jobs):
-        write_report(root, dataset, crop_size)
-    finished, seconds = len(todo.keys() & record.keys()), time.perf_counter() - started
+            lines.append(f"{source}: {made.dropped} of {total} points lie outside the image and are dropped")
     if todo:
+        finished, seconds = (
+            sum(outcome.error is None for outcome in outcomes) - len(done),
+            time.perf_counter() - started,
+        )
         speed = f"{seconds:.1f} s ({finished / seconds:.1f} images/s)"
-        print(f"prepared {finished} images in {speed}, {len(done)} were up to date")
+        lines.append(f"prepared {finished} images in {speed}, {len(done)} were up to date")
     elif done:
-        print(f"nothing to do: all {len(done)} images in {root} are up to date")
+        lines.append(f"nothing to do: all {len(done)} images in {root} are up to date")
     else:
-        print(f"no image was prepared: none of {len(problems)} has an annotation that can be read")
-    fitted = sum(name in record and gaussians_path(root / name).exists() for name in todo)
+        lines.append("no image was prepared: none has an annotation that can be read")
+    print(*lines, sep="\n")
     if fitted:
         what = (
             f"{fitted} of these images had Gaussians already; unless those were fitted to images prepared the same way"
         )
         warn(f"{what}, run 2dgs_counting_1gs_gsplat.py with --overwrite")
-    return report_failures(outcomes)
+    return outcomes
 
 
 def _made_from(job: Job) -> dict[str, Any]:
@@ -254,17 +251,7 @@ def _made_from(job: Job) -> dict[str, Any]:
     made_from = {**job.settings._asdict(), "raw_files": [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
     if isinstance(job.annotation, np.ndarray):
         made_from["points_hash"] = hashlib.sha256(np.ascontiguousarray(job.annotation)).hexdigest()[:16]
-    with contextlib.suppress(OSError, ValueError):  # an image that cannot be read fails when it is prepared
-        if job.upright and (orientation := image_shape(job.image).orientation) != 1:
-            made_from["orientation"] = orientation
     return made_from
-
-
-def _read_record(root: Path) -> dict[str, dict[str, Any]]:
-    """The entries of the record by image; a line that a kill cut off, or of an older form, counts as not written."""
-    keys = {"image", "source", "made_from", *Prepared._fields}
-    entries = read_record(root).items()
-    return {name: entry for name, entry in entries if entry.keys() >= keys and isinstance(entry["source"], str)}
 
 
 def _append_record(root: Path, entry: Mapping[str, Any]) -> None:
@@ -275,17 +262,16 @@ def _append_record(root: Path, entry: Mapping[str, Any]) -> None:
         raise OSError(error.errno, error.strerror, str(root / RECORD)) from None
 
 
-def _remove_moved(root: Path, planned: Mapping[str, Job], record: dict[str, dict[str, Any]]) -> bool:
-    """Remove what earlier runs made of an image that now belongs to another split, lest it be in both."""
+def _remove_moved(root: Path, planned: Mapping[str, Job], record: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Remove what earlier runs made of images that now belong to another split, lest they be in both; their old names."""
     sources = {str(job.image) for job in planned.values()}
-    moved = [name for name, entry in record.items() if name not in planned and entry["source"] in sources]
+    moved = [name for name, entry in record.items() if name not in planned and str(entry.get("source")) in sources]
     for name in moved:
         (root / name).unlink(missing_ok=True)
         points_path(root / name).unlink(missing_ok=True)
-        del record[name]
     if moved:
         print(f"{len(moved)} images changed their split and were removed from the old one")
-    return bool(moved)
+    return moved
 
 
 def _warn_of_strangers(root: Path, folders: Sequence[Path], planned: Mapping[str, Job]) -> None:

@@ -49,14 +49,24 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
             yield line.strip(), f"{path}: line {number}"
 
 
-def read_rows(path: Path, text: str, delimiter: str = ",") -> Iterator[tuple[list[str], str]]:
-    """The rows of a table that are not empty, each with the place where it stands; ``DamagedError`` for what is no CSV."""
+def read_rows(path: Path) -> Iterator[tuple[list[str], str]]:
+    """The rows of a table that are not empty, by its commas, semicolons or tabs, each with the place where it stands.
+
+    Raises ``DamagedError`` for what is no CSV, and for a row of another length than the first.
+    """
+    text, width = read_text(path), 0
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = next((character for character in "\t;" if character in first), ",")
     rows = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter, strict=True)
     try:
         for row in rows:
-            fields = [field.strip() for field in row]
+            fields, where = [field.strip() for field in row], f"{path}: line {rows.line_num}"
             if any(fields):
-                yield fields, f"{path}: line {rows.line_num}"
+                width = width or len(fields)
+                if len(fields) != width:
+                    what = f"{len(fields)} columns instead of {width}; write numbers with decimal points"
+                    raise DamagedError(f"{where}: {what}")
+                yield fields, where
     except csv.Error as error:
         raise DamagedError(f"{path}: line {rows.line_num}: not valid CSV ({error}); correct this line") from None
 
@@ -75,13 +85,9 @@ def read_json(path: Path) -> Any:
     text = read_text(path)
     try:
         return json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        where, reason = f"{path}: line {error.lineno}", f"{error.msg}, column {error.colno}"
-    except RecursionError:
-        where, reason = f"{path}", "nested too deeply"
-    except ValueError as error:
-        where, reason = f"{path}", str(error)
-    raise DamagedError(f"{where}: not valid JSON ({reason}); correct the file, or export it again")
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise DamagedError(f"{path}: not valid JSON ({reason}); correct the file, or export it again") from None
 
 
 def member(contents: Any, key: str, kind: type, where: str) -> Any:

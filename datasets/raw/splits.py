@@ -69,45 +69,41 @@ def split_train_val(images: Sequence[Path], arguments: argparse.Namespace) -> di
     by_stem = unique_stems(images)
     path = arguments.output_dataset_path / "split.json"
     lists = {name: given for name in SPLITS if (given := getattr(arguments, f"{name}_list", None))}
-    drawn = lists.keys() <= {"test"}
-    fractions = {"val": arguments.val_fraction} if drawn else {}
-    if test_fraction := 0.0 if lists else getattr(arguments, "test_fraction", 0.0):
-        fractions["test"] = test_fraction
-    splits = SPLITS if "test" in (*lists, *fractions) else SPLITS[:2]
-    origin: dict[str, object] = {f"{name}_list": str(lists[name]) if name in lists else None for name in splits}
-    origin |= {f"{name}_fraction": fractions.get(name) for name in splits[1:]}
-    origin["seed"] = arguments.seed if drawn else None
-    stems, rest = _read_lists(lists, by_stem)
-    make_folder(path.parent)
-    if drawn:
-        stems |= _seeded_split(sorted(rest), fractions, arguments.seed)
-    elif others := {"train", "val"} - lists.keys():
-        stems |= {others.pop(): rest}
+    stems = {name: _read_list(given, by_stem) for name, given in lists.items()}
+    for one, other in itertools.combinations(stems, 2):
+        if both := sorted(stems[one] & stems[other]):
+            reason = f"{both[0]} also in {lists[one]}; an image belongs to one list only"
+            raise ValueError(f"{lists[other]}: {reason}")
+    rest = set(by_stem).difference(*stems.values())
+    fractions = {}
+    if others := {"train", "val"} - lists.keys():
+        if len(others) == 2:
+            fractions = {"val": arguments.val_fraction}
+            if not lists and (test_fraction := getattr(arguments, "test_fraction", 0.0)):
+                fractions["test"] = test_fraction
+            stems |= _seeded_split(sorted(rest), fractions, arguments.seed)
+        else:
+            stems[others.pop()] = rest
     elif rest:
         warn(f"{len(rest)} images are in none of the lists and are left out (first {by_stem[min(rest)]})")
+    splits = [name for name in SPLITS if name in stems]
     split = {name: [by_stem[stem] for stem in sorted(stems[name])] for name in splits}
     for name in splits:
         if not split[name]:
             by = lists.get("train", lists.get("val", path))
             raise ValueError(f"{by}: leaves no image for {name}; correct the lists")
+    origin: dict[str, object] = {f"{name}_list": str(lists[name]) if name in lists else None for name in splits}
+    origin |= {f"{name}_fraction": fractions.get(name) for name in splits[1:]}
+    origin["seed"] = arguments.seed if fractions else None
+    make_folder(path.parent)
     write_json(path, origin | {name: [image.name for image in split[name]] for name in splits})
     how = "by the lists given"
-    if drawn:
+    if fractions:
         how = f"{'test by the list' if lists else 'no lists'} given, seed {arguments.seed}"
         how += "".join(f", {name} fraction {fraction:g}" for name, fraction in fractions.items())
     counts = [f"{len(split[name])} {name}" for name in splits]
     print(f"split: {', '.join(counts[:-1])} and {counts[-1]} images ({how}), written to {path}")
     return split
-
-
-def _read_lists(lists: Mapping[str, Path], by_stem: Mapping[str, Path]) -> tuple[dict[str, set[str]], set[str]]:
-    """The stems of each list, and those of none."""
-    stems = {name: _read_list(path, by_stem) for name, path in lists.items()}
-    for one, other in itertools.combinations(stems, 2):
-        if both := sorted(stems[one] & stems[other]):
-            reason = f"{both[0]} also in {lists[one]}; an image belongs to one list only"
-            raise ValueError(f"{lists[other]}: {reason}")
-    return stems, set(by_stem).difference(*stems.values())
 
 
 def _read_list(path: Path, by_stem: Mapping[str, Path]) -> set[str]:
@@ -127,15 +123,13 @@ def _read_list(path: Path, by_stem: Mapping[str, Path]) -> set[str]:
 
 
 def _seeded_split(stems: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, set[str]]:
-    others = list(fractions)
-    if len(stems) <= len(others):
-        raise ValueError(f"{len(stems)} image(s) cannot be divided into train, {' and '.join(others)}; add images")
+    if len(stems) <= len(fractions):
+        others = " and ".join(fractions)
+        raise ValueError(f"{len(stems)} image(s) cannot be divided into train, {others}; add images")
     # Ranked by a hash of the name, an image stays where it is when others are added or removed.
     ranked = sorted(stems, key=lambda stem: hashlib.sha256(f"{seed}/{stem}".encode(errors="surrogateescape")).digest())
     split: dict[str, set[str]] = {}
-    for left, name in zip(
-        range(len(others), 0, -1), others, strict=True
-    ):  # an image each for those that follow, and train
+    for left, name in zip(range(len(fractions), 0, -1), fractions):  # an image each for those that follow, and train
         size = min(max(1, round(fractions[name] * len(stems))), len(ranked) - left)
         split[name], ranked = set(ranked[:size]), ranked[size:]
     return split | {"train": set(ranked)}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets.raw.marks import LABEL_NAMES, Annotated, Mark, Request, label_name, shape
-from datasets.raw.raw_text import DamagedError, OtherFormatError, one_form, parse_number, read_rows, read_text
+from datasets.raw.raw_text import OtherFormatError, one_form, parse_number, read_rows
 from utils.files import PICTURES
 
 
@@ -19,8 +19,8 @@ def _named(*ways: str) -> list[list[str]]:
     return [[name.replace("*", axis) for name, axis in way] for way in axes]
 
 
-_IMAGE = ("image", "filename", "file_name", "name")
-_IMAGE_TOO = "imagename imagepath imagefile imagefilename img imgname imageid file filepath path".split()
+_IMAGE = "image filename name imagename imagepath imagefile imagefilename img imgname imageid".split()
+_IMAGE += "file filepath path".split()
 # ImageJ calls the middle of an object X, Y, its centre of mass XM, YM, and its box BX, BY, Width, Height.
 _CENTRE = _named("c*", "*center", "*centre", "center*", "centre*", "*c", "point*", "bbox*center", "*mid", "bboxc*")
 _CENTRE += _named("centroid*", "centroid*px", "locationcenter*")
@@ -31,7 +31,6 @@ _CORNERS = _named("*min *max", "*1 *2", "left top right bottom", "*0 *1", "min* 
 _CORNERS += _named("bbox*min bbox*max", "bbox*1 bbox*2")
 # What may be the image's size comes last.
 _SIZE = _named("bboxwidth bboxheight", "boxwidth boxheight", "bboxw bboxh", "w h", "width height")
-_IMAGE_SIZE = _named("imagewidth imageheight", "imgwidth imgheight", "imagew imageh", "imgw imgh")
 # A picture's name; ImageJ writes what is drawn in it behind a colon.
 _PICTURE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, PICTURES))}))(?::.*)?", re.IGNORECASE)
 
@@ -46,7 +45,6 @@ class Columns(NamedTuple):
     kind: str = ""
     image: int | None = None
     label: int | None = None
-    image_size: Sequence[int] = ()
 
     def image_name(self, fields: Sequence[str]) -> str:
         """The name in the column of the image; "" where there is none."""
@@ -62,72 +60,53 @@ def read_csv(path: Path, request: Request = Request()) -> dict[str, Annotated]:
     With a header the columns are found by name: x, y; a box as x, y (its upper left corner) or cx, cy (its centre) with
     width, height, or as xmin, ymin, xmax, ymax; ``label`` or ``class``, or the column ``request.attribute``; others are
     ignored. Beside a whole box x, y is the object's place, and must lie in it. Without a column called image it is the one
-    that holds names of pictures. What is taken for what is noted where it is more than a point. Width and height that are the
-    image's in every row, by ``request.sizes``, are no box. Without a header the columns must be image, x, y. Commas,
-    semicolons or tabs separate; below a header numbers may have decimal commas.
+    that holds names of pictures. What is taken for what is noted where it is more than a point. Without a header the columns
+    must be image, x, y. Commas, semicolons or tabs separate; below a header numbers may have decimal commas.
     A row that names an image and leaves x and y empty says that nobody is in it.
     """
-    header, rows = _split_header(_read_rows(path))
+    rows = list(read_rows(path))
     images: dict[str, Annotated] = {} if request.named else {"": Annotated([])}
-    if not header and not rows:
+    if not rows:
         return images
+    header, rows = _split_header(rows, request.named)
     columns = find_columns(header, rows, request.named, request.attribute)
-    columns = _without_own_corner(_without_image_size(columns, rows, request), rows)
-    if header and (columns.box or columns.label is not None):
+    if all([fields[i] for i in columns.place] == [fields[i] for i in columns.box[:2]] for fields, _ in rows):
+        columns = columns._replace(place=())  # the box's own corner
+    if columns.box or columns.label is not None:
         request.notice(_meaning(columns, header[0]))
     for fields, where in rows:
         name = columns.image_name(fields)
         if request.named and not name:
             raise ValueError(f"{where}: names no image; write the image's name into each row")
-        image = images.get(name, Annotated([]))
-        images[name] = image if image.image_size else image._replace(image_size=_image_size(columns, fields, where))
+        marks = images.setdefault(name, Annotated([])).marks
         if not request.named or any(fields[i] for i in (*columns.place, *columns.box)):
-            images[name].marks.append(_mark(columns, fields, where))
+            marks.append(_mark(columns, fields, where))
     return images
 
 
-def _read_rows(path: Path) -> Iterator[Row]:
-    text = read_text(path)
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    width = 0
-    for fields, where in read_rows(path, text, next((c for c in "\t;" if c in first), ",")):
-        width = width or len(fields)
-        if len(fields) != width:
-            raise DamagedError(f"{where}: {len(fields)} columns instead of {width}; write numbers with decimal points")
-        yield fields, where
-
-
-def _split_header(rows: Iterable[Row]) -> tuple[Row | None, list[Row]]:
-    first, *others = [*rows] or [None]
-    if first is None or not _is_header(first[0]):
-        return None, [first, *others] if first else []
-    # With a header each cell is a value, so that 1,5 can be no pair.
-    return first, [([re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", field) for field in fields], at) for fields, at in others]
+def _split_header(rows: Sequence[Row], named: bool) -> tuple[Row, Sequence[Row]]:
+    """The names of the columns, and the rows: without a header the columns must be image, x, y."""
+    (first, where), *others = rows
+    if _is_header(first):
+        # Each cell is a value, so that 1,5 can be no pair.
+        return rows[0], [
+            ([re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", field) for field in fields], at) for fields, at in others
+        ]
+    names = ["image", "x", "y"] if named else ["x", "y"]
+    if len(first) != len(names):
+        what = f"{len(first)} columns and no header; begin the file with a line like {', '.join(names)}"
+        raise OtherFormatError(f"{where}: {what}")
+    return (names, where), rows
 
 
 def _is_header(fields: Sequence[str]) -> bool:
     """Words alone, and several of them: a row without points has but the image's name."""
-    words = [field.lower() for field in fields if field]
-    if any(_is_number(word) for word in words):
-        return False
-    if {"x", "y"} & set(words):
-        return True
-    named = any(word.endswith(PICTURES) for word in words)
-    return len(words) > 1 and not named and all(re.match(r"[^\W\d]|[#_%]", word) for word in words)
+    words = [field for field in fields if field]
+    return len(words) > 1 and not any(re.match(r"[-+.]?\d", word) or word.lower().endswith(PICTURES) for word in words)
 
 
-def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
-
-
-def find_columns(header: Row | None, rows: Sequence[Row], named: bool, attribute: str | None) -> Columns:
+def find_columns(header: Row, rows: Sequence[Row], named: bool, attribute: str | None) -> Columns:
     """What the columns of a table are, by their names and, where those leave it open, by what they hold."""
-    if header is None:
-        return _by_place(*rows[0], named)
     fields, where = header
     lower = [one_form(field.lstrip("#").strip().lower()) for field in fields]
     plain = [re.sub(r"[\s_\-.()\[\]]", "", name) for name in lower]
@@ -143,29 +122,19 @@ def find_columns(header: Row | None, rows: Sequence[Row], named: bool, attribute
 
     cells = [[row[i] for row, _ in rows if row[i]] for i in range(len(fields))]
     pictures = [i for i, column in enumerate(cells) if column and all(map(_PICTURE.fullmatch, column))]
-    image = None
-    if named:
-        images = [i for i, name in enumerate(lower) if name in _IMAGE]
-        images = [i for i in images if i in pictures] if len(images) > 1 and pictures else images
-        images = [i for i in images if cells[i]] if len(images) > 1 else images
-        images = images or [plain.index(name) for name in _IMAGE_TOO if name in plain][:1]
-        images = images or (pictures if len(pictures) == 1 else [])
-        if len(images) > 1:
-            raise ValueError(f"{where}: the header is {shown!r}; it must name each of image, x, y once")
-        image = images[0] if images else None
+    images = [plain.index(name) for name in _IMAGE if name in plain]
+    images = [i for i in images if i in pictures] or [i for i in images if cells[i]] or images
+    images = images or (pictures if len(pictures) == 1 else [])
+    image = images[0] if named and images else None
     others = [name for i, name in enumerate(lower) if i != image]
     labels = [name for i, name in enumerate(lower) if name in LABEL_NAMES and i != image and i not in pictures]
     chosen = label_name(others, attribute.lower(), where) if attribute else label_name(labels, None, where)
     label = None if chosen is None else lower.index(chosen)
-    columns = _places(find)._replace(image=image, label=label, image_size=find(_IMAGE_SIZE))
-    lacking = ["image"] if named and image is None else []
-    if not (columns.place or columns.box):
-        width = ["width and height (or right and bottom)"]
-        lacking += width if find(_CORNER) else [name for name in ("x", "y") if name not in plain]
-    if lacking:
-        wanted = "image, x, y" if named else "x, y"
-        what = f"the header {shown!r} lacks {' and '.join(lacking)}"
-        raise OtherFormatError(f"{where}: {what}; it must name each of {wanted} once, or the columns of a box")
+    columns = _places(find)._replace(image=image, label=label)
+    if (named and image is None) or not (columns.place or columns.box):
+        lacking = "image" if named and image is None else "x and y"
+        wanted = f"it must name each of {'image, ' if named else ''}x, y once, or the columns of a box"
+        raise OtherFormatError(f"{where}: the header {shown!r} lacks {lacking}; {wanted}")
     return columns
 
 
@@ -182,51 +151,12 @@ def _places(find: Callable[[Sequence[Sequence[str]]], list[int]]) -> Columns:
     return Columns(place)
 
 
-def _by_place(fields: Sequence[str], where: str, named: bool) -> Columns:
-    """The columns of a table without a header."""
-    if len(fields) != (3 if named else 2):
-        wanted = "image, x, y" if named else "x, y"
-        raise OtherFormatError(
-            f"{where}: {len(fields)} columns and no header; begin the file with a line like {wanted}"
-        )
-    return Columns((1, 2), image=0) if named else Columns((0, 1))
-
-
-def _without_image_size(columns: Columns, rows: Sequence[Row], request: Request) -> Columns:
-    """``columns``, with those called width and height as the image's size, if they hold that in every row."""
-    if not columns.box or columns.kind == "corners" or columns.image_size:
-        return columns
-    size = columns.box[2:]
-    stated = [(request.sizes(columns.image_name(fields)), _values(fields, size)) for fields, _ in rows]
-    same = [tuple(values) in sizes for sizes, values in stated if sizes is not None]
-    if not same or not all(same):
-        return columns
-    return columns._replace(place=columns.place or columns.box[:2], box=(), image_size=size)
-
-
-def _without_own_corner(columns: Columns, rows: Sequence[Row]) -> Columns:
-    """``columns``, without a place beside a box that is the box's upper left corner in every row."""
-    corner = columns.box[:2]
-    own = rows and corner and all(_values(row, columns.place) == _values(row, corner) for row, _ in rows)
-    return columns._replace(place=()) if own else columns
-
-
-def _values(fields: Sequence[str], columns: Sequence[int]) -> list[float | str]:
-    return [float(fields[i]) if _is_number(fields[i]) else fields[i] for i in columns]
-
-
 def _meaning(columns: Columns, header: Sequence[str]) -> str:
     ways = {"centre": "centre, width and height", "corner": "upper left corner, width and height", "corners": "corners"}
     box = f"a box by its {ways.get(columns.kind)}" + ("" if columns.place else ", counted at its centre")
-    parts = [(columns.place, "the place that is counted"), (columns.box, box), (columns.image_size, "the image's size")]
+    parts = [(columns.place, "the place that is counted"), (columns.box, box)]
     parts += [] if columns.label is None else [((columns.label,), "the label")]
     return "columns: " + "; ".join(f"{', '.join(header[i] for i in part)}: {what}" for part, what in parts if part)
-
-
-def _image_size(columns: Columns, fields: Sequence[str], where: str) -> tuple[float, float] | None:
-    cells = [fields[i] for i in columns.image_size]
-    width, height = (parse_number(cell, where) for cell in cells) if cells and all(cells) else (0, 0)
-    return (width, height) if width and height else None
 
 
 def _mark(columns: Columns, fields: Sequence[str], where: str) -> Mark:

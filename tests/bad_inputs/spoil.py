@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import h5py
 import numpy as np
 import torch
@@ -45,17 +42,6 @@ def make_work(folder: Path) -> None:
     torch.save(Tiny().state_dict(), work.weights)
 
 
-def png(width: int, height: int) -> bytes:
-    """The beginning of a PNG of that size."""
-    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">II", zlib.crc32(head), 9) + b"IDAT"
-
-
-def deep_png() -> bytes:
-    """A PNG of 16 bits a channel that Pillow would read by their upper 8."""
-    return cv2.imencode(".png", np.full((40, 40, 3), 4000, np.uint16))[1].tobytes()
-
-
 def save_png(path: Path, pixels: np.ndarray) -> None:
     """A PNG under the name of ``path``, whatever that says."""
     Image.fromarray(pixels).save(path, "PNG")
@@ -71,11 +57,6 @@ def text(path: Path) -> None:
 
 def mine(name: str, contents) -> Callable[[Work], object]:
     return lambda work: write(work.mine / name, contents)
-
-
-def npy_header(shape: str) -> bytes:
-    head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head.encode()
 
 
 def params(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Work], None]:

@@ -20,13 +20,12 @@ from PIL import Image
 from raw_data import image_info
 from training_runs import Tiny
 
-from datasets.check import data_status
+from datasets import check
 from datasets.raw.annotations import read_jhu, read_nwpu, read_sh, read_ucf
-from datasets.raw.exports import read_coco, read_labelme, read_points_json
+from datasets.raw.exports import read_coco, read_labelme, read_points_json, read_via
 from datasets.raw.lines import read_yolo
 from datasets.raw.marks import Request
 from datasets.raw.tables import read_csv
-from datasets.raw.via import read_via
 from GS2D.gaussians import Gaussians2D, read_file
 from GS2D.kernel import StoredKernel, csr, load_kernel, read_attributes, restrict, save_kernel
 from models import read_checkpoint
@@ -35,7 +34,7 @@ from utils.files import read_points
 from utils.images import load_image
 from utils.training.run_folder import RunFolder, describe
 
-_OF_IMAGE = Request(named=False, sizes=lambda name: ((32, 24), (32, 24)))
+_OF_IMAGE = Request(named=False)
 MEMORY = 3 << 30  # bytes that a reader may ask for, with a file of a few kilobytes
 _WORDS = [b"\x00", b"\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\x00" * 8, b"\xff" * 8]
 _EXTREMES = [*_WORDS, *(bytes([byte]) for byte in b'\n"[{-')]
@@ -95,11 +94,13 @@ def _read_config(path: Path) -> None:
         with contextlib.redirect_stderr(io.StringIO()) as stderr:
             parse_arguments(parser, ["--config", str(path)])
     except SystemExit:
-        raise ValueError(stderr.getvalue().strip().splitlines()[-1].partition("error: --config ")[2]) from None
+        line = stderr.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        about_a_value = line.startswith("argument --")  # which names the option in place of the file
+        raise ValueError(f"{path}: {line}" if about_a_value else line.removeprefix("--config ")) from None
 
 
 def _read_status(path: Path) -> None:
-    data_status(path.parent, path.parent)
+    check.main(["--json", "--data-dir", str(path.parent), "--runs", str(path.parent)])
 
 
 def _options(path: Path) -> None:
@@ -116,7 +117,8 @@ _BOX = {"image_id": 1, "bbox": [1, 2, 3, 4], "category_id": 1}
 _COCO = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [_BOX], "categories": [{"id": 1, "name": "p"}]}
 _LABELME = {"shapes": [{"shape_type": "point", "points": [[1, 2]], "label": "p"}], "imageWidth": 9, "imageHeight": 9}
 _SHAPES = [{"shape_attributes": {"name": "point", "cx": 1, "cy": 2}}]
-_RECORD = {"image": "train/a.jpg", "source": "/raw/a.jpg", "points": 1, "made_from": {"raw_files": [[1, 2]]}}
+_RECORD = {"image": "train/a.jpg", "source": "/raw/a.jpg", "points": 1, "dropped": 0, "height": 9, "width": 9}
+_RECORD |= {"grey": False, "orientation": 1, "made_from": {"raw_files": [[1, 2]]}}
 _METRICS = '{"epoch": 0, "val_mae": 1.0, "val_mse": 2.0}\n{"epoch": 1, "val_mae": 0.5, "val_mse": 1.0}\n'
 
 READERS = [

@@ -3,7 +3,6 @@
 import os
 
 import fuzz
-import numpy as np
 import pytest
 
 CASES = int(os.environ.get("GST_CASES", 25))
@@ -25,10 +24,5 @@ def test_crashes_and_other_errors_are_noticed(tmp_path):
 
     reader = fuzz.Reader("broken", "a.txt", lambda path: path.write_bytes(b"whole"), read)
     lines = fuzz.fuzz_reader(reader, tmp_path / "fuzz", 20, seed=0)
-    assert len(lines) == 20 and "refused" not in lines
+    assert len(set(lines)) > 2 and len(lines) == 20 and "refused" not in lines
     assert any("KeyError" in line for line in lines) and any("the process ended with 9" in line for line in lines)
-
-
-def test_damage_differs_from_case_to_case():
-    damaged = {fuzz.damage(b"x,y\n1,2\n", np.random.default_rng([0, case])) for case in range(50)}
-    assert len(damaged) > 40

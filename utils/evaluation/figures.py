@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from scipy.ndimage import gaussian_filter
 
 from utils.files import atomic_write
@@ -26,14 +27,22 @@ def add_ellipses(axes: Axes, means: np.ndarray, scales: np.ndarray, rotations: n
     axes.add_collection(EllipseCollection(*sizes, angles, **places, **style))
 
 
-def show_image(axes: Axes, image: np.ndarray, title: str, points: np.ndarray | None = None) -> None:
-    """An image [H, W, 3] in pixel coordinates (the top-left corner is (0, 0)), with points [N, 2] as dots."""
-    height, width = image.shape[:2]
-    axes.imshow(image, extent=(0, width, height, 0))
+def show_image(
+    axes: Axes, image: np.ndarray, title: str, points: np.ndarray | None = None, cell: int = 1, **style: Any
+) -> AxesImage:
+    """An image [H, W, 3] in pixel coordinates (the top-left corner is (0, 0)), with points [N, 2] as dots.
+
+    Also values [h, w] or colors [h, w, 3] of cells of ``cell`` pixels a side.
+    """
+    height, width = cell * image.shape[0], cell * image.shape[1]
+    shown = axes.imshow(image, extent=(0, width, height, 0), **style)
     if points is not None:
-        axes.plot(points[:, 0], points[:, 1], ".", color="red", markersize=3)
+        axes.plot(
+            points[:, 0], points[:, 1], ".", color="red" if cell == 1 else "white", markersize=3 if cell == 1 else 2
+        )
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     axes.set_title(title, fontsize=9)
+    return shown
 
 
 def truth_density(points: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -68,39 +77,29 @@ def save_density_figure(
     photograph, *panels = figure.subplots(1, 1 + len(shown))
     show_image(photograph, image, name, points)
     for axes, (density, title) in zip(panels, shown):
-        shown = axes.imshow(density, vmin=0, cmap="viridis")
-        axes.set(xticks=[], yticks=[])
-        axes.set_title(title, fontsize=9)
-        figure.colorbar(shown, ax=axes, shrink=0.8, label="objects per pixel")
+        drawn = show_image(axes, density, title, vmin=0, cmap="viridis")
+        figure.colorbar(drawn, ax=axes, shrink=0.8, label="objects per pixel")
     _save(figure, path)
 
 
 def save_kernel_figure(
-    path: Path,
-    name: str,
-    image: np.ndarray,
-    gaussians: tuple[np.ndarray, np.ndarray, np.ndarray],
-    drawing: np.ndarray,
-    owner: np.ndarray,
-    background: np.ndarray,
-    entropy: np.ndarray,
+    path: Path, name: str, image: np.ndarray, gaussians: tuple, drawing: np.ndarray, cells: tuple
 ) -> None:
-    """Five panels: annotations, Gaussians, their drawing [H, W, 3], each cell's owner, each cell's entropy ([h, w])."""
-    (height, width), (means, _, _) = image.shape[:2], gaussians
+    """Five panels: annotations, Gaussians, their drawing [H, W, 3], each cell's owner, each cell's entropy.
+
+    ``gaussians`` as ``add_ellipses`` takes them; ``cells``: owner, background and entropy, each [h, w].
+    """
+    owner, background, entropy = cells
+    means, (height, width) = gaussians[0], image.shape[:2]
     figure = Figure(figsize=(25, 5 * height / width + 0.5), layout="constrained", dpi=100)
     points, ellipses, rendering, owners, entropies = figure.subplots(1, 5)
     show_image(points, image, f"{name}: {len(means)} annotations", means)
     show_image(ellipses, image, "fitted Gaussians, one standard deviation")
     add_ellipses(ellipses, *gaussians)
     show_image(rendering, drawing, "rendering")
-    extent = (0, 8 * owner.shape[1], 8 * owner.shape[0], 0)  # the grid ends at whole cells
-    owners.imshow(owner_colors(owner, background, len(means)), extent=extent)
-    owners.plot(*means.T, ".", color="white", markersize=2)
-    owners.set_title("owner of each cell (black: background)", fontsize=9)
-    shown = entropies.imshow(entropy, extent=extent, cmap="magma", vmin=0)
-    entropies.set_title("entropy of each cell's distribution (nats)", fontsize=9)
-    for axes in (owners, entropies):
-        axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    colors = owner_colors(owner, background, len(means))
+    show_image(owners, colors, "owner of each cell (black: background)", means, cell=8)
+    shown = show_image(entropies, entropy, "entropy of each cell's distribution (nats)", cell=8, cmap="magma", vmin=0)
     figure.colorbar(shown, ax=entropies, shrink=0.8)
     _save(figure, path)
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from utils.dataset_report import data_name
-from utils.files import atomic_write, file_hash, read_json, split_hashes, write_json
+from utils.files import atomic_write, data_name, file_hash, read_json, remove_stale_partials, split_hashes, write_json
 from utils.training.run_folder import BEST, CARD, EVALUATIONS, RunFolder, shareable
 
 LIBRARIES = ("torch", "torchvision", "numpy", "gsplat", "lightning-fabric", "opencv-python-headless")
@@ -47,10 +46,10 @@ def note_evaluation(weights: Path, data_dir: Path, facts: dict[str, Any]) -> Non
     folder = weights.parent
     if weights.name != BEST or not (folder / CARD).is_file():
         return
+    remove_stale_partials(folder)
     chosen, split = facts["configuration"], facts["configuration"]["split"]
     images, split_hash = split_hashes(str(data_dir)).get(split, (facts["scored"], "unknown"))
     how = [f"windows of {chosen['window']} px"]
-    how += [f"overlap {chosen['overlap']} px"] if chosen["overlap"] else []
     how += ["mirrored too"] if chosen["flip_average"] else []
     how += [chosen["precision"]] if chosen["precision"] != "32" else []
     how += [f"{facts['scored']} of {images} images scored"] if facts["scored"] != images else []

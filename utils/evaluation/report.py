@@ -4,7 +4,7 @@
     python -m utils.evaluation.report RESULTS OTHER [...]     the same images counted by several models: comparison.html
 
 A results folder holds ``summary.json`` (totals and how they came about) and ``report_data.jsonl`` (one ``report_line`` an
-image).
+image). Python reckons what needs statistics; plots, list and views are drawn by ``page_files/report.js`` from the lines.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import argparse
 import base64
 import io
 import json
-import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,36 +21,28 @@ import numpy as np
 from PIL import Image
 
 from utils.cli import run_script
-from utils.evaluation.page import FLOOR, NONE, PERCENT, axis, figure, log_axis, number, plain, write_page
+from utils.evaluation.page import NONE, encoded, number, write_page
 from utils.evaluation.scores import count_scores, paired_difference
 from utils.evaluation.windows import Result
 
-PHOTO_SIDE, LEAST_PHOTO_SIDE = 640, 240  # pixels
-PHOTOGRAPHS_BYTES = 80_000_000  # all of a page: what a browser opens in a few seconds, and a phone at all
-DATA = "report_data.jsonl"
+PHOTO_SIDE = 640  # pixels
+MANY, SMALL_SIDE = 1000, 320  # a page of more images has smaller photographs: at 100 MB browsers become slow
+BAR = 84  # pixels
 METRICS = {
     "mae": ("MAE", "mean absolute error"),
     "mse": ("MSE (root)", "root mean squared error"),
     "nae": ("NAE", "mean of error / truth"),
 }
-ENDS = ("low", "value", "high")
-
-
-class Line(NamedTuple):
-    """What the line of an image in ``report_data.jsonl`` says; ``truth`` is NaN without annotation."""
-
-    truth: float
-    predicted: float
-    size: tuple[int, int]  # width and height, pixels
-    text: bytes  # all of it, which is much: photograph and density
 
 
 class Results(NamedTuple):
-    """One results folder; its images in the order of evaluation."""
+    """One results folder."""
 
     folder: Path
     summary: dict[str, Any]
-    lines: dict[str, Line]
+    lines: dict[
+        str, dict[str, Any]
+    ]  # of report_data.jsonl by image, in the order of evaluation, with the ``truth`` or None
 
 
 def report_line(
@@ -78,7 +68,7 @@ def report_line(
         "height": image.shape[0],
         "predicted": round(predicted, 4),
         "photo": _photograph(Image.fromarray(image), PHOTO_SIDE),
-        "density": _encoded(Image.fromarray(grey), "PNG"),
+        "density": encoded(Image.fromarray(grey), "PNG"),
         "density_max": highest,
         "points": _pairs(points),
         "heads": _pairs(heads),
@@ -88,13 +78,7 @@ def report_line(
 
 def _photograph(photo: Image.Image, longest_side: int) -> str:
     photo.thumbnail((longest_side, longest_side), Image.Resampling.BILINEAR)
-    return _encoded(photo, "JPEG", quality=70)
-
-
-def _encoded(picture: Image.Image, form: str, **options: Any) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, form, optimize=True, **options)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return encoded(photo, "JPEG", quality=70)
 
 
 def _pairs(positions: np.ndarray | None) -> list[list[float]] | None:
@@ -114,344 +98,148 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     labels = [part.folder.resolve().name for part in results]
     labels = labels if len(set(labels)) == len(labels) else [str(part.folder) for part in results]
     lines = [[part.lines[name] for name in names] for part in results]
-    sizes = np.array([line.size for line in lines[0]]).reshape(-1, 2)
-    truth = np.array([line.truth for line in lines[0]])
-    predicted = np.array([[line.predicted for line in some] for some in lines])
-    # A photograph's bytes grow about with its area.
-    share = PHOTOGRAPHS_BYTES / max((results[0].folder / DATA).stat().st_size, 1)
-    side = max(int(PHOTO_SIDE * min(1, share) ** 0.5), LEAST_PHOTO_SIDE)
-    report = Report(labels, [part.summary for part in results], names, sizes, truth, predicted, left_out)
-    views = (_view(labels, [json.loads(line.text) for line in some], side) for some in zip(*lines))
-    title = (" and " if len(labels) == 2 else ", ").join(labels)
-    write_page(out, "report.html", ("page.js", "report.js"), FILTERS, title=title, views=views, **content(report))
-
-
-def _view(labels: Sequence[str], lines: Sequence[dict[str, Any]], side: int) -> tuple[str, dict[str, Any]]:
-    """The photograph of an image, and what is drawn on it and beside it."""
-    results = [
-        {"label": plain(label), **{key: line[key] for key in ("density", "density_max", "heads")}}
-        for label, line in zip(labels, lines)
-    ]
-    photo = lines[0]["photo"]
-    if side < PHOTO_SIDE:
-        photo = _photograph(Image.open(io.BytesIO(base64.b64decode(photo))), side)
-    return photo, {**{key: lines[0][key] for key in ("width", "height", "points")}, "results": results}
+    truth = np.array([line["truth"] for line in lines[0]], np.float64)  # NaN: not annotated
+    predicted = np.array([[line["predicted"] for line in some] for some in lines])
+    scored = ~np.isnan(truth)
+    errors = (predicted - truth)[:, scored]
+    scores = [count_scores(list(map(Result, names, truth, some))) for some in predicted]
+    summaries = [part.summary for part in results]
+    write_page(
+        out,
+        "report.html",
+        "report.js",
+        title=(" and " if len(labels) == 2 else ", ").join(labels),
+        labels=labels,
+        names=names,
+        left_out=left_out,
+        summaries=summaries,
+        metrics=METRICS,
+        scores=scores,
+        scored=scored.any(),
+        predicted=predicted[0, scored | ~scored.any()].sum(),
+        truth=truth[scored].sum(),
+        compared=_comparison(labels, scores, errors),
+        tables=[_errors_by_count(labels, scores), _localisation(labels, summaries)],
+        failures=[(*failure, label) for label, part in zip(labels, summaries) for failure in part["failed"]],
+        images=_images(lines),
+        details=_details(summaries),
+    )
 
 
 def _read_results(folder: Path) -> Results:
     """What a folder holds. Raises ``ValueError`` where a file is not as ``test.py`` writes it."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; pass a folder that test.py --out wrote")
     place, lines = folder / "summary.json", {}
     try:
-        summary = _summary(json.loads(place.read_bytes()))
-        with (folder / DATA).open("rb") as data:
-            for number, text in enumerate(data, 1):
-                place = f"{folder / DATA}, line {number}"
+        summary = json.loads(place.read_bytes())
+        summary["failed"] = [(name, reason) for name, reason in summary["failed"]]
+        summary["weights"] = summary["weights_sha256"][:8]
+        summary["details"] = {key: dict(_leaves(summary[key])) for key in ("model", "configuration", "versions")}
+        place = folder / "report_data.jsonl"
+        with place.open("rb") as data:
+            for text in data:
                 line = json.loads(text)
-                truth = math.nan if line["points"] is None else len(line["points"])
-                lines[line["image"]] = Line(truth, line["predicted"], (line["width"], line["height"]), text)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error.filename}: no such file; run test.py --out again") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+                line["truth"] = None if line["points"] is None else len(line["points"])
+                lines[line["image"]] = line
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{place}: no such file; pass a folder that test.py --out wrote") from None
+    except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{place}: not as test.py writes it ({reason}); run test.py --out again") from None
     return Results(folder, summary, lines)
 
 
-def _summary(summary: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows of a ``summary.json`` beside the counts' errors, which it computes itself."""
-    model, weights, card = summary["model"] or {}, summary["weights_sha256"], summary.get("model_card")
-    details = {"Model": {**model, "weights_sha256": weights}, "Configuration": summary["configuration"]}
-    return {
-        "failed": [(name, reason) for name, reason in summary["failed"]],
-        "places": {
-            "mean, 1 to 100 px" if key == "qnrf" else f"within {key} px": {**shares}
-            for key, shares in (summary.get("localisation") or {}).items()
-        },
-        "model": f"{model.get('name') or model.get('model_name')}, weights {weights[:8]}",
-        # A path beside the page, and no address of a script: what a summary says is not to be trusted.
-        "card": card if isinstance(card, str) and re.fullmatch(r"[^:]+\.md", card) else None,
-        "speed": float(summary.get("images_per_second") or 0),
-        "details": {title: _leaves(part) for title, part in {**details, "Versions": summary["versions"]}.items()},
-    }
-
-
-def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
-    """The leaves of JSON by the names that lead to them."""
-    if not isinstance(value, dict):
-        return {prefix: value if isinstance(value, str) else json.dumps(value)}
-    parts = [_leaves(part, f"{prefix}.{key}" if prefix else key) for key, part in value.items()]
-    return {name: text for part in parts for name, text in part.items()}
-
-
 def _common_images(results: Sequence[Results]) -> tuple[list[str], list[str]]:
     """The images of all results in the first one's order, and those that are left out since they failed somewhere."""
     failed = {name for part in results for name, _ in part.summary["failed"]}
-    first = results[0]
-    for other in results[1:]:
-        common = first.lines.keys() & other.lines.keys()
-        only = [len(part.lines.keys() - common - failed) for part in (first, other)]
-        if any(only) or not common:
+    truths = [{name: line["truth"] for name, line in part.lines.items() if name not in failed} for part in results]
+    for part, truth in zip(results, truths):
+        if different := sorted(name for name, _ in truth.items() ^ truths[0].items()):
             raise ValueError(
-                f"{other.folder}: not the images of {first.folder}: {len(common)} in common, {only[0]} only in the first, "
-                f"{only[1]} only in the other; compare evaluations of the same split"
+                f"{part.folder}: {different[0]!r} is only in it or only in {results[0].folder}, or has another number of "
+                "annotations there; compare evaluations of the same images and annotations"
             )
-        for name in sorted(common):
-            truths = first.lines[name].truth, other.lines[name].truth
-            if not np.array_equal(*truths, equal_nan=True):
-                raise ValueError(
-                    f"{other.folder}: {name!r} has the truth {truths[1]}, in {first.folder} it is {truths[0]}; "
-                    "compare evaluations of the same annotations"
-                )
-    names = [name for name in first.lines if all(name in part.lines for part in results)]
-    return names, sorted({name for part in results for name in part.lines} - set(names))
+    return list(truths[0]), sorted(failed.intersection(name for part in results for name in part.lines))
 
 
-class Report(NamedTuple):
-    """What R results say of the same N images; the truth is NaN where nobody annotated an image."""
+def _comparison(labels: Sequence[str], scores: Sequence[dict[str, Any]], errors: np.ndarray) -> list[list[str]]:
+    """Rows of a table: the metrics of each result and, from errors [R, N], how much worse it is than the first."""
 
-    labels: list[str]
-    summaries: list[dict[str, Any]]
-    names: list[str]
-    sizes: np.ndarray  # [N, 2]: width and height, pixels
-    truth: np.ndarray  # [N]
-    predicted: np.ndarray  # [R, N]
-    left_out: list[str]
+    def interval(entry: dict[str, float], sign: bool = False) -> str:
+        value, low, high = (number(entry[key], sign=sign) for key in ("value", "low", "high"))
+        return f"{value} ({low} to {high})"
 
-    @property
-    def comparing(self) -> bool:
-        return len(self.labels) > 1
-
-    @property
-    def errors(self) -> np.ndarray:
-        return self.predicted - self.truth
-
-    @property
-    def scored(self) -> np.ndarray:
-        """Whether each image is annotated."""
-        return ~np.isnan(self.truth)
+    if not errors.size:
+        return []
+    rows = []
+    for label, score, own in zip(labels, scores, errors):
+        pair = paired_difference(np.stack([errors[0], own], axis=1))
+        better = labels[0] if pair["mae"]["low"] > 0 else label if pair["mae"]["high"] < 0 else "no clear difference"
+        metrics = [interval(score[name]) if score[name] else NONE for name in METRICS]
+        rows.append([label, *metrics, interval(pair["mae"], sign=True), interval(pair["mse"], sign=True), better])
+    rows[0][-3:] = NONE, NONE, NONE  # compared with itself
+    return rows
 
 
-class Column(NamedTuple):
-    """A column of the list of images: what its rows are sorted by, and what they show."""
-
-    order: str
-    heading: str
-    kind: str  # its class in page.css
-    keys: Sequence[Any]
-    texts: Sequence[str]
-    changes: Sequence[str] = ()  # beside the texts, in the color of ``errors``
-    errors: Sequence[float] = ()
-
-
-def metric(value: float | None, name: str = "", sign: bool = False) -> str:
-    return number(value, digits_of(value, name), sign)
-
-
-def digits_of(value: float | None, name: str = "") -> int:
-    return 3 if name == "nae" else 2 if value is not None and abs(value) < 10 else 1
+def _errors_by_count(labels: Sequence[str], scores: Sequence[dict[str, Any]]) -> tuple[str, str, list[str], list[list]]:
+    """Title, note, head and rows of a table; the MAE with a bar."""
+    single, levels = len(labels) == 1, list(zip(*(score["bins"] for score in scores)))
+    highest = max(part["mae"] or 0 for level in levels for part in level) or 1
+    rows = []
+    for level in levels:
+        start, end, images = (level[0][key] for key in ("from", "to", "images"))
+        span = f"{start:,} +" if end is None else f"{start:,}{NONE}{end:,}"
+        bars = [(number(part["mae"]), round(BAR * (part["mae"] or 0) / highest)) for part in level]
+        rows.append([span, f"{images:,}", *bars, *([number(level[0]["mse"])] if single else [])])
+    head = ["Count", "Images", *(["MAE", "MSE (root)"] if single else [f"MAE, {label}" for label in labels])]
+    shown = rows if scores[0]["scored"] else []
+    return "Errors by count", "Images grouped by how many objects are annotated.", head, shown
 
 
-def interval(entry: dict[str, float], name: str = "", sign: bool = False) -> str:
-    low, high = (number(entry[end], digits_of(entry["value"], name), sign) for end in ("low", "high"))
-    return f"{low} to {high}"
+def _localisation(
+    labels: Sequence[str], summaries: Sequence[dict[str, Any]]
+) -> tuple[str, str, list[str], list[list[str]]]:
+    """Title, note, head and rows of a table."""
+    rows = []
+    for radius in filter(
+        str.isdecimal, summaries[0].get("localisation") or {}
+    ):  # older files hold another protocol too
+        place = f"within {radius} px"
+        for label, summary in zip(labels, summaries):
+            shares = (summary.get("localisation") or {}).get(radius, {})
+            values = [shares.get(name) for name in ("precision", "recall", "f1")]
+            cells = [number(None if value is None else 100 * value, 1) for value in values]
+            rows.append([place if len(labels) == 1 else f"{label}, {place}", *cells])
+    return "Localisation", "Heads found one to one, in per cent.", ["", "Precision", "Recall", "F1"], rows
 
 
-def percent(share: float) -> str:
-    return number(100 * share, 1 if abs(share) < 0.1 else 0, sign=True) + ("" if math.isnan(share) else PERCENT)
+def _details(summaries: Sequence[dict[str, Any]]) -> dict[str, list[list[str]]]:
+    """By title the rows of a table: a name and what each summary has there."""
+    tables = {}
+    for title in summaries[0]["details"]:
+        columns = [summary["details"][title] for summary in summaries]
+        names = dict.fromkeys(name for column in columns for name in column)
+        tables[title] = [[name, *(column.get(name, NONE) for column in columns)] for name in names]
+    return tables
 
 
-def color_of(result: int) -> str:
-    return f"var(--series-{result % 6 + 1})"
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The leaves of JSON by the names that lead to them."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _leaves(part, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value if isinstance(value, str) else json.dumps(value)
 
 
-def whiskers(entries: Sequence[dict[str, float]]) -> list[dict[str, float]]:
-    """Where values and their intervals lie on an axis that all of them share, per cent."""
-    ends = [entry[end] for entry in entries for end in ENDS]
-    width = max(ends) - min(ends) or 1
-    return [{end: round(4 + 92 * (entry[end] - min(ends)) / width, 2) for end in ENDS} for entry in entries]
-
-
-def verdict(report: Report, other: int) -> dict[str, Any]:
-    """The paired difference of the errors of two results, and what it says."""
-    pair = paired_difference(report.errors[[0, other]][:, report.scored].T)
-    if pair["mae"]["low"] > 0:
-        return {**pair, "verdict": f"{report.labels[0]} is better", "where": "above"}
-    if pair["mae"]["high"] < 0:
-        return {**pair, "verdict": f"{report.labels[other]} is better", "where": "below"}
-    return {**pair, "verdict": "No clear difference", "where": "on both sides of"}
-
-
-def plots(report: Report) -> list[tuple[str, str, dict[str, Any]]]:
-    """(Title, note, figures by name): errors against each other, counts against truths, errors against density.
-
-    Without truths: the counts in their order.
-    """
-    truth, predicted, errors, scored = report.truth, report.predicted, report.errors, report.scored
-    if not scored.any():
-        traces = series(report, ~scored, np.arange(len(truth)) + 1, predicted)
-        traces = [trace | {"mode": "lines+markers", "line": {"width": 1.2}} for trace in traces]
-        axes = axis("image, in the order of evaluation", zeroline=False), axis("predicted", rangemode="tozero")
-        note = "Nobody annotated these images: there are no errors to show."
-        return [("Predicted counts", note, {"": figure(traces, *axes)})]
-
-    values = [*truth[scored], *predicted[:, scored].flat]
-    axes = log_axis("annotated", values), log_axis("predicted", values)
-    traces = [identity(axes[0]), *series(report, scored, truth.clip(FLOOR), predicted.clip(FLOOR))]
-    note = "On the dashed line the count is right. Drag to zoom, double-click to go back."
-    counts = "Predicted against annotated", note, {"": figure(traces, *axes)}
-
-    crowded, density = truth > 0, (truth / report.sizes.prod(axis=1) * 1e6).clip(FLOOR)  # objects a megapixel
-    xaxis = log_axis("annotated objects per megapixel", [*density[crowded]] or [1])
-    shares = 100 * errors / np.where(crowded, truth, np.nan)
-    variants = {
-        name: figure(series(report, crowded, density, values), xaxis, axis(title, zeroline=True))
-        for name, title, values in (("objects", "error, objects", errors), ("in %", "error, % of the truth", shares))
-    }
-    densities = "Error against density", "Above zero too many were counted, below too few.", variants
-    if not report.comparing:
-        return [counts, densities]
-    others = {label: compared_errors(report, other) for other, label in enumerate(report.labels) if other}
-    return [("Absolute errors", "Under the dashed line the second is nearer.", others), counts, densities]
-
-
-def series(report: Report, shown: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[dict[str, Any]]:
-    """Markers at x [N], y [R, N] of each of several results in its color; of one over and under the truth in two colors."""
-    if report.comparing or not report.scored.any():
-        return [markers(report, label, color_of(i), shown, x, y[i]) for i, label in enumerate(report.labels)]
-    over = report.errors[0] > 0
-    parts = ("too many", "var(--over)", shown & over), ("too few", "var(--under)", shown & ~over)
-    return [markers(report, *part, x, y[0]) for part in parts]
-
-
-def compared_errors(report: Report, other: int) -> dict[str, Any]:
-    """The first result's absolute errors against another's."""
-    x, y = np.abs(report.errors[[0, other]]).clip(FLOOR)
-    axes = [log_axis(f"error of {report.labels[i]}", [*x[report.scored], *y[report.scored]]) for i in (0, other)]
-    nearer = np.less(*np.abs(report.errors[[0, other]]))
-    traces = [
-        markers(report, f"{report.labels[i]} nearer", color_of(i), report.scored & some, x, y)
-        for i, some in ((0, nearer), (other, ~nearer))
-    ]
-    return figure([identity(axes[0]), *traces], *axes)
-
-
-def markers(report: Report, name: str, color: str, shown: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """One marker an image, which says its name and counts under the pointer and opens it when clicked."""
-    indices = np.flatnonzero(shown).tolist()
-    labels = report.labels if report.comparing else ["predicted"]
-    texts = []
-    for i in indices:
-        counts = [f"truth {report.truth[i]:,.0f}"] if report.scored[i] else []
-        counts += [f"{label} {number(value)}" for label, value in zip(labels, report.predicted[:, i])]
-        texts.append(f"<b>{plain(report.names[i])}</b><br>{plain(', '.join(counts))}")
-    many = len(indices) > 500
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": plain(name),
-        "x": x[indices].round(4).tolist(),
-        "y": y[indices].round(4).tolist(),
-        "customdata": indices,
-        "text": texts,
-        "hovertemplate": "%{text}<extra></extra>",
-        "marker": {
-            "color": color,
-            "size": 6 if many else 8,
-            "opacity": 0.55 if many else 0.75,
-            "line": {"width": 0 if many else 1, "color": "var(--surface)"},
-        },
-    }
-
-
-def identity(axis: dict[str, Any]) -> dict[str, Any]:
-    """The dashed line on which both axes say the same."""
-    ends = [10**end for end in axis["range"]]
-    line = {"color": "var(--quiet)", "width": 1.2, "dash": "4px,4px"}
-    return {"mode": "lines", "x": ends, "y": ends, "hoverinfo": "skip", "showlegend": False, "line": line}
-
-
-def columns(report: Report) -> list[Column]:
-    """The columns of the list of images behind the photograph; those of errors where something is annotated."""
-    errors, predicted = report.errors, [list(map(number, counts)) for counts in report.predicted]
-    signed = [[number(error, sign=True) for error in some] for some in errors]
-    shown = [Column("name", "Image", "name", report.names, report.names)]
-    if report.scored.any():
-        shown.append(Column("truth", "Truth", "n truth", report.truth, [number(count, 0) for count in report.truth]))
-    if not report.comparing:
-        shown.append(Column("predicted", "Predicted", "n predicted", report.predicted[0], predicted[0]))
-    for i, label in enumerate(report.labels if report.comparing else ()):
-        kind = f"error-{i}", label, "n result"
-        shown.append(Column(*kind, np.abs(errors[i]), predicted[i], signed[i], errors[i]))
-    if report.comparing and report.scored.any():
-        first, *others = np.abs(errors)
-        ahead = np.min(others, axis=0) - first  # by how much the first is nearer than the best of the others
-        shown.append(Column("change", "Difference", "n change", ahead, [number(value, sign=True) for value in ahead]))
-    if not report.comparing and report.scored.any():
-        nothing = [""] * len(report.names)
-        relative = errors[0] / np.where(report.truth > 0, report.truth, np.nan)
-        shares = list(map(percent, relative))
-        shown.append(Column("error", "Error", "n error", np.abs(errors[0]), nothing, signed[0], errors[0]))
-        shown.append(Column("relative", "Relative", "n relative", np.abs(relative), nothing, shares, errors[0]))
-    texts = [f"{width} \N{MULTIPLICATION SIGN} {height}" for width, height in report.sizes]
-    return [*shown, Column("size", "Size", "n size", report.sizes.prod(axis=1), texts)]
-
-
-def groups(report: Report) -> dict[str, tuple[str, np.ndarray]]:
-    """What the filters show: by name a heading and which images."""
-    distances, worst = np.abs(report.errors), np.zeros(len(report.names), bool)
-    order = np.argsort(-distances.max(axis=0), kind="stable")  # NaN comes last
-    worst[order[: math.ceil(report.scored.sum() / 10)]] = True
-    shown = {"all": ("All", ~report.scored | report.scored), "worst": (f"Worst 10{PERCENT}", worst)}
-    if not report.comparing:
-        return shown | {"over": ("Over", report.errors[0] > 0), "under": ("Under", report.errors[0] < 0)}
-    for i, label in enumerate(report.labels):
-        shown[f"nearer-{i}"] = f"{label} nearer", distances[i] < np.delete(distances, i, axis=0).min(axis=0)
-    return shown
-
-
-def content(report: Report) -> dict[str, Any]:
-    """What the template report.html shows, but for the images' photographs and views."""
-    scores = [count_scores(list(map(Result, report.names, report.truth, some))) for some in report.predicted]
-    scored = report.scored.any()
-    counted = report.scored if scored else ~report.scored
-    bins = list(zip(*(score["bins"] for score in scores)))
-    failures: dict[tuple[str, str], list[str]] = {}  # the same failure of several results is one
-    details: dict[str, dict[str, list[str]]] = {}
-    for i, (label, summary) in enumerate(zip(report.labels, report.summaries)):
-        for failure in summary["failed"]:
-            failures.setdefault(failure, []).append(label)
-        for title, leaves in summary["details"].items():
-            for name, value in leaves.items():
-                details.setdefault(title, {}).setdefault(name, [NONE] * len(report.labels))[i] = value
-    return {
-        "report": report,
-        "scores": scores,
-        "metrics": {name: METRICS[name] for name in METRICS if scored and scores[0][name]},
-        "predicted": report.predicted[0, counted].sum(),
-        "truth": np.nansum(report.truth),
-        "pairs": [verdict(report, other) for other in range(1, len(report.labels)) if scored],
-        "plots": plots(report),
-        "bins": bins,
-        "highest": max(level["mae"] or 0 for levels in bins for level in levels) or 1,
-        "failures": failures,
-        "columns": columns(report),
-        "first": ("change" if scored else "error-0") if report.comparing else "error" if scored else "predicted",
-        "groups": groups(report),
-        "details": details,
-    }
-
-
-FILTERS = {
-    "metric": metric,
-    "interval": interval,
-    "percent": percent,
-    "whiskers": whiskers,
-    "key": lambda value: "" if value != value else value,  # NaN: unknown
-    "color": color_of,
-    "side": lambda error: "over" if error > 0 else "under" if error < 0 else "",
-}
+def _images(lines: Sequence[Sequence[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """What the page's script draws of each image: the line of the first of the results, and of all what the network found."""
+    for first, *others in zip(*lines):
+        if len(lines[0]) > MANY:
+            first["photo"] = _photograph(Image.open(io.BytesIO(base64.b64decode(first["photo"]))), SMALL_SIDE)
+        found = [
+            {key: line[key] for key in ("predicted", "density", "density_max", "heads")} for line in (first, *others)
+        ]
+        yield {**{key: first[key] for key in ("image", "width", "height", "photo", "points")}, "results": found}
 
 
 def main() -> None:

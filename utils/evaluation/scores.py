@@ -9,7 +9,6 @@ import numpy as np
 from utils.evaluation.windows import Result
 
 RESAMPLES = 2000
-CONFIDENCE = 0.95
 # Upper ends of the density levels of NWPU-Crowd (Wang et al., TPAMI 2020), people in an image; the last has none.
 BIN_ENDS = (0, 100, 500, 5000)
 
@@ -32,21 +31,23 @@ def mae_mse(results: Sequence[Result]) -> tuple[float, float]:
     return float(mae(errors)), float(mse(errors))
 
 
-def bootstrap(values: np.ndarray, statistic: Callable, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of ``statistic`` of ``values`` [n >= 1] or [n, k], between percentiles of its resamples.
+def bootstrap(values: np.ndarray, statistic: Callable, seed: int = 0) -> dict:
+    """The ``value`` of a statistic, and the ``low`` and ``high`` end of its 95 % interval, of ``values`` [n] or [n, k].
 
-    ``statistic`` takes [resamples, n] or [resamples, n, k] -> [resamples]. Images are drawn with replacement, n at a time (Efron
-    and Tibshirani 1993, section 13.3); the same seed gives the same interval.
+    ``statistic`` takes [..., n] or [..., n, k] -> [...]. The interval lies between percentiles of resamples: images are drawn
+    with replacement, n at a time (Efron and Tibshirani 1993, section 13.3); the same seed gives the same interval. Without
+    values all three are None.
     """
+    if not len(values):
+        return {"value": None, "low": None, "high": None}
     generator = np.random.default_rng(seed)
     rows = max(1, 2**22 // len(values))  # a block of indices stays below 32 MiB
     blocks = [
         statistic(values[generator.integers(0, len(values), (min(rows, RESAMPLES - first), len(values)))])
         for first in range(0, RESAMPLES, rows)
     ]
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(np.concatenate(blocks), (tail, 100 - tail))
-    return float(low), float(high)
+    low, high = np.percentile(np.concatenate(blocks), (2.5, 97.5))
+    return {"value": float(statistic(values)), "low": float(low), "high": float(high)}
 
 
 def count_scores(results: Sequence[Result], seed: int = 0) -> dict:
@@ -55,13 +56,11 @@ def count_scores(results: Sequence[Result], seed: int = 0) -> dict:
     Returns ``images`` (all), ``scored`` (those with truth), ``mae``, ``mse`` and ``nae``: each ``value``, ``low``, ``high``;
     ``bins``: ``from``, ``to`` (None: no end), ``images``, ``mae``, ``mse`` (None without images). NAE is the mean of
     |error| / truth over images with people in them, None without any. Where nothing was scored, value, low and high are
-    None. Raises ``ValueError`` for a predicted count or truth that is no number.
+    None. Raises ``ValueError`` for a predicted count that is no number.
     """
-    for name, truth, predicted in results:
+    for name, _, predicted in results:
         if not np.isfinite(predicted):
             raise ValueError(f"{name}: predicted count {predicted}; check the weights and the precision")
-        if np.isinf(truth) or truth < 0:
-            raise ValueError(f"{name}: truth {truth}, must be a count >= 0, or NaN where nobody annotated the image")
     scored = [result for result in results if not np.isnan(result.truth)]
     truth = np.array([result.truth for result in scored], np.float64)
     errors = np.array([result.predicted for result in scored], np.float64) - truth
@@ -75,9 +74,9 @@ def count_scores(results: Sequence[Result], seed: int = 0) -> dict:
     return {
         "images": len(results),
         "scored": len(scored),
-        "mae": _interval(errors, mae, seed),
-        "mse": _interval(errors, mse, seed),
-        "nae": _interval(errors[crowded] / truth[crowded], mae, seed) if crowded.any() else None,
+        "mae": bootstrap(errors, mae, seed),
+        "mse": bootstrap(errors, mse, seed),
+        "nae": bootstrap(errors[crowded] / truth[crowded], mae, seed) if crowded.any() else None,
         "bins": bins,
     }
 
@@ -85,18 +84,10 @@ def count_scores(results: Sequence[Result], seed: int = 0) -> dict:
 def paired_difference(errors: np.ndarray, seed: int = 0) -> dict:
     """How much larger the errors of a second model are than those of a first on the same images, [n >= 1, 2].
 
-    Returns ``images`` and the differences, second minus first, of ``mae`` and ``mse``, each ``value``, ``low``, ``high``. Both
-    models see the same resample of the images: what makes an image hard for both cancels.
+    Returns the differences, second minus first, of ``mae`` and ``mse``, each ``value``, ``low``, ``high``. Both models see the
+    same resample of the images: what makes an image hard for both cancels.
     """
-    differences = {
-        name: _interval(errors, lambda drawn: measure(drawn[..., 1]) - measure(drawn[..., 0]), seed)
+    return {
+        name: bootstrap(errors, lambda drawn: measure(drawn[..., 1]) - measure(drawn[..., 0]), seed)
         for name, measure in (("mae", mae), ("mse", mse))
     }
-    return {"images": len(errors), **differences}
-
-
-def _interval(values: np.ndarray, statistic: Callable, seed: int) -> dict:
-    if not len(values):
-        return {"value": None, "low": None, "high": None}
-    low, high = bootstrap(values, statistic, seed)
-    return {"value": float(statistic(values)), "low": low, "high": high}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +13,8 @@ import numpy as np
 
 from utils.cli import one_line
 from utils.evaluation.video import frames_of
-from utils.evaluation.windows import in_threads, read_ahead
-from utils.files import PICTURES, find_files, unread_kinds
+from utils.evaluation.windows import in_threads
+from utils.files import PICTURES, find_files, read_points, unread_kinds
 from utils.images import load_image
 
 # Name; image uint8 [H, W, 3], or why there is none in one line; points [N, 2] where annotated.
@@ -22,11 +23,17 @@ VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wm
 
 
 class Source(NamedTuple):
-    """A picture or video and the name that it goes by, or the one-line reason why there is nothing to open."""
+    """A picture or video and the name that it goes by, or the one-line reason why there is nothing to open.
+
+    ``points``: the file of its annotations. ``upright``: turned by its EXIF orientation, as people see it; the images of a
+    prepared data set lie as their annotations do.
+    """
 
     name: str
     path: Path
     reason: str | None = None
+    points: Path | None = None
+    upright: bool = True
 
     @property
     def is_video(self) -> bool:
@@ -64,35 +71,21 @@ def find_sources(paths: Sequence[Path | str]) -> tuple[list[Source], list[str]]:
     return sources, notes
 
 
-def own_images(
-    sources: Sequence[Source],
-    every: int,
-    threads: int,
-    check: Callable[[np.ndarray], None],
-    progress: Callable[[str], None],
-) -> Iterator[Picture]:
-    """Each picture and each ``every``-th frame of each video (``frames_of``), without points.
+def open_pictures(sources: Sequence[Source], every: int, threads: int) -> Iterator[Picture]:
+    """Each picture, decoded by threads while those before it are counted, and each ``every``-th frame of each video."""
+    for is_video, some in groupby(sources, lambda source: source.is_video):
+        if not is_video:
+            yield from in_threads(_read, some, threads)
+            continue
+        for source in some:
+            yield from ((*frame, None) for frame in frames_of(source.name, source.path, every))
 
-    Pictures are decoded by threads while those before them are counted, the frames of videos by one. What ``check`` refuses
-    with ``ValueError`` has its reason in the place of the image.
-    """
 
-    def opened() -> Iterator[tuple[str, Path | np.ndarray | str]]:
-        for source in sources:
-            if source.is_video:
-                yield from frames_of(*source[:2], every, progress)
-            else:
-                yield source.name, source.reason or source.path
-
-    def decode(item: tuple[str, Path | np.ndarray | str]) -> Picture:
-        name, image = item
-        try:
-            if isinstance(image, Path):
-                image = load_image(image, upright=True)  # as people see it, and as OpenCV turns videos
-            if not isinstance(image, str):
-                check(image)
-        except (OSError, ValueError, MemoryError) as error:
-            image = one_line(error)
-        return name, image, None
-
-    return in_threads(decode, read_ahead(opened()), threads)
+def _read(source: Source) -> Picture:
+    try:
+        if source.reason:
+            raise ValueError(source.reason)
+        points = read_points(source.points)[:, :2] if source.points else None
+        return source.name, load_image(source.path, source.upright), points
+    except (OSError, ValueError, MemoryError) as error:
+        return source.name, one_line(error), None

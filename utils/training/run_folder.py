@@ -25,8 +25,7 @@ import torch
 import yaml
 
 from utils.config import option_values
-from utils.dataset_report import data_name
-from utils.files import atomic_write, read_json, read_json_lines, write_json
+from utils.files import atomic_write, data_name, read_json, read_json_lines, write_json
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from utils.cli import default_workers
 from utils.config import given_values, make_parser, number, parse_arguments
-from utils.dataset_report import DATASETS, OWN, REPORT, data_name, read_report
+from utils.files import DATASETS, OWN, REPORT, data_name, read_report
 from utils.pixels import STRIDE
 
 _GAUSSIANS = "gs_params"
@@ -91,7 +91,7 @@ def parse_train_options(
     calibrate = "begin with and evaluate densities that sum up to the people of all training photographs"
     add("--calibrate", action=switch, default=False, help=calibrate)
     add("--val-every", "--val-epoch", type=number(int, 1), default=5, metavar="N", help="epochs between validations")
-    add("--window", type=number(int, 16), default=512, metavar="N", help="side of evaluation windows, pixels")
+    add("--window", type=number(int, 32), default=512, metavar="N", help="side of evaluation windows, pixels")
     folder = "folder of the run (default: runs/<dataset>_<model-name>[_<loss>]; for own data, their folder's name)"
     add("--save-dir", type=Path, metavar="P", help=folder)
     add("--resume", default="auto", metavar="R", help="newest checkpoint (auto), a .tar or .pth file, or none")
