@@ -1,18 +1,15 @@
 """What holds for every loss, by name: one ladder from shapes to bad input."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from loss_batches import Crop, batch_of, crop_at, loss_and_gradient, loss_on_crops, random_crop, random_density
 
 from GS2D.kernel import transport_kernel
-from losses import KERNELS, LOSSES, NEEDS_GAUSSIANS, build_kernel, build_loss
+from losses import KERNELS, build_kernel, build_loss
 from losses.transport import TransportedMassLoss
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 VARIANTS = [
     ("gst", {}),
     ("bl", {}),
@@ -192,14 +189,6 @@ def test_kernels_that_do_not_fit(name):
             batch_of([crop._replace(points=points)], (128, 128), make)
 
 
-@pytest.mark.parametrize("name", sorted(set(LOSSES) - NEEDS_GAUSSIANS))
-def test_reads_no_gaussians(name):
-    crop = random_crop(5)
-    bare = crop._replace(scales=torch.full((5, 2), math.nan), rotations=torch.full((5, 1), math.nan))
-    density = random_density(1, 1, 16, 16)
-    assert torch.equal(loss_on_crops(name)(density, [bare]), loss_on_crops(name)(density, [crop]))
-
-
 def test_the_product_does_not_depend_on_the_library(monkeypatch):
     """MKL's and the one of other machines and GPUs, which add in another order."""
     crops, density = [random_crop(40), random_crop(0), random_crop(7, seed=1)], random_density(3, 1, 16, 16, total=60)
@@ -248,16 +237,3 @@ def test_gst_is_the_loss_of_its_kernels():
     expected = TransportedMassLoss()(density, [kernel], [crop.targets])
     assert torch.equal(loss_on_crops("gst", cut_off=2.5, post_max=16.0)(density, [crop]), expected)
     assert (loss_on_crops("gst")(density, [crop]) - expected).abs() > 1e-3
-
-
-RECIPES = [path for path in sorted(CONFIGS.glob("*_*.yml")) if path.stem.split("_")[0] in LOSSES]
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_is_that_of_its_name(path):
-    loss, dataset = path.stem.split("_")
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert (recipe["loss"], recipe["dataset"]) == (loss, dataset)
-    assert float(recipe["lr"]) == 1e-5 and recipe.get("val_start", 600) < recipe["epochs"]
-    crop = recipe.get("crop_size", {"nwpu": 384, "sha": 256}.get(dataset, 512))
-    assert crop == (384 if dataset == "nwpu" else 256 if dataset == "sha" and loss != "bl" else 512)

@@ -157,16 +157,6 @@ def test_where_nothing_underflows_the_dual_is_that_of_pot():
     torch.testing.assert_close(found - found.mean(), expected - expected.mean(), rtol=0, atol=1e-8)
 
 
-def test_count_and_variation_in_float64():
-    points, density = random_case(10)
-    found = dm_count_terms(density, batch_of([crop_at(points)]))[0, 1:]
-    dots = np.zeros((8, 8))
-    np.add.at(dots, tuple(np.int64(points.numpy().T[::-1] // 8)), 1)
-    total = density.numpy().sum()
-    variation = 10 * np.abs(density[0, 0].numpy() / (total + 1e-6) - dots / (10 + 1e-6)).sum()
-    np.testing.assert_allclose(found, [abs(total - 10), variation], rtol=1e-12)
-
-
 def test_points_outside_count_in_the_nearest_cell():
     points = torch.tensor([[[-3.0, 5], [16, 16], [7.9, 8], [40, -2]], [[9.0, 9], [9, 9], [0, 0], [0, 0]]])
     present = torch.tensor([[True] * 4, [True, True, False, False]])

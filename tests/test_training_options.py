@@ -19,7 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training_runs import Tiny, checkpoint, largest_difference, metrics, train, weights
 
 from datasets.crowd import Crowd
-from GS2D.gaussians import Gaussians2D
 from GS2D.options import KERNEL_OPTIONS
 from losses import LOSSES
 from models import MODELS
@@ -94,37 +93,10 @@ def test_the_seed_draws_the_first_weights(data, tmp_path):
     assert largest_difference(one, again) == 0 and largest_difference(one, other) > 1e-2
 
 
-@pytest.fixture
-def doubled(data, tmp_path):
-    """The data with twice the fitted scales."""
-    folder = shutil.copytree(data, tmp_path / "data")
-    for path in (folder / "train" / "gs_params").glob("*.h5"):
-        gaussians = Gaussians2D.load(path)
-        Gaussians2D(gaussians.means, 2 * gaussians.scales, gaussians.rotations, gaussians.colors).save(path)
-    return folder
-
-
-def test_the_scale_ratio_is_a_factor_and_scales_lie_between_8_by_post_min_and_post_max(data, doubled, tmp_path):
-    """Where both ends are 4 pixels, the fitted scales no longer matter."""
-    free, pinned = ("--post-min", 100, "--post-max", 100), ("--post-min", 2, "--post-max", 4)
-    twice, four = losses_of(doubled, tmp_path / "doubled", [free, pinned])
-    ways = [(*free, "--scale-ratio", 2), pinned, free, (*pinned, "--post-min", 2.5), (*pinned, "--post-max", 5)]
-    ratio, both, *others = losses_of(data, tmp_path / "plain", ways)
-    assert ratio == pytest.approx(twice, rel=1e-6) and both == pytest.approx(four, rel=1e-6)
-    assert others[0] != pytest.approx(twice, rel=1e-3)
-    assert all(loss != pytest.approx(four, rel=1e-5) for loss in others[1:])
-
-
-def test_the_background_takes_over_where_it_is_told_to(data, tmp_path):
-    """Without a weight it takes nothing, whatever the cut-off."""
-    places = (3, 0), (1, 0), (3, 0.015), (1, 0.015), (3, 0.5)
-    options = [("--cut-off", cut_off, "--background-ratio", ratio) for cut_off, ratio in places]
-    none, nothing, *losses = losses_of(data, tmp_path, options)
-    assert none == nothing and len({round(value, 4) for value in (none, *losses)}) == 4
-
-
 def test_options_of_crop_and_kernel_change_the_loss(data, tmp_path):
-    options = [(), ("--whole-targets", 0.5), ("--jitter", 0.5), ("--round-shapes",)]
+    kernel = {"--scale-ratio": 0.5, "--post-min": 2, "--post-max": 9, "--cut-off": 1, "--background-ratio": 0.5}
+    others = ("--whole-targets", 0.5), ("--jitter", 0.5), ("--round-shapes",), ("--background-weight", 0.5)
+    options = [(), *kernel.items(), *others]
     assert len({round(loss, 4) for loss in losses_of(data, tmp_path / "gst", options)}) == len(options)
     losses = losses_of(data, tmp_path, [("--sigma", sigma) for sigma in (15, 4, "adaptive")], "--loss", "mse")
     assert len({round(loss, 6) for loss in losses}) == 3

@@ -172,12 +172,6 @@ def test_every_lack_of_memory_says_what_to_lower(data, tmp_path, monkeypatch, er
     assert re.match("error: .*out of memory.*; lower one of --batch-size 3 and --crop-size 64", line)
 
 
-def test_other_errors_of_the_network_keep_their_traceback(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(Tiny, "forward", lambda network, images: images.view(7))
-    with pytest.raises(RuntimeError, match="shape"):
-        train(data, tmp_path, "--epochs", 1)
-
-
 def test_a_damaged_checkpoint_is_refused_and_not_begun_anew(data, tmp_path):
     train(data, tmp_path, "--epochs", 1)
     path = tmp_path / "0_ckpt.tar"
@@ -212,14 +206,3 @@ def test_released_checkpoints_start_a_run(data, tmp_path):
     out, _ = train(data, tmp_path / "weights", "--epochs", 1, "--resume", tmp_path / "best_model.pth")
     assert "training begins with them at epoch 0" in out
     assert 0 < largest_difference(released["model_state_dict"], weights(tmp_path / "weights")) <= 4 * 5e-6 * 1.01
-
-
-def test_another_weight_decay_takes_effect_in_a_run_that_goes_on(data, tmp_path):
-    """Adam's state holds the decay of the run that it comes from."""
-    train(data, tmp_path / "run", "--epochs", 1)
-    for name, decay in (("same", 1e-5), ("other", 10.0)):
-        resume = "--resume", tmp_path / "run" / "0_ckpt.tar"
-        train(data, tmp_path / name, "--epochs", 2, *resume, "--weight-decay", decay)
-        (group,) = checkpoint(tmp_path / name)["optimizer_state_dict"]["param_groups"]
-        assert group["weight_decay"] == decay and group["fused"] and not group["foreach"]
-    assert largest_difference(weights(tmp_path / "same"), weights(tmp_path / "other")) > 1e-6

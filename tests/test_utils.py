@@ -22,7 +22,7 @@ from utils.cli import ProgressBar, for_each, report_failures, run_script
 from utils.config import make_parser, number, option_values, parse_arguments
 from utils.evaluation import Result, evaluate, mae_mse, tile
 from utils.files import atomic_write, gaussians_path, kernel_path, list_images, points_path, remove_stale_partials
-from utils.training.run_folder import RunFolder, describe, save_weights
+from utils.training.run_folder import describe, save_weights
 
 
 def parser():
@@ -180,15 +180,6 @@ def test_checkpoints_describe_themselves(tmp_path):
     torch.save(dict(model.state_dict()), tmp_path / "released.pth")
     assert describe(read_checkpoint(tmp_path / "released.pth")) == {"model_name": "vgg_trans", "usenum": 7}
     assert describe({"model_state_dict": build_model("vgg").state_dict()}) == {"model_name": "vgg"}
-
-
-def test_the_newest_checkpoints_are_kept(tmp_path):
-    (tmp_path / "notes_ckpt.tar").touch()
-    folder = RunFolder(tmp_path)
-    folder.begin({}, None, 20, 1)
-    for epoch in (8, 9, 10, 11):
-        folder.save_checkpoint(epoch, 2, model_state_dict={}, optimizer_state_dict={}, epochs=20)
-    assert [path.name for path in folder.checkpoints()] == ["10_ckpt.tar", "11_ckpt.tar"]
 
 
 @pytest.mark.parametrize(("error", "seconds"), [(ValueError("bad"), 0), (KeyboardInterrupt(), 60)])
