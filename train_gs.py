@@ -137,8 +137,9 @@ def train_epoch(fabric: Fabric, run: Run, arguments: argparse.Namespace, epoch: 
     """
     steps, optimizer = run.steps, run.optimizer
     sigma = {"adaptive": True} if arguments.sigma == "adaptive" else {"sigma": arguments.sigma}
-    transported = {"background_weight": arguments.background_weight} if arguments.loss in KERNELS else {}
-    loss_of = build_loss(arguments.loss, **(sigma if arguments.loss == "mse" else transported))
+    transported = {"background_weight": arguments.background_weight, "count_weight": arguments.count_weight}
+    own = sigma if arguments.loss == "mse" else transported if arguments.loss in KERNELS else {}
+    loss_of = build_loss(arguments.loss, **own)
     for images, batch, crops, is_last in steps.batches(run.loader, epoch):
         with fabric.no_backward_sync(run.model, enabled=not is_last):
             density, attention = run.model(images)

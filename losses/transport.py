@@ -17,10 +17,12 @@ from losses.inputs import Annotations, check_density
 __all__ = ["TransportedMassLoss", "dense_transport_kernel", "gst_kernel", "transport_kernel", "transported_mass_loss"]
 
 
-def transported_mass_loss(density: Tensor, batch: Annotations, *, background_weight: float = 1.0) -> Tensor:
+def transported_mass_loss(
+    density: Tensor, batch: Annotations, *, background_weight: float = 1.0, count_weight: float = 0.0
+) -> Tensor:
     """Eq. 6, mean over the batch of sum_n |target_n - (K D)_n|, the background's target being 0: [B, 1, h, w] -> scalar.
 
-    The background's term counts ``background_weight`` times. Float32 under any precision. A crop without annotations has one
+    The background's term counts ``background_weight`` times, and ``count_weight`` |sum D - sum_n target_n| is added. Float32 under any precision. A crop without annotations has one
     row, all background: |sum of D|. Raises ValueError for a batch without kernels and where shapes do not fit together.
     """
     check_density(density)
@@ -34,7 +36,11 @@ def transported_mass_loss(density: Tensor, batch: Annotations, *, background_wei
         )
     received = batch.received.float()
     weights = None if background_weight == 1 else torch.where(received > 0, 1.0, background_weight)
-    return _TransportedMass.apply(density.float().flatten(), received, weights, len(density), *batch.kernel)
+    loss = _TransportedMass.apply(density.float().flatten(), received, weights, len(density), *batch.kernel)
+    if count_weight:
+        surplus = density.float().sum(dim=(1, 2, 3)) - batch.targets.float().sum(dim=1)
+        loss = loss + count_weight * surplus.abs().mean()
+    return loss
 
 
 class TransportedMassLoss(nn.Module):

@@ -46,10 +46,14 @@ WAIT = 0.1  # seconds from one look at what runs to the next
 OURS = ("--data-dir", "--root-path", "--loss", "--seed", "--save-dir", "--resume", "--overwrite")
 # GST with its published kernel, whatever kernel the options give "gst".
 PUBLISHED = "--loss gst --scale-ratio 1 --post-min 1 --post-max 20 --cut-off 3 --background-ratio 0.015".split()
-PUBLISHED += ["--background-weight", "1"]
+PLAIN = "--background-weight 1 --count-weight 0".split()  # the loss as published
+PUBLISHED += PLAIN
 # Small scales and a large cut-off: the border lies 8 px or more from a head, and a cell belongs wholly to one side of it.
 SHARP = [*PUBLISHED, *"--scale-ratio 0.5 --post-min 4 --cut-off 5 --background-ratio 0.1".split()]
 CHOICES = {name: ["--loss", name] for name in LOSSES} | {
+    "bl": ["--loss", "bl", *PLAIN],
+    "bl+": ["--loss", "bl+", *PLAIN],
+    "bl-count": ["--loss", "bl", *PLAIN, "--count-weight", "0.5"],
     "mse-adaptive": ["--loss", "mse", "--sigma", "adaptive"],
     "gst-round": [*PUBLISHED, "--post-max", "8"],  # every scale is 8 px, as in BL
     "gst-round-area": [*PUBLISHED, "--round-shapes"],  # of each point's fitted area
@@ -59,16 +63,17 @@ CHOICES = {name: ["--loss", name] for name in LOSSES} | {
     "gst-sharp": SHARP,
     "gst-sharp-10": [*SHARP, "--cut-off", "6.4"],
     "gst-sharp-half": [*SHARP, "--background-weight", "0.5"],
+    "gst-count": [*SHARP, "--count-weight", "0.5"],
     "mse-4": ["--loss", "mse", "--sigma", "4"],
     "vgg": ["--loss", "gst", "--model-name", "vgg"],
     "vgg_trans": ["--loss", "gst", "--model-name", "vgg_trans"],
-    "bl-trans": ["--loss", "bl", "--model-name", "vgg_trans"],
-    "gst-sharp-trans": [*SHARP, "--model-name", "vgg_trans"],
+    "bl-trans": ["--loss", "bl", *PLAIN, "--model-name", "vgg_trans"],
+    "gst-count-trans": [*SHARP, "--count-weight", "0.5", "--model-name", "vgg_trans"],
 }
 GROUPS = {
     "all": [*LOSSES, "mse-adaptive"],
-    "ladder": ["bl", "bl+", "gst-round", "gst-round-area", "gst-published", "gst-2px", "gst-sharp", "gst-edge"],
-    "losses": ["gst-published", "gst-sharp", "bl", "bl+", "dm-count", "mse-4", "bl-trans", "gst-sharp-trans"],
+    "ladder": ["bl", "bl+", "gst-round", "gst-round-area", "gst-published", "gst-2px", "gst-sharp", "gst-count", "gst-edge"],
+    "losses": ["gst-published", "gst-count", "bl", "bl+", "dm-count", "mse-4", "bl-trans", "gst-count-trans"],
 }
 REMARK = (
     "Mean ± standard deviation over the seeds. MSE: root of the mean squared error. Error: predicted minus true count, the mean "

@@ -218,6 +218,20 @@ def test_the_weight_of_the_background_in_closed_form(name):
     assert torch.equal(*(build_loss(name, **o)(density, batch) for o in ({}, {"background_weight": 1.0})))
 
 
+@pytest.mark.parametrize("name", ["gst", "bl+", "bl"])
+def test_the_count_beside_the_loss_in_closed_form(name):
+    """One crop with too much density, one with too little, one that is empty."""
+    crops = [random_crop(5), random_crop(0), random_crop(30, seed=1)]
+    density = random_density(3, 1, 16, 16, total=20)
+    batch = batch_of(crops, (128, 128), build_kernel(name), 128)
+    plain, with_count = (loss_and_gradient(build_loss(name, count_weight=w), density, batch) for w in (0, 0.5))
+    surplus = [float(density[b].sum() - crop.targets.sum()) for b, crop in enumerate(crops)]
+    assert surplus[0] > 0 > surplus[2]
+    assert float(with_count[0] - plain[0]) == pytest.approx(0.5 * sum(map(abs, surplus)) / 3, rel=1e-5)
+    slope = torch.tensor(surplus).sign()[:, None, None, None].expand_as(density) * 0.5 / 3
+    torch.testing.assert_close(with_count[1] - plain[1], slope, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "name, option, message",
     [

@@ -95,7 +95,8 @@ def test_the_seed_draws_the_first_weights(data, tmp_path):
 
 def test_options_of_crop_and_kernel_change_the_loss(data, tmp_path):
     kernel = {"--scale-ratio": 0.5, "--post-min": 2, "--post-max": 9, "--cut-off": 1, "--background-ratio": 0.5}
-    others = ("--whole-targets", 0.5), ("--jitter", 0.5), ("--round-shapes",), ("--background-weight", 0.5)
+    others = ("--whole-targets", 0.5), ("--jitter", 0.5), ("--round-shapes",)
+    others += ("--background-weight", 0.5), ("--count-weight", 0.5)
     options = [(), *kernel.items(), *others]
     assert len({round(loss, 4) for loss in losses_of(data, tmp_path / "gst", options)}) == len(options)
     losses = losses_of(data, tmp_path, [("--sigma", sigma) for sigma in (15, 4, "adaptive")], "--loss", "mse")

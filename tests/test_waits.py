@@ -78,7 +78,7 @@ def root(tmp_path_factory):
     return make_root(tmp_path_factory.mktemp("waits") / "data")
 
 
-@pytest.mark.parametrize("options", ["", "--ema 0.9 --grad-clip 1 --accumulate 3"])
+@pytest.mark.parametrize("options", ["", "--ema 0.9 --grad-clip 1 --accumulate 3 --count-weight 0.5"])
 @pytest.mark.parametrize("loss", ["gst", "bl", "bl+", "dm-count"])
 def test_a_step_waits_for_nothing(root, monkeypatch, loss, options):
     """Guard and sums are read at the end of an epoch, and every 32 batches: twice the batches, no wait more."""
