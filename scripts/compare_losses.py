@@ -72,7 +72,17 @@ CHOICES = {name: ["--loss", name] for name in LOSSES} | {
 }
 GROUPS = {
     "all": [*LOSSES, "mse-adaptive"],
-    "ladder": ["bl", "bl+", "gst-round", "gst-round-area", "gst-published", "gst-2px", "gst-sharp", "gst-count", "gst-edge"],
+    "ladder": [
+        "bl",
+        "bl+",
+        "gst-round",
+        "gst-round-area",
+        "gst-published",
+        "gst-2px",
+        "gst-sharp",
+        "gst-count",
+        "gst-edge",
+    ],
     "losses": ["gst-published", "gst-count", "bl", "bl+", "dm-count", "mse-4", "bl-trans", "gst-count-trans"],
 }
 REMARK = (
