@@ -72,18 +72,8 @@ CHOICES = {name: ["--loss", name] for name in LOSSES} | {
 }
 GROUPS = {
     "all": [*LOSSES, "mse-adaptive"],
-    "ladder": [
-        "bl",
-        "bl+",
-        "gst-round",
-        "gst-round-area",
-        "gst-published",
-        "gst-2px",
-        "gst-sharp",
-        "gst-count",
-        "gst-edge",
-    ],
-    "losses": ["gst-published", "gst-count", "bl", "bl+", "dm-count", "mse-4", "bl-trans", "gst-count-trans"],
+    "ladder": "bl bl+ gst-round gst-round-area gst-published gst-2px gst-sharp gst-count gst-edge".split(),
+    "losses": "gst-published gst-count bl bl+ dm-count mse-4 bl-trans gst-count-trans".split(),
 }
 REMARK = (
     "Mean ± standard deviation over the seeds. MSE: root of the mean squared error. Error: predicted minus true count, the mean "
