@@ -184,7 +184,7 @@ def train(fabric: Fabric, folder: RunFolder, arguments: argparse.Namespace) -> N
         print_once(fabric, f"{arguments.data_dir}: no {REPORT} says what the data are; taken for {name} (--dataset)")
     print_once(fabric, f"{arguments.model_name} on {name}: {images}, {size}")
 
-    with record or contextlib.nullcontext():
+    with record or contextlib.nullcontext(), contextlib.closing(run.loader):
         epoch = run.first_epoch
         while epoch < arguments.epochs:  # which --minutes may change
             # Order, augmentation and dropout of an epoch follow from seed and epoch alone: a resumed run continues exactly.

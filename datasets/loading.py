@@ -114,6 +114,10 @@ class CropLoader:
             self._begins = None if left else epoch + 1
             yield batch
 
+    def close(self) -> None:
+        """End the loading processes: those that the interpreter ends when it exits are taken for killed ones."""
+        self._batches, self._begins = iter(()), None
+
     def _without_end(self) -> Iterator[Batch]:
         gc.collect()  # a loading process that freed CUDA graphs of a run before, without a GPU, would be killed
         loader = DataLoader(

@@ -1,11 +1,13 @@
 """The loading processes of a training: the same samples however many there are, and what is said of what stops them."""
 
 import gc
+import multiprocessing
 import os
 
 import pytest
 import torch
 from crowd_data import CROP, assert_equal, make_root
+from training_runs import make_data, train
 
 from datasets.crowd import Crowd, collate
 from datasets.loading import CropLoader, EpochSampler
@@ -15,6 +17,17 @@ from utils.device import network_errors
 @pytest.fixture
 def root(tmp_path):
     return make_root(tmp_path / "data")
+
+
+def test_a_training_that_ends_has_ended_its_loading_processes(tmp_path):
+    """Not when its memory happens to be collected, or at the interpreter's exit, where PyTorch takes them for killed ones."""
+    gc.collect()
+    gc.disable()
+    try:
+        train(make_data(tmp_path / "data"), tmp_path / "run", "--epochs", 2, "--num-workers", 2)
+        assert not multiprocessing.active_children()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
