@@ -38,8 +38,7 @@ def transported_mass_loss(
     weights = None if background_weight == 1 else torch.where(received > 0, 1.0, background_weight)
     loss = _TransportedMass.apply(density.float().flatten(), received, weights, len(density), *batch.kernel)
     if count_weight:
-        surplus = density.float().sum(dim=(1, 2, 3)) - batch.targets.float().sum(dim=1)
-        loss = loss + count_weight * surplus.abs().mean()
+        loss = loss + count_weight * (density.float().sum((1, 2, 3)) - batch.targets.float().sum(1)).abs().mean()
     return loss
 
 

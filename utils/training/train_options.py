@@ -83,8 +83,7 @@ def parse_train_options(
     add("--sigma", type=_sigma, default=15.0, metavar="X", help="mse: width of its Gaussians, pixels, or adaptive")
     background = "gst, bl+: of the mass on the background in the loss"
     add("--background-weight", type=number(float, 0, 1e9), default=1.0, metavar="X", help=background)
-    counted = "gst, bl, bl+: of |sum D - N| beside the loss"
-    add("--count-weight", type=number(float, 0, 1e9), default=0.0, metavar="X", help=counted)
+    add("--count-weight", type=number(float, 0, 1e9), default=0.0, metavar="X", help="gst, bl, bl+: of |sum D - N|")
     add("--kernels", choices=("online", "h5"), default="online", help="from the augmented Gaussians, or stored ones")
     kernel_options[0](add)
 
