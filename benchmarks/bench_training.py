@@ -55,7 +55,7 @@ class AtHand(list):
 
     def __init__(self, loader: Any) -> None:
         super().__init__(loader)
-        self.batch_size, self.sampler = loader.batch_size, loader.sampler
+        self.batch_size, self.sampler, self.close = loader.batch_size, loader.sampler, loader.close
 
 
 def train(folder: Path, options: Sequence[str], wrap: Callable[[Any], Any] = lambda loader: loader) -> dict[str, Any]:

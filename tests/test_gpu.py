@@ -118,7 +118,8 @@ class Strict:
     """A loader after whose second batch of an epoch every wait of the host for the device is a warning, until its last."""
 
     def __init__(self, loader, warn):
-        self.loader, self.warn, self.batch_size, self.sampler = loader, warn, loader.batch_size, loader.sampler
+        self.loader, self.warn, self.close = loader, warn, loader.close
+        self.batch_size, self.sampler = loader.batch_size, loader.sampler
 
     def __len__(self):
         return len(self.loader)
