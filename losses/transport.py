@@ -22,8 +22,9 @@ def transported_mass_loss(
 ) -> Tensor:
     """Eq. 6, mean over the batch of sum_n |target_n - (K D)_n|, the background's target being 0: [B, 1, h, w] -> scalar.
 
-    The background's term counts ``background_weight`` times, and ``count_weight`` |sum D - sum_n target_n| is added. Float32 under any precision. A crop without annotations has one
-    row, all background: |sum of D|. Raises ValueError for a batch without kernels and where shapes do not fit together.
+    The background's term counts ``background_weight`` times, and ``count_weight`` |sum D - sum_n target_n| is added. Float32
+    under any precision. A crop without annotations has one row, all background: |sum of D|. Raises ValueError for a batch
+    without kernels and where shapes do not fit together.
     """
     check_density(density)
     if batch.kernel is None:

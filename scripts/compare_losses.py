@@ -53,7 +53,6 @@ SHARP = [*PUBLISHED, *"--scale-ratio 0.5 --post-min 4 --cut-off 5 --background-r
 CHOICES = {name: ["--loss", name] for name in LOSSES} | {
     "bl": ["--loss", "bl", *PLAIN],
     "bl+": ["--loss", "bl+", *PLAIN],
-    "bl-count": ["--loss", "bl", *PLAIN, "--count-weight", "0.5"],
     "mse-adaptive": ["--loss", "mse", "--sigma", "adaptive"],
     "gst-round": [*PUBLISHED, "--post-max", "8"],  # every scale is 8 px, as in BL
     "gst-round-area": [*PUBLISHED, "--round-shapes"],  # of each point's fitted area
