@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shlex
 import shutil
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from training_runs import Tiny, checkpoint, clean, largest_difference, metrics, 
 
 import train_gs
 from utils.files import list_images, points_path, split_hashes
-from utils.training import run_folder
+from utils.training import run_folder, schedule
 from utils.training.run_folder import RunFolder, shareable
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -285,11 +286,12 @@ def test_a_run_that_goes_on_writes_the_bytes_of_one_that_was_not_interrupted(dat
         assert [path.read_bytes() for path in files] == whole
 
 
-def test_a_run_of_minutes_ends_in_time_with_a_finished_schedule_and_is_then_done(data, tmp_path):
+def test_a_run_of_minutes_ends_in_time_with_a_finished_schedule_and_is_then_done(data, tmp_path, monkeypatch):
     folder, options = tmp_path / "runs" / "one", ("--lr", 1e-3, "--lr-schedule", "cosine", "--minutes")
-    begin = time.monotonic()
+    looks = itertools.count(step=0.1)  # seconds from one look at the clock to the next, however busy the machine
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: next(looks)))
     train(data, folder, *options, 0.04)
-    assert time.monotonic() - begin < 2.4 + 3  # set-up, the last validation
+    assert 2.2 < next(looks) < 2.4 + 2 * 0.1  # the last checkpoint's look, and this one
     lines, status = metrics(folder), stages(data, tmp_path / "runs")
     assert len(lines) > 3 and "val_mae" in lines[-1] and lines[-1]["val_seconds"] > 0
     assert lines[0]["lr"] > 0.5e-3 and lines[-1]["lr"] < 0.2e-3
