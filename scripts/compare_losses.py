@@ -48,8 +48,9 @@ OURS = ("--data-dir", "--root-path", "--loss", "--seed", "--save-dir", "--resume
 PUBLISHED = "--loss gst --scale-ratio 1 --post-min 1 --post-max 20 --cut-off 3 --background-ratio 0.015".split()
 PLAIN = "--background-weight 1 --count-weight 0".split()  # the loss as published
 PUBLISHED += PLAIN
-# Small scales and a large cut-off: the border lies 8 px or more from a head, and a cell belongs wholly to one side of it.
+# Small scales and a large cut-off: the border lies 8 px or more from a head, or 6 px (configs/sha_near.yml), and is steep.
 SHARP = [*PUBLISHED, *"--scale-ratio 0.5 --post-min 4 --cut-off 5 --background-ratio 0.1".split()]
+NEAR = PUBLISHED + "--scale-ratio 0.3 --post-min 6 --cut-off 6 --background-ratio 0.1 --background-weight 0.55".split()
 CHOICES = {name: ["--loss", name] for name in LOSSES} | {
     "bl": ["--loss", "bl", *PLAIN],
     "bl+": ["--loss", "bl+", *PLAIN],
@@ -62,17 +63,17 @@ CHOICES = {name: ["--loss", name] for name in LOSSES} | {
     "gst-sharp": SHARP,
     "gst-sharp-10": [*SHARP, "--cut-off", "6.4"],
     "gst-sharp-half": [*SHARP, "--background-weight", "0.5"],
-    "gst-count": [*SHARP, "--count-weight", "0.5"],
+    "gst-near": NEAR,
     "mse-4": ["--loss", "mse", "--sigma", "4"],
     "vgg": ["--loss", "gst", "--model-name", "vgg"],
     "vgg_trans": ["--loss", "gst", "--model-name", "vgg_trans"],
     "bl-trans": ["--loss", "bl", *PLAIN, "--model-name", "vgg_trans"],
-    "gst-count-trans": [*SHARP, "--count-weight", "0.5", "--model-name", "vgg_trans"],
+    "gst-near-trans": [*NEAR, "--model-name", "vgg_trans"],
 }
 GROUPS = {
     "all": [*LOSSES, "mse-adaptive"],
-    "ladder": "bl bl+ gst-round gst-round-area gst-published gst-2px gst-sharp gst-count gst-edge".split(),
-    "losses": "gst-published gst-count bl bl+ dm-count mse-4 bl-trans gst-count-trans".split(),
+    "ladder": "bl bl+ gst-round gst-round-area gst-published gst-2px gst-sharp gst-near gst-edge".split(),
+    "losses": "gst-published gst-near bl bl+ dm-count mse-4 bl-trans gst-near-trans".split(),
 }
 REMARK = (
     "Mean ± standard deviation over the seeds. MSE: root of the mean squared error. Error: predicted minus true count, the mean "

@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from commands import call, errors, table
+from commands import ROOT, call, errors, table
 from training_runs import make_data, metrics, wait_until
 
 from losses import LOSSES
@@ -209,3 +209,5 @@ def test_every_rung_of_the_ladder_is_a_run_that_can_be_started(data, tmp_path):
     assert kernels["gst-round"] == [1, 8, 3, 0.015] and kernels["gst-2px"] == [4, 20, 3, 0.015]
     assert kernels["gst"] == [1, 20, 1, 0.5]
     assert rungs["bl-trans"]["model_name"] == "vgg_trans" and rungs["mse-4"]["sigma"] == 4
+    recipe = planned(data, "--seeds", 1, "--rungs", "gst", "gst-near", "--config", ROOT / "configs/sha_near.yml")
+    assert {**recipe["gst"], "save_dir": ""} == {**recipe["gst-near"], "save_dir": ""}
